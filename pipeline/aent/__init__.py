@@ -1,0 +1,1 @@
+"""aent: RL post-training of language models whose entropy is under control."""

@@ -1,0 +1,73 @@
+"""Run a function on several real ranks (one process each, gloo) and collect what each returns."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def free_port() -> int:
+    """Return a TCP port on loopback that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _rank_main(rank: int, world: int, port: int, fn: Callable, args: tuple, queue: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", rank=rank, world_size=world)
+        result, error = fn(rank, world, *args), None
+    except Exception:
+        result, error = None, traceback.format_exc()
+    # numpy and plain objects travel by value: a tensor's file descriptor would die with its rank
+    queue.put((rank, result, error))
+    if error is None and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def run_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300
+) -> list[Any]:
+    """Call ``fn(rank, world_size, *args)`` on every rank of a gloo group; return results by rank.
+
+    ``fn`` must be importable (a module-level function) and return picklable data without tensors
+    (use ``.tolist()`` or ``.numpy()``). The default process group is initialised before the call.
+    Raises RuntimeError with the first failing rank's traceback, or after ``timeout`` seconds.
+    """
+    ctx = mp.get_context("spawn")
+    queue: Any = ctx.Queue()
+    port = free_port()
+    processes = [
+        ctx.Process(target=_rank_main, args=(r, world_size, port, fn, args, queue), daemon=True)
+        for r in range(world_size)
+    ]
+    for p in processes:
+        p.start()
+    results: dict[int, Any] = {}
+    try:
+        for _ in processes:
+            rank, result, error = queue.get(timeout=timeout)
+            if error is not None:
+                raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}")
+            results[rank] = result
+        for p in processes:
+            p.join(timeout=30)
+    finally:
+        for p in processes:
+            if p.is_alive():
+                p.kill()
+    return [results[r] for r in range(world_size)]
