@@ -1,0 +1,148 @@
+"""Sample and Batch: the data that everything passes around.
+
+Token ids in, token ids out; text is never re-tokenised. A Batch is flat: sequences stand one after
+the other, ``cu_seqlens`` says where each begins, and every per-token field has the length of
+``tokens``. Position i of a per-token field speaks of token i itself (its log-prob is that of
+``tokens[i]`` given what precedes it in its sequence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """One response, as an engine wrote it and a judge rewarded it."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float]  # behaviour policy's (tempered), one per response token
+    versions: list[int]  # weight version that wrote each response token
+    finish_reason: str  # "stop" (end of sequence) or "length" (truncated)
+    group: int  # responses to one prompt of one step share it
+    item: int  # index of the question in its task
+    reward: float = 0.0
+
+
+@dataclass
+class Batch:
+    """S sequences of T tokens in all. Optional fields are None until something computes them."""
+
+    tokens: Tensor  # [T] int64
+    cu_seqlens: Tensor  # [S + 1] int64, from 0 to T
+    loss_mask: Tensor  # [T] bool: response tokens that the policy wrote
+    behaviour_logprobs: Tensor  # [T] fp32, 0 off the mask
+    versions: Tensor  # [T] int64, -1 off the mask
+    group: Tensor  # [S] int64
+    reward: Tensor  # [S] fp32
+    truncated: Tensor  # [S] bool: stopped by length
+    advantages: Tensor | None = None  # [T] fp32, 0 off the mask
+    old_logprobs: Tensor | None = None  # [T] fp32: the trainer's, before the step's first update
+    reference_logprobs: Tensor | None = None  # [T] fp32: the frozen reference's
+    importance: Tensor | None = None  # [T] fp32: engine-versus-trainer weight, default 1
+    # weight of each token in the two means of the loss; they sum to 1 over one mini-batch (all its
+    # micro-batches and ranks), so that a loss is a plain weighted sum wherever it is computed
+    policy_weight: Tensor | None = None  # [T] fp32
+    entropy_weight: Tensor | None = None  # [T] fp32
+
+    @property
+    def num_sequences(self) -> int:
+        return self.cu_seqlens.numel() - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[S] int64: tokens per sequence, prompt included."""
+        return self.cu_seqlens.diff()
+
+    @property
+    def sequence_of_token(self) -> Tensor:
+        """[T] int64: the sequence that each token belongs to."""
+        return torch.repeat_interleave(torch.arange(self.num_sequences), self.lengths)
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """[S] int64: tokens under the loss mask, per sequence."""
+        counts = torch.zeros(self.num_sequences, dtype=torch.int64)
+        return counts.index_add(0, self.sequence_of_token, self.loss_mask.long())
+
+    def select(self, sequences: Sequence[int]) -> Batch:
+        """The same fields for these sequences, in this order."""
+        index = torch.as_tensor(sequences, dtype=torch.int64)
+        starts, lengths = self.cu_seqlens[:-1][index].tolist(), self.lengths[index]
+        parts = [torch.arange(s, s + n) for s, n in zip(starts, lengths.tolist())]
+        tokens = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        chosen = {}
+        for name, value in self.named_tensors():
+            if name != "cu_seqlens":
+                chosen[name] = value[index if name in PER_SEQUENCE else tokens]
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        return replace(self, cu_seqlens=cu_seqlens, **chosen)
+
+    def named_tensors(self) -> list[tuple[str, Tensor]]:
+        """(field, tensor) of every field that is there, in a fixed order."""
+        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return [(name, value) for name, value in pairs if value is not None]
+
+    @staticmethod
+    def from_samples(samples: Iterable[Sample]) -> Batch:
+        """Lay samples out flat, in their order.
+
+        Raises ValueError if a sample's per-token lists differ in length or it has no response.
+        """
+        samples = list(samples)
+        for i, s in enumerate(samples):
+            if not len(s.response_ids) == len(s.logprobs) == len(s.versions) > 0:
+                raise ValueError(
+                    f"sample {i} (group {s.group}): {len(s.response_ids)} response tokens, "
+                    f"{len(s.logprobs)} log-probs and {len(s.versions)} weight versions"
+                )
+
+        def flat(before: float, attribute: str, dtype: torch.dtype) -> Tensor:
+            rows = [[before] * len(s.prompt_ids) + list(getattr(s, attribute)) for s in samples]
+            return torch.tensor([x for row in rows for x in row], dtype=dtype)
+
+        lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) for s in samples])
+        mask = [[False] * len(s.prompt_ids) + [True] * len(s.response_ids) for s in samples]
+        return Batch(
+            tokens=torch.tensor([t for s in samples for t in s.prompt_ids + s.response_ids]),
+            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
+            loss_mask=torch.tensor([m for row in mask for m in row]),
+            behaviour_logprobs=flat(0.0, "logprobs", torch.float32),
+            versions=flat(-1, "versions", torch.int64),
+            group=torch.tensor([s.group for s in samples]),
+            reward=torch.tensor([s.reward for s in samples], dtype=torch.float32),
+            truncated=torch.tensor([s.finish_reason == "length" for s in samples]),
+        )
+
+
+PER_SEQUENCE = ("group", "reward", "truncated")
+_DTYPES = (torch.int64, torch.float32, torch.bool)
+
+
+def broadcast_batch(batch: Batch | None, group: dist.ProcessGroup | None = None) -> Batch:
+    """Send rank 0's batch to every rank of ``group`` as tensors (CPU, gloo).
+
+    Every other rank passes None. One header of fixed size, then one broadcast per field.
+    """
+    names = [f.name for f in fields(Batch)]
+    header = torch.full((len(names), 2), -1, dtype=torch.int64)  # length and dtype of each field
+    if batch is not None:
+        for name, value in batch.named_tensors():
+            header[names.index(name)] = torch.tensor([value.numel(), _DTYPES.index(value.dtype)])
+    dist.broadcast(header, 0, group=group)
+    received = {}
+    for name, (length, dtype) in zip(names, header.tolist()):
+        if length < 0:
+            continue
+        value = torch.empty(length, dtype=_DTYPES[dtype])
+        if batch is not None:
+            value = getattr(batch, name)
+        dist.broadcast(value, 0, group=group)
+        received[name] = value
+    return Batch(**received)

