@@ -1,0 +1,37 @@
+"""Corrections for the gap between the engine that sampled and the trainer that learns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aent.batch import Batch
+
+
+def truncated_token(batch: Batch, cap: float) -> Tensor:
+    """min(pi_trainer / pi_engine, cap) per token (truncated importance sampling, IMPALA arXiv
+    1802.01561; for engine mismatch: Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training").
+
+    Returns:
+        [T] fp32, 0 off the loss mask.
+    """
+    assert batch.old_logprobs is not None, "importance weights need the trainer's log-probs"
+    ratio = torch.exp(batch.old_logprobs - batch.behaviour_logprobs).clamp(max=cap)
+    return torch.where(batch.loss_mask, ratio, 0.0)
+
+
+def masked_sequence(batch: Batch, cap: float) -> Tensor:
+    """1 on the tokens of responses whose geometric-mean ratio pi_trainer / pi_engine lies in
+    [1 / cap, cap], else 0: the whole response leaves the policy loss (sequence masking).
+
+    Returns:
+        [T] fp32, 0 off the loss mask.
+    """
+    assert batch.old_logprobs is not None, "importance weights need the trainer's log-probs"
+    gap = torch.where(batch.loss_mask, batch.old_logprobs - batch.behaviour_logprobs, 0.0)
+    owner = batch.sequence_of_token
+    total = torch.zeros(batch.num_sequences, dtype=torch.float64).index_add(0, owner, gap.double())
+    mean = total / batch.response_lengths
+    kept = mean.abs() <= torch.log(torch.tensor(cap, dtype=torch.float64))
+    return (batch.loss_mask & kept[owner]).float()
