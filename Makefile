@@ -1,0 +1,36 @@
+# The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
+.PHONY: quickstart install test test-fast test-gpu lint lock clean
+
+quickstart: install
+	.venv/bin/aent train recipes/cpu/quickstart.yaml
+
+install:
+	@tools/install.sh
+
+test: install
+	.venv/bin/python -m pytest -m "not gpu"
+
+test-fast: install
+	.venv/bin/python -m pytest -m "not gpu and not slow"
+
+# Runs with the first Python whose torch sees a GPU: .venv's, or the one of the container.
+test-gpu:
+	@for python in .venv/bin/python python3; do \
+	  if "$$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+	    exec "$$python" -m pytest -m gpu; \
+	  fi; \
+	done; \
+	echo "test-gpu: no GPU that torch can use here (tried .venv/bin/python and python3)" >&2; exit 1
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# Keeps the locked versions where cpu.in allows them; remove lines from the lock to move them on.
+lock: install
+	tools/lock.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info pipeline/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
