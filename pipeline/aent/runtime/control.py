@@ -1,0 +1,74 @@
+"""What rank 0 does alone while the other ranks wait: sampling, judging, MLflow.
+
+The others never wait inside a collective of the training backend, whose time-out is minutes; they
+poll the job's key-value store, and their deadline counts from rank 0's last sign of progress.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+POLL_S = 0.1  # between two looks of a waiting rank; the price of a wait is half of it
+
+
+class RankZeroFailed(RuntimeError):
+    """Raised on the waiting ranks when rank 0's own work failed; the cause is in rank 0's log."""
+
+
+@dataclass
+class Control:
+    """Rank 0 works, everybody else waits, all leave together."""
+
+    store: dist.Store
+    rank: int
+    deadline_s: float  # without a sign of progress from rank 0
+    _turn: int = field(default=0, init=False)
+    _ticks: int = field(default=0, init=False)
+
+    def progress(self) -> None:
+        """Rank 0 says that it is getting on (a response finished, a tensor was sent)."""
+        if self.rank == 0:
+            self.store.add("aent/progress", 1)
+
+    def alone(self, what: str, work: Callable[[], T]) -> T | None:
+        """Run ``work`` on rank 0 only; return its value there, None elsewhere.
+
+        Raises:
+            RankZeroFailed: on the waiting ranks, when ``work`` raised.
+            TimeoutError: on the waiting ranks, ``deadline_s`` after rank 0's last progress.
+        """
+        self._turn += 1
+        key = f"aent/turn/{self._turn}"
+        if self.rank != 0:
+            self._wait(key, what)
+            return None
+        try:
+            value = work()
+        except BaseException as error:
+            self.store.set(key, f"{type(error).__name__}: {error}"[:2000])
+            raise
+        self.progress()
+        self.store.set(key, "")
+        return value
+
+    def _wait(self, key: str, what: str) -> None:
+        last = time.monotonic()
+        while not self.store.check([key]):
+            ticks = self.store.add("aent/progress", 0)
+            if ticks != self._ticks:
+                self._ticks, last = ticks, time.monotonic()
+            if time.monotonic() - last > self.deadline_s:
+                raise TimeoutError(
+                    f"rank {self.rank} waited for rank 0 ({what}): no sign of progress "
+                    f"for {self.deadline_s:.0f} s"
+                )
+            time.sleep(POLL_S)
+        error = self.store.get(key).decode()
+        if error:
+            raise RankZeroFailed(f"rank 0 failed ({what}): {error}")

@@ -1,0 +1,59 @@
+"""Rank 0 works alone, the others wait: values, failures, deadlines."""
+
+import time
+
+import torch.distributed as dist
+
+from aent.runtime.control import Control, RankZeroFailed
+from distributed.ranks import run_ranks
+
+
+def store_of(rank: int, world: int) -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def slow_work(rank: int, world: int) -> list:
+    """Longer than the deadline in all, but with a sign of progress in between."""
+    control = Control(store_of(rank, world), rank, deadline_s=1.0)
+
+    def work() -> str:
+        for _ in range(4):
+            time.sleep(0.5)
+            control.progress()
+        return "done"
+
+    return [control.alone("first", work), control.alone("second", lambda: "again")]
+
+
+def failing_work(rank: int, world: int) -> str:
+    control = Control(store_of(rank, world), rank, deadline_s=5.0)
+    try:
+        control.alone("sampling", lambda: 1 // 0)
+    except (RankZeroFailed, ZeroDivisionError) as error:
+        dist.barrier()
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def silent_work(rank: int, world: int) -> str:
+    control = Control(store_of(rank, world), rank, deadline_s=0.5)
+    try:
+        control.alone("sampling", lambda: time.sleep(2))
+    except TimeoutError as error:
+        return str(error)
+    return ""
+
+
+def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress():
+    assert run_ranks(slow_work, 3) == [["done", "again"], [None, None], [None, None]]
+
+
+def test_a_failure_of_rank_zero_reaches_everyone_with_its_cause():
+    first, second = run_ranks(failing_work, 2)
+    assert first.startswith("ZeroDivisionError")
+    assert second.startswith("RankZeroFailed: rank 0 failed (sampling): ZeroDivisionError")
+
+
+def test_silence_is_an_error_that_says_whom_it_waited_for():
+    _, second = run_ranks(silent_work, 2)
+    assert "rank 1 waited for rank 0 (sampling)" in second
