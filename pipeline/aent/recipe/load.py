@@ -1,0 +1,293 @@
+"""From a YAML file and overrides to a Recipe, and back; every fault is one sentence.
+
+The YAML read here is the core schema of YAML 1.2, not PyYAML's 1.1: ``2e-5`` is a number, only
+``true`` and ``false`` are truth values, ``010`` is ten and a date stays text. A duplicate key is a
+fault. Types are strict: a truth value for a number, or a number for a text, is a wrong type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from aent.recipe.schema import Recipe
+
+MAX_FAULTS = 5  # reported at once
+Scalar = str | int | float | bool | None
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be loaded: one line per fault, each naming its source and field."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe at ``path`` and apply overrides ``key.sub=value``, left to right.
+
+    An override's value is YAML and replaces what the file says: a whole section, where the key
+    names one.
+
+    Raises:
+        RecipeError: with one line per fault; nothing is written in any case.
+    """
+    data = _read(Path(path))
+    sources: dict[str, str] = {}  # dotted path -> the override that set it
+    faults = []
+    for override in overrides:
+        try:
+            sources[_apply(data, override)] = override
+        except RecipeError as error:
+            faults.append(str(error))
+
+    def named(dotted: str, fault: str) -> str:
+        plain = re.sub(r"\[\d+\]", "", dotted)
+        while plain and plain not in sources:
+            plain = plain.rpartition(".")[0]
+        return f"override {sources[plain]}: {fault}" if plain else f"{path}: {fault}"
+
+    faults += [named(where, fault) for where, fault in _unrepresentable(data)]
+    if not faults:
+        try:
+            return Recipe.model_validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            faults = [named(*_sentence(dict(fault))) for fault in error.errors(include_url=False)]
+    more = len(faults) - MAX_FAULTS
+    lines = faults[:MAX_FAULTS] + ([f"{path}: and {more} more"] if more > 0 else [])
+    raise RecipeError("\n".join(lines))
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every field written out; ``load`` makes an equal one of it."""
+    return yaml.dump(
+        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
+    )
+
+
+def flatten(recipe: Recipe) -> dict[str, Scalar]:
+    """Every field under its dotted name; lists and empty mappings as JSON text."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Scalar]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            yield prefix, json.dumps(value) if isinstance(value, list | dict) else value
+
+    return dict(walk("", recipe.model_dump(mode="json")))
+
+
+# -- YAML ------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars; a duplicate key is an error."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"duplicate key {key.value!r}", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that either YAML 1.1 or 1.2 would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+    ("merge", r"<<", ["<"]),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+
+
+def _parse(text: str, source: str) -> Any:
+    """The YAML value of ``text``; RecipeError with the line where it is malformed."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark and source[:8] != "override" else ""
+        what = error.problem or error.context or "malformed"
+        raise RecipeError(f"{source}: {line}not valid YAML: {_one_line(what)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: not valid YAML: {_one_line(str(error))}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping (key: value lines), not {_shown(data)}")
+    return data
+
+
+def _unrepresentable(data: Any) -> Iterator[tuple[str, str]]:
+    """(path, fault) of keys that are no text, numbers that are not finite, and loops."""
+    open_ids: set[int] = set()
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, float) and not math.isfinite(value):
+            yield prefix, f"{prefix} must be a finite number, got {value}"
+        elif isinstance(value, set | bytes):
+            yield prefix, f"{prefix} must not be a YAML {type(value).__name__}"
+        if not isinstance(value, dict | list):
+            return
+        if id(value) in open_ids:
+            yield prefix, f"{prefix} contains itself"
+            return
+        open_ids.add(id(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            if isinstance(value, list):
+                yield from walk(f"{prefix}[{key}]", inner)
+            elif isinstance(key, str):
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+            else:
+                yield prefix, f"{prefix or 'the recipe'} has a key that is no text: {_shown(key)}"
+        open_ids.discard(id(value))
+
+    yield from walk("", data)
+
+
+# -- overrides and names ---------------------------------------------------------------------------
+
+
+def _apply(data: dict[str, Any], override: str) -> str:
+    """Set one override in ``data``; return its dotted key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {_one_line(override)}: expected key=value")
+    parts = key.split(".")
+    section: type[BaseModel] | None = Recipe
+    for depth, part in enumerate(parts):
+        if section is None or part not in section.model_fields:
+            hint = _nearest(".".join(parts[:depth]), part)
+            raise RecipeError(f"override {_one_line(override)}: unknown key {key}{hint}")
+        if parts[: depth + 1] == ["task", "config"]:  # free below
+            break
+        section = _section(section, part)
+    value = _parse(text, f"override {_one_line(override)}")
+    for part in parts[:-1]:
+        if not isinstance(data.get(part), dict):
+            data[part] = {}
+        data = data[part]
+    data[parts[-1]] = value
+    return key
+
+
+def _section(owner: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The section that a field of ``owner`` holds, None if it holds a value."""
+    kind = owner.model_fields[field].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def known_keys(owner: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
+    """Every dotted name of the schema, sections included."""
+    for field in owner.model_fields:
+        yield prefix + field
+        inner = _section(owner, field)
+        if inner:
+            yield from known_keys(inner, f"{prefix}{field}.")
+
+
+def _nearest(parent: str, name: str) -> str:
+    """A hint: the nearest key beside the unknown one, else anywhere in the schema."""
+    known = list(known_keys())
+    beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for candidates in (beside, everywhere):
+        found = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
+        if found:
+            return f" (nearest known: {candidates[found[0]]})"
+    return f" (known there: {', '.join(beside)})" if beside else ""
+
+
+# -- sentences -------------------------------------------------------------------------------------
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a section (key: value lines)",
+}
+_LIMITS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
+
+
+def _sentence(fault: dict[str, Any]) -> tuple[str, str]:
+    """(dotted path, sentence) of one of pydantic's errors."""
+    where = ""
+    for part in fault["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part
+    kind, context = fault["type"], fault.get("ctx", {})
+    got = f", got {_shown(fault.get('input'))}"
+    if kind == "extra_forbidden":
+        parent, _, name = where.rpartition(".")
+        return where, f"unknown key {where}{_nearest(parent, name)}"
+    if kind == "missing":
+        return where, f"{where} is missing and has no default"
+    if kind in _EXPECTED:
+        return where, f"{where} must be {_EXPECTED[kind]}{got}"
+    if kind in _LIMITS:
+        name, sign = _LIMITS[kind]
+        return where, f"{where} must be {sign} {context[name]:g}{got}"
+    if kind == "literal_error":
+        return where, f"{where} must be {context['expected']}{got}"
+    if kind == "string_pattern_mismatch":
+        return where, f"{where} must match {context['pattern']}{got}"
+    return where, f"{where}: {_one_line(fault['msg'])}{got}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return _one_line(json.dumps(value, ensure_ascii=False, default=repr))
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 120 else text[:117] + "..."
