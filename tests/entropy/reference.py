@@ -1,0 +1,52 @@
+"""The clamped-entropy mathematics written plainly, in float64, over the whole vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def kept_mask(logits: Tensor, k: int) -> Tensor:
+    """The k largest logits of each row, lower ids first among equals: bool [N, V]."""
+    raw = logits.detach().double().numpy() + 0.0  # + 0.0 turns -0.0 into 0.0
+    ids = np.arange(raw.shape[1])
+    mask = np.zeros(raw.shape, dtype=bool)
+    for i, row in enumerate(raw):
+        mask[i, np.lexsort((ids, -row))[:k]] = True  # sorted by -logit, then by id
+    return torch.from_numpy(mask)
+
+
+def statistics(
+    logits: Tensor, targets: Tensor, temperature: float, k: int, vocab_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log_prob, entropy, clamped_entropy, kept_mass, each float64 [N]; logits [N, columns]."""
+    real = logits[:, :vocab_size]
+    mask = kept_mask(real, k)
+    z = real.double() / temperature
+    log_p = z.log_softmax(dim=1)
+    log_q = z.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
+
+    def entropy(log_probs: Tensor) -> Tensor:
+        possible = log_probs > -torch.inf  # 0 log 0 = 0, in the gradient too
+        return -torch.where(possible, log_probs.exp() * log_probs.where(possible, 0), 0).sum(dim=1)
+
+    log_prob = log_p.gather(1, targets[:, None]).squeeze(1)
+    mass = (log_p.exp() * mask).sum(dim=1)
+    return log_prob, entropy(log_p), entropy(log_q), mass
+
+
+def gradient(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    k: int,
+    vocab_size: int,
+    weights: Tensor,
+) -> Tensor:
+    """Gradient, float64 [N, columns], of the sum of weights [3, N] times the first three."""
+    leaf = logits.detach().double().requires_grad_()
+    terms = statistics(leaf, targets, temperature, k, vocab_size)[:3]
+    sum((w * t).sum() for w, t in zip(weights.double(), terms, strict=True)).backward()  # type: ignore[union-attr]
+    assert leaf.grad is not None
+    return leaf.grad

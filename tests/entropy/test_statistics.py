@@ -1,0 +1,286 @@
+"""token_statistics on one rank, against the float64 reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from entropy import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aent.entropy import TokenStatistics, token_statistics
+from aent.entropy.selection import VocabShard, select_kept
+
+
+def make_logits(
+    rows: int, vocab: int, dtype: torch.dtype, style: str, masked: bool, seed: int
+) -> Tensor:
+    """Logits of the kinds that break selections; every row keeps one finite logit."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, vocab, generator=g, dtype=torch.float64)
+    if style == "wide":
+        x = x * torch.tensor([1.0, 50.0, 3000.0])[torch.randint(0, 3, (rows, 1), generator=g)]
+    elif style == "grid":  # many ties, zeros of both signs among them
+        x = (x * 2).round() / 2
+    elif style == "constant":
+        x = x[:, :1].expand(rows, vocab).clone()
+    elif style == "one_hot":
+        x = torch.zeros_like(x)
+        x[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = 1e4
+    elif style == "tiny":  # logits within a few units in the last place of one another
+        x = 1 + x * 3 * torch.finfo(dtype).eps
+    elif style == "sorted":  # neighbours are correlated: samples and shards differ from the whole
+        x = x.sort(dim=1).values
+    if masked:
+        hide = torch.rand(rows, vocab, generator=g) < 0.3
+        hide[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = False
+        x[hide] = -torch.inf
+    return x.to(dtype)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    return 1e-11 if dtype == torch.float64 else 2e-5
+
+
+def check_against_reference(
+    logits: Tensor, targets: Tensor, temperature: float, k: int, vocab: int, stats: TokenStatistics
+) -> None:
+    expected = reference.statistics(logits, targets, temperature, k, vocab)
+    tol = tolerance(logits.dtype)
+    for name, want in zip(("log_prob", "entropy", "clamped_entropy", "kept_mass"), expected):
+        got = getattr(stats, name)
+        assert got.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(got.detach().double(), want, rtol=tol, atol=tol, msg=name)
+    assert (stats.entropy >= 0).all()
+    assert (stats.clamped_entropy >= 0).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.double]))
+    rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 400))
+    vocab = data.draw(st.integers(1, columns))
+    k = data.draw(st.one_of(st.just(1), st.just(vocab), st.integers(1, vocab)))
+    temperature = data.draw(st.sampled_from([1.0, 0.7, 1.6]))
+    style = data.draw(
+        st.sampled_from(["normal", "wide", "grid", "constant", "one_hot", "tiny", "sorted"])
+    )
+    seed = data.draw(st.integers(0, 10**6))
+    logits = make_logits(rows, columns, dtype, style, False, seed)
+    logits[:, :vocab] = make_logits(rows, vocab, dtype, style, data.draw(st.booleans()), seed)
+    logits.requires_grad_()
+    # a target with a finite log-prob: its -inf would be right, and its gradient undefined
+    targets = logits.detach()[:, :vocab].double().argmax(dim=1)
+    if not logits.isinf().any():
+        targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(seed))
+
+    stats = token_statistics(logits, targets, temperature, top_k=k, vocab_size=vocab)
+    check_against_reference(logits, targets, temperature, k, vocab, stats)
+
+    weights = torch.randn(3, rows, generator=torch.Generator().manual_seed(seed + 1))
+    terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
+    sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()  # type: ignore[union-attr]
+    want = reference.gradient(logits, targets, temperature, k, vocab, weights)
+    assert logits.grad is not None
+    assert logits.grad.dtype == dtype
+    rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, tolerance(dtype))
+    torch.testing.assert_close(logits.grad.double(), want, rtol=rounding, atol=rounding)
+    assert (logits.grad[:, vocab:] == 0).all()
+
+    real = logits.detach()[:, :vocab]
+    kept = select_kept(real, k, VocabShard(0, vocab, vocab, None))
+    mask = kept.mask(real, slice(None), 0).bool()
+    assert torch.equal(mask, reference.kept_mask(real, k))
+
+
+@pytest.mark.parametrize("style", ["normal", "grid", "sorted", "wide", "tiny", "one_hot"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_set_of_a_real_vocabulary(style: str, dtype: torch.dtype) -> None:
+    """Wide enough for the sampled bracket and its candidates to do the work."""
+    vocab = 20_000
+    logits = make_logits(6, vocab, dtype, style, style == "normal", 1)
+    for k in (1, 2, 50, 13_400, vocab - 1, vocab):
+        kept = select_kept(logits, k, VocabShard(0, vocab, vocab, None))
+        mask = kept.mask(logits, slice(None), 0).bool()
+        assert torch.equal(mask, reference.kept_mask(logits, k)), k
+
+
+def test_a_sample_that_misleads_leaves_the_set_exact() -> None:
+    """Columns that the sample's stride never or always meets: every bracket is wrong."""
+    vocab = 20_480
+    logits = torch.randn(4, vocab)
+    logits[:, ::10] += 100
+    logits[2:] *= -1
+    for k in (1000, 2048, 10_000, 13_722):
+        kept = select_kept(logits, k, VocabShard(0, vocab, vocab, None))
+        mask = kept.mask(logits, slice(None), 0).bool()
+        assert torch.equal(mask, reference.kept_mask(logits, k)), k
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("k", [1, 4, 7])
+def test_gradcheck(temperature: float, k: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 3, 6])
+
+    def terms(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = token_statistics(x, targets, temperature, top_k=k, vocab_size=7)
+        return s.log_prob, s.entropy, s.clamped_entropy
+
+    assert torch.autograd.gradcheck(terms, (logits,), atol=1e-8)
+
+
+def test_keeping_one_token_has_no_entropy_and_no_gradient() -> None:
+    logits = torch.cat([torch.randn(3, 50), torch.zeros(1, 50), torch.full((1, 50), 1e4)])
+    logits.requires_grad_()
+    stats = token_statistics(logits, torch.zeros(5, dtype=torch.int64), 0.8, top_k=1)
+    stats.clamped_entropy.sum().backward()
+    assert (stats.clamped_entropy == 0).all()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_without_clamping_the_clamped_entropy_is_the_entropy() -> None:
+    logits, targets = torch.randn(4, 100), torch.zeros(4, dtype=torch.int64)
+    grads = []
+    for arguments in ({"drop_fraction": None}, {"drop_fraction": 0.0}, {"top_k": 100}):
+        leaf = logits.clone().requires_grad_()
+        stats = token_statistics(leaf, targets, **arguments)
+        assert torch.equal(stats.clamped_entropy, stats.entropy)
+        assert (stats.kept_mass == 1).all()
+        (grad,) = torch.autograd.grad(stats.clamped_entropy.sum(), leaf, retain_graph=True)
+        assert torch.equal(grad, torch.autograd.grad(stats.entropy.sum(), leaf)[0])
+        grads.append(grad)
+    assert torch.equal(grads[0], grads[2])
+
+
+def test_the_default_drops_a_third() -> None:
+    logits, targets = torch.randn(2, 101), torch.zeros(2, dtype=torch.int64)
+    by_default = token_statistics(logits, targets).clamped_entropy
+    kept = token_statistics(logits, targets, drop_fraction=None, top_k=101 - 33).clamped_entropy
+    assert torch.equal(by_default, kept)
+    assert not torch.equal(by_default, token_statistics(logits, targets, top_k=60).clamped_entropy)
+
+
+def test_near_deterministic_rows_stay_at_or_above_zero() -> None:
+    logits = torch.randn(200, 500)
+    logits[:, 3] += torch.linspace(0, 200, 200)
+    leaf = logits.clone().requires_grad_()
+    stats = token_statistics(leaf, torch.full((200,), 3))
+    (stats.entropy + stats.clamped_entropy + stats.log_prob).sum().backward()
+    assert (stats.entropy >= 0).all()
+    assert (stats.clamped_entropy >= 0).all()
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_depend_on_their_company(dtype: torch.dtype) -> None:
+    """Permuting or splitting the rows changes no bit, of values or gradients."""
+    torch.manual_seed(0)
+    logits = (torch.randn(37, 30_000) * 3).to(dtype)
+    targets = torch.randint(0, 30_000, (37,))
+
+    def run(rows: Tensor) -> list[Tensor]:
+        leaf = logits[rows].requires_grad_()
+        s = token_statistics(leaf, targets[rows], 0.9)
+        (s.log_prob + 0.1 * s.entropy - 0.2 * s.clamped_entropy).sum().backward()
+        assert leaf.grad is not None
+        terms = [s.log_prob, s.entropy, s.clamped_entropy, s.kept_mass, leaf.grad]
+        return [t.detach() for t in terms]
+
+    whole = run(torch.arange(37))
+    order = torch.randperm(37)
+    for piece in (order, *order.split([1, 2, 17, 1, 16])):
+        for together, apart in zip(whole, run(piece)):
+            assert torch.equal(together[piece], apart)
+
+
+def test_no_graph_without_gradient_and_little_kept_with_it() -> None:
+    logits = torch.randn(8, 300, requires_grad=True)
+    targets = torch.zeros(8, dtype=torch.int64)
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with torch.no_grad():
+            assert not token_statistics(logits, targets).log_prob.requires_grad
+        assert not token_statistics(logits.detach(), targets).clamped_entropy.requires_grad
+        assert kept == []
+        stats = token_statistics(logits, targets)
+    assert stats.clamped_entropy.requires_grad
+    assert not stats.kept_mass.requires_grad
+    assert sum(t.numel() for t in kept if t.data_ptr() != logits.data_ptr()) <= 10 * 8
+
+
+def test_gradient_of_log_prob_alone_is_that_of_cross_entropy() -> None:
+    logits = torch.randn(2, 3, 200, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 200, (2, 3))
+    stats = token_statistics(logits, targets)
+    assert stats.log_prob.shape == (2, 3)
+    (ours,) = torch.autograd.grad(-stats.log_prob.sum(), logits)
+    loss = torch.nn.functional.cross_entropy(logits.view(6, 200), targets.view(6), reduction="sum")
+    torch.testing.assert_close(ours, torch.autograd.grad(loss, logits)[0])
+
+
+def test_no_rows_at_all() -> None:
+    logits = torch.randn(0, 50, requires_grad=True)
+    stats = token_statistics(logits, torch.zeros(0, dtype=torch.int64))
+    stats.clamped_entropy.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 50)
+
+
+def test_logits_that_are_not_contiguous() -> None:
+    logits, targets = torch.randn(60, 4, 5), torch.zeros(4, 5, dtype=torch.int64)
+    view = logits.permute(1, 2, 0).requires_grad_()
+    grads = []
+    for leaf in (view, view.detach().contiguous().requires_grad_()):
+        stats = token_statistics(leaf, targets)
+        grads += torch.autograd.grad(stats.clamped_entropy.sum() + stats.log_prob.sum(), leaf)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"drop_fraction": 0.2, "top_k": 3}, ValueError, "drop_fraction and top_k are both given"),
+        ({"drop_fraction": 1.0}, ValueError, r"drop_fraction is 1.0, but must be in \[0, 1\)"),
+        ({"drop_fraction": -0.1}, ValueError, "drop_fraction is -0.1"),
+        ({"top_k": 0}, ValueError, r"top_k is 0, but must be in \[1, 20\]"),
+        ({"top_k": 21}, ValueError, "top_k is 21"),
+        ({"vocab_size": 21}, ValueError, "vocab_size is 21, but the logits have 20 columns"),
+        ({"vocab_size": 0}, ValueError, "vocab_size is 0"),
+        ({"temperature": 0.0}, ValueError, "temperature is 0.0"),
+        ({"temperature": float("nan")}, ValueError, "temperature is nan"),
+        ({"targets": torch.zeros(3, dtype=torch.int64)}, ValueError, r"targets has shape \(3,\)"),
+        ({"targets": torch.zeros(4, dtype=torch.int32)}, TypeError, "targets must be int64"),
+        ({"logits": torch.zeros(4, 20, dtype=torch.int64)}, TypeError, "logits must be fp16"),
+        ({"logits": torch.tensor(1.0)}, ValueError, "targets has shape"),
+    ],
+)
+def test_errors_name_the_argument(changes: dict, error: type[Exception], sentence: str) -> None:
+    arguments = {"logits": torch.zeros(4, 20), "targets": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(error, match=sentence):
+        token_statistics(**{**arguments, **changes})
+
+
+def test_importing_the_package_needs_torch_alone() -> None:
+    """What aent.entropy brings in besides torch's own imports is the package itself."""
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import aent.entropy\n"
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}"
+        " - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("['aent']", "['aent', 'torch']")
