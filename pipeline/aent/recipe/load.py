@@ -133,6 +133,8 @@ def _parse(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark and source[:8] != "override" else ""
         what = error.problem or error.context or "malformed"
+        if what.startswith("but "):  # PyYAML's other half of the sentence
+            what = f"{error.context} {what}"
         raise RecipeError(f"{source}: {line}not valid YAML: {_one_line(what)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{source}: not valid YAML: {_one_line(str(error))}") from error

@@ -1,0 +1,223 @@
+"""Checks across a recipe's fields and against this machine, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aent.recipe.model_facts import ModelFacts, model_facts
+from aent.recipe.schema import Recipe
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where the run writes: ``run_dir``, by default runs/NAME under the current folder."""
+    return Path(recipe.run_dir) if recipe.run_dir is not None else Path("runs") / recipe.name
+
+
+def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
+    """One sentence per fault, each naming its field; empty if the run may start.
+
+    Reads folders and writes nothing. ``machine=False`` leaves out what depends on this machine's
+    files (the model's folder, the run's folder), for a recipe that will run elsewhere.
+    """
+    faults = [
+        *_batch(recipe),
+        *_entropy(recipe),
+        *_controller(recipe),
+        *_engines(recipe),
+        *_evaluation(recipe),
+        *_optimizer(recipe),
+    ]
+    model_faults = list(_model(recipe, machine))
+    faults += model_faults
+    if not model_faults and (machine or recipe.model.path is None):
+        try:
+            facts = model_facts(recipe.model)
+        except ValueError as error:
+            faults.append(f"model.path: {error}")
+        else:
+            faults += [*_layout(recipe, facts), *_lengths(recipe, facts)]
+    if machine:
+        faults += _run_folder(recipe)
+    return faults
+
+
+def _model(recipe: Recipe, machine: bool) -> Iterator[str]:
+    path, bundled = recipe.model.path, recipe.model.bundled
+    if (path is None) == (bundled is None):
+        given = "neither is given" if path is None else "both are given"
+        yield f"exactly one of model.path and model.bundled is needed: {given}"
+        return
+    if not machine:
+        return
+    if path is not None:
+        folder = Path(path)
+        if not folder.is_dir():
+            yield f"model.path: no folder {path}"
+        elif not (folder / "config.json").is_file():
+            yield f"model.path: {path} is no Hugging Face folder: it has no config.json"
+        elif not any(folder.glob("*.safetensors")):
+            yield f"model.path: {path} has no weights (*.safetensors)"
+    tokenizer = recipe.model.tokenizer_path
+    if tokenizer is not None and not Path(tokenizer).exists():
+        yield f"model.tokenizer_path: no file or folder {tokenizer}"
+
+
+def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    trainer = recipe.trainer
+    tensor, pipeline = trainer.tensor_parallel, trainer.pipeline_parallel
+    for count, what in (
+        (facts.heads, "attention heads"),
+        (facts.kv_groups, "key-value groups"),
+        (facts.ffn, "feed-forward columns"),
+    ):
+        if count % tensor:
+            yield f"trainer.tensor_parallel={tensor} does not divide the model's {count} {what}"
+    if facts.layers % pipeline:
+        yield (
+            f"trainer.pipeline_parallel={pipeline} does not divide the model's "
+            f"{facts.layers} layers"
+        )
+    if trainer.sequence_parallel and tensor == 1:
+        yield "trainer.sequence_parallel needs trainer.tensor_parallel above 1"
+    engine = recipe.rollout.engine.tensor_parallel
+    if recipe.rollout.engines and facts.heads % engine:
+        yield (
+            f"rollout.engine.tensor_parallel={engine} does not divide the model's "
+            f"{facts.heads} attention heads"
+        )
+    if recipe.entropy.top_k is not None and recipe.entropy.top_k > facts.vocab:
+        yield (
+            f"entropy.top_k={recipe.entropy.top_k} is more than the model's vocabulary of "
+            f"{facts.vocab}"
+        )
+
+
+def _lengths(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    if total > facts.max_positions:
+        yield (
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {total} is more than the "
+            f"model's {facts.max_positions} positions"
+        )
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    rollout, trainer = recipe.rollout, recipe.trainer
+    if rollout.prompts_per_step % trainer.mini_batches:
+        yield (
+            f"trainer.mini_batches={trainer.mini_batches} does not divide "
+            f"rollout.prompts_per_step={rollout.prompts_per_step} (a prompt's samples stay in one "
+            "mini-batch)"
+        )
+    else:
+        prompts = rollout.prompts_per_step // trainer.mini_batches
+        sequences = prompts * rollout.samples_per_prompt
+        if sequences < trainer.data_parallel:
+            yield (
+                f"trainer.data_parallel={trainer.data_parallel} is more than the {sequences} "
+                "samples of a mini-batch: some ranks would have no work"
+            )
+    if rollout.samples_per_prompt == 1:
+        yield (
+            f"rollout.samples_per_prompt=1 leaves algorithm.advantage={recipe.algorithm.advantage} "
+            "nothing to compare: every advantage would be 0; it must be 2 or more"
+        )
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if trainer.micro_batch_tokens < longest:
+        yield (
+            f"trainer.micro_batch_tokens={trainer.micro_batch_tokens} is less than "
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}"
+        )
+
+
+def _entropy(recipe: Recipe) -> Iterator[str]:
+    entropy = recipe.entropy
+    if entropy.drop_fraction is not None and entropy.top_k is not None:
+        yield "entropy.drop_fraction and entropy.top_k are both given: give one of them"
+    if entropy.measure == "full":
+        for name in ("drop_fraction", "top_k"):
+            if getattr(entropy, name) is not None:
+                yield f"entropy.{name} has no meaning with entropy.measure=full"
+
+
+def _controller(recipe: Recipe) -> Iterator[str]:
+    controller = recipe.controller
+    band = ("low", "high", "step_size", "min", "max")
+    if controller.kind == "constant":
+        for name in (*band, "warmup_steps"):
+            if getattr(controller, name) not in (None, type(controller).model_fields[name].default):
+                yield f"controller.{name} has no meaning with controller.kind=constant"
+        return
+    missing = [f"controller.{name}" for name in band if getattr(controller, name) is None]
+    if missing:
+        yield f"controller.kind=band needs {', '.join(missing)}"
+    low, high, least, most = controller.low, controller.high, controller.min, controller.max
+    if low is not None and high is not None and low > high:
+        yield f"controller.low={low:g} is above controller.high={high:g}"
+    if least is not None and most is not None and least > most:
+        yield f"controller.min={least:g} is above controller.max={most:g}"
+    elif least is not None and controller.initial < least:
+        yield f"controller.initial={controller.initial:g} is below controller.min={least:g}"
+    elif most is not None and controller.initial > most:
+        yield f"controller.initial={controller.initial:g} is above controller.max={most:g}"
+
+
+def _engines(recipe: Recipe) -> Iterator[str]:
+    rollout = recipe.rollout
+    if bool(rollout.urls) == (rollout.engines > 0):
+        given = "both are given" if rollout.urls else "neither is given"
+        yield f"either rollout.engines above 0 or rollout.urls (with engines: 0): {given}"
+    for url in rollout.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
+    if len(set(rollout.urls)) < len(rollout.urls):
+        yield "rollout.urls names an engine twice"
+    if rollout.engine.port and rollout.engine.port + rollout.engines - 1 > 65535:
+        yield (
+            f"rollout.engine.port={rollout.engine.port} leaves no ports for "
+            f"rollout.engines={rollout.engines}"
+        )
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    evaluation = recipe.evaluation
+    if evaluation.every and not recipe.task.heldout:
+        yield f"evaluation.every={evaluation.every} has nothing to score with task.heldout=0"
+    if evaluation.samples > 1 and evaluation.temperature == 0:
+        yield (
+            f"evaluation.samples={evaluation.samples} with evaluation.temperature=0 (greedy) would "
+            "score the same answer again and again"
+        )
+
+
+def _optimizer(recipe: Recipe) -> Iterator[str]:
+    optimizer, schedule = recipe.trainer.optimizer, recipe.trainer.schedule
+    for index, beta in enumerate(optimizer.betas):
+        if not 0 <= beta < 1:
+            yield f"trainer.optimizer.betas[{index}] must be in [0, 1), got {beta:g}"
+    if schedule.min_lr > optimizer.lr:
+        yield (
+            f"trainer.schedule.min_lr={schedule.min_lr:g} is above "
+            f"trainer.optimizer.lr={optimizer.lr:g}"
+        )
+    steps = recipe.steps * recipe.trainer.mini_batches
+    if schedule.warmup_steps and schedule.warmup_steps >= steps:
+        yield (
+            f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
+            f"{steps} optimizer steps"
+        )
+
+
+def _run_folder(recipe: Recipe) -> Iterator[str]:
+    folder = run_folder(recipe)
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            yield f"run_dir: the folder {folder} is not empty"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            yield f"run_dir: the folder {folder} is not writable"
+    elif folder.exists():
+        yield f"run_dir: {folder} is a file, not a folder"

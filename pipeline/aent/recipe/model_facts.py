@@ -1,0 +1,99 @@
+"""What a check and an estimate must know of a model, without loading it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aent.recipe.schema import ModelSection
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a decoder with grouped-query attention and a gated feed-forward (Llama, Qwen2)."""
+
+    model_type: str  # Hugging Face's name of the architecture
+    layers: int
+    hidden: int
+    ffn: int  # width of the feed-forward, gate and up each
+    heads: int
+    kv_groups: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    tied_embeddings: bool
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer: attention, gated feed-forward, two norms (biases neglected)."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_groups)
+        return attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model; a tied output layer counts once."""
+        tables = 1 if self.tied_embeddings else 2
+        return (
+            self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
+        )
+
+
+# The bundled models are made on first use; a check must not make them. tests/recipe hold these
+# numbers against the real ones.
+BUNDLED = {
+    "smollm2-135m-instruct": ModelFacts(
+        "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, tied_embeddings=True
+    ),
+    "tiny-qwen2": ModelFacts("qwen2", 2, 128, 256, 4, 2, 32, 128, 512, tied_embeddings=False),
+}
+
+
+def model_facts(model: ModelSection) -> ModelFacts:
+    """Facts of the recipe's model: from its config.json, or known for a bundled one.
+
+    Raises:
+        ValueError: one sentence naming the file and field that is missing or wrong.
+    """
+    if model.bundled is not None:
+        return BUNDLED[model.bundled]
+    assert model.path is not None
+    return read_facts(Path(model.path) / "config.json")
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """Facts from a Hugging Face config.json; ValueError as ``model_facts``."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object")
+
+    def size(name: str, default: Any = None) -> int:
+        value = config.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{path}: {name} must be a positive whole number, got {value!r}")
+        return value
+
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
+    return ModelFacts(
+        model_type=str(config.get("model_type", "unknown")),
+        layers=size("num_hidden_layers"),
+        hidden=hidden,
+        ffn=size("intermediate_size"),
+        heads=heads,
+        kv_groups=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", hidden // heads),
+        vocab=size("vocab_size"),
+        max_positions=size("max_position_embeddings"),
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )

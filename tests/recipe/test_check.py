@@ -1,0 +1,232 @@
+"""Checks across fields: every sentence once, and nothing is written."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from aent.recipe.check import check
+from aent.recipe.load import load
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1540,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+BASE = """
+name: x
+model: {path: MODEL}
+controller: {kind: band, initial: .1, low: 1, high: 2, step_size: .1, min: 0, max: 1}
+rollout: {max_prompt_tokens: 256}
+run_dir: RUN
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Builds a recipe over a model folder (12 heads, 6 groups, 30 layers) with overrides."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "model.safetensors").write_bytes(b"")
+    text = BASE.replace("MODEL", str(model)).replace("RUN", str(tmp_path / "run"))
+    (tmp_path / "r.yaml").write_text(text)
+    return lambda *overrides: load(tmp_path / "r.yaml", overrides)
+
+
+def test_a_sound_recipe_has_no_faults(recipe, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert check(recipe()) == []
+    assert check(recipe("trainer.tensor_parallel=2", "trainer.sequence_parallel=true")) == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+FAULTS = [
+    (
+        ["model={}"],
+        "exactly one of model.path and model.bundled is needed: neither is given",
+    ),
+    (
+        ["model.bundled=tiny-qwen2"],
+        "exactly one of model.path and model.bundled is needed: both are given",
+    ),
+    (["model.path=/no/where"], "model.path: no folder /no/where"),
+    (["model.tokenizer_path=/no"], "model.tokenizer_path: no file or folder /no"),
+    (
+        ["trainer.tensor_parallel=4"],
+        "trainer.tensor_parallel=4 does not divide the model's 6 key-value groups",
+    ),
+    (
+        ["trainer.tensor_parallel=3"],
+        "trainer.tensor_parallel=3 does not divide the model's 1540 feed-forward columns",
+    ),
+    (
+        ["trainer.pipeline_parallel=4"],
+        "trainer.pipeline_parallel=4 does not divide the model's 30 layers",
+    ),
+    (
+        ["trainer.sequence_parallel=true"],
+        "trainer.sequence_parallel needs trainer.tensor_parallel above 1",
+    ),
+    (
+        ["rollout.engine.tensor_parallel=5"],
+        "rollout.engine.tensor_parallel=5 does not divide the model's 12 attention heads",
+    ),
+    (
+        ["entropy.top_k=1001"],
+        "entropy.top_k=1001 is more than the model's vocabulary of 1000",
+    ),
+    (
+        ["rollout.max_prompt_tokens=465"],
+        "rollout.max_prompt_tokens + rollout.max_response_tokens = 513 is more than the model's "
+        "512 positions",
+    ),
+    (
+        ["trainer.mini_batches=3"],
+        "trainer.mini_batches=3 does not divide rollout.prompts_per_step=8 (a prompt's samples "
+        "stay in one mini-batch)",
+    ),
+    (
+        ["trainer.mini_batches=8", "trainer.data_parallel=9"],
+        "trainer.data_parallel=9 is more than the 8 samples of a mini-batch: some ranks would "
+        "have no work",
+    ),
+    (
+        ["rollout.samples_per_prompt=1"],
+        "rollout.samples_per_prompt=1 leaves algorithm.advantage=group_normalized nothing to "
+        "compare: every advantage would be 0; it must be 2 or more",
+    ),
+    (
+        ["trainer.micro_batch_tokens=303"],
+        "trainer.micro_batch_tokens=303 is less than rollout.max_prompt_tokens + "
+        "rollout.max_response_tokens = 304",
+    ),
+    (
+        ["entropy={drop_fraction: .3, top_k: 5}"],
+        "entropy.drop_fraction and entropy.top_k are both given: give one of them",
+    ),
+    (
+        ["entropy={measure: full, top_k: 5}"],
+        "entropy.top_k has no meaning with entropy.measure=full",
+    ),
+    (
+        ["controller={initial: 0, step_size: .1}"],
+        "controller.step_size has no meaning with controller.kind=constant",
+    ),
+    (
+        ["controller={initial: 0, min: 0}"],
+        "controller.min has no meaning with controller.kind=constant",
+    ),
+    (
+        ["controller={initial: 0, warmup_steps: 1}"],
+        "controller.warmup_steps has no meaning with controller.kind=constant",
+    ),
+    (
+        ["controller={kind: band, initial: 0, low: 1, step_size: 1, min: 0}"],
+        "controller.kind=band needs controller.high, controller.max",
+    ),
+    (["controller.low=3"], "controller.low=3 is above controller.high=2"),
+    (["controller.min=2"], "controller.min=2 is above controller.max=1"),
+    (["controller.min=.5"], "controller.initial=0.1 is below controller.min=0.5"),
+    (["controller.max=.01"], "controller.initial=0.1 is above controller.max=0.01"),
+    (
+        ["rollout.engines=0"],
+        "either rollout.engines above 0 or rollout.urls (with engines: 0): neither is given",
+    ),
+    (
+        ["rollout.urls=['http://a:1']"],
+        "either rollout.engines above 0 or rollout.urls (with engines: 0): both are given",
+    ),
+    (
+        ["rollout.engines=0", "rollout.urls=['a:1']"],
+        "rollout.urls: a:1 is no http address (http://HOST:PORT)",
+    ),
+    (
+        ["rollout.engines=0", "rollout.urls=['http://a:1', 'http://a:1']"],
+        "rollout.urls names an engine twice",
+    ),
+    (
+        ["rollout.engines=2", "rollout.engine.port=65535"],
+        "rollout.engine.port=65535 leaves no ports for rollout.engines=2",
+    ),
+    (
+        ["evaluation.every=2", "task.heldout=0"],
+        "evaluation.every=2 has nothing to score with task.heldout=0",
+    ),
+    (
+        ["evaluation.samples=2"],
+        "evaluation.samples=2 with evaluation.temperature=0 (greedy) would score the same answer "
+        "again and again",
+    ),
+    (
+        ["trainer.optimizer.betas=[.9, 1]"],
+        "trainer.optimizer.betas[1] must be in [0, 1), got 1",
+    ),
+    (
+        ["trainer.schedule.min_lr=1"],
+        "trainer.schedule.min_lr=1 is above trainer.optimizer.lr=1e-06",
+    ),
+    (
+        ["steps=2", "trainer.mini_batches=2", "trainer.schedule.warmup_steps=4"],
+        "trainer.schedule.warmup_steps=4 leaves nothing of the run's 4 optimizer steps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), FAULTS)
+def test_fault_is_one_sentence_naming_the_field(recipe, overrides, sentence):
+    assert check(recipe(*overrides)) == [sentence]
+
+
+def test_faults_of_the_model_folder(recipe, tmp_path):
+    config = tmp_path / "model" / "config.json"
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert check(recipe()) == [f"model.path: {tmp_path}/model has no weights (*.safetensors)"]
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    config.write_text(json.dumps(CONFIG | {"num_hidden_layers": "30"}))
+    assert check(recipe()) == [
+        f"model.path: {config}: num_hidden_layers must be a positive whole number, got '30'"
+    ]
+    config.write_text("{")
+    (fault,) = check(recipe())
+    assert re.match(rf"model\.path: {config} is not valid JSON: ", fault)
+    config.unlink()
+    assert check(recipe()) == [
+        f"model.path: {tmp_path}/model is no Hugging Face folder: it has no config.json"
+    ]
+    assert check(recipe(), machine=False) == []
+
+
+def test_faults_of_the_run_folder(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert check(recipe()) == []
+    (run / "a").write_text("")
+    assert check(recipe()) == [f"run_dir: the folder {run} is not empty"]
+    assert check(recipe(), machine=False) == []
+    assert check(recipe(f"run_dir={run}/a")) == [f"run_dir: {run}/a is a file, not a folder"]
+
+
+def test_several_faults_are_all_reported(recipe):
+    faults = check(recipe("trainer.tensor_parallel=5", "controller.low=3", "model.path=/no"))
+    assert len(faults) == 2
+    smollm2 = ("model={bundled: smollm2-135m-instruct}", "trainer.tensor_parallel=2")
+    assert check(recipe(*smollm2, "controller.low=3")) == [
+        "controller.low=3 is above controller.high=2",
+        "trainer.tensor_parallel=2 does not divide the model's 9 attention heads",
+        "trainer.tensor_parallel=2 does not divide the model's 3 key-value groups",
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_pass(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the default run folder is empty here
+    assert check(load(path)) == []
+    assert list(tmp_path.iterdir()) == []

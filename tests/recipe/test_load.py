@@ -1,0 +1,244 @@
+"""Loading recipes: one sentence per fault, overrides, and the way back to YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aent.recipe.load import RecipeError, dump, flatten, known_keys, load
+from aent.recipe.schema import Recipe
+
+BASE = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: 0.0}\n"
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_recipe(text: str) -> Path:
+        path = tmp_path / "r.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_recipe
+
+
+FAULTS = [
+    # text after BASE, overrides, sentence (FILE stands for the recipe's path)
+    ("rolout: {}", [], "FILE: unknown key rolout (nearest known: rollout)"),
+    (
+        "trainer: {tensor_paralel: 2}",
+        [],
+        "FILE: unknown key trainer.tensor_paralel (nearest known: trainer.tensor_parallel)",
+    ),
+    (
+        "trainer: {optimizer: {learning: 1}}",
+        [],
+        "FILE: unknown key trainer.optimizer.learning (known there: implementation, lr, betas, "
+        "eps, weight_decay, clip_grad, distributed)",
+    ),
+    ("trainer: {lr: 1}", [], "FILE: unknown key trainer.lr (nearest known: trainer.optimizer.lr)"),
+    ("steps: 2.5", [], "FILE: steps must be a whole number, got 2.5"),
+    ("steps: 2.0", [], "FILE: steps must be a whole number, got 2.0"),
+    ("steps: '2'", [], 'FILE: steps must be a whole number, got "2"'),
+    ("steps: true", [], "FILE: steps must be a whole number, got true"),
+    ("steps:", [], "FILE: steps must be a whole number, got nothing (null)"),
+    ("rollout: {temperature: true}", [], "FILE: rollout.temperature must be a number, got true"),
+    (
+        "trainer: {sequence_parallel: 1}",
+        [],
+        "FILE: trainer.sequence_parallel must be true or false, got 1",
+    ),
+    (
+        "trainer: {sequence_parallel: yes}",
+        [],
+        'FILE: trainer.sequence_parallel must be true or false, got "yes"',
+    ),
+    ("run_dir: 3", [], "FILE: run_dir must be a text, got 3"),
+    ("trainer:", [], "FILE: trainer must be a section (key: value lines), got nothing (null)"),
+    ("task: {config: [1]}", [], "FILE: task.config must be a mapping, got a list of 1"),
+    (
+        "rollout: {engines: 0, urls: 'http://a'}",
+        [],
+        'FILE: rollout.urls must be a list, got "http://a"',
+    ),
+    ("steps: 0", [], "FILE: steps must be >= 1, got 0"),
+    ("rollout: {temperature: 0}", [], "FILE: rollout.temperature must be > 0, got 0"),
+    ("algorithm: {clip_low: 1}", [], "FILE: algorithm.clip_low must be < 1, got 1"),
+    (
+        "rollout: {engine: {gpu_memory_utilization: 1.5}}",
+        [],
+        "FILE: rollout.engine.gpu_memory_utilization must be <= 1, got 1.5",
+    ),
+    (
+        "trainer: {optimizer: {lr: .inf}}",
+        [],
+        "FILE: trainer.optimizer.lr must be a finite number, got inf",
+    ),
+    (
+        "trainer: {optimizer: {betas: [.9, no]}}",
+        [],
+        'FILE: trainer.optimizer.betas[1] must be a number, got "no"',
+    ),
+    (
+        "trainer: {optimizer: {betas: [.9]}}",
+        [],
+        "FILE: trainer.optimizer.betas[1] is missing and has no default",
+    ),
+    (
+        "entropy: {measure: some}",
+        [],
+        "FILE: entropy.measure must be 'clamped' or 'full', got \"some\"",
+    ),
+    ("3: 4", [], "FILE: the recipe has a key that is no text: 3"),
+    ("task: {config: {3: 4}}", [], "FILE: task.config has a key that is no text: 3"),
+    ("task: &a {config: {b: *a}}", [], "FILE: task.config.b contains itself"),
+    ("task: {config: {a: !!set {b}}}", [], "FILE: task.config.a must not be a YAML set"),
+    ("steps: 1\nsteps: 2", [], "FILE: line 5: not valid YAML: duplicate key 'steps'"),
+    (
+        "task:\n  size: 1\n  size: 2",
+        [],
+        "FILE: line 6: not valid YAML: duplicate key 'size'",
+    ),
+    (
+        "steps: [1",
+        [],
+        "FILE: line 4: not valid YAML: expected ',' or ']', but got '<stream end>'",
+    ),
+    (
+        "task:\n\tsize: 1",
+        [],
+        "FILE: line 5: not valid YAML: found character '\\t' that cannot start any token",
+    ),
+    ("", ["steps"], "override steps: expected key=value"),
+    ("", ["=3"], "override =3: expected key=value"),
+    ("", ["stps=3"], "override stps=3: unknown key stps (nearest known: steps)"),
+    ("", ["lr=3"], "override lr=3: unknown key lr (nearest known: trainer.optimizer.lr)"),
+    ("", ["steps.a=3"], "override steps.a=3: unknown key steps.a"),
+    (
+        "",
+        ["trainer.optimiser.lr=1"],
+        "override trainer.optimiser.lr=1: unknown key trainer.optimiser.lr "
+        "(nearest known: trainer.optimizer)",
+    ),
+    ("", ["steps=true"], "override steps=true: steps must be a whole number, got true"),
+    ("", ["name=a b"], 'override name=a b: name must match ^[A-Za-z0-9._-]+$, got "a b"'),
+    (
+        "",
+        ["trainer.optimizer={lr: 0}"],
+        "override trainer.optimizer={lr: 0}: trainer.optimizer.lr must be > 0, got 0",
+    ),
+    (
+        "",
+        ["steps=[1"],
+        "override steps=[1: not valid YAML: expected ',' or ']', but got '<stream end>'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "sentence"), FAULTS)
+def test_fault_is_one_sentence_naming_source_and_field(write, text, overrides, sentence):
+    path = write(BASE + text)
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    assert str(caught.value) == sentence.replace("FILE", str(path))
+
+
+def test_fault_of_the_whole_file(write, tmp_path):
+    for text, sentence in (
+        ("", "a recipe is a mapping (key: value lines), not nothing (null)"),
+        ("- 1", "a recipe is a mapping (key: value lines), not a list of 1"),
+        (
+            "name: x\nname2: y\n--- \na: 1",
+            "expected a single document in the stream but found another",
+        ),
+        ("name: x", "model is missing and has no default"),
+    ):
+        path = write(text)
+        with pytest.raises(RecipeError) as caught:
+            load(path)
+        assert str(path) in str(caught.value)
+        assert sentence in str(caught.value)
+    with pytest.raises(RecipeError, match=r"none\.yaml: no such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match=r"cannot be read: Is a directory"):
+        load(tmp_path)
+    (tmp_path / "latin").write_bytes(b"name: \xe9")
+    with pytest.raises(RecipeError, match=r"latin: not a text in UTF-8 \(byte 6\)"):
+        load(tmp_path / "latin")
+
+
+def test_several_faults_are_reported_at_once_but_not_all(write):
+    path = write(BASE + "steps: 0\nseed: a\nrollout: {temperature: 0, engines: -1}\na1: 1\nb1: 1")
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    assert lines[-1] == f"{path}: and 1 more"
+    assert f'{path}: seed must be a whole number, got "a"' in lines
+
+
+@pytest.mark.parametrize("number", ["2e-5", "2E-5", "2.e-5", "0.2e-4", ".00002", "+2e-05"])
+def test_scientific_numbers_are_numbers(write, number):
+    path = write(BASE + f"trainer: {{optimizer: {{lr: {number}}}}}")
+    assert load(path).trainer.optimizer.lr == 2e-5
+    assert load(write(BASE), [f"trainer.optimizer.lr={number}"]).trainer.optimizer.lr == 2e-5
+
+
+def test_overrides_apply_left_to_right_over_the_file(write):
+    path = write(BASE + "steps: 3\ntrainer: {optimizer: {lr: 1e-3, eps: 1e-6}}")
+    recipe = load(
+        path,
+        [
+            "steps=4",
+            "steps=5",
+            "trainer.optimizer.betas=[0, .5]",
+            "task.config.min_terms=2",
+            "rollout.urls=['http://a:1', 'http://b:1']",
+            "run_dir=out=1",
+            "controller={kind: band, initial: .1}",
+        ],
+    )
+    assert recipe.steps == 5
+    assert recipe.trainer.optimizer.betas == (0.0, 0.5)
+    assert (recipe.trainer.optimizer.lr, recipe.trainer.optimizer.eps) == (1e-3, 1e-6)
+    assert recipe.task.config == {"min_terms": 2}
+    assert recipe.rollout.urls == ("http://a:1", "http://b:1")
+    assert recipe.run_dir == "out=1"
+    assert (recipe.controller.kind, recipe.controller.initial) == ("band", 0.1)
+    assert load(path).steps == 3
+
+
+@pytest.mark.parametrize(
+    "value", ["1e5", "yes", "0o7", "010", "null", "~", "", "2024-01-01", "1:30", "a\nb", "<<", ".5"]
+)
+def test_dump_loads_back_to_an_equal_recipe(write, value):
+    recipe = Recipe.model_validate(
+        {
+            "name": "n",
+            "run_dir": value,
+            "model": {"path": value},
+            "task": {"config": {"text": value, "list": [1, 1.5, True, None, value], "n": {"a": 1}}},
+            "controller": {"initial": 1e-7},
+            "trainer": {"optimizer": {"lr": 1e22, "betas": (0.0, 1 / 3)}},
+        }
+    )
+    text = dump(recipe)
+    assert load(write(text)) == recipe
+    assert yaml.safe_load(text)["run_dir"] == value  # other YAML readers see the same text
+
+
+def test_flatten_has_a_scalar_for_every_field(write):
+    flat = flatten(load(write(BASE), ["task.config.a.b=3"]))
+    sections = {k for k in known_keys() if any(o.startswith(f"{k}.") for o in known_keys())}
+    assert set(known_keys()) - sections - {"task.config"} == set(flat) - {"task.config.a.b"}
+    assert flat["task.config.a.b"] == 3
+    assert flat["trainer.optimizer.betas"] == "[0.9, 0.95]"
+    assert flat["rollout.urls"] == "[]"
+    assert flat["model.path"] is None
+    assert all(isinstance(v, str | int | float | bool | None) for v in flat.values())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_load_and_round_trip(path, write):
+    recipe = load(path)
+    assert load(write(dump(recipe))) == recipe
