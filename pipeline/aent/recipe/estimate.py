@@ -1,0 +1,247 @@
+"""What a run needs before it starts: memory per trainer rank, engines, and who is where.
+
+The numbers are upper bounds of what the run holds at once, from formulas below; allocators and the
+kernels' own buffers come on top. P is the parameter count of a rank, in its own shard.
+
+=============  ==================================================================================
+weights        P x 4 (float32) or P x 2 (bfloat16); twice with a frozen reference
+gradients      P x 4: Megatron's gradient buffer, float32 in both cases
+optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 4; a distributed
+               optimizer divides both by the data-parallel size
+activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``
+logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
+               last pipeline stage only
+export         the largest whole tensor, gathered, and on rank 0 one transfer bucket
+process        the libraries themselves
+=============  ==================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from aent.recipe.check import run_folder
+from aent.recipe.model_facts import ModelFacts, model_facts
+from aent.recipe.schema import Recipe
+
+GIB = 2**30
+LOGIT_COPIES = 2
+# resident memory of a process after its imports, measured on a CPU build: PROCESS for a trainer
+# rank (torch, Megatron, transformers), ENGINE for one vLLM server with its worker, without weights
+# and key-value cache
+PROCESS_BYTES = int(0.8 * GIB)
+ENGINE_BYTES = int(2.0 * GIB)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one trainer rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    export: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes of one rollout engine, all its tensor-parallel workers together."""
+
+    weights: int
+    kv_cache: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.process
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes per trainer rank, in rank order, and per engine started on this machine."""
+
+    per_rank: tuple[RankMemory, ...]
+    engines: tuple[EngineMemory, ...]
+
+    @property
+    def total_host_bytes(self) -> int:
+        """Everything together: what one machine without a GPU must have."""
+        return sum(r.total for r in self.per_rank) + sum(e.total for e in self.engines)
+
+    def __str__(self) -> str:
+        names = [f.name for f in fields(RankMemory)]
+        rows = [["GiB", *names, "total"]]
+        for rank, memory in enumerate(self.per_rank):
+            values = [getattr(memory, name) for name in names] + [memory.total]
+            rows.append([f"rank {rank}", *(f"{v / GIB:.2f}" for v in values)])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths)) for row in rows]
+        for index, engine in enumerate(self.engines):
+            lines.append(
+                f"engine {index}: {engine.total / GIB:.2f} GiB (weights "
+                f"{engine.weights / GIB:.2f}, key-value cache {engine.kv_cache / GIB:.2f}, "
+                f"process {engine.process / GIB:.2f})"
+            )
+        lines.append(f"together: {self.total_host_bytes / GIB:.2f} GiB on one machine")
+        return "\n".join(lines)
+
+
+def estimate(recipe: Recipe) -> MemoryEstimate:
+    """The memory a checked recipe needs; ValueError as ``model_facts`` for an unreadable model."""
+    facts = model_facts(recipe.model)
+    trainer, rollout = recipe.trainer, recipe.rollout
+    ranks = trainer.tensor_parallel * trainer.pipeline_parallel * trainer.data_parallel
+    element = 4 if recipe.model.dtype == "float32" else 2
+    engine = EngineMemory(
+        weights=facts.parameters * element,
+        kv_cache=int(rollout.engine.kv_cache_gib * GIB) * rollout.engine.tensor_parallel,
+        process=ENGINE_BYTES * rollout.engine.tensor_parallel,
+    )
+    return MemoryEstimate(
+        per_rank=tuple(_rank(recipe, facts, element, rank) for rank in range(ranks)),
+        engines=(engine,) * rollout.engines,
+    )
+
+
+def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMemory:
+    trainer = recipe.trainer
+    _, _, stage = rank_coordinates(recipe, rank)
+    parameters = _stage_parameters(facts, trainer.tensor_parallel, trainer.pipeline_parallel, stage)
+    sharding = trainer.data_parallel if trainer.optimizer.distributed else 1
+    main_weights = 0 if recipe.model.dtype == "float32" else 4
+    copies = 2 if recipe.algorithm.kl_coefficient > 0 else 1
+    last = stage == trainer.pipeline_parallel - 1
+    bucket = recipe.rollout.transfer_bucket_mib * 2**20
+    return RankMemory(
+        weights=parameters * element * copies,
+        gradients=parameters * 4,
+        optimizer=parameters * (8 + main_weights) // sharding,
+        activations=_activations(recipe, facts, element, stage),
+        logits=_logits(recipe, facts) if last else 0,
+        export=_largest_tensor(facts) * element
+        + (min(bucket, facts.parameters * element) if rank == 0 else 0),
+        process=PROCESS_BYTES,
+    )
+
+
+def _stage_parameters(facts: ModelFacts, tensor: int, pipeline: int, stage: int) -> int:
+    """Parameters of one rank: its layers, and the tables of the first and last stage.
+
+    A tied table is one tensor with one stage, and one on each end of a longer pipeline.
+    """
+    count = facts.layers // pipeline * facts.layer_parameters // tensor
+    table = -(-facts.vocab // tensor) * facts.hidden
+    first, last = stage == 0, stage == pipeline - 1
+    count += table * first
+    if last:
+        count += facts.hidden + (0 if facts.tied_embeddings and first else table)
+    return count
+
+
+def _largest_tensor(facts: ModelFacts) -> int:
+    return max(facts.embedding_parameters, facts.hidden * facts.ffn)
+
+
+def _mini_batch(recipe: Recipe) -> tuple[int, int]:
+    """(tokens, response tokens) of the longest possible mini-batch, per data-parallel rank."""
+    rollout, trainer = recipe.rollout, recipe.trainer
+    sequences = rollout.prompts_per_step * rollout.samples_per_prompt
+    sequences = -(-sequences // (trainer.mini_batches * trainer.data_parallel))
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return sequences * longest, sequences * rollout.max_response_tokens
+
+
+def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) -> int:
+    """What the backward pass needs, of every micro-batch in flight.
+
+    Pipeline schedule 1F1B (arXiv 2104.04473): stage p of P has forwarded at most P - p
+    micro-batches before the first backward.
+    """
+    trainer = recipe.trainer
+    tokens, _ = _mini_batch(recipe)
+    micro_tokens = min(trainer.micro_batch_tokens, tokens)
+    in_flight = min(trainer.pipeline_parallel - stage, -(-tokens // micro_tokens))
+    per_layer = _layer_activation_elements(
+        facts, trainer.tensor_parallel, trainer.sequence_parallel
+    )
+    layers = facts.layers // trainer.pipeline_parallel
+    return int(in_flight * micro_tokens * layers * per_layer * element)
+
+
+def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel: bool) -> float:
+    """Elements per token that one layer keeps for its backward.
+
+    As Korthikanti et al. (arXiv 2205.05198, section 4), for this project's layer: no dropout, an
+    attention that keeps no matrix of scores, grouped queries, a gated feed-forward. Outside the
+    tensor-parallel regions (divided by TP with sequence parallelism only) 6 h: input and output of
+    both norms, output of attention and feed-forward. Inside, divided by TP: query, key and value
+    before and query and key after the rotation, the attention's output; gate, up, the gate's
+    activation and their product.
+    """
+    outside = 6 * facts.hidden / (tensor if sequence_parallel else 1)
+    attention = facts.head_dim * (3 * facts.heads + 3 * facts.kv_groups)
+    return outside + (attention + 4 * facts.ffn) / tensor
+
+
+def _logits(recipe: Recipe, facts: ModelFacts) -> int:
+    """Logits of the response tokens of one micro-batch (the output layer sees no others)."""
+    _, responses = _mini_batch(recipe)
+    count = min(recipe.trainer.micro_batch_tokens, responses)
+    columns = -(-facts.vocab // recipe.trainer.tensor_parallel)
+    return count * columns * 4 * LOGIT_COPIES
+
+
+def rank_coordinates(recipe: Recipe, rank: int) -> tuple[int, int, int]:
+    """(tensor, data, pipeline) index of a rank, in Megatron's default order tp-cp-ep-dp-pp."""
+    tensor, data = recipe.trainer.tensor_parallel, recipe.trainer.data_parallel
+    return rank % tensor, rank // tensor % data, rank // (tensor * data)
+
+
+def describe(recipe: Recipe) -> str:
+    """The processes of a checked recipe: every trainer rank's place, the engines, the folder."""
+    trainer, rollout = recipe.trainer, recipe.rollout
+    facts = model_facts(recipe.model)
+    tensor, data, pipeline = (
+        trainer.tensor_parallel,
+        trainer.data_parallel,
+        trainer.pipeline_parallel,
+    )
+    ranks = tensor * data * pipeline
+    name = recipe.model.bundled or recipe.model.path
+    lines = [
+        f"model: {name}, {facts.parameters / 1e6:.4g} M parameters in {facts.layers} layers, "
+        f"vocabulary {facts.vocab}, {recipe.model.dtype}",
+        f"trainer: {ranks} ranks = tensor {tensor} x data {data} x pipeline {pipeline}",
+    ]
+    per_stage = facts.layers // pipeline
+    for rank in range(ranks):
+        t, d, p = rank_coordinates(recipe, rank)
+        layers = f"layers {p * per_stage}-{(p + 1) * per_stage - 1}"
+        extra = (", embedding" if p == 0 else "") + (
+            ", output layer and loss" if p == pipeline - 1 else ""
+        )
+        role = "; engines, judges, tracking" if rank == 0 else ""
+        lines.append(f"  rank {rank}: tensor {t}, data {d}, pipeline {p}: {layers}{extra}{role}")
+    if rollout.urls:
+        lines += [f"engine: {url} (started by somebody else)" for url in rollout.urls]
+    for index in range(rollout.engines):
+        port = rollout.engine.port + index if rollout.engine.port else "a free one"
+        lines.append(
+            f"engine {index}: one vLLM server here, tensor {rollout.engine.tensor_parallel}, "
+            f"port: {port}"
+        )
+    samples = rollout.prompts_per_step * rollout.samples_per_prompt
+    lines.append(
+        f"step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
+        f"{samples}, in {trainer.mini_batches} mini-batches; {recipe.steps} steps"
+    )
+    lines.append(f"judges: {recipe.task.judge_processes} processes")
+    lines.append(f"run folder: {run_folder(recipe)}")
+    return "\n".join(lines)

