@@ -49,8 +49,9 @@ SMOLLM2_CONFIG: dict[str, Any] = {
     "vocab_size": 49152,
 }
 
+# In GPT-2's byte-level alphabet, where new line and space are written so.
 TINY_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-TINY_CHARACTERS = "\n" + "".join(chr(c) for c in range(32, 127))
+TINY_CHARACTERS = "ĊĠ" + "".join(chr(c) for c in range(33, 127))
 TINY_CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "attention_dropout": 0.0,
@@ -283,6 +284,7 @@ def _smollm2_tokenizer(reader: Any) -> tuple[Any, str]:
 
 def _make_tiny(folder: Path) -> None:
     tokenizer_config = {
+        "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": "<bos>",
         "eos_token": "<eos>",
         "pad_token": "<pad>",
@@ -326,12 +328,17 @@ def _tiny_tensors() -> dict[str, np.ndarray]:
 
 
 def _tiny_tokenizer() -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    """Byte-level BPE without a merge: one token per printable ASCII character, others are dropped.
+
+    transformers reads the tokenizer of any Qwen2 model as a Qwen2Tokenizer, which keeps the
+    vocabulary and the merges of tokenizer.json and nothing else; so this one is of that kind.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {t: i for i, t in enumerate([*TINY_SPECIAL, *TINY_CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in TINY_SPECIAL])
     return tokenizer
 
