@@ -7,7 +7,8 @@ import pytest
 
 from aent.recipe.estimate import GIB, describe, estimate, rank_coordinates
 from aent.recipe.load import load
-from aent.recipe.model_facts import BUNDLED
+from aent.recipe.model_facts import model_facts
+from aent.recipe.schema import ModelSection
 
 BASE = """
 name: x
@@ -35,7 +36,7 @@ def test_smollm2_facts_are_those_of_the_packaged_file():
     assert spec is not None
     (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     fields = GGUFReader(path).fields
-    facts = BUNDLED["smollm2-135m-instruct"]
+    facts = model_facts(ModelSection(bundled="smollm2-135m-instruct"))
     named = {
         "block_count": facts.layers,
         "embedding_length": facts.hidden,

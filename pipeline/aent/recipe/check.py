@@ -53,7 +53,7 @@ def _model(recipe: Recipe, machine: bool) -> Iterator[str]:
     if not machine:
         return
     if path is not None:
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if not folder.is_dir():
             yield f"model.path: no folder {path}"
         elif not (folder / "config.json").is_file():

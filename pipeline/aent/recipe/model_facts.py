@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aent.model_source import hf_config
 from aent.recipe.schema import ModelSection
 
 
@@ -44,44 +45,27 @@ class ModelFacts:
         )
 
 
-# The bundled models are made on first use; a check must not make them. tests/recipe hold these
-# numbers against the real ones.
-BUNDLED = {
-    "smollm2-135m-instruct": ModelFacts(
-        "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, tied_embeddings=True
-    ),
-    "tiny-qwen2": ModelFacts("qwen2", 2, 128, 256, 4, 2, 32, 128, 512, tied_embeddings=False),
-}
-
-
 def model_facts(model: ModelSection) -> ModelFacts:
-    """Facts of the recipe's model: from its config.json, or known for a bundled one.
+    """Facts of the recipe's model, whose folder need not be made yet if it is a bundled one.
 
     Raises:
         ValueError: one sentence naming the file and field that is missing or wrong.
     """
-    if model.bundled is not None:
-        return BUNDLED[model.bundled]
-    assert model.path is not None
-    return read_facts(Path(model.path) / "config.json")
-
-
-def read_facts(path: Path) -> ModelFacts:
-    """Facts from a Hugging Face config.json; ValueError as ``model_facts``."""
+    where = str(Path(model.path, "config.json")) if model.path is not None else str(model.bundled)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = hf_config(model)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{where} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise ValueError(f"{where} is not a JSON object")
 
     def size(name: str, default: Any = None) -> int:
         value = config.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{path}: {name} must be a positive whole number, got {value!r}")
+            raise ValueError(f"{where}: {name} must be a positive whole number, got {value!r}")
         return value
 
     heads, hidden = size("num_attention_heads"), size("hidden_size")
