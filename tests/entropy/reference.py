@@ -1,4 +1,4 @@
-"""The clamped-entropy mathematics written plainly, in float64, over the whole vocabulary."""
+"""The clamped entropy written plainly, in float64, over the whole vocabulary; test data."""
 
 from __future__ import annotations
 
@@ -47,6 +47,32 @@ def gradient(
     """Gradient, float64 [N, columns], of the sum of weights [3, N] times the first three."""
     leaf = logits.detach().double().requires_grad_()
     terms = statistics(leaf, targets, temperature, k, vocab_size)[:3]
-    sum((w * t).sum() for w, t in zip(weights.double(), terms, strict=True)).backward()  # type: ignore[union-attr]
+    sum((w * t).sum() for w, t in zip(weights.double(), terms, strict=True)).backward()
     assert leaf.grad is not None
     return leaf.grad
+
+
+def make_logits(
+    rows: int, vocab: int, dtype: torch.dtype, style: str, masked: bool, seed: int
+) -> Tensor:
+    """Logits of the kinds that break selections; every row keeps one finite logit."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, vocab, generator=g, dtype=torch.float64)
+    if style == "wide":
+        x = x * torch.tensor([1.0, 50.0, 3000.0])[torch.randint(0, 3, (rows, 1), generator=g)]
+    elif style == "grid":  # many ties, zeros of both signs among them
+        x = (x * 2).round() / 2
+    elif style == "constant":
+        x = x[:, :1].expand(rows, vocab).clone()
+    elif style == "one_hot":
+        x = torch.zeros_like(x)
+        x[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = 1e4
+    elif style == "tiny":  # logits within a few units in the last place of one another
+        x = 1 + x * 3 * torch.finfo(dtype).eps
+    elif style == "sorted":  # neighbours are correlated: samples and shards differ from the whole
+        x = x.sort(dim=1).values
+    if masked:
+        hide = torch.rand(rows, vocab, generator=g) < 0.3
+        hide[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = False
+        x[hide] = -torch.inf
+    return x.to(dtype)

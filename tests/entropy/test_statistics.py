@@ -7,39 +7,14 @@ import sys
 
 import pytest
 import torch
-from entropy import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aent.entropy import TokenStatistics, token_statistics
 from aent.entropy.selection import VocabShard, select_kept
-
-
-def make_logits(
-    rows: int, vocab: int, dtype: torch.dtype, style: str, masked: bool, seed: int
-) -> Tensor:
-    """Logits of the kinds that break selections; every row keeps one finite logit."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, vocab, generator=g, dtype=torch.float64)
-    if style == "wide":
-        x = x * torch.tensor([1.0, 50.0, 3000.0])[torch.randint(0, 3, (rows, 1), generator=g)]
-    elif style == "grid":  # many ties, zeros of both signs among them
-        x = (x * 2).round() / 2
-    elif style == "constant":
-        x = x[:, :1].expand(rows, vocab).clone()
-    elif style == "one_hot":
-        x = torch.zeros_like(x)
-        x[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = 1e4
-    elif style == "tiny":  # logits within a few units in the last place of one another
-        x = 1 + x * 3 * torch.finfo(dtype).eps
-    elif style == "sorted":  # neighbours are correlated: samples and shards differ from the whole
-        x = x.sort(dim=1).values
-    if masked:
-        hide = torch.rand(rows, vocab, generator=g) < 0.3
-        hide[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = False
-        x[hide] = -torch.inf
-    return x.to(dtype)
+from entropy import reference
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -71,8 +46,10 @@ def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> No
         st.sampled_from(["normal", "wide", "grid", "constant", "one_hot", "tiny", "sorted"])
     )
     seed = data.draw(st.integers(0, 10**6))
-    logits = make_logits(rows, columns, dtype, style, False, seed)
-    logits[:, :vocab] = make_logits(rows, vocab, dtype, style, data.draw(st.booleans()), seed)
+    logits = reference.make_logits(rows, columns, dtype, style, False, seed)
+    logits[:, :vocab] = reference.make_logits(
+        rows, vocab, dtype, style, data.draw(st.booleans()), seed
+    )
     logits.requires_grad_()
     # a target with a finite log-prob: its -inf would be right, and its gradient undefined
     targets = logits.detach()[:, :vocab].double().argmax(dim=1)
@@ -84,7 +61,7 @@ def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> No
 
     weights = torch.randn(3, rows, generator=torch.Generator().manual_seed(seed + 1))
     terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
-    sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()  # type: ignore[union-attr]
+    sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
     want = reference.gradient(logits, targets, temperature, k, vocab, weights)
     assert logits.grad is not None
     assert logits.grad.dtype == dtype
@@ -103,7 +80,7 @@ def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> No
 def test_set_of_a_real_vocabulary(style: str, dtype: torch.dtype) -> None:
     """Wide enough for the sampled bracket and its candidates to do the work."""
     vocab = 20_000
-    logits = make_logits(6, vocab, dtype, style, style == "normal", 1)
+    logits = reference.make_logits(6, vocab, dtype, style, style == "normal", 1)
     for k in (1, 2, 50, 13_400, vocab - 1, vocab):
         kept = select_kept(logits, k, VocabShard(0, vocab, vocab, None))
         mask = kept.mask(logits, slice(None), 0).bool()
@@ -243,7 +220,7 @@ def test_no_rows_at_all() -> None:
 def test_logits_that_are_not_contiguous() -> None:
     logits, targets = torch.randn(60, 4, 5), torch.zeros(4, 5, dtype=torch.int64)
     view = logits.permute(1, 2, 0).requires_grad_()
-    grads = []
+    grads: list[Tensor] = []
     for leaf in (view, view.detach().contiguous().requires_grad_()):
         stats = token_statistics(leaf, targets)
         grads += torch.autograd.grad(stats.clamped_entropy.sum() + stats.log_prob.sum(), leaf)
@@ -278,9 +255,46 @@ def test_importing_the_package_needs_torch_alone() -> None:
     """What aent.entropy brings in besides torch's own imports is the package itself."""
     code = (
         "import sys, torch; before = set(sys.modules)\n"
-        "import aent.entropy\n"
+        "import aent.entropy, aent.entropy.controllers\n"
         "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}"
         " - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() in ("['aent']", "['aent', 'torch']")
+
+
+def test_backward_computes_only_what_has_a_gradient() -> None:
+    """Log-prob alone takes no entropy arithmetic (addcmul), entropy no mask (ge), no target."""
+
+    class Operations(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    logits = torch.randn(3, 100, requires_grad=True)
+    used = {}
+    for name in ("log_prob", "entropy", "clamped_entropy"):
+        total = getattr(token_statistics(logits, torch.zeros(3, dtype=torch.int64)), name).sum()
+        with Operations() as operations:
+            torch.autograd.grad(total, logits)
+        used[name] = set(operations.names)
+    assert not used["log_prob"] & {"addcmul", "addcmul_"}
+    assert "addcmul" in used["entropy"]
+    assert not used["entropy"] & {"ge", "scatter_add_"}
+    assert "ge" in used["clamped_entropy"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_row_spoils_only_itself(bad: float) -> None:
+    logits, targets = torch.randn(4, 5000), torch.zeros(4, dtype=torch.int64)
+    broken = logits.clone()
+    broken[1, 17], broken[2] = bad, -torch.inf
+    good = [0, 3]
+    want, got = token_statistics(logits, targets), token_statistics(broken, targets)
+    for name in ("log_prob", "entropy", "clamped_entropy", "kept_mass"):
+        assert getattr(got, name)[1:3].isnan().all()
+        assert torch.equal(getattr(got, name)[good], getattr(want, name)[good])

@@ -333,46 +333,6 @@ def _tie_cut(
     return shard.all_reduce(cut, dist.ReduceOp.MAX)
 
 
-def _count_at_least(values: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
-    """Count the values of row rows[i] whose key is keys[i] or more: int64 [len(rows)]."""
-    bounds = _value_of(keys, values.dtype)
-    counts = torch.empty_like(keys)
-    for part, x in _gathered(values, rows):
-        # Adding up ones in floating point is several times faster than counting a mask, and exact
-        # below 2^24 columns a shard.
-        ones = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        counts[part] = torch.ge(x, bounds[part, None], out=ones).sum(dim=1).long()
-    return counts
-
-
-def _nth_largest(values: Tensor, n: int) -> Tensor:
-    """Return the n-th largest (from 0) of each row of ``values`` [N, C]: [N]."""
-    return values.kthvalue(values.shape[1] - n, dim=1).values
-
-
-def _tie_cut(
-    logits: Tensor, rows: Tensor, threshold: Tensor, wanted: Tensor, shard: VocabShard
-) -> Tensor:
-    """Return the global id of the wanted[i]-th (from 1) logit of rows[i] that equals threshold[i].
-
-    All of int64 [len(rows)]. Ties are numbered by rank and then by column, which is by global id.
-    """
-    ranks = 1 if shard.group is None else dist.get_world_size(shard.group)
-    rank = 0 if shard.group is None else dist.get_rank(shard.group)
-    ties = torch.zeros(ranks, rows.numel(), dtype=torch.int64, device=rows.device)
-    for part, x in _gathered(logits, rows):
-        ties[rank, part] = (x == threshold[part, None]).sum(dim=1)
-    shard.all_reduce(ties)
-    wanted_here = wanted - ties[:rank].sum(dim=0)
-    cut = torch.full_like(wanted, -1)
-    for part, x in _gathered(logits, rows):
-        number = (x == threshold[part, None]).cumsum(dim=1, dtype=torch.int32)
-        # The first column at which the running number is reached: as many columns lie before it.
-        cut[part] = shard.start + (number < wanted_here[part, None]).sum(dim=1)
-    owned = (wanted_here > 0) & (wanted_here <= ties[rank])
-    return shard.all_reduce(torch.where(owned, cut, -1), dist.ReduceOp.MAX)
-
-
 def _gathered(logits: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of ``rows`` with the logits of the rows they name, without a copy if all are."""
     everything = rows.numel() == logits.shape[0]

@@ -82,7 +82,7 @@ def token_statistics(
 
     Returns:
         TokenStatistics, the same on every rank; computed in fp32 for 16- and 32-bit logits, in
-        float64 for float64. Without gradient nothing is kept; with it the logits and 48 bytes a
+        float64 for float64. Without gradient nothing is kept; with it the logits and 40 bytes a
         token (fp32). Each rank's gradient is that of its own columns, complete.
 
     Raises:

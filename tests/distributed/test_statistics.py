@@ -1,0 +1,169 @@
+"""token_statistics over real ranks: the same set bit for bit, the same values and gradients."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from aent.entropy import token_statistics
+from aent.entropy.selection import VocabShard, select_kept
+from distributed.ranks import run_ranks
+from entropy import reference
+
+
+@dataclass(frozen=True)
+class Case:
+    """Logits [5, columns] of which ``vocab`` are real, cut at shares of the columns."""
+
+    vocab: int
+    columns: int
+    k: int
+    dtype: torch.dtype = torch.float32
+    style: str = "normal"
+    masked: bool = False
+    temperature: float = 1.0
+    cuts: str = "even"
+    seed: int = 0
+
+    def data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = torch.full((5, self.columns), 7.0, dtype=self.dtype)  # padding must not matter
+        made = reference.make_logits(5, self.vocab, self.dtype, self.style, self.masked, self.seed)
+        logits[:, : self.vocab] = made
+        targets = made.double().argmax(dim=1)
+        weights = torch.randn(3, 5, generator=torch.Generator().manual_seed(self.seed))
+        return logits, targets, weights
+
+    def widths(self, ranks: int) -> list[int]:
+        if self.cuts == "narrow":  # first blocks narrower than K, the rest in the last
+            cuts = [3 * i for i in range(1, ranks)]
+        elif self.cuts == "random":  # blocks may be empty
+            cuts = sorted(np.random.default_rng(self.seed).integers(0, self.columns, ranks - 1))
+        else:
+            return [len(part) for part in np.array_split(range(self.columns), ranks)]
+        return np.diff([0, *cuts, self.columns]).tolist()
+
+
+def random_case(seed: int) -> Case:
+    draw = random.Random(seed)
+    columns = draw.randint(9, 600)
+    vocab = draw.randint(1, columns)
+    return Case(
+        vocab,
+        columns,
+        draw.choice([draw.randint(1, vocab), vocab - vocab // 3]),
+        draw.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+        draw.choice(["normal", "wide", "grid", "constant", "one_hot", "tiny", "sorted"]),
+        masked=draw.random() < 0.3,
+        temperature=draw.choice([1.0, 0.7, 1.5]),
+        cuts=draw.choice(["even", "narrow", "random"]),
+        seed=seed,
+    )
+
+
+CASES = [
+    Case(100, 100, 67),
+    Case(100, 100, 1),
+    Case(100, 100, 100),
+    Case(97, 128, 65, temperature=0.7),
+    Case(40, 128, 30),  # blocks that are all padding
+    Case(3, 128, 2, style="grid"),
+    Case(100, 100, 67, cuts="narrow"),
+    Case(100, 112, 5, cuts="narrow", style="grid", dtype=torch.bfloat16),
+    Case(500, 512, 335, torch.bfloat16, temperature=1.3),
+    Case(500, 512, 335, torch.float16, "grid"),
+    Case(500, 512, 335, torch.float64, "wide"),
+    Case(500, 512, 335, style="wide", temperature=0.6),
+    Case(500, 512, 335, style="constant"),
+    Case(500, 512, 335, style="one_hot"),
+    Case(500, 512, 335, style="tiny"),
+    Case(500, 512, 470, masked=True),  # masked tokens among the kept
+    Case(500, 512, 335, masked=True, style="grid", cuts="narrow"),
+    Case(9000, 9216, 6030),
+    Case(9000, 9216, 6030, style="sorted"),
+    Case(9000, 9216, 6030, style="sorted", cuts="narrow"),
+    Case(9000, 9216, 6030, torch.bfloat16, "sorted"),
+    Case(9000, 9216, 20, style="grid"),
+    Case(9000, 9216, 6030, style="tiny", masked=True),
+    *(random_case(seed) for seed in range(20)),
+]
+
+
+def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
+    logits, targets, weights = case.data()
+    widths = case.widths(ranks)
+    start = sum(widths[:rank])
+    leaf = logits[:, start : start + widths[rank]].clone().requires_grad_()
+    group = dist.group.WORLD
+    stats = token_statistics(
+        leaf, targets, case.temperature, top_k=case.k, vocab_size=case.vocab, tp_group=group
+    )
+    terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
+    sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
+    assert leaf.grad is not None
+
+    shard = VocabShard.locate(widths[rank], case.vocab, group, leaf.device)
+    real = leaf.detach()[:, : shard.width]
+    kept = select_kept(real, case.k, shard)
+    values = torch.stack([*terms, stats.kept_mass]).detach()
+    return {
+        "values": values.double().numpy(),
+        "grad": leaf.grad.double().numpy(),
+        "mask": kept.mask(real, slice(None), shard.start).bool().numpy(),
+        "set": (kept.threshold.double().numpy(), kept.cut.numpy()),
+    }
+
+
+def on_rank(rank: int, ranks: int) -> list[dict[str, Any]]:
+    return [one_case(case, rank, ranks) for case in CASES]
+
+
+def error_said(rank: int, ranks: int) -> str:
+    """What a wrong argument says on a rank; it must be said on all of them alike."""
+    try:
+        token_statistics(
+            torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64),
+            vocab_size=4 * ranks + 1, tp_group=dist.group.WORLD,
+        )  # fmt: skip
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def on_rank_with_error(rank: int, ranks: int) -> tuple[list[dict[str, Any]], str]:
+    return on_rank(rank, ranks), error_said(rank, ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_sharding_equals_the_reference(ranks: int) -> None:
+    answers = run_ranks(on_rank_with_error, ranks)
+    for i, case in enumerate(CASES):
+        parts = [results[i] for results, _ in answers]
+        logits, targets, weights = case.data()
+
+        mask = np.concatenate([part["mask"] for part in parts], axis=1)
+        expected_mask = reference.kept_mask(logits[:, : case.vocab], case.k).numpy()
+        assert np.array_equal(mask, expected_mask), case
+        for part in parts:  # bit for bit the same on every rank
+            assert np.array_equal(part["values"], parts[0]["values"]), case
+            assert np.array_equal(part["set"], parts[0]["set"]), case
+
+        problem = (logits, targets, case.temperature, case.k, case.vocab)
+        tol = 1e-11 if case.dtype == torch.float64 else 2e-5
+        expected = torch.stack(reference.statistics(*problem)).numpy()
+        np.testing.assert_allclose(
+            parts[0]["values"], expected, rtol=tol, atol=tol, err_msg=str(case)
+        )
+        grad = np.concatenate([part["grad"] for part in parts], axis=1)
+        expected = reference.gradient(*problem, weights).numpy()
+        tol = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(case.dtype, tol)
+        np.testing.assert_allclose(grad, expected, rtol=tol, atol=tol, err_msg=str(case))
+        assert (grad[:, case.vocab :] == 0).all(), case
+    for _, error in answers:
+        assert f"vocab_size is {4 * ranks + 1}, but the logits have {4 * ranks} columns" in error
