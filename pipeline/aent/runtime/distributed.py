@@ -1,0 +1,91 @@
+"""Process groups, seeds and threads of a trainer rank.
+
+On a GPU (nccl) this was not run where it was written; it uses the same calls.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from aent.recipe.schema import TrainerSection
+from aent.runtime import megatron_cpu
+
+_control_group: dist.ProcessGroup | None = None
+
+
+def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4 * 3600.0) -> None:
+    """Join this rank to the job: process groups, Megatron's parallel state, seeds, threads.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT (torchrun's variables; a
+    default process group that exists already is used as it is).
+
+    Args:
+        settings: the layout (tensor x pipeline x data = WORLD_SIZE) and the collectives' time-out.
+        seed: of the run; ranks derive theirs from it by Megatron's rules.
+        control_timeout_s: deadline of collectives on ``control_group``.
+
+    Raises:
+        ValueError: if the layout does not fill the world.
+    """
+    global _control_group
+    from megatron.core import parallel_state, tensor_parallel
+
+    megatron_cpu.enter()
+    layout = (settings.tensor_parallel, settings.pipeline_parallel, settings.data_parallel)
+    world = int(os.environ["WORLD_SIZE"])
+    if math.prod(layout) != world:
+        raise ValueError(
+            f"trainer.tensor_parallel x pipeline_parallel x data_parallel = "
+            f"{' x '.join(map(str, layout))} = {math.prod(layout)}, but {world} ranks were started"
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        default = max(1, (os.cpu_count() or 1) // ranks_here)
+        torch.set_num_threads(settings.threads_per_rank or default)
+    timeout_s = settings.collective_timeout_s
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=settings.tensor_parallel,
+        pipeline_model_parallel_size=settings.pipeline_parallel,
+        distributed_timeout_minutes=max(1, math.ceil(timeout_s / 60)),
+    )
+    _control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=control_timeout_s))
+    torch.manual_seed(seed)
+    with megatron_cpu.device_mode():
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def control_group() -> dist.ProcessGroup:
+    """The gloo group of all ranks whose deadline is long: CPU tensors, and waits for rank 0."""
+    if _control_group is None:
+        raise RuntimeError(
+            "aent.runtime.distributed.initialize has not been called in this process"
+        )
+    return _control_group
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def shutdown() -> None:
+    """Leave the job: destroy Megatron's groups and the default one."""
+    global _control_group
+    from megatron.core import parallel_state
+
+    _control_group = None
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

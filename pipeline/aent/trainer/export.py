@@ -1,0 +1,147 @@
+"""The policy's weights under Hugging Face names: handed out, or written as a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict
+from mbridge.core.bridge import Bridge
+from megatron.core import parallel_state
+from torch import Tensor
+
+from aent.trainer.model import PolicyModel
+
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")
+
+
+@dataclass
+class _Shard:
+    """One Megatron parameter, as its pipeline stage describes it to the others."""
+
+    name: str  # with the global layer number
+    stage: int
+    shape: torch.Size  # of one tensor-parallel shard
+    dtype: torch.dtype
+    split: bool  # over the tensor-parallel group
+
+
+class Exporter:
+    """Collects full tensors on rank 0, one Megatron parameter at a time."""
+
+    def __init__(self, bridge: Bridge, model: PolicyModel) -> None:
+        """Collective over the pipeline: the stages tell one another what they hold."""
+        self.bridge = bridge
+        self.stage = parallel_state.get_pipeline_model_parallel_rank()
+        self.replica = parallel_state.get_data_parallel_rank()
+        global_names = bridge._weight_name_mapping_mcore_local_to_global(model)
+        self.parameters = {global_names[n]: p for n, p in model.named_parameters()}
+        mine = [
+            _Shard(n, self.stage, p.shape, p.dtype, getattr(p, "tensor_model_parallel", False))
+            for n, p in self.parameters.items()
+        ]
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        everyones: list[list[_Shard]] = [[]] * pipeline.size()
+        dist.all_gather_object(everyones, mine, group=pipeline)
+        self.shards = [shard for stage in everyones for shard in stage]
+        if bridge.hf_config.tie_word_embeddings:  # the last stage's copy of the embedding
+            self.shards = [s for s in self.shards if s.name != "output_layer.weight"]
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor on this rank's device) on rank 0; elsewhere (Megatron
+        name, empty tensor), once per parameter. Every rank must iterate to the end."""
+        for shard in self.shards:
+            whole = self._collect(shard)
+            if whole is None:
+                yield shard.name, torch.empty(0)
+                continue
+            names, tensors = self.bridge._weight_to_hf_format(shard.name, whole)
+            for name, tensor in zip(names, tensors):
+                yield name, tensor.contiguous()
+
+    def _collect(self, shard: _Shard) -> Tensor | None:
+        """The whole parameter on global rank 0, None elsewhere: merged over the tensor-parallel
+        group of its stage, then sent to stage 0. Other data-parallel replicas have no part."""
+        if self.replica != 0:
+            return None
+        tensor_group = parallel_state.get_tensor_model_parallel_group()
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        whole = None
+        if self.stage == shard.stage:
+            parameter = self.parameters[shard.name]
+            pieces = [parameter.detach()]
+            if shard.split and tensor_group.size() > 1:
+                first = tensor_group.rank() == 0
+                pieces = [torch.empty_like(parameter) for _ in range(tensor_group.size())]
+                dist.gather(
+                    parameter.detach(), pieces if first else None, group=tensor_group, group_dst=0
+                )
+            if tensor_group.rank() == 0:
+                whole = pieces[0]
+                if shard.split:
+                    whole = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
+        if tensor_group.rank() != 0:
+            return None
+        if shard.stage == 0:
+            return whole if self.stage == 0 else None
+        if self.stage == shard.stage:
+            assert whole is not None
+            dist.send(whole.contiguous(), group=pipeline, group_dst=0)
+        elif self.stage == 0:
+            whole = torch.empty(self._full_shape(shard), dtype=shard.dtype, device=_device())
+            dist.recv(whole, group=pipeline, group_src=shard.stage)
+            return whole
+        return None
+
+    def _full_shape(self, shard: _Shard) -> list[int]:
+        shape = list(shard.shape)
+        if shard.split:
+            dimension = 1 if _is_row_parallel(shard.name) else 0
+            shape[dimension] *= parallel_state.get_tensor_model_parallel_world_size()
+        return shape
+
+
+def _is_row_parallel(name: str) -> bool:
+    return "linear_proj.weight" in name or "linear_fc2.weight" in name
+
+
+def _device() -> torch.device:
+    from aent.runtime import distributed
+
+    return distributed.device()
+
+
+def save_pretrained(exporter: Exporter, source: Path, target: Path) -> None:
+    """Write a Hugging Face folder: safetensors, config.json, and the tokenizer of ``source``.
+
+    Collective; rank 0 writes, under a temporary name that becomes ``target`` when all is there.
+
+    Raises:
+        FileExistsError: on rank 0, if ``target`` exists.
+    """
+    if dist.get_rank() != 0:
+        for _ in exporter:
+            pass
+        return
+    if target.exists():
+        raise FileExistsError(f"{target} exists: a saved model is never written over")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
+            shutil.copy2(file, partial / file.name)
+    weights = {name: tensor.cpu() for name, tensor in exporter}
+    save_torch_state_dict(weights, partial)
+    config = json.loads((partial / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(exporter.bridge.dtype).removeprefix("torch.")
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(partial, target)

@@ -1,0 +1,94 @@
+"""The loss of one micro-batch, on the last pipeline stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from aent.algorithm.losses import policy_loss
+from aent.entropy import token_statistics
+from aent.entropy.statistics import TokenStatistics
+from aent.recipe.schema import Recipe
+from aent.trainer.packing import MicroBatch
+
+# what is summed over the tokens of a mini-batch, in this order
+SUMS = (
+    "loss", "policy_loss", "entropy", "clamped_entropy", "kept_mass", "clip_fraction",
+    "kl_behaviour", "logprob_gap", "kl_reference", "tokens",
+)  # fmt: skip
+
+
+@dataclass
+class MicroBatchLoss:
+    """One micro-batch's share of the mini-batch's loss."""
+
+    loss: Tensor  # scalar fp32, differentiable
+    sums: Tensor  # [len(SUMS)] float64
+    log_prob: Tensor  # [N] fp32, detached
+
+
+def statistics(logits: Tensor, targets: Tensor, recipe: Recipe, vocab_size: int) -> TokenStatistics:
+    """Per-token statistics of the tempered policy from this rank's logits."""
+    drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
+    if drop_fraction is None and top_k is None:
+        drop_fraction = 0.33
+    group = parallel_state.get_tensor_model_parallel_group()
+    return token_statistics(
+        logits,
+        targets,
+        temperature=recipe.rollout.temperature,
+        drop_fraction=drop_fraction,
+        top_k=top_k,
+        vocab_size=vocab_size,
+        tp_group=group if group.size() > 1 else None,
+    )
+
+
+def micro_batch_loss(
+    logits: Tensor, micro_batch: MicroBatch, recipe: Recipe, coefficient: float, vocab_size: int
+) -> MicroBatchLoss:
+    """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
+
+    The weights (``policy_weight``, ``entropy_weight``) sum to 1 over the mini-batch, so the
+    mini-batch's loss is the plain sum of these over micro-batches and data-parallel ranks. With
+    coefficient 0 the loss is the policy's alone, and no graph is kept for an entropy.
+
+    Args:
+        logits: [N, V_local], this rank's block of columns.
+        vocab_size: true V.
+    """
+    f = micro_batch.fields
+    stats = statistics(logits, f["targets"], recipe, vocab_size)
+    old, reference = f.get("old_logprobs"), f.get("reference_logprobs")
+    policy = policy_loss(
+        stats.log_prob,
+        old,
+        f["advantages"],
+        recipe.algorithm,
+        reference_logprobs=reference,
+        importance=f.get("importance"),
+    )
+    loss = policy_term = (f["policy_weight"] * policy.loss).sum()
+    if coefficient != 0:
+        clamped = recipe.entropy.measure == "clamped"
+        bonus = stats.clamped_entropy if clamped else stats.entropy
+        loss = policy_term - coefficient * (f["entropy_weight"] * bonus).sum()
+    log_prob = stats.log_prob.detach()
+    gap = log_prob - f["behaviour_logprobs"]
+    values = {
+        "loss": loss.detach(),
+        "policy_loss": policy_term.detach(),
+        "entropy": stats.entropy.detach(),
+        "clamped_entropy": stats.clamped_entropy.detach(),
+        "kept_mass": stats.kept_mass,
+        "clip_fraction": policy.clipped,
+        "kl_behaviour": torch.expm1(gap) - gap,
+        "logprob_gap": gap.abs(),
+        "kl_reference": policy.kl_reference if policy.kl_reference is not None else gap * 0,
+        "tokens": torch.ones_like(gap),
+    }
+    sums = torch.stack([values[name].double().sum() for name in SUMS])
+    return MicroBatchLoss(loss, sums, log_prob)

@@ -1,0 +1,158 @@
+"""The policy as a Megatron model: built, and filled, from a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mbridge import AutoBridge
+from mbridge.core.bridge import Bridge
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
+from torch import Tensor
+from transformers import AutoConfig
+
+from aent.recipe.schema import Recipe
+from aent.trainer.layers import local_block_spec
+from aent.trainer.packing import MicroBatch
+
+try:
+    import transformer_engine  # noqa: F401
+
+    HAVE_TRANSFORMER_ENGINE = True
+except ImportError:
+    HAVE_TRANSFORMER_ENGINE = False
+
+
+class PolicyModel(GPTModel):
+    """A GPT model that hands out hidden states; ``logits`` is applied inside the loss."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rotary: RotaryEmbedding | None = None  # set where the local attention applies it
+
+    def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
+        return hidden_states
+
+    def run(self, micro_batch: MicroBatch) -> Tensor:
+        """Forward of this pipeline stage: hidden states [T, 1, hidden] (T / tp if sequence
+        parallel), after the final norm on the last stage."""
+        packed = micro_batch.packed
+        if self.rotary is not None:
+            assert packed.positions is not None
+            angles = self.rotary(packed.max_seqlen_q, packed_seq=True)[packed.positions, 0]
+            dtype = self.config.params_dtype
+            packed.cos, packed.sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        positions = packed.positions
+        return self(micro_batch.tokens, positions, attention_mask=None, packed_seq_params=packed)
+
+    def logits(self, hidden: Tensor, places: Tensor) -> Tensor:
+        """This rank's block of the vocabulary's logits at some places; last stage only.
+
+        Args:
+            hidden: what ``run`` returned.
+            places: [N] int64, into the packed tokens.
+
+        Returns:
+            [N, V_padded / tp], columns beyond the true vocabulary on the last ranks.
+        """
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            # each rank's gradient is whole (all-reduced below), so going back it is only split
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=group
+            )
+        weight = self.output_layer.weight
+        if weight is None:
+            weight = self.shared_embedding_or_output_weight()
+        return linear_with_grad_accumulation_and_async_allreduce(
+            hidden.squeeze(1).index_select(0, places),
+            weight,
+            bias=None,
+            gradient_accumulation_fusion=self.config.gradient_accumulation_fusion,
+            allreduce_dgrad=group.size() > 1,
+            sequence_parallel=False,
+            tp_group=group,
+        )
+
+
+def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
+    """mbridge's description of the model: Megatron's configuration and both weight mappings.
+
+    Raises:
+        ValueError: for a rotary embedding that is neither plain nor linearly scaled.
+    """
+    hf_config = AutoConfig.from_pretrained(model_path)
+    rope = dict(hf_config.rope_parameters)
+    if rope.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"{model_path}: rope_type {rope['rope_type']!r} is not supported by the trainer, "
+            "only 'default'"
+        )
+    # under transformers 5 mbridge looks for these where they no longer are
+    hf_config.rope_theta = rope["rope_theta"]
+    hf_config.rope_scaling = None
+    if getattr(hf_config, "head_dim", None) is None:
+        hf_config.head_dim = hf_config.hidden_size // hf_config.num_attention_heads
+    dtype = getattr(torch, recipe.model.dtype)
+    tp = parallel_state.get_tensor_model_parallel_world_size()
+    bridge = AutoBridge.from_config(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    bridge.set_extra_args(
+        sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,
+        # every weight is read from the folder (Megatron's own switch, perform_initialization,
+        # would leave out the attributes that say which parameters are sharded)
+        init_method=_leave,
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
+        gradient_accumulation_fusion=tensor_parallel.layers._grad_accum_fusion_available,
+        # losses are sums whose weights carry the denominators: Megatron scales nothing
+        calculate_per_token_loss=True,
+    )
+    # with tied embeddings the last of several stages keeps a copy under another name (mbridge
+    # knows this for some models only, and would write it into a table that all models share)
+    head = "model.embed_tokens.weight" if hf_config.tie_word_embeddings else "lm_head.weight"
+    bridge._DIRECT_MAPPING = {**bridge._DIRECT_MAPPING, "output_layer.weight": head}
+    return bridge
+
+
+def _leave(weight: Tensor) -> Tensor:
+    return weight
+
+
+def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
+    """This rank's shard of the model, with the folder's weights. Collective."""
+    args = bridge._get_gptmodel_args()
+    bridge.vocab_size = args["vocab_size"]
+    tp = parallel_state.get_tensor_model_parallel_world_size()
+    bridge.padded_vocab_size = -(-bridge.vocab_size // tp) * tp
+    args["vocab_size"] = bridge.padded_vocab_size
+    config = bridge.config
+    rotary = None
+    if HAVE_TRANSFORMER_ENGINE:
+        spec = bridge._get_transformer_layer_spec()
+    else:
+        spec = local_block_spec(config)
+        rotary = RotaryEmbedding(
+            kv_channels=config.kv_channels,
+            rotary_percent=1.0,
+            rotary_base=args["rotary_base"],
+            seq_len_interpolation_factor=args.pop("seq_len_interpolation_factor", None),
+        )
+        args["position_embedding_type"] = "none"  # PackedAttention applies it
+    model = PolicyModel(
+        config=config,
+        transformer_layer_spec=spec,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=bridge.hf_config.tie_word_embeddings,
+        **args,
+    )
+    model.rotary = rotary
+    for parameter in model.parameters():
+        tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+    bridge.load_weights([model], str(model_path))
+    return model

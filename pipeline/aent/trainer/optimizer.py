@@ -1,0 +1,141 @@
+"""Megatron's optimizer, and NeMo's learning rate schedules over it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import megatron.core.optimizer as megatron_optimizer
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from aent.recipe.schema import OptimizerSection, Recipe
+from aent.runtime.environment import optimizer_implementation
+
+
+def select_implementation(requested: str) -> str:
+    """Make Megatron use the requested Adam; return which one that is.
+
+    The one seam: Megatron picks Transformer Engine's, apex's or torch's when it is imported, by
+    what it finds, and keeps the class in its optimizer module.
+    """
+    chosen = optimizer_implementation(requested)
+    if chosen == "transformer_engine":
+        from transformer_engine.pytorch.optimizers import FusedAdam as adam
+    elif chosen == "apex":
+        from apex.optimizers import FusedAdam as adam
+    else:
+        from torch.optim import AdamW as adam
+    megatron_optimizer.Adam = adam
+    megatron_optimizer.USING_PYTORCH_OPTIMIZER = chosen == "torch"
+    return chosen
+
+
+def build_optimizer(
+    settings: OptimizerSection, model: DistributedDataParallel, dtype: torch.dtype
+) -> MegatronOptimizer:
+    """Adam with decoupled weight decay over this rank's shard of the parameters."""
+    implementation = select_implementation(settings.implementation)
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=0.0,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_eps=settings.eps,
+        decoupled_weight_decay=True,
+        clip_grad=settings.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=settings.distributed,
+    )
+    optimizer = get_megatron_optimizer(config, [model])
+    if implementation == "torch":
+        for group in optimizer.param_groups:
+            group["fused"], group["foreach"] = True, False  # one pass over memory, not a dozen
+    return optimizer
+
+
+@dataclass
+class Update:
+    """What one optimizer step did."""
+
+    grad_norm: float  # before clipping, over all parameters
+    skipped: bool  # the norm was not finite: no parameter and no state was touched
+
+
+def apply_gradients(optimizer: MegatronOptimizer, clip_grad: float) -> Update:
+    """Clip by global norm and step. Collective; the same decision on every rank."""
+    optimizer.prepare_grads()
+    grad_norm = optimizer.get_grad_norm()
+    if not math.isfinite(grad_norm):
+        return Update(grad_norm, skipped=True)
+    if clip_grad > 0:
+        parameters = optimizer.get_parameters()
+        clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
+    return Update(grad_norm, skipped=False)
+
+
+class LearningRate:
+    """NeMo's schedule, moved once per mini-batch, written into Megatron's optimizer.
+
+    torch's schedulers (NeMo's are) accept torch optimizers only: this one steps over an optimizer
+    of a single unused parameter, and its rate is copied.
+    """
+
+    def __init__(self, recipe: Recipe, optimizer: MegatronOptimizer) -> None:
+        self.optimizer = optimizer
+        self._carrier = torch.optim.SGD([torch.zeros(1)], lr=recipe.trainer.optimizer.lr)
+        self._schedule = _nemo_schedule(recipe, self._carrier)
+        self._write()
+
+    @property
+    def value(self) -> float:
+        """The rate of the next optimizer step."""
+        return self._carrier.param_groups[0]["lr"]
+
+    def move(self) -> None:
+        """One move: the rate of the mini-batch after."""
+        if self._schedule is not None:
+            self._carrier.step()  # torch wants the optimizer's step before the schedule's
+            self._schedule.step()
+            self._write()
+
+    def _write(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._schedule is None else self._schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state)
+            self._carrier.param_groups[0]["lr"] = self._schedule.get_last_lr()[0]
+            self._write()
+
+
+def _nemo_schedule(recipe: Recipe, carrier: torch.optim.Optimizer) -> Any:
+    """The recipe's schedule; None for a constant rate, which needs no ten-second import."""
+    settings = recipe.trainer.schedule
+    if settings.kind == "constant" and settings.warmup_steps == 0:
+        return None
+    from nemo.core.optim import lr_scheduler
+
+    policies = {
+        "constant": lr_scheduler.WarmupPolicy,
+        "cosine": lr_scheduler.CosineAnnealing,
+        "linear": partial(lr_scheduler.WarmupHoldAnnealLinear, hold_steps=0),
+    }
+    return policies[settings.kind](
+        carrier,
+        max_steps=recipe.steps * recipe.trainer.mini_batches,
+        warmup_steps=settings.warmup_steps,
+        min_lr=settings.min_lr,
+    )

@@ -1,0 +1,249 @@
+"""The trainer: the policy on Megatron, its scoring, its optimizer steps, its export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from aent.batch import Batch
+from aent.recipe.schema import Recipe
+from aent.runtime import distributed
+from aent.runtime.megatron_cpu import on_device
+from aent.trainer import export, loss, optimizer
+from aent.trainer.model import build_model, open_bridge
+from aent.trainer.packing import MicroBatch, pack
+from aent.trainer.partition import partition
+
+
+@dataclass
+class MinibatchResult:
+    """What one mini-batch did, the same on every rank.
+
+    ``loss`` and ``policy_loss`` are the mini-batch's own (weighted sums whose weights sum to 1);
+    the other statistics are plain sums over its ``tokens`` response tokens.
+    """
+
+    loss: float  # policy_loss - coefficient * weighted mean entropy
+    policy_loss: float
+    grad_norm: float  # before clipping
+    lr: float  # of this update
+    update_skipped: bool  # the gradient norm was not finite: parameters untouched
+    tokens: int
+    entropy: float  # nats, over the whole vocabulary
+    clamped_entropy: float  # nats, over the clamped set
+    kept_mass: float
+    clip_fraction: float  # number of clipped tokens
+    kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
+    logprob_gap: float  # |log-prob - behaviour log-prob|
+    kl_reference: float  # k3 estimate, 0 without a reference
+    logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
+
+
+class Trainer:
+    """One rank's part of the policy in training. Every method is collective over all ranks."""
+
+    @on_device
+    def __init__(self, recipe: Recipe, model_path: Path) -> None:
+        """Build the model's shard and read its weights; ``distributed.initialize`` came before."""
+        self.recipe, self.model_path = recipe, model_path
+        self.device = distributed.device()
+        self.bridge = open_bridge(recipe, model_path)
+        policy = build_model(self.bridge, model_path)
+        self.config = policy.config
+        self.policy = policy
+        self.model = DistributedDataParallel(
+            self.config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=recipe.trainer.optimizer.distributed,
+            ),
+            policy,
+        )
+        self.optimizer = optimizer.build_optimizer(
+            recipe.trainer.optimizer, self.model, self.bridge.dtype
+        )
+        self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
+        self.config.finalize_model_grads_func = _sum_gradients
+        self.exporter = export.Exporter(self.bridge, policy)
+        self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
+        if recipe.algorithm.kl_coefficient > 0:
+            self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
+        self.skipped_updates = 0
+
+    @on_device
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """Tempered log-probs of the response tokens, by a forward alone.
+
+        Returns:
+            [T] fp32 on the CPU, 0 off the loss mask, the same on every rank.
+        """
+        micro_batches = self._micro_batches(batch)
+
+        def log_prob(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
+            if not len(micro_batch.predicts):  # a data-parallel rank without work
+                return _nothing(hidden), _one_token(), None
+            logits = self.policy.logits(hidden, micro_batch.predicts)
+            targets = micro_batch.fields["targets"]
+            stats = loss.statistics(logits, targets, self.recipe, self.bridge.vocab_size)
+            return _nothing(hidden), _one_token(), stats.log_prob
+
+        self.model.eval()
+        log_probs = self._run(micro_batches, log_prob, forward_only=True)
+        self.model.train()
+        return self._gather_tokens(batch, micro_batches, log_probs).float()
+
+    @on_device
+    @torch.no_grad()
+    def score_reference(self, batch: Batch) -> Tensor:
+        """``score`` by the first weights, which take the policy's place for as long."""
+        assert self.reference is not None, "algorithm.kl_coefficient is 0: no reference is kept"
+        parameters = list(self.policy.parameters())
+        current = [p.detach().clone() for p in parameters]
+        try:
+            torch._foreach_copy_(parameters, self.reference)
+            return self.score(batch)
+        finally:
+            torch._foreach_copy_(parameters, current)
+
+    @on_device
+    def train_minibatch(self, batch: Batch, coefficient: float) -> MinibatchResult:
+        """Forward and backward over micro-batches, clip, one optimizer step, one schedule move.
+
+        Args:
+            batch: the whole mini-batch, the same on every rank, with ``advantages``,
+                ``policy_weight`` and ``entropy_weight``. ``old_logprobs`` None: those of this
+                very forward (ratio 1).
+            coefficient: of the entropy bonus (lambda).
+        """
+        micro_batches = self._micro_batches(batch)
+
+        def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
+            if not len(micro_batch.predicts):
+                return _nothing(hidden), _one_token(), None
+            logits = self.policy.logits(hidden, micro_batch.predicts)
+            part = loss.micro_batch_loss(
+                logits, micro_batch, self.recipe, coefficient, self.bridge.vocab_size
+            )
+            return part.loss, _one_token(), (part.sums, part.log_prob)
+
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        parts = self._run(micro_batches, step_loss, forward_only=False)
+        update = optimizer.apply_gradients(self.optimizer, self.recipe.trainer.optimizer.clip_grad)
+        self.skipped_updates += update.skipped
+        lr = self.learning_rate.value
+        self.learning_rate.move()
+        return self._result(batch, micro_batches, parts, update, lr)
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) on rank 0; every rank iterates, in lockstep, to the
+        end (the others get empty tensors). No lm_head.weight where embeddings are tied."""
+        return iter(self.exporter)
+
+    def save_pretrained(self, path: Path) -> None:
+        """Write the policy as a Hugging Face folder, which appears when it is whole."""
+        export.save_pretrained(self.exporter, self.model_path, path)
+
+    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
+        """This data-parallel rank's share, packed."""
+        settings = self.recipe.trainer
+        shares = partition(
+            batch.lengths.tolist(), settings.data_parallel, settings.micro_batch_tokens
+        )
+        mine = shares[parallel_state.get_data_parallel_rank()]
+        multiple = settings.tensor_parallel if self.config.sequence_parallel else 1
+        return [pack(batch, sequences, multiple, self.device) for sequences in mine]
+
+    def _run(
+        self,
+        micro_batches: list[MicroBatch],
+        loss_function: Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Any]],
+        forward_only: bool,
+    ) -> list[Any]:
+        """Megatron's pipeline schedule; the loss function's third value per micro-batch, on the
+        last stage ([] elsewhere)."""
+
+        def forward_step(batches: Iterator[MicroBatch], model: DistributedDataParallel) -> tuple:
+            micro_batch = next(batches)
+            return model.module.run(micro_batch), partial(loss_function, micro_batch)
+
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=self.model,
+            num_microbatches=len(micro_batches),
+            seq_length=self.recipe.trainer.micro_batch_tokens,  # real lengths travel with tensors
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _gather_tokens(
+        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor]
+    ) -> Tensor:
+        """[T] float64 on the CPU of every rank, from each last-stage rank's response tokens."""
+        flat = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
+        for micro_batch, value in zip(micro_batches, values):
+            if value is not None:
+                flat[micro_batch.index] = value.double().cpu()
+        return self._sum_over_ranks(flat)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Sum over data-parallel ranks of what the last stage has; the same on every rank."""
+        values = values.to(self.device)
+        dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        dist.broadcast(values, group=pipeline, group_src=pipeline.size() - 1)
+        return values.cpu()
+
+    def _result(
+        self,
+        batch: Batch,
+        micro_batches: list[MicroBatch],
+        parts: list[Any],
+        update: optimizer.Update,
+        lr: float,
+    ) -> MinibatchResult:
+        sums = torch.zeros(len(loss.SUMS), dtype=torch.float64)
+        for part in parts:
+            if part is not None:
+                sums += part[0].cpu()
+        totals = dict(zip(loss.SUMS, self._sum_over_ranks(sums).tolist()))
+        log_probs = [None if part is None else part[1] for part in parts]
+        return MinibatchResult(
+            **totals | {"tokens": round(totals["tokens"])},
+            grad_norm=update.grad_norm,
+            lr=lr,
+            update_skipped=update.skipped,
+            logprobs=self._gather_tokens(batch, micro_batches, log_probs).float(),
+        )
+
+
+def _sum_gradients(model: list[DistributedDataParallel], _tokens: Any, **kwargs: Any) -> None:
+    """Megatron's gradient reductions without its division by a token count: the weights of the
+    loss already carry every denominator, so gradients are sums over micro-batches and ranks."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def _nothing(hidden: Tensor) -> Tensor:
+    """A loss of 0 that still has the graph of ``hidden``."""
+    return (hidden * 0).sum()
+
+
+def _one_token() -> Tensor:
+    """Megatron wants a token count with each loss; nothing is divided by it."""
+    return torch.ones((), dtype=torch.int)
