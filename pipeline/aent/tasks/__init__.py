@@ -1,0 +1,129 @@
+"""Questions with verifiable answers: which are trained on, which are held out, which come when.
+
+This module imports nothing heavy: the judges' worker processes import it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aent.recipe.schema import TaskSection
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt with its reference answer."""
+
+    index: int  # within the task; train and held-out questions share one numbering
+    prompt: str
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict)  # what the data set's scorer wants
+
+
+@dataclass(frozen=True)
+class Task:
+    """Distinct questions; no held-out one is trained on."""
+
+    name: str
+    train: list[Question]
+    heldout: list[Question]
+
+
+def load(section: TaskSection, seed: int) -> Task:
+    """Draw the task's distinct questions, deterministically in ``seed``.
+
+    The held-out ones are the first drawn, so that ``size`` does not change them. There are fewer
+    than ``size`` training questions where the task has fewer.
+
+    Raises ValueError for an unknown data set or configuration key, a configuration that the data
+    set refuses, answers that the verifier cannot read, or fewer distinct questions than
+    ``heldout`` + 1.
+    """
+    dataset = _dataset(section, seed)
+    questions = list(_distinct(dataset, section.heldout + section.size))
+    if len(questions) <= section.heldout:
+        raise ValueError(
+            f"task.heldout: {section.name} with this config has about {len(questions)} distinct "
+            f"questions, too few to hold {section.heldout} out and train on another"
+        )
+    if section.verifier == "last_number":
+        from aent.tasks.verifiers import last_number_in
+
+        for question in questions:
+            if last_number_in(question.answer) is None:
+                raise ValueError(
+                    f"task.verifier: last_number needs numbers for answers, {section.name} has "
+                    f"{question.answer!r}"
+                )
+    return Task(section.name, questions[section.heldout :], questions[: section.heldout])
+
+
+def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Question]:
+    """The ``n`` distinct training questions of ``step`` (from 0): a function of nothing else.
+
+    Every epoch shuffles anew and has len(train) // n steps; its remainder is left out, so that no
+    step has a question twice. Raises ValueError if there are fewer than ``n`` questions.
+    """
+    if n > len(task.train):
+        raise ValueError(
+            f"rollout.prompts_per_step={n}, but the task has {len(task.train)} training questions"
+        )
+    epoch, place = divmod(step, len(task.train) // n)
+    order = random.Random(f"{seed}/{epoch}").sample(range(len(task.train)), len(task.train))
+    return [task.train[i] for i in order[place * n : (place + 1) * n]]
+
+
+def _dataset(section: TaskSection, seed: int) -> Any:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if section.name not in DATASETS:
+        nearest = _nearest(section.name, DATASETS)
+        raise ValueError(f"task.name: reasoning-gym has no data set {section.name!r}{nearest}")
+    keys = {f.name for f in dataclasses.fields(DATASETS[section.name][1])} - {"seed", "size"}
+    for key in section.config:
+        if key not in keys:
+            raise ValueError(
+                f"task.config: {section.name} has no key {key!r}{_nearest(key, keys)} "
+                f"(it has {', '.join(sorted(keys))})"
+            )
+    # item i of reasoning-gym comes from seed + i: neighbouring seeds must not be neighbours there
+    mixed = random.Random(f"{section.name}/{seed}").getrandbits(31)
+    try:
+        return reasoning_gym.create_dataset(
+            section.name, seed=mixed, size=100 * (section.size + section.heldout), **section.config
+        )
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"task.config: {section.name} refuses {section.config}: {error}"
+        ) from error
+
+
+def _distinct(dataset: Any, wanted: int) -> Iterator[Question]:
+    """Questions of different text, until ``wanted``, or until new ones have become rare."""
+    seen: set[str] = set()
+    misses = 0  # in a row
+    for entry in dataset:
+        text = entry["question"].strip()
+        if text in seen:
+            misses += 1
+            if misses > max(200, 10 * len(seen)):
+                return
+            continue
+        yield Question(len(seen), text, str(entry["answer"]), entry["metadata"])
+        misses = 0
+        seen.add(text)
+        if len(seen) == wanted:
+            return
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,85 @@
+from decimal import Decimal
+
+import pytest
+
+from aent.tasks import Question, verifiers
+
+
+def question(answer, **metadata):
+    return Question(0, "?", answer, metadata)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 7.", "7"),
+        ("3 + 4 = 7", "7"),
+        ("3 - 5 = -2", "-2"),
+        ("3 - 5 = \N{MINUS SIGN}2.", "-2"),
+        ("7-5", "5"),
+        ("7 - 5", "5"),
+        ("it is $1,234.50", "1234.50"),
+        ("1,2", "2"),
+        (r"\boxed{-12}", "-12"),
+        ("**8**", "8"),
+        ("so...9", "9"),
+        ("007", "7"),
+        ("2.50", "2.5"),
+        ("version x2 has 3", "3"),
+        ("x2", None),
+        ("seven", None),
+        ("", None),
+    ],
+)
+def test_last_number_in(text, number):
+    found = verifiers.last_number_in(text)
+    assert found == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("3 + 4 = 7", "7", 1.0),
+        ("7, because 3 + 4 = 8", "7", 0.0),
+        ("7.0", "7", 1.0),
+        ("77", "7", 0.0),
+        ("-7", "7", 0.0),
+        ("1,000", "1000", 1.0),
+        ("no idea", "7", 0.0),
+    ],
+)
+def test_last_number(response, answer, reward):
+    assert verifiers.last_number(response, question(answer)) == reward
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        ("7", 1.0),
+        (" +7.0 \n", 1.0),
+        ("<answer> 7 </answer>", 1.0),
+        ("Easy: <answer>8</answer>", 0.0),
+        ("the 7", 0.2),  # the scorer's partial credit: length of the answer over all
+        ("eight", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_reasoning_gym(response, reward):
+    verify = verifiers.make("reasoning_gym", "chain_sum", {})
+    assert verify(response, question("7")) == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "reward"),
+    [
+        ("The answer is 7.", "7", 1.0),
+        (r"so $\boxed{\frac{1}{2}}$", "0.5", 1.0),
+        (r"$\frac{2}{4}$", r"$\frac{1}{2}$", 1.0),
+        ("$x + 1$", "$1 + x$", 1.0),
+        ("$x + 2$", "$1 + x$", 0.0),
+        ("I do not know", "7", 0.0),
+    ],
+)
+def test_math_verify(response, answer, reward):
+    verify = verifiers.make("math_verify", "chain_sum", {})
+    assert verify(response, question(answer)) == reward
