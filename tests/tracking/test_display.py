@@ -1,0 +1,96 @@
+"""The display in a pipe and in a terminal, and the summary's arithmetic."""
+
+import io
+import math
+import os
+import pty
+import statistics
+
+import pytest
+
+from aent.tracking.display import Display, StepLine, clock, improvement, summary
+
+
+def line(step: int, seconds: float = 10.0) -> StepLine:
+    phases = {"sample": seconds / 2, "score": 0.0, "train": seconds / 2 - 1, "sync": 1.0}
+    return StepLine(step, 0.125 * step, 0.75, 0.0125, 2000, phases)
+
+
+def test_plain_lines_without_a_terminal():
+    out = io.StringIO()
+    with Display(steps=10, file=out) as display:
+        display.step(line(0, seconds=50))
+        display.step(line(1))
+        display.message("evaluation: [0.5]")
+    assert out.getvalue().splitlines() == [
+        "step  1/10  reward 0.000  entropy 0.750  coefficient 0.0125  40 tokens/s  left 7:30  "
+        "| sample 25.0 score 0.0 train 24.0 sync 1.0 s",
+        "step  2/10  reward 0.125  entropy 0.750  coefficient 0.0125  200 tokens/s  left 1:20  "
+        "| sample 5.0 score 0.0 train 4.0 sync 1.0 s",
+        "evaluation: [0.5]",
+    ]
+
+
+def test_live_table_in_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        with Display(steps=3, file=terminal) as display:
+            for step in range(3):
+                display.step(line(step))
+            display.message("saved [here]")
+        terminal.flush()
+        shown = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert "3/3" in shown
+    assert "0.0125" in shown
+    assert "train s" in shown
+    assert "time left 0:10" in shown
+    assert "time left 0:00" in shown
+    assert "saved [here]" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor came back
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 59.6, 3600, 3725, math.nan, math.inf)] == [
+        "0:00", "1:00", "1:00:00", "1:02:05", "?", "?",
+    ]  # fmt: skip
+
+
+def test_improvement_is_that_of_its_formula():
+    rewards = [0.1, 0.3, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.7, 0.6, 0.9, 0.8]
+    change = improvement(rewards)  # 13 steps: quarters of 3
+    assert change.first == pytest.approx(0.2)
+    assert change.last == pytest.approx(statistics.mean([0.6, 0.9, 0.8]))
+    error = math.sqrt(
+        statistics.variance([0.1, 0.3, 0.2]) / 3 + statistics.variance([0.6, 0.9, 0.8]) / 3
+    )
+    assert change.standard_error == pytest.approx(error)
+    assert change.learned
+    assert not improvement(rewards[::-1]).learned
+    assert not improvement([0.0, 0.3, 0.1, 0.2, 0.1, 0.2, 0.0, 0.4]).learned
+    few = improvement([0.0, 1.0])
+    assert (few.first, few.last, few.learned) == (0.0, 1.0, False)
+    assert math.isnan(few.standard_error)
+    with pytest.raises(ValueError, match="without a step"):
+        improvement([])
+
+
+def test_summary_says_it_all():
+    text = summary(
+        rewards=[0.0, 0.2] * 4 + [0.8, 1.0] * 4,
+        evaluations={22: 0.75, 0: 0.375},
+        seconds={"sample": 30, "train": 90.0},
+        places={"policy": "runs/x/policy", "look": "mlflow ui --backend-store-uri sqlite:///m"},
+    )
+    assert text.splitlines() == [
+        "mean reward: first quarter 0.100, last quarter 0.900, difference +0.800 +- 0.082 "
+        "(standard error)",
+        "held-out accuracy: 0.375 before, 0.750 after 22 steps",
+        "time 2:00: train 1:30 (75%), sample 0:30 (25%)",
+        "policy  runs/x/policy",
+        "look    mlflow ui --backend-store-uri sqlite:///m",
+    ]
+    assert "too few steps" in summary([0.5], {}, {}, {})
+    assert summary([], {}, {}, {}) == ""
