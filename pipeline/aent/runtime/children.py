@@ -1,0 +1,155 @@
+"""Child processes that leave nothing behind: engines, trainer ranks.
+
+Every child leads a session (and process group) of its own, so that a terminal's Ctrl-C reaches the
+parent alone, and one signal reaches the child with all it has started. It dies when its parent
+does, whatever killed the parent (PR_SET_PDEATHSIG, prctl(2)). Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+POLL_S = 0.02
+KILL_WAIT_S = 5.0  # for the kernel to deliver a SIGKILL
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing is imported between fork and exec
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel SIGKILL this process when the thread that started it ends.
+
+    ``parent`` is the expected parent's process id: if that is gone already, this process ends now.
+    """
+    if _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of ``host`` that was free a moment ago."""
+    with socket.socket() as s:
+        s.bind((host, 0))
+        return s.getsockname()[1]
+
+
+def tail_of(path: Path, lines: int) -> str:
+    """The last ``lines`` lines of a log file; empty if there is no such file."""
+    try:
+        with path.open(errors="replace") as file:
+            return "".join(deque(file, maxlen=lines)).rstrip("\n")
+    except FileNotFoundError:
+        return ""
+
+
+@dataclass
+class Child:
+    """A process of ours, its name for messages and the file that its output goes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @staticmethod
+    def start(
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: Path,
+        inherit_stdout: bool = False,
+    ) -> Child:
+        """Start ``argv`` with exactly ``env``; its output is appended to ``log_path``.
+
+        With ``inherit_stdout`` its standard output goes where ours goes and only standard error to
+        the log. Call it from a thread that lives as long as the child should (the main thread).
+        """
+        parent = os.getpid()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                argv,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=None if inherit_stdout else log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(parent),
+            )
+        return Child(name, process, log_path)
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal's number), None while it runs."""
+        return self.process.poll()
+
+    def describe_exit(self) -> str:
+        """How it ended, as the end of a sentence that begins with its name."""
+        code = self.poll()
+        if code is None:
+            return "is running"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"exited with code {code}"
+
+    def tail(self, lines: int) -> str:
+        """The last ``lines`` lines of its log."""
+        return tail_of(self.log_path, lines)
+
+    def stop(self, grace_s: float) -> None:
+        """See ``stop_all``."""
+        stop_all([self], grace_s)
+
+
+def stop_all(children: Sequence[Child], grace_s: float) -> None:
+    """SIGTERM to every child, SIGKILL to the groups of all after ``grace_s`` at most.
+
+    When it returns, no process of any child's group is left (children that made a session of their
+    own excepted), also where a child had ended before without its own children.
+
+    Raises TimeoutError if something survives SIGKILL (a process stuck in the kernel).
+    """
+    for child in children:
+        if child.poll() is None:
+            child.process.terminate()
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(_group_alive(c) for c in children):
+        time.sleep(POLL_S)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILL_WAIT_S
+    for child in children:
+        while _group_alive(child):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{child.name} (process {child.process.pid}) survives SIGKILL")
+            time.sleep(POLL_S)
+
+
+def _group_alive(child: Child) -> bool:
+    """Whether the child or another process of its group runs (a zombie does not)."""
+    if child.poll() is None:
+        return True
+    try:
+        os.killpg(child.process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return any(_runs(int(pid), child.process.pid) for pid in os.listdir("/proc") if pid.isdigit())
+
+
+def _runs(pid: int, group: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has just ended
+        return False
+    state, _, process_group = stat.rpartition(")")[2].split()[:3]
+    return int(process_group) == group and state not in "ZX"
