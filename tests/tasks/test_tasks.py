@@ -81,5 +81,5 @@ def test_a_step_has_no_question_twice_when_the_epoch_does_not_divide():
     for step in range(12):
         indices = [q.index for q in tasks.questions_for_step(task, step, 4, seed=0)]
         assert len(set(indices)) == 4
-    with pytest.raises(ValueError, match="prompts_per_step=11.* 10 training questions"):
+    with pytest.raises(ValueError, match=r"prompts_per_step=11.* 10 training questions"):
         tasks.questions_for_step(task, 0, 11, seed=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import random
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,10 @@ def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Questio
 
 
 def _dataset(section: TaskSection, seed: int) -> Any:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym imports
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
 
     if section.name not in DATASETS:
         nearest = _nearest(section.name, DATASETS)

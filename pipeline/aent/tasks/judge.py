@@ -101,7 +101,7 @@ class JudgePool:
         with theirs:
             arguments = [str(theirs.fileno()), str(os.getpid())]
             process = subprocess.Popen(
-                [sys.executable, "-m", "aent.tasks.judge_worker", *arguments],
+                [sys.executable, "-W", "ignore", "-m", "aent.tasks.judge_worker", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints is no result
