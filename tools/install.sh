@@ -49,7 +49,8 @@ rm -f "$stamp"
 sources=$(.venv/bin/python tools/package_sources.py .venv/bin/uv "$lock")
 eval "$sources"
 # source distributions are built with the locked setuptools too
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --build-constraints "$lock" -r "$lock"
+.venv/bin/uv pip install --quiet --python .venv/bin/python --exact --compile-bytecode \
+  --no-deps --build-constraints "$lock" -r "$lock"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
 echo "$wanted" >"$stamp"
 echo "install: done, $(grep -c '==' "$lock") packages"

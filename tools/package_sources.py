@@ -63,7 +63,9 @@ def uv_variables(pip: Mapping[str, str], environ: Mapping[str, str]) -> dict[str
     }
 
 
-def with_source(variables: Mapping[str, str], environ: Mapping[str, str], url: str) -> dict[str, str]:
+def with_source(
+    variables: Mapping[str, str], environ: Mapping[str, str], url: str
+) -> dict[str, str]:
     """Return ``variables`` with one more place to look: a folder of wheels, or an index."""
     name, separator = ("UV_FIND_LINKS", ",") if os.path.isdir(url) else ("UV_INDEX", " ")
     before = variables.get(name, environ.get(name, ""))
@@ -92,8 +94,8 @@ def choose(
         reason = "AENT_TORCH_INDEX" if named else "the configured sources do not offer it"
         return extended, f"{pin} from {source} ({reason})"
     raise LookupError(
-        f"{pin} is offered neither by this machine's configured package sources nor by {source}: "
-        f"set AENT_TORCH_INDEX to an index URL or a folder of wheels that has it. uv said: {failure}"
+        f"{pin} is offered neither by this machine's package sources nor by {source}; set "
+        f"AENT_TORCH_INDEX to an index URL or a folder of wheels that has it (uv said: {failure})"
     )
 
 

@@ -1,0 +1,139 @@
+"""What this machine and its installation offer: device, implementations, files shipped with aent.
+
+The trainer decides with these functions and ``aent doctor`` reports with them, so the report is
+the decision. torch is imported on first use only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+Implementation = Literal["transformer_engine", "apex", "torch"]
+
+logger = logging.getLogger(__name__)
+
+
+def data_path(relative: str) -> Path:
+    """Return where a path such as ``recipes/cpu/tiny.yaml`` is: here, or among aent's own files.
+
+    A path that exists (relative to the working directory, or absolute) is returned as it is. Else
+    it is looked for under the ``recipes/`` and ``slurm/`` that aent ships, in a checkout and in an
+    installed wheel alike. What is in neither comes back as it is, for the reader's own complaint.
+    """
+    path = Path(relative)
+    shipped = Path(__file__).resolve().parents[1] / "_data" / path
+    return shipped.resolve() if shipped.exists() and not path.exists() else path
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None; imports nothing."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def device_kind() -> Literal["cuda", "cpu"]:
+    """Return the kind of device the trainer computes on here."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def why_not(implementation: Implementation) -> str:
+    """Return why an implementation cannot be used here, as a clause; empty where it can."""
+    if implementation == "transformer_engine":
+        problem = _transformer_engine_problem()
+    elif implementation == "apex":
+        problem = _apex_problem()
+    else:
+        return ""
+    if not problem and device_kind() != "cuda":
+        return f"{implementation} computes on GPUs only and torch sees none"
+    return problem
+
+
+def _transformer_engine_problem() -> str:
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "Transformer Engine is not installed"
+    try:
+        importlib.import_module("transformer_engine.pytorch.optimizers")
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch or CUDA
+        return f"Transformer Engine is installed but does not import ({error})"
+    return ""
+
+
+def _apex_problem() -> str:
+    # apex is looked at without importing it: the unrelated one would run somebody else's code
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return "NVIDIA apex is not installed"
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if not any((folder / "optimizers" / "fused_adam.py").exists() for folder in folders):
+        version = installed_version("apex") or "of unknown version"
+        return (
+            f"the installed package apex {version} is an unrelated package of that name from PyPI, "
+            "not NVIDIA apex"
+        )
+    if importlib.util.find_spec("amp_C") is None:
+        return "NVIDIA apex is installed without its CUDA extensions (amp_C is missing)"
+    return ""
+
+
+def optimizer_implementation(
+    requested: Literal["auto", "transformer_engine", "apex", "torch"],
+) -> Implementation:
+    """Return whose Adam the trainer uses.
+
+    ``auto`` takes the first that can be used of Transformer Engine, NVIDIA apex, torch, and logs
+    the choice with its reasons. Raises RuntimeError, with the reason, where a named one cannot be
+    used here.
+    """
+    if requested != "auto":
+        problem = why_not(requested)
+        if problem:
+            raise RuntimeError(f"trainer.optimizer.implementation is {requested}, but {problem}")
+        return requested
+    reasons: list[str] = []
+    candidates: tuple[Implementation, ...] = ("transformer_engine", "apex", "torch")
+    for candidate in candidates:
+        problem = why_not(candidate)
+        if not problem:
+            because = f" ({'; '.join(reasons)})" if reasons else ""
+            logger.info("optimizer implementation: %s%s", candidate, because)
+            return candidate
+        reasons.append(problem)
+    raise AssertionError("torch can always be used")
+
+
+def attention_implementation() -> Literal["transformer_engine", "torch"]:
+    """Return whose attention the layer spec uses: Transformer Engine's, or torch's SDPA.
+
+    The latter is ``torch.nn.functional.scaled_dot_product_attention`` in Megatron's local layers.
+    """
+    return "torch" if why_not("transformer_engine") else "transformer_engine"
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def available_memory_bytes() -> int:
+    """Return the host memory that can still be taken: the machine's, or the container's if less."""
+    available = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit of its own
+        return available
+    return max(0, min(available, limit - used))

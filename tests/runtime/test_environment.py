@@ -1,0 +1,114 @@
+"""What the machine offers, and the package that only has apex's name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from aent.runtime import environment
+
+
+def plant(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    """Install a made-up distribution into ``folder``, as pip would lay it out."""
+    metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    for path, text in files.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def choose(implementation: str, planted: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "from aent.runtime.environment import optimizer_implementation as choose\n"
+        f"print(choose({implementation!r}))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(planted)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_unrelated_apex_is_named_and_never_imported(tmp_path):
+    code = {"apex/__init__.py": "raise SystemExit('somebody else ran')"}
+    plant(tmp_path, "apex", "0.9.10.dev0", code)
+    named = choose("apex", tmp_path)
+    assert named.returncode == 1
+    assert "apex 0.9.10.dev0 is an unrelated package" in named.stderr
+    assert "trainer.optimizer.implementation is apex" in named.stderr
+    assert choose("auto", tmp_path).stdout.strip() == "torch"
+
+
+def test_nvidia_apex_without_its_extensions_is_said_to_be_so(tmp_path):
+    files = {"apex/__init__.py": "", "apex/optimizers/fused_adam.py": ""}
+    plant(tmp_path, "apex", "0.1", files)
+    assert "without its CUDA extensions" in choose("apex", tmp_path).stderr
+
+
+def test_complete_apex_needs_a_gpu(tmp_path):
+    files = {"apex/__init__.py": "", "apex/optimizers/fused_adam.py": "", "amp_C.py": ""}
+    plant(tmp_path, "apex", "0.1", files)
+    outcome = choose("apex", tmp_path)
+    if torch.cuda.is_available():
+        assert outcome.stdout.strip() == "apex"
+    else:
+        assert "computes on GPUs only" in outcome.stderr
+
+
+def test_broken_transformer_engine_is_named_with_its_error(tmp_path):
+    code = {"transformer_engine/__init__.py": "raise ImportError('undefined symbol: nvte')"}
+    plant(tmp_path, "transformer_engine", "2.0", code)
+    outcome = choose("transformer_engine", tmp_path)
+    assert outcome.returncode == 1
+    assert "does not import (undefined symbol: nvte)" in outcome.stderr
+    assert choose("auto", tmp_path).stdout.strip() == "torch"
+
+
+def test_torch_can_always_be_named():
+    assert environment.optimizer_implementation("torch") == "torch"
+    assert environment.why_not("torch") == ""
+
+
+def test_device_is_what_torch_sees():
+    assert environment.device_kind() == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_memory_and_cores_are_within_the_machine():
+    assert 0 < environment.available_memory_bytes() <= psutil.virtual_memory().total
+    assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = environment.data_path("recipes/cpu/tiny.yaml")
+    assert found.is_absolute()
+    assert found.read_text()
+
+
+def test_the_callers_own_file_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = Path("recipes/cpu/tiny.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    assert environment.data_path(str(own)) == own
+
+
+def test_what_nobody_has_comes_back_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert environment.data_path("recipes/none.yaml") == Path("recipes/none.yaml")
+
+
+@pytest.mark.gpu
+def test_auto_takes_transformer_engine_on_a_gpu_that_has_it():
+    if environment.installed_version("transformer_engine") is None:
+        pytest.skip("Transformer Engine is not installed")
+    assert environment.optimizer_implementation("auto") == "transformer_engine"
+    assert environment.attention_implementation() == "transformer_engine"

