@@ -78,6 +78,9 @@ def enter() -> None:
     # BLAS's own accumulation in its place the CPU saves one pass over each weight's gradient
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=_accumulate)
     layers._grad_accum_fusion_available = True
+    # the same for the embedding, whose gradient would be a table of zeros per micro-batch
+    # (layers.py calls nothing else of torch.nn.functional)
+    layers.F = SimpleNamespace(embedding=_embedding)
 
 
 def _current_device() -> torch.device:
@@ -106,3 +109,27 @@ def _accumulate(x: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
         main_grad.addmm_(grad_output.t(), x)
     else:
         main_grad.add_(grad_output.t() @ x)
+
+
+def _embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """torch's embedding; once DDP has given the table its buffer, gradients are added there."""
+    if hasattr(weight, "main_grad") and weight.requires_grad and torch.is_grad_enabled():
+        return _AccumulatingEmbedding.apply(ids, weight)
+    return torch.nn.functional.embedding(ids, weight)
+
+
+class _AccumulatingEmbedding(torch.autograd.Function):
+    """[1, T] int64 ids, [V, H] table -> [1, T, H]; backward adds rows to the table's main_grad."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight
+        return torch.nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        main_grad = ctx.weight.main_grad
+        main_grad.index_add_(0, ids.flatten(), grad.flatten(0, 1).to(main_grad.dtype))
+        return None, None

@@ -102,6 +102,7 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     tp = parallel_state.get_tensor_model_parallel_world_size()
     bridge = AutoBridge.from_config(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
     bridge.set_extra_args(
+        num_layers_in_last_pipeline_stage=layers_in_last_stage(hf_config, bridge.mpu.pp_size),
         sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,
         # every weight is read from the folder (Megatron's own switch, perform_initialization,
         # would leave out the attributes that say which parameters are sharded)
@@ -117,6 +118,30 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     head = "model.embed_tokens.weight" if hf_config.tie_word_embeddings else "lm_head.weight"
     bridge._DIRECT_MAPPING = {**bridge._DIRECT_MAPPING, "output_layer.weight": head}
     return bridge
+
+
+def layers_in_last_stage(hf_config: Any, stages: int) -> int | None:
+    """How many layers the last pipeline stage gets so that all stages take equally long.
+
+    The last one has the output layer too, on response tokens only: taken as half of all tokens,
+    and weighed in layers by its multiplications. Megatron gives the other stages equal shares of
+    the rest, so what is returned leaves a multiple of (stages - 1). None for one stage.
+
+    Raises:
+        ValueError: if there are fewer layers than stages.
+    """
+    layers = hf_config.num_hidden_layers
+    if stages == 1:
+        return None
+    if layers < stages:
+        raise ValueError(f"trainer.pipeline_parallel={stages} exceeds the model's {layers} layers")
+    hidden, heads = hf_config.hidden_size, hf_config.num_attention_heads
+    attention = 2 * hidden * hf_config.head_dim * (heads + hf_config.num_key_value_heads)
+    layer = attention + 3 * hidden * hf_config.intermediate_size
+    head = hidden * hf_config.vocab_size / 2 / layer
+    ideal = (layers + head) / stages - head
+    choices = [n for n in range(1, layers) if (layers - n) % (stages - 1) == 0 and layers > n]
+    return min(choices, key=lambda n: abs(n - ideal))
 
 
 def _leave(weight: Tensor) -> Tensor:
