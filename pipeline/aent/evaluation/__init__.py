@@ -1,0 +1,1 @@
+"""Held-out questions, scored on the engines."""

@@ -1,0 +1,46 @@
+import os
+
+import psutil
+import pytest
+
+from aent import model_source
+from aent.evaluation import command
+from aent.recipe.schema import ModelSection, Recipe
+
+
+@pytest.mark.slow
+def test_tiny_model_is_evaluated_on_a_real_engine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AENT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = model_source.resolve(ModelSection(bundled="tiny-qwen2"))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "policy").symlink_to(folder)
+    recipe = Recipe.model_validate(
+        {
+            "name": "eval",
+            "model": {"bundled": "smollm2-135m-instruct"},  # not used: the run folder's policy is
+            "task": {
+                "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+                "heldout": 8,
+                "size": 8,
+                "verifier": "last_number",
+            },
+            "rollout": {"max_response_tokens": 12, "engine": {"kv_cache_gib": 0.1}},
+            "controller": {"initial": 0.0},
+        }
+    )
+    result = command.evaluate_folder(run_dir, recipe)
+    assert len(result.answers) == 8
+    assert len({a.question.prompt for a in result.answers}) == 8
+    for answer in result.answers:
+        # the tokenizer has a token per character; the last token of a stopped response is <eos>
+        assert answer.length == len(answer.response) + (not answer.truncated)
+        assert answer.truncated == (answer.length == 12 and len(answer.response) == 12)
+        assert answer.error == ""
+    # greedy answers differ with their prompts: the model is not uniform and does read
+    assert len({a.response for a in result.answers}) > 1
+    printed = command.describe(result)
+    assert f"{result.accuracy:.3f}" in printed
+    left = [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.is_running()]
+    assert [p.cmdline() for p in left if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -1,0 +1,40 @@
+import math
+
+import pytest
+
+from aent.evaluation import command
+from aent.evaluation.heldout import Answer, summarize
+from aent.recipe.schema import Recipe
+from aent.tasks import Question
+
+
+def answer(reward, length=4, truncated=False, error=""):
+    return Answer(Question(0, "?", "7"), "7", reward, error, length, truncated)
+
+
+def test_means_over_questions():
+    result = summarize([answer(1.0), answer(0.0, 8, True), answer(1.0), answer(0.0, error="x")], 1)
+    assert result.accuracy == 0.5
+    # four values, sample standard deviation sqrt(1/3), over sqrt(4)
+    assert result.standard_error == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert result.mean_length == 5
+    assert result.truncated_share == 0.25
+    assert result.judge_errors == 1
+
+
+def test_error_is_that_of_the_questions_not_of_the_samples():
+    result = summarize([answer(r) for r in (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)], 3)
+    assert result.accuracy == 0.5
+    assert result.standard_error == pytest.approx(math.sqrt(1 / 2) / math.sqrt(2))
+
+
+def test_one_question_has_no_standard_error():
+    assert math.isnan(summarize([answer(1.0)], 1).standard_error)
+
+
+def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
+    recipe = Recipe(name="x", model={"bundled": "tiny-qwen2"}, controller={"initial": 0.0})
+    assert command.run(tmp_path, recipe) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+    assert "neither a Hugging Face folder" in line
