@@ -127,3 +127,15 @@ def test_layout_in_megatrons_rank_order(recipe):
     assert "134.5 M parameters" in text
     assert "port: a free one" in text
     assert "http://a:1" in describe(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
+
+
+def test_rank_order_is_megatrons_own(recipe):
+    from megatron.core.parallel_state import RankGenerator
+
+    layout = recipe(
+        "trainer.tensor_parallel=3", "trainer.data_parallel=2", "trainer.pipeline_parallel=2"
+    )
+    megatron = RankGenerator(tp=3, ep=1, dp=2, pp=2, cp=1, order="tp-cp-ep-dp-pp")
+    for axis, name in enumerate(("tp", "dp", "pp")):
+        for group in megatron.get_ranks(name):  # in order along this axis
+            assert [rank_coordinates(layout, r)[axis] for r in group] == list(range(len(group)))

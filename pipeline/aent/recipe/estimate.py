@@ -27,8 +27,8 @@ from aent.recipe.schema import Recipe
 GIB = 2**30
 LOGIT_COPIES = 2
 # resident memory of a process after its imports, measured on a CPU build: PROCESS for a trainer
-# rank (torch, Megatron, transformers), ENGINE for one vLLM server with its worker, without weights
-# and key-value cache
+# rank (torch, Megatron, transformers, NeMo, MLflow: 0.65 GiB and some room), ENGINE for one vLLM
+# server with its engine and worker processes, without weights and key-value cache
 PROCESS_BYTES = int(0.8 * GIB)
 ENGINE_BYTES = int(2.0 * GIB)
 
