@@ -21,8 +21,6 @@ import numpy as np
 
 from aent.recipe.schema import ModelSection
 
-FORMAT = 1  # part of a bundled model's folder name: raise it when what is written changes
-
 # Of HuggingFaceTB/SmolLM2-135M-Instruct, as the GGUF's metadata has them too.
 SMOLLM2_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -91,7 +89,7 @@ def resolve(section: ModelSection) -> Path:
     if section.path is not None:
         return _checked_folder(Path(section.path).expanduser())
     stamp, make = _BUNDLED[section.bundled or ""]
-    return _made_once(f"{section.bundled}-{stamp()}-{FORMAT}", make)
+    return _made_once(f"{section.bundled}-{stamp()}", make)
 
 
 def hf_config(section: ModelSection) -> dict[str, Any]:
@@ -295,9 +293,10 @@ def _make_tiny(folder: Path) -> None:
 
 
 def _tiny_tensors() -> dict[str, np.ndarray]:
-    """Seeded weights of unit gain: logits have a standard deviation of about 1.5.
+    """Seeded weights of about unit gain: logits have a standard deviation of about 1.5.
 
-    With the usual 0.02 the policy would be uniform and the entropy's gradient rounding only.
+    With the usual 0.02 the policy would be uniform, the entropy's gradient rounding only, and the
+    attention a mean over all tokens; here it prefers few, so that responses depend on prompts.
     """
     config, random = TINY_CONFIG, np.random.default_rng(0)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -313,8 +312,8 @@ def _tiny_tensors() -> dict[str, np.ndarray]:
     tensors = {"model.embed_tokens.weight": normal(1.0, config["vocab_size"], hidden)}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
-            tensors[f"{layer}.self_attn.{name}_proj.weight"] = linear(rows, hidden)
+        for name, rows, gain in (("q", queries, 2.0), ("k", keys, 2.0), ("v", keys, 1.0)):
+            tensors[f"{layer}.self_attn.{name}_proj.weight"] = linear(rows, hidden, gain)
             tensors[f"{layer}.self_attn.{name}_proj.bias"] = normal(0.1, rows)
         tensors[f"{layer}.self_attn.o_proj.weight"] = linear(hidden, queries)
         tensors[f"{layer}.mlp.gate_proj.weight"] = linear(inner, hidden)
@@ -343,7 +342,11 @@ def _tiny_tokenizer() -> Any:
     return tokenizer
 
 
+# (what stands behind the name of the folder: raise it when what is written changes, maker)
 _BUNDLED: dict[str, tuple[Callable[[], str], Callable[[Path], None]]] = {
-    "smollm2-135m-instruct": (lambda: _smollm2_distribution().version, _make_smollm2),
-    "tiny-qwen2": (lambda: "seed0", _make_tiny),
+    "smollm2-135m-instruct": (
+        lambda: f"{_smollm2_distribution().version}-1",
+        _make_smollm2,
+    ),
+    "tiny-qwen2": (lambda: "2", _make_tiny),
 }

@@ -34,9 +34,9 @@ def test_tiny_model_is_evaluated_on_a_real_engine(tmp_path, monkeypatch, capsys)
     assert len(result.answers) == 8
     assert len({a.question.prompt for a in result.answers}) == 8
     for answer in result.answers:
-        # the tokenizer has a token per character; the last token of a stopped response is <eos>
-        assert answer.length == len(answer.response) + (not answer.truncated)
-        assert answer.truncated == (answer.length == 12 and len(answer.response) == 12)
+        # a token is a character, or a special token that is not shown, as the <eos> of the end
+        assert len(answer.response) <= answer.length <= 12
+        assert answer.length == 12 if answer.truncated else answer.length > len(answer.response)
         assert answer.error == ""
     # greedy answers differ with their prompts: the model is not uniform and does read
     assert len({a.response for a in result.answers}) > 1

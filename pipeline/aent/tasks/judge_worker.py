@@ -6,16 +6,15 @@ each with (reward, error). Verifiers run in its main thread.
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
 
+from aent.runtime.children import die_with_parent
+
 MEMORY_LIMIT = 4 << 30  # bytes of address space: a power tower must not take the machine's
-_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent: int) -> None:
@@ -46,13 +45,6 @@ def main(fd: int, parent: int) -> None:
             pipe.send((reward, ""))
         except Exception as error:
             pipe.send((0.0, f"exception: {type(error).__name__}: {error}"[:500]))
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (Linux)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(1)
 
 
 if __name__ == "__main__":
