@@ -71,6 +71,12 @@ class Batch:
         counts = torch.zeros(self.num_sequences, dtype=torch.int64)
         return counts.index_add(0, self.sequence_of_token, self.loss_mask.long())
 
+    @property
+    def logprob_gap(self) -> float:
+        """Mean |old - behaviour| log-prob over response tokens: trainer against engine, nats."""
+        assert self.old_logprobs is not None, "the gap needs the trainer's log-probs"
+        return float((self.old_logprobs - self.behaviour_logprobs).abs()[self.loss_mask].mean())
+
     def select(self, sequences: Sequence[int]) -> Batch:
         """The same fields for these sequences, in this order."""
         index = torch.as_tensor(sequences, dtype=torch.int64)

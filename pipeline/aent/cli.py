@@ -1,0 +1,111 @@
+"""The command ``aent``: one command per thing a person does; each imports what it needs, late."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from aent.recipe.schema import Recipe
+
+app = typer.Typer(
+    help="RL post-training of language models whose entropy is under control.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe (YAML).", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides: trainer.optimizer.lr=1e-5 ...", metavar="[key=value]..."),
+]
+
+
+def _refuse(faults: list[str]) -> None:
+    for fault in faults:
+        print(f"aent: {fault}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _load(path: str, overrides: list[str] | None, check: bool = True) -> Recipe:
+    """The recipe, or one sentence per fault and exit code 2."""
+    from aent.recipe.load import RecipeError, load
+    from aent.runtime.environment import data_path
+
+    try:
+        recipe = load(data_path(path), overrides or [])
+    except RecipeError as error:
+        _refuse(str(error).splitlines())
+    if check:
+        from aent.recipe.check import check as check_recipe
+
+        faults = check_recipe(recipe)
+        if faults:
+            _refuse(faults)
+    return recipe
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the resolved recipe, layout and memory; start nothing.")
+    ] = False,
+) -> None:
+    """Train a policy as the recipe says, on this machine."""
+    loaded = _load(recipe, overrides)
+    if dry_run:
+        from aent.recipe.estimate import describe, estimate
+        from aent.recipe.load import dump
+
+        print(dump(loaded))
+        print(describe(loaded))
+        print(estimate(loaded))
+        return
+    from aent.launch import launch
+
+    raise typer.Exit(launch(loaded))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A Hugging Face folder or a run folder.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Whose held-out tasks; default: the run's own.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a policy on a recipe's held-out tasks, through a vLLM engine started for it."""
+    from pathlib import Path
+
+    from aent.evaluation.command import run
+
+    source = recipe or str(Path(model) / "recipe.yaml")
+    if recipe is None and not Path(source).is_file():
+        _refuse([f"{model} is no run folder (no recipe.yaml): name the tasks with --recipe FILE"])
+    raise typer.Exit(run(Path(model), _load(source, overrides, check=False)))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Also: can this recipe run here?", metavar="[RECIPE]")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say what this machine has, and which part will be used for each role."""
+    from aent import doctor as module
+
+    raise typer.Exit(module.run(_load(recipe, overrides, check=False) if recipe else None))
+
+
+def main() -> None:
+    """Entry point of the command ``aent``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

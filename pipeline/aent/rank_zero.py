@@ -1,0 +1,248 @@
+"""What rank 0 has besides its part of the policy: engines, judges, MLflow, the display."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from aent import tasks, tokenizer
+from aent.batch import Batch, Sample
+from aent.entropy.controllers import ControllerReport
+from aent.evaluation.heldout import evaluate
+from aent.recipe.schema import Recipe
+from aent.records import evaluation_metrics, sample_rows, step_metrics, time_metrics
+from aent.rollout import weight_transfer
+from aent.rollout.client import Completion, EngineClient, Fleet
+from aent.rollout.manifest import Manifest, expected_manifest
+from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
+from aent.runtime.environment import device_kind
+from aent.sampling import Rollout, RolloutSource
+from aent.tasks.judge import JudgePool
+from aent.tracking.display import Display, StepLine, summary
+from aent.tracking.tracker import Tracker
+from aent.trainer.trainer import MinibatchResult
+
+
+@dataclass
+class RankZero:
+    """Made by ``open``; ``close`` ends what it started, whatever happened."""
+
+    recipe: Recipe
+    run_dir: Path
+    fleet: Fleet
+    sender: WeightSender
+    manifest: Manifest  # what every weight update must carry
+    probe_prompt: list[int]
+    source: RolloutSource
+    tracker: Tracker
+    display: Display
+    progress: Callable[[], None]
+    rollout: Rollout | None = None  # of the step under way
+    probes: list[Completion] = field(default_factory=list)  # one per engine, of the newest weights
+    rewards: list[float] = field(default_factory=list)  # mean of each step
+    evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
+    seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
+
+    @staticmethod
+    def open(
+        recipe: Recipe, run_dir: Path, model_path: Path, progress: Callable[[], None]
+    ) -> RankZero:
+        """Start judges and tracking, load the task, and wait for the engines."""
+        judge = JudgePool(recipe.task)
+        try:
+            tracker = Tracker(run_dir, recipe)
+            words = tokenizer.load(recipe.model, model_path)
+            task = tasks.load(recipe.task, recipe.seed)
+            progress()
+            fleet = Fleet(engine_clients(recipe, run_dir))
+            sender = WeightSender(fleet.clients, transfer_settings(recipe))
+            probe_prompt = asyncio.run(connect(recipe, fleet, sender, model_path, progress))
+        except BaseException:
+            judge.close()
+            raise
+        source = RolloutSource(recipe, task, words, fleet, judge, progress)
+        return RankZero(
+            recipe=recipe,
+            run_dir=run_dir,
+            fleet=fleet,
+            sender=sender,
+            manifest=expected_manifest(model_path, recipe.model.dtype),
+            probe_prompt=probe_prompt,
+            source=source,
+            tracker=tracker,
+            display=Display(recipe.steps),
+            progress=progress,
+        )
+
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Send the weights to every engine, verified tensor by tensor."""
+        asyncio.run(self.sender.push(weights, version, self.manifest))
+
+    def probe(self) -> list[Sample]:
+        """What every engine writes after the probe's prompt, with its log-probs."""
+        temperature = self.recipe.rollout.temperature
+
+        async def ask() -> list[Completion]:
+            return await asyncio.gather(
+                *(
+                    weight_transfer.probe(c, self.probe_prompt, temperature=temperature)
+                    for c in self.fleet.clients
+                )
+            )
+
+        self.probes = asyncio.run(ask())
+        return [
+            Sample(self.probe_prompt, p.token_ids, p.logprobs, p.versions, p.finish_reason, 0, 0)
+            for p in self.probes
+        ]
+
+    def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
+        """Compare the engines' log-probs of the probes (``batch``) with the trainer's.
+
+        Raises WeightSyncError naming engine and cause.
+        """
+        gaps = (log_probs - batch.behaviour_logprobs).abs()  # 0 off the mask
+        owner, tolerance = batch.sequence_of_token, self.recipe.rollout.probe_tolerance
+        for index, (client, seen) in enumerate(zip(self.fleet.clients, self.probes)):
+            if set(seen.versions) != {version}:
+                raise WeightSyncError(
+                    f"{client.url} wrote the probe with weight versions "
+                    f"{sorted(set(seen.versions))}, not {version}"
+                )
+            gap = float(gaps[owner == index].max())
+            if not gap <= tolerance:  # NaN too
+                cause = asyncio.run(
+                    weight_transfer.diagnose(
+                        client,
+                        self.probe_prompt,
+                        seen,
+                        tolerance=tolerance,
+                        temperature=self.recipe.rollout.temperature,
+                    )
+                )
+                raise WeightSyncError(
+                    f"weight version {version}: the probe's log-probs differ from the trainer's "
+                    f"by {gap:.4g}, more than rollout.probe_tolerance={tolerance:g}: {cause}"
+                )
+
+    def sample(self, step: int) -> list[Sample]:
+        """This step's samples, rewarded."""
+        self.rollout = self.source.next(step)
+        return self.rollout.samples
+
+    def evaluate(self, step: int) -> None:
+        """Score the held-out questions with the weights after ``step`` steps."""
+        source, recipe = self.source, self.recipe
+        result = evaluate(
+            self.fleet,
+            source.tokenizer,
+            source.judge,
+            source.task.heldout,
+            recipe.evaluation,
+            system_prompt=recipe.task.system_prompt,
+            max_response_tokens=recipe.rollout.max_response_tokens,
+            version=step,
+            seed=recipe.seed,
+            on_progress=self.progress,
+        )
+        self.evaluations[step] = result.accuracy
+        self.tracker.log(step, evaluation_metrics(result))
+        self.display.message(
+            f"held-out accuracy after {step} steps: {result.accuracy:.3f} "
+            f"+- {result.standard_error:.3f} ({len(source.task.heldout)} questions)"
+        )
+
+    def record(
+        self,
+        step: int,
+        batch: Batch,
+        results: Sequence[MinibatchResult],
+        report: ControllerReport,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Log the step, keep its samples, draw the figure, show a line."""
+        assert self.rollout is not None
+        metrics = step_metrics(batch, results, report, self.rollout.verdicts)
+        metrics |= time_metrics(batch, seconds)
+        self.tracker.log(step, metrics)
+        every = self.recipe.tracking.samples_every
+        if every and step % every == 0:
+            self.tracker.log_samples(step, sample_rows(self.rollout))
+        self.tracker.refresh_figure()
+        self.rewards.append(metrics["reward/mean"])
+        for phase, value in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+        measure = self.recipe.entropy.measure
+        name = "policy/clamped_entropy" if measure == "clamped" else "policy/entropy"
+        self.display.step(
+            StepLine(
+                step,
+                metrics["reward/mean"],
+                metrics[name],
+                report.coefficient,
+                batch.tokens.numel(),
+                dict(seconds),
+            )
+        )
+
+    def finish(self) -> None:
+        """The last words of a run that went well; MLflow's run is FINISHED."""
+        self.display.__exit__(None, None, None)
+        self.tracker.finish("FINISHED")
+        places = {
+            "policy": str(self.run_dir / "policy"),
+            "figure": str(self.run_dir / "figure.png"),
+            "look": self.tracker.look,
+        }
+        print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
+
+    def close(self) -> None:
+        """End the judges and give the terminal back."""
+        self.display.__exit__(None, None, None)
+        self.source.judge.close()
+
+
+def engine_clients(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
+    """A client per engine: those of the run folder's engines.json, which the launcher writes."""
+    entries = json.loads((run_dir / "engines.json").read_text())
+    return [
+        EngineClient(
+            entry["url"],
+            log_path=Path(entry["log"]) if entry["log"] else None,
+            progress_timeout_s=recipe.rollout.progress_timeout_s,
+        )
+        for entry in entries
+    ]
+
+
+def transfer_settings(recipe: Recipe) -> TransferSettings:
+    """How this machine's weights travel, as the recipe says."""
+    rollout = recipe.rollout
+    backend = rollout.transfer_backend
+    if backend == "auto":
+        backend = "nccl" if device_kind() == "cuda" else "gloo"
+    return TransferSettings(
+        backend=backend,
+        bucket_bytes=rollout.transfer_bucket_mib * 2**20,
+        timeout_s=rollout.transfer_timeout_s,
+    )
+
+
+async def connect(
+    recipe: Recipe,
+    fleet: Fleet,
+    sender: WeightSender,
+    model_path: Path,
+    progress: Callable[[], None],
+) -> list[int]:
+    """Wait for every engine, form the group that weights travel in; return the probe's prompt."""
+    for client in fleet.clients:
+        await client.wait_ready(recipe.rollout.engine.start_timeout_s, progress)
+    await sender.connect()
+    vocab_size = json.loads((model_path / "config.json").read_text())["vocab_size"]
+    return await weight_transfer.probe_prompt(fleet.clients[0], vocab_size)

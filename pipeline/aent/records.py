@@ -1,0 +1,115 @@
+"""The metrics of one step: plain numbers by name, from what the step produced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aent.batch import Batch
+from aent.entropy.controllers import ControllerReport
+from aent.evaluation.heldout import EvaluationResult
+from aent.sampling import Rollout
+from aent.tasks.judge import Verdict
+from aent.trainer.trainer import MinibatchResult
+
+
+def step_metrics(
+    batch: Batch,
+    results: Sequence[MinibatchResult],
+    report: ControllerReport,
+    verdicts: Sequence[Verdict],
+) -> dict[str, float]:
+    """Everything a step says of itself, except times. Names: docs/metrics.md.
+
+    Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
+    ``grad_norm`` are means over its mini-batches.
+    """
+    tokens = sum(r.tokens for r in results)
+    lengths = batch.response_lengths.double()
+
+    def per_token(name: str) -> float:
+        return sum(getattr(r, name) for r in results) / tokens
+
+    def per_update(name: str) -> float:
+        return sum(getattr(r, name) for r in results) / len(results)
+
+    return {
+        "reward/mean": float(batch.reward.mean()),
+        "reward/std": float(batch.reward.std(correction=0)),
+        "reward/groups_without_signal": groups_without_signal(batch),
+        "reward/judge_errors": float(sum(bool(v.error) for v in verdicts)),
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated_share": float(batch.truncated.double().mean()),
+        "policy/entropy": per_token("entropy"),
+        "policy/clamped_entropy": per_token("clamped_entropy"),
+        "policy/kept_mass": per_token("kept_mass"),
+        "policy/logprob_gap": batch.logprob_gap,
+        "policy/kl_behaviour": per_token("kl_behaviour"),
+        "policy/kl_reference": per_token("kl_reference"),
+        "policy/clip_fraction": per_token("clip_fraction"),
+        "update/loss": per_update("loss"),
+        "update/policy_loss": per_update("policy_loss"),
+        "update/grad_norm": per_update("grad_norm"),
+        "update/lr": results[-1].lr,
+        "update/skipped": float(sum(r.update_skipped for r in results)),
+        "controller/coefficient": report.coefficient,
+        "controller/next_coefficient": report.next_coefficient,
+        "controller/error": report.error,
+        "controller/steps_at_bound": float(report.steps_at_bound),
+        "controller/skipped": float(report.skipped),
+    }
+
+
+def groups_without_signal(batch: Batch) -> float:
+    """Share of groups whose responses all got the same reward: they teach nothing."""
+    flat = [
+        float(batch.reward[batch.group == g].max() == batch.reward[batch.group == g].min())
+        for g in batch.group.unique()
+    ]
+    return sum(flat) / len(flat)
+
+
+def time_metrics(batch: Batch, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds per phase since the last step's record, and tokens (prompts included) per second."""
+    total = sum(seconds.values())
+    tokens = batch.tokens.numel()
+    metrics = {f"time/{phase}": value for phase, value in seconds.items()}
+    return metrics | {
+        "time/total": total,
+        "tokens/total": float(tokens),
+        "tokens/response": float(batch.loss_mask.sum()),
+        "tokens/per_s": tokens / max(total, 1e-9),
+    }
+
+
+def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
+    """What an evaluation found."""
+    return {
+        "evaluation/accuracy": result.accuracy,
+        "evaluation/standard_error": result.standard_error,
+        "evaluation/length_mean": result.mean_length,
+        "evaluation/truncated_share": result.truncated_share,
+        "evaluation/judge_errors": float(result.judge_errors),
+    }
+
+
+def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
+    """The table of a step's samples: a row each."""
+    return [
+        {
+            "item": sample.item,
+            "group": sample.group,
+            "prompt": prompt,
+            "response": response,
+            "reward": sample.reward,
+            "judge_error": verdict.error,
+            "finish_reason": sample.finish_reason,
+            "tokens": len(sample.response_ids),
+            "logprob_mean": sum(sample.logprobs) / len(sample.logprobs),
+            "version": sample.versions[-1],
+        }
+        for sample, prompt, response, verdict in zip(
+            rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts
+        )
+    ]

@@ -1,0 +1,28 @@
+"""Jobs that are ended when their test is over."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import pytest
+from e2e.jobs import Job
+
+
+@pytest.fixture
+def start_job(tmp_path):
+    """A factory of jobs: overrides of the tiny recipe in, a running ``aent train`` out."""
+    jobs: list[Job] = []
+
+    def start(*overrides: str) -> Job:
+        jobs.append(Job(tmp_path, *overrides))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.send_signal(signal.SIGTERM)
+            try:
+                job.process.wait(40)
+            except subprocess.TimeoutExpired:
+                job.process.kill()

@@ -1,0 +1,67 @@
+"""The command as a user runs it: ``aent train recipes/cpu/tiny.yaml`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+TINY = "recipes/cpu/tiny.yaml"
+
+
+class Job:
+    """A running ``aent train`` and what belongs to it."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.run_dir = folder / "run"
+        self.output = folder / "output.txt"
+        argv = [sys.executable, "-m", "aent.cli", "train", TINY, f"run_dir={self.run_dir}"]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*argv, *overrides], stdout=output, stderr=subprocess.STDOUT, env=env
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, words: str, timeout_s: float = 240) -> None:
+        """Return when the output has these words."""
+        deadline = time.monotonic() + timeout_s
+        while words not in self.text:
+            assert self.process.poll() is None, f"ended before it said {words!r}:\n{self.text}"
+            assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.text}"
+            time.sleep(0.2)
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code; fails, with the output, if there is none in time."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still runs after {timeout_s:.0f} s:\n{self.text}")
+
+    def descendants(self) -> list[psutil.Process]:
+        """Every process that the job has started, itself left out."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def status(self) -> str:
+        """The status of the job's run in MLflow's store."""
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.run_dir.parent / 'mlflow.db'}")
+        return client.get_run((self.run_dir / "mlflow_run_id").read_text().strip()).info.status
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """No process of a job is left (a zombie is nobody)."""
+    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    for process in left:
+        process.send_signal(signal.SIGKILL)
+    assert not left, left

@@ -1,0 +1,117 @@
+"""From prompt to new weights, with the real parts in every place: one run, looked at all over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from e2e.jobs import Job
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+STEP_METRICS = {
+    "reward/mean", "response/length_mean", "response/truncated_share",
+    "policy/entropy", "policy/clamped_entropy", "policy/kept_mass", "policy/logprob_gap",
+    "policy/kl_behaviour", "policy/clip_fraction", "update/grad_norm",
+    "controller/coefficient", "controller/next_coefficient",
+    "time/sample", "time/train", "time/sync", "tokens/per_s",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    job = Job(tmp_path_factory.mktemp("tiny"), f"steps={STEPS}")
+    assert job.wait(500) == 0, job.text
+    return job
+
+
+@pytest.fixture(scope="module")
+def recorded(finished):
+    """(MlflowClient, run) of the finished job."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished.run_dir.parent / 'mlflow.db'}")
+    run_id = (finished.run_dir / "mlflow_run_id").read_text().strip()
+    return client, client.get_run(run_id)
+
+
+def series(recorded, key: str) -> list[float]:
+    client, run = recorded
+    history = client.get_metric_history(run.info.run_id, key)
+    return [point.value for point in sorted(history, key=lambda point: point.step)]
+
+
+def test_output_shows_steps_summary_and_where_things_lie(finished):
+    for step in range(1, STEPS + 1):
+        assert f"step {step}/{STEPS}" in finished.text
+    assert "held-out accuracy" in finished.text
+    assert str(finished.run_dir / "policy") in finished.text
+
+
+def test_mlflow_holds_every_metric_of_every_step(recorded):
+    assert recorded[1].info.status == "FINISHED"
+    for key in STEP_METRICS:
+        assert len(series(recorded, key)) == STEPS, key
+    assert len(series(recorded, "evaluation/accuracy")) == 2
+    assert recorded[1].data.params["trainer.tensor_parallel"] == "2"
+
+
+def test_mlflow_holds_recipe_samples_and_figure(recorded):
+    client, run = recorded
+    names = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.yaml", "figure.png", "samples"} <= names
+    assert len(client.list_artifacts(run.info.run_id, "samples")) == STEPS
+
+
+def test_controller_follows_the_papers_rule(recorded):
+    """lambda(t+1) = clip(lambda(t) - step_size * distance outside the band), from the log."""
+    _, run = recorded
+    number = {k: float(run.data.params[f"controller.{k}"])
+              for k in ("initial", "low", "high", "step_size", "min", "max")}  # fmt: skip
+    coefficient = series(recorded, "controller/coefficient")
+    assert coefficient[0] == number["initial"]
+    following = series(recorded, "controller/next_coefficient")
+    assert coefficient[1:] == following[:-1]
+    for now, entropy, after in zip(
+        coefficient, series(recorded, "policy/clamped_entropy"), following
+    ):
+        outside = min(0, entropy - number["low"]) + max(0, entropy - number["high"])
+        expected = min(max(now - number["step_size"] * outside, number["min"]), number["max"])
+        assert after == pytest.approx(expected, abs=1e-12)
+
+
+def test_engine_and_trainer_agree_at_every_step(recorded):
+    assert max(series(recorded, "policy/logprob_gap")) < 1e-3
+
+
+def test_samples_carry_the_version_that_wrote_them(finished):
+    tables = sorted((finished.run_dir / "samples").glob("*.json"))
+    for step, path in enumerate(tables):
+        table = json.loads(path.read_text())
+        column = table["columns"].index("version")
+        assert {row[column] for row in table["data"]} == {step}
+
+
+def test_policy_is_a_hugging_face_folder_that_training_has_changed(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from aent.model_source import resolve
+    from aent.recipe.schema import ModelSection
+
+    policy = AutoModelForCausalLM.from_pretrained(finished.run_dir / "policy")
+    first = AutoModelForCausalLM.from_pretrained(resolve(ModelSection(bundled="tiny-qwen2")))
+    assert AutoTokenizer.from_pretrained(finished.run_dir / "policy").encode("1 + 1")
+    after, before = policy.state_dict(), first.state_dict()
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        assert torch.isfinite(value).all(), name
+        assert not torch.equal(value, before[name]), f"{name} has not moved"
+
+
+def test_nothing_is_left_running_and_the_folder_is_not_reused(finished):
+    assert Job(finished.run_dir.parent).wait(60) == 2
+    again = Job(finished.run_dir.parent)
+    assert again.wait(60) == 2
+    assert "run_dir" in again.text
