@@ -1,0 +1,290 @@
+"""Speaking with vLLM servers: token ids in; token ids, log-probs and weight versions out.
+
+Generation goes through POST /inference/v1/generate, the one route of vLLM 0.32.0 that says which
+weights wrote each token. A request is one sample with a seed of its own.
+
+Same weights and seed give the same tokens when a request is computed in the same company; in
+another batch the logits differ in their last bits, so a token may differ now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from aent.runtime.children import tail_of
+
+INITIAL_VERSION = -1  # of the weights that a server read from its folder, before any update
+VLLM_INITIAL_VERSION = "default"
+NOT_A_LOGPROB = -9999.0  # vLLM sends this for NaN, -inf and a missing value
+LOG_LINES = 25  # of the server's log, in an error's message
+READY_POLL_S = 0.2
+
+
+class EngineError(RuntimeError):
+    """A server failed, vanished, stayed silent, or answered what it must not."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One sample to be written. Sampling is from the whole tempered policy: no top-p, no top-k.
+
+    Only ``stop_token_ids`` (kept in the response) and ``max_tokens`` end it: the engine knows no
+    end-of-sequence token of its own.
+    """
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    temperature: float = 1.0  # 0: greedy, with log-probs at temperature 1
+    seed: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    cache_salt: str | None = None  # requests share cached prefixes with those of equal salt only
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine wrote."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # of each token, under the tempered policy, nats
+    versions: list[int]  # weight version that wrote each token; INITIAL_VERSION before an update
+    finish_reason: str  # "stop" or "length"
+
+
+@dataclass
+class EngineClient:
+    """One server. Every method may be called from any event loop: no connection is kept open."""
+
+    url: str
+    model: str | None = None  # the name it is served under; None: whatever it serves
+    token: str | None = field(default=None, repr=False)
+    log_path: Path | None = None  # of a server on this machine: errors carry its last lines
+    concurrency: int = 256  # requests in flight
+    progress_timeout_s: float = 300.0  # without one finished response
+    call_timeout_s: float = 60.0  # of every call but generation
+
+    async def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """See ``Fleet.generate``."""
+        return await Fleet([self]).generate(requests, on_progress)
+
+    def generate_sync(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """``generate`` for callers without an event loop."""
+        return asyncio.run(self.generate(requests, on_progress))
+
+    async def complete(self, request: GenerationRequest) -> Completion:
+        """Have one sample written; waits without a deadline of its own.
+
+        Raises EngineError as ``call`` does, and for an answer without finite log-probs or weight
+        versions, or that was aborted.
+        """
+        body = {
+            "token_ids": list(request.prompt_ids),
+            "sampling_params": {
+                "max_tokens": request.max_tokens,
+                "temperature": request.temperature,
+                "top_p": 1.0,
+                "top_k": 0,
+                "seed": request.seed,
+                "stop_token_ids": list(request.stop_token_ids),
+                "ignore_eos": True,
+                "logprobs": 0,
+                "detokenize": False,
+            },
+        }
+        if self.model is not None:
+            body["model"] = self.model
+        if request.cache_salt is not None:
+            body["cache_salt"] = request.cache_salt
+        answer = await self.call("POST", "/inference/v1/generate", body, timeout_s=None)
+        try:
+            return _completion(answer["choices"][0])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self.error(f"/inference/v1/generate: {error!r}") from None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        params: dict[str, Any] | None = None,
+        timeout_s: float | None = -1.0,
+    ) -> Any:
+        """The JSON answer of one route (text where it is not JSON, None where it is empty).
+
+        ``timeout_s`` bounds the whole call: None waits for ever, -1 means ``call_timeout_s``.
+        Raises EngineError naming URL, status and the answer's first line.
+        """
+        timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                # engines are reached directly, never through a proxy of the environment
+                httpx.AsyncClient(
+                    timeout=None, trust_env=False, verify=self.url.startswith("https")
+                ) as http,
+            ):
+                answer = await http.request(
+                    method, self.url + path, json=body, params=params, headers=headers
+                )
+        except TimeoutError:
+            raise self.error(f"{path}: no answer within {timeout_s:.0f} s") from None
+        except httpx.HTTPError as error:
+            raise self.error(f"{path}: {type(error).__name__} {error}".rstrip()) from error
+        if not answer.is_success:
+            first = answer.text.strip().partition("\n")[0][:500]
+            raise self.error(f"{path}: status {answer.status_code}: {first}")
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            return answer.json()
+        return answer.text or None
+
+    async def health(self) -> None:
+        """Raise EngineError unless the server is ready and its engine process lives."""
+        await self.call("GET", "/health", timeout_s=5.0)
+
+    async def wait_ready(
+        self, timeout_s: float, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        """Return when the server is healthy; EngineError after ``timeout_s`` seconds.
+
+        For a server that somebody else started: whoever started it sees whether it ends first.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                return await self.health()
+            except EngineError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    message = f"not ready after {timeout_s:.0f} s ({error})"
+                    raise EngineError(message) from None
+            if on_progress is not None:
+                on_progress()
+            await asyncio.sleep(READY_POLL_S)
+
+    async def weight_version(self) -> int:
+        """The version of the weights it samples from; INITIAL_VERSION before any update."""
+        info = await self.call("GET", "/weight_info")
+        try:
+            return _version(info["weight_version"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.error(f"/weight_info: {error!r}") from None
+
+    async def block_size(self) -> int:
+        """Tokens of one block of its key-value cache (only whole blocks are ever reused)."""
+        metrics = await self.call("GET", "/metrics")
+        found = re.search(r'^vllm:cache_config_info\{.*?[{,]block_size="(\d+)"', metrics, re.M)
+        if found is None:
+            raise self.error("/metrics: vllm:cache_config_info has no block_size")
+        return int(found[1])
+
+    def error(self, what: str) -> EngineError:
+        """An EngineError that names this server and ends with the last lines of its log."""
+        message = f"engine {self.url}{what}"
+        if self.log_path is not None:
+            message += f"\nthe last lines of {self.log_path}:\n" + tail_of(self.log_path, LOG_LINES)
+        return EngineError(message)
+
+
+@dataclass
+class Fleet:
+    """Several servers with the same weights, used as one."""
+
+    clients: list[EngineClient]
+
+    def generate_sync(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """``generate`` for callers without an event loop."""
+        return asyncio.run(self.generate(requests, on_progress))
+
+    async def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """Have every sample written, each by the server with the fewest requests in flight.
+
+        Returns completions in the order of the requests; calls ``on_progress`` at each that ends.
+        Raises the first EngineError, having cancelled the others; also when no response ends for
+        ``progress_timeout_s`` (the smallest of the clients').
+        """
+        done: dict[int, Completion] = {}
+        in_flight: dict[asyncio.Task[Completion], tuple[int, int]] = {}
+        load = [0] * len(self.clients)
+        capacity = sum(c.concurrency for c in self.clients)
+        patience_s = min(c.progress_timeout_s for c in self.clients)
+        waiting = iter(enumerate(requests))
+        try:
+            while len(done) < len(requests):
+                while len(in_flight) < capacity and (item := next(waiting, None)) is not None:
+                    engine = min(range(len(load)), key=lambda e: load[e])
+                    task = asyncio.create_task(self.clients[engine].complete(item[1]))
+                    in_flight[task] = (item[0], engine)
+                    load[engine] += 1
+                ended, _ = await asyncio.wait(
+                    in_flight, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not ended:
+                    busiest = max(range(len(load)), key=lambda e: load[e])
+                    raise self.clients[busiest].error(
+                        f": no response finished for {patience_s:.0f} s "
+                        f"({len(done)} of {len(requests)} are there)"
+                    )
+                for task in ended:
+                    index, engine = in_flight.pop(task)
+                    load[engine] -= 1
+                    done[index] = task.result()
+                    if on_progress is not None:
+                        on_progress()
+        finally:
+            for task in in_flight:
+                task.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
+        return [done[i] for i in range(len(requests))]
+
+
+def _completion(choice: dict[str, Any]) -> Completion:
+    """Check and convert one choice; raises ValueError saying what is wrong with it."""
+    tokens = choice["token_ids"]
+    logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    reason = choice["finish_reason"]
+    if reason not in ("stop", "length") or not tokens:
+        raise ValueError(f"{len(tokens)} tokens with finish_reason {reason!r}")
+    if len(logprobs) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens but {len(logprobs)} log-probs")
+    for position, value in enumerate(logprobs):
+        if value is None or not math.isfinite(value) or value <= NOT_A_LOGPROB:
+            raise ValueError(
+                f"the log-prob of response token {position} is {value}: "
+                "the engine's weights or logits are not finite"
+            )
+    versions: list[int] = []
+    for span in choice["weight_versions"] or []:
+        if span["start"] != len(versions):
+            break
+        versions += [_version(span["version"])] * (span["end"] - span["start"])
+    if len(versions) != len(tokens):
+        raise ValueError(f"no weight version for {len(tokens) - len(versions)} of its tokens")
+    return Completion(list(tokens), logprobs, versions, reason)
+
+
+def _version(label: str) -> int:
+    return INITIAL_VERSION if label == VLLM_INITIAL_VERSION else int(label)

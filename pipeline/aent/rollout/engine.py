@@ -1,0 +1,175 @@
+"""A vLLM server as a child process: its command line, its start, its readiness, its end.
+
+The server is spoken to over HTTP only (``rollout.client``); nothing here imports vLLM, so that a
+launcher needs none of it. Facts about vLLM hold for 0.32.0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from aent.recipe.schema import Recipe
+from aent.rollout.client import EngineClient, EngineError
+from aent.runtime.children import Child, free_port
+from aent.runtime.environment import device_kind
+
+READY_POLL_S = 0.2
+STOP_GRACE_S = 3.0
+LOG_LINES = 25  # of a dead server, in the error's message
+WORKER_EXTENSION = "aent.rollout.worker_extension.WorkerExtension"
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What one server is started with."""
+
+    model_path: Path  # a Hugging Face folder; its tokenizer is not read (token ids in and out)
+    served_name: str
+    log_path: Path
+    max_model_len: int  # prompt and response together, tokens
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    tensor_parallel: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0  # of requests without a seed of their own
+    device: Literal["cpu", "cuda"] = "cpu"
+    kv_cache_gib: float = 1.0  # on a CPU
+    cpu_threads_bind: str | None = None  # vLLM's VLLM_CPU_OMP_THREADS_BIND; None: every core
+    gpu_memory_utilization: float = 0.85  # on GPUs
+    gpus: tuple[int, ...] | None = None  # CUDA device numbers; None: what the parent sees
+
+
+def settings_of(
+    recipe: Recipe, model_path: Path, run_dir: Path, index: int, first_gpu: int
+) -> EngineSettings:
+    """Settings of the recipe's engine number ``index``; engines take GPUs from ``first_gpu`` on."""
+    engine, rollout = recipe.rollout.engine, recipe.rollout
+    first = first_gpu + index * engine.tensor_parallel
+    return EngineSettings(
+        model_path=model_path,
+        served_name=recipe.name,
+        log_path=run_dir / "logs" / f"engine{index}.log",
+        max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
+        port=engine.port + index if engine.port else 0,
+        tensor_parallel=engine.tensor_parallel,
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        device=device_kind(),
+        kv_cache_gib=engine.kv_cache_gib,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        gpus=tuple(range(first, first + engine.tensor_parallel)),
+    )
+
+
+def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
+    """Return (argv, environment) of the server; the environment extends this process's own."""
+    s = settings
+    backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
+    options: dict[str, object] = {
+        "model": s.model_path,
+        "served-model-name": s.served_name,
+        "host": s.host,
+        "port": s.port,
+        "tensor-parallel-size": s.tensor_parallel,
+        "max-model-len": s.max_model_len,
+        "dtype": s.dtype,
+        "seed": s.seed,
+        # sampling settings of the model's folder (top_k, penalties) would bias the policy silently
+        "generation-config": "vllm",
+        # of the policy that is sampled from: tempered
+        "logprobs-mode": "processed_logprobs",
+        "worker-extension-cls": WORKER_EXTENSION,
+        "weight-transfer-config": json.dumps({"backend": backend}),
+        "uvicorn-log-level": "warning",
+    }
+    flags = ["--skip-tokenizer-init", "--enable-scale-out"]  # the latter: /inference/v1/generate
+    env = os.environ | {
+        "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
+        "VLLM_PLUGINS": "none",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if s.device == "cpu":
+        flags.append("--enforce-eager")
+        options["kv-cache-memory-bytes"] = int(s.kv_cache_gib * 2**30)
+        env["VLLM_CPU_OMP_THREADS_BIND"] = s.cpu_threads_bind or _every_core(s.tensor_parallel)
+        env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
+    else:
+        options["gpu-memory-utilization"] = s.gpu_memory_utilization
+        if s.gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, s.gpus))
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += [f"--{name}={value}" for name, value in options.items()]
+    return argv + flags, env
+
+
+def _every_core(ranks: int) -> str:
+    """This process's cores, dealt out to the ranks of one server ("0,1|2,3")."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // ranks)
+    parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(ranks)]
+    return "|".join(",".join(map(str, part)) for part in parts)
+
+
+@dataclass
+class Engine:
+    """A started server."""
+
+    settings: EngineSettings
+    child: Child
+    url: str
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when the server answers /health.
+
+        Raises EngineError, with the last lines of its log, if it ends or is not ready within
+        ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._healthy():
+            if self.child.poll() is not None:
+                raise self._error(self.child.describe_exit())
+            if time.monotonic() > deadline:
+                raise self._error(f"is not ready after {timeout_s:.0f} s")
+            time.sleep(READY_POLL_S)
+
+    def client(self) -> EngineClient:
+        """A client whose errors carry the last lines of this server's log."""
+        return EngineClient(self.url, self.settings.served_name, log_path=self.settings.log_path)
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End the server and every process it started; return when they are gone."""
+        self.child.stop(grace_s)
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2.0, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    def _error(self, what: str) -> EngineError:
+        return EngineError(
+            f"the vLLM server {self.url} {what}; the last lines of {self.child.log_path}:\n"
+            + self.child.tail(LOG_LINES)
+        )
+
+
+def start(settings: EngineSettings) -> Engine:
+    """Start a server; return at once (see ``Engine.wait_ready``)."""
+    if settings.port == 0:
+        port = free_port(settings.host)
+        settings = EngineSettings(**{**vars(settings), "port": port})
+    argv, env = command(settings)
+    child = Child.start(
+        f"vLLM server on port {settings.port}", argv, env=env, log_path=settings.log_path
+    )
+    return Engine(settings, child, f"http://{settings.host}:{settings.port}")

@@ -1,0 +1,119 @@
+"""What a set of weights must look like: names, shapes, dtypes and checksums of its tensors.
+
+Used on both sides of a weight transfer, so it imports torch alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TIED_HEAD = "lm_head.weight"  # a copy of the embedding where embeddings are tied: never sent
+BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; computed by whoever needs them
+
+_CHUNK = 1 << 20  # words per partial sum: bounds the memory of a checksum
+_WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor, without its content."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as torch names it: "float32"
+    checksum: str | None = None  # see ``checksum``; None: not known
+
+    @staticmethod
+    def of(tensor: Tensor) -> TensorSpec:
+        """The tensor's shape, dtype and checksum."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return TensorSpec(tuple(tensor.shape), dtype, checksum(tensor))
+
+
+Manifest = dict[str, TensorSpec]
+
+
+def checksum(tensor: Tensor) -> str:
+    """64 bits, as hex, of the tensor's bytes and their positions; equal on every device.
+
+    A sum over the tensor's words, each times an odd factor of its position, modulo 2^64. Any one
+    changed word changes it; so do a transposition and two exchanged rows.
+    """
+    words = tensor.detach().contiguous().view(-1).view(_WORD[tensor.element_size()])
+    factors = _factors(str(tensor.device))
+    sums = [(part.long() * factors[: part.numel()]).sum() for part in words.split(_CHUNK)]
+    total = tensor.numel()
+    for value in torch.stack(sums).tolist():
+        total = (total * 0x9E3779B97F4A7C15 + value) % 2**64
+    return f"{total:016x}"
+
+
+@lru_cache
+def _factors(device: str) -> Tensor:
+    """[_CHUNK] int64: scattered odd numbers, the same on every device (integers wrap around)."""
+    factors = torch.arange(1, _CHUNK + 1, device=device) * 0x2545F4914F6CDD1D
+    factors = (factors ^ (factors >> 31)) * 0x369DEA0F31A53F85
+    return (factors ^ (factors >> 29)) | 1
+
+
+def expected_manifest(
+    model_path: Path, dtype: str | None = None, content: bool = False
+) -> Manifest:
+    """The tensors that an update of this model must carry, from its folder's safetensors.
+
+    Args:
+        model_path: a Hugging Face folder.
+        dtype: what the trainer sends (default: as in the files).
+        content: with checksums of the tensors, cast to ``dtype``: what an unchanged policy sends.
+
+    Raises:
+        FileNotFoundError: the folder has no safetensors.
+    """
+    tied = json.loads((model_path / "config.json").read_text()).get("tie_word_embeddings", False)
+    manifest = {}
+    for name, stored in _stored_tensors(model_path):
+        if (tied and name == TIED_HEAD) or name.endswith(BUFFERS):
+            continue
+        tensor = stored if dtype is None else stored.to(getattr(torch, dtype))
+        spec = TensorSpec.of(tensor) if content else _without_content(tensor)
+        manifest[name] = spec
+    return manifest
+
+
+def _without_content(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+def _stored_tensors(model_path: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import safe_open
+
+    files = sorted(model_path.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model_path} has no *.safetensors file")
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                yield name, tensors.get_tensor(name)
+
+
+def differences(expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]) -> list[str]:
+    """One clause per tensor that is missing, unexpected, or differs (checksums where both know)."""
+    clauses = [f"{name} is missing" for name in expected if name not in found]
+    for name, spec in found.items():
+        wanted = expected.get(name)
+        if wanted is None:
+            clauses.append(f"{name} is not expected")
+        elif spec.shape != wanted.shape:
+            clauses.append(f"{name} has shape {list(spec.shape)}, not {list(wanted.shape)}")
+        elif spec.dtype != wanted.dtype:
+            clauses.append(f"{name} has dtype {spec.dtype}, not {wanted.dtype}")
+        elif None not in (spec.checksum, wanted.checksum) and spec.checksum != wanted.checksum:
+            clauses.append(f"{name} has other content (checksum {spec.checksum}, not "
+                           f"{wanted.checksum})")  # fmt: skip
+    return clauses

@@ -1,0 +1,165 @@
+"""The wires that weights travel on, from the trainer's rank 0 to every worker of every engine.
+
+A group has the sender as rank 0 and the engines' workers after it. Broadcasts are only started
+here; whoever waits for them sets the deadline. torch alone: both sides import this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
+
+
+class Broadcast(Protocol):
+    """A broadcast under way."""
+
+    def is_completed(self) -> bool:
+        """Whether it has ended, well or not."""
+
+    def wait(self) -> Any:
+        """Return when it has ended; raise RuntimeError if it failed."""
+
+
+class Transport(Protocol):
+    """The sender's end of a group."""
+
+    def broadcast(self, tensor: Tensor) -> Broadcast:
+        """Start sending; ``tensor`` must stay as it is until that has ended."""
+
+
+def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run blocking work that may never return, without keeping the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = work()
+        except Exception as e:
+            error = e
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+# -- gloo: CPU tensors over TCP
+
+
+def gloo_group(
+    store: dist.Store, address: str, rank: int, world: int, timeout_s: float
+) -> dist.ProcessGroupGloo:
+    """Join the group (blocks until all are there). ``address``: where the sender listens.
+
+    Raises RuntimeError after ``timeout_s`` seconds, which also bounds each later broadcast.
+    """
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timedelta(seconds=timeout_s)
+    if address == LOOPBACK:  # all on one machine: do not depend on its host name
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    else:
+        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+    return dist.ProcessGroupGloo(store, rank, world, options)
+
+
+def gloo_broadcast(group: dist.ProcessGroupGloo, tensor: Tensor) -> Broadcast:
+    """Start a broadcast from rank 0."""
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    return group.broadcast([tensor], options)
+
+
+@dataclass
+class GlooTransport:
+    """To engines on CPUs."""
+
+    group: dist.ProcessGroupGloo
+    store: dist.TCPStore  # the group's rendezvous: lives as long as the group
+
+    @staticmethod
+    def rendezvous(address: str, timeout_s: float) -> tuple[dist.TCPStore, dict[str, Any]]:
+        """Open the store; return it with what the workers need to find it."""
+        store = dist.TCPStore(
+            address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
+        init = {"master_address": address, "master_port": store.port, "timeout_s": timeout_s}
+        return store, init
+
+    @staticmethod
+    def join(store: dist.TCPStore, address: str, world: int, timeout_s: float) -> GlooTransport:
+        """Join as rank 0; blocks until all are there."""
+        return GlooTransport(gloo_group(store, address, 0, world, timeout_s), store)
+
+    def broadcast(self, tensor: Tensor) -> Broadcast:
+        return gloo_broadcast(self.group, tensor.cpu().contiguous())
+
+
+# -- nccl: CUDA tensors
+
+
+@dataclass
+class _CudaBroadcast:
+    event: torch.cuda.Event
+    tensor: Tensor  # must not be freed before the event
+
+    def is_completed(self) -> bool:
+        return self.event.query()
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+@dataclass
+class NcclTransport:
+    """To engines on GPUs, as vLLM's own protocol for a trainer without vLLM has it (a pre-shared
+    NCCL id, a one-element all-reduce after joining, one unpacked broadcast per tensor; see
+    vllm/distributed/weight_transfer/nccl_common.py).
+
+    Written against vLLM 0.32.0 and torch.cuda.nccl; it was not run here, for want of two GPUs. The
+    trainer's GPU must not be one of the engines', and both sides need the same NCCL major version.
+    """
+
+    communicator: Any
+
+    @staticmethod
+    def rendezvous() -> tuple[bytes, dict[str, Any]]:
+        """Mint the group's id; return it with what the workers need to join."""
+        unique_id = torch.cuda.nccl.unique_id()
+        return unique_id, {"nccl_unique_id_b64": base64.b64encode(unique_id).decode()}
+
+    @staticmethod
+    def join(unique_id: bytes, world: int) -> NcclTransport:
+        """Join as rank 0 on the current device; blocks until all are there."""
+        communicator = torch.cuda.nccl.init_rank(world, unique_id, 0)
+        torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[communicator])
+        torch.cuda.synchronize()
+        return NcclTransport(communicator)
+
+    def broadcast(self, tensor: Tensor) -> Broadcast:
+        tensor = tensor.cuda().contiguous()
+        torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
+        event = torch.cuda.Event()
+        event.record()
+        return _CudaBroadcast(event, tensor)

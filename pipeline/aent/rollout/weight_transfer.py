@@ -1,0 +1,330 @@
+"""New weights into every engine, verified: nobody samples from what did not arrive whole.
+
+Sequence of one update: pause (requests in flight are kept), start, the tensors in buckets, compare
+what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
+cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
+What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
+old copies) is for the probe: log-probs that must equal the trainer's.
+
+The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor
+
+from aent.rollout.client import (
+    INITIAL_VERSION,
+    Completion,
+    EngineClient,
+    EngineError,
+    GenerationRequest,
+)
+from aent.rollout.manifest import Manifest, TensorSpec, differences
+from aent.rollout.transport import (
+    Broadcast,
+    GlooTransport,
+    NcclTransport,
+    Transport,
+    in_daemon_thread,
+)
+
+POLL_S = 0.002  # between two looks at broadcasts under way
+LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
+FAULTS_SHOWN = 8
+
+
+class WeightSyncError(RuntimeError):
+    """An engine does not hold the weights that it should; the message says which tensor, cache or
+    version."""
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How weights travel."""
+
+    backend: Literal["gloo", "nccl"] = "gloo"
+    bucket_bytes: int = 256 * 2**20  # tensors sent with one call; about what is held at once
+    timeout_s: float = 120.0  # for each call and each bucket
+    master_address: str = "127.0.0.1"  # of this process, as the engines reach it
+
+
+@dataclass
+class WeightSender:
+    """Rank 0's end of the connection to all engines."""
+
+    clients: list[EngineClient]
+    settings: TransferSettings = TransferSettings()
+    transport: Transport | None = field(default=None, init=False)
+
+    async def connect(self) -> None:
+        """Form a group with every worker of every engine. Again after an engine was replaced.
+
+        Raises EngineError within ``timeout_s`` if an engine does not come.
+        """
+        sizes = [s["world_size"] for s in await self._all("GET", "/get_world_size")]
+        world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
+        address = self.settings.master_address
+        join: Callable[[], Transport]
+        if self.settings.backend == "gloo":
+            store, where = GlooTransport.rendezvous(address, timeout_s)
+            join = partial(GlooTransport.join, store, address, world, timeout_s)
+        else:
+            unique_id, where = NcclTransport.rendezvous()
+            join = partial(NcclTransport.join, unique_id, world)
+        offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
+        calls = [
+            client.call(
+                "POST",
+                "/init_weight_transfer_engine",
+                {"init_info": {**where, "rank_offset": offset, "world_size": world}},
+                timeout_s=timeout_s,
+            )
+            for client, offset in zip(self.clients, offsets)
+        ]
+        joined = in_daemon_thread(join)
+        await asyncio.gather(*calls)
+        try:
+            self.transport = await asyncio.wait_for(joined, timeout_s)
+        except (TimeoutError, RuntimeError) as error:
+            raise EngineError(f"no group with the engines' workers: {error}") from error
+
+    async def push(
+        self, named_tensors: Iterable[tuple[str, Tensor]], version: int, expected: Manifest | None
+    ) -> None:
+        """Replace the weights of every engine.
+
+        Args:
+            named_tensors: Hugging Face names and full tensors; consumed once and to its end even
+                where the update fails, because other ranks iterate in lockstep. Each tensor must
+                keep its value until the next bucket.
+            version: label of the new weights, above every engine's.
+            expected: what the model needs (``expected_manifest``); None: not compared.
+
+        Raises:
+            WeightSyncError: by name, what did not arrive as it should; the engines stay paused.
+            EngineError: an engine failed or did not answer in time.
+        """
+        rest = iter(named_tensors)
+        try:
+            await self.check_version(version)
+            await self.begin()
+            sent = await self.send_all(rest, expected)
+            await self.verify(sent, expected)
+            await self.finish(version)
+            await self.reset_caches()
+            await self._all("POST", "/resume")
+        finally:
+            for _ in rest:
+                pass
+
+    async def check_version(self, version: int) -> None:
+        """Raise WeightSyncError unless ``version`` is newer than every engine's."""
+        for client in self.clients:
+            current = await client.weight_version()
+            if not version > current >= INITIAL_VERSION:
+                raise WeightSyncError(
+                    f"stale weight version {version}: {client.url} is at version {current}"
+                )
+
+    async def begin(self) -> None:
+        """Pause generation, keeping what is in flight, and open the update."""
+        await self._all("POST", "/pause", params={"mode": "keep"})
+        await self._all("POST", "/start_weight_update")
+
+    async def send_all(
+        self, named_tensors: Iterator[tuple[str, Tensor]], expected: Manifest | None
+    ) -> Manifest:
+        """Send bucket after bucket; return what was offered, by name.
+
+        A tensor that the model does not need, or of another shape or dtype, is not sent: ``verify``
+        names it.
+        """
+        offered: Manifest = {}
+        bucket: list[tuple[str, TensorSpec, Tensor]] = []
+        size = 0
+        for name, tensor in named_tensors:
+            if name in offered:
+                raise WeightSyncError(f"{name} was offered twice")
+            spec = offered[name] = TensorSpec.of(tensor)
+            wanted = spec if expected is None else expected.get(name)
+            if wanted is None or (wanted.shape, wanted.dtype) != (spec.shape, spec.dtype):
+                continue
+            bucket.append((name, spec, tensor))
+            size += tensor.nbytes
+            if size >= self.settings.bucket_bytes:
+                await self.send(bucket)
+                bucket, size = [], 0
+        if bucket:
+            await self.send(bucket)
+        return offered
+
+    async def send(self, bucket: Sequence[tuple[str, TensorSpec, Tensor]]) -> None:
+        """Announce the bucket to every engine and broadcast its tensors.
+
+        Raises EngineError within ``timeout_s``.
+        """
+        if self.transport is None:
+            raise RuntimeError("push before connect")
+        info = {
+            "names": [name for name, _, _ in bucket],
+            "dtype_names": [spec.dtype for _, spec, _ in bucket],
+            "shapes": [list(spec.shape) for _, spec, _ in bucket],
+        }
+        calls = [
+            asyncio.ensure_future(
+                c.call(
+                    "POST",
+                    "/update_weights",
+                    {"update_info": info},
+                    timeout_s=self.settings.timeout_s,
+                )
+            )
+            for c in self.clients
+        ]
+        try:
+            for work in [self.transport.broadcast(tensor) for _, _, tensor in bucket]:
+                await _finished(work, calls)
+            await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def verify(self, offered: Manifest, expected: Manifest | None) -> None:
+        """Compare what the trainer offered with what the model needs, and what every worker
+        received with what was offered.
+
+        Raises WeightSyncError naming each tensor, after closing the update without a new version.
+        """
+        faults = [] if expected is None else [
+            f"the trainer's export: {d}" for d in differences(expected, offered)
+        ]  # fmt: skip
+        if not faults:
+            answers = await self._all("POST", "/collective_rpc", {"method": "aent_received"})
+            for client, answer in zip(self.clients, answers):
+                for rank, tensors in enumerate(answer["results"]):
+                    received = {n: TensorSpec(tuple(s), d, c) for n, (s, d, c) in tensors.items()}
+                    where = f"{client.url}, worker {rank}"
+                    faults += [f"{where}: {d}" for d in differences(offered, received)]
+        if faults:
+            await self._all("POST", "/finish_weight_update", {})
+            more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+            raise WeightSyncError("weight update: " + "; ".join(faults[:FAULTS_SHOWN]) + more)
+
+    async def finish(self, version: int) -> None:
+        """Close the update; every engine must then say ``version``."""
+        await self._all("POST", "/finish_weight_update", {"weight_version": str(version)})
+        for client in self.clients:
+            current = await client.weight_version()
+            if current != version:
+                raise WeightSyncError(
+                    f"{client.url} says weight version {current} after an update to {version}"
+                )
+
+    async def reset_caches(self) -> None:
+        """Drop keys and values of the old weights, those of requests in flight included."""
+        answers = await self._all(
+            "POST", "/reset_prefix_cache", params={"reset_running_requests": True}
+        )
+        for client, answer in zip(self.clients, answers):
+            if not answer["success"]:
+                raise WeightSyncError(f"{client.url}: the prefix cache was not reset")
+
+    async def _all(self, method: str, path: str, body: Any = None, *, params: Any = None) -> list:
+        timeout_s = self.settings.timeout_s
+        calls = [
+            c.call(method, path, body, params=params, timeout_s=timeout_s) for c in self.clients
+        ]
+        return await asyncio.gather(*calls)
+
+
+async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
+    """Wait for a broadcast; an engine's own error, where there is one, is the one raised."""
+    while not work.is_completed():
+        for call in calls:
+            if call.done():
+                call.result()
+        await asyncio.sleep(POLL_S)
+    try:
+        work.wait()
+    except RuntimeError as error:
+        done, _ = await asyncio.wait(
+            calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION
+        )
+        for call in done:
+            call.result()
+        raise EngineError(f"a broadcast of weights broke: {error}") from error
+
+
+# -- the probe: what an engine computes, against what the trainer computes
+
+
+async def probe_prompt(client: EngineClient, vocab_size: int, seed: int = 0) -> list[int]:
+    """Token ids of a prompt longer than one block of the engine's cache.
+
+    Only whole blocks are reused, so a shorter one could not see a stale cache.
+    """
+    length = await client.block_size() + 8
+    random_ids = random.Random(seed)
+    return [random_ids.randrange(vocab_size) for _ in range(length)]
+
+
+async def probe(
+    client: EngineClient,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int = 4,
+    temperature: float = 0.0,
+    cache_salt: str | None = None,
+) -> Completion:
+    """A few tokens and their log-probs, to be compared with the trainer's.
+
+    Greedy by default, with log-probs at temperature 1; else sampled, with those at ``temperature``.
+    Send it before an update too: only then can the one after it meet a stale cache.
+    """
+    request = GenerationRequest(
+        prompt_ids, max_tokens, temperature=temperature, seed=0, cache_salt=cache_salt
+    )
+    return (await client.generate([request]))[0]
+
+
+async def diagnose(
+    client: EngineClient,
+    prompt_ids: Sequence[int],
+    seen: Completion,
+    *,
+    tolerance: float,
+    temperature: float = 0.0,
+) -> str:
+    """Say why a probe (``seen``) disagreed with the trainer: a stale cache, or wrong weights.
+
+    The same probe under a fresh cache salt cannot meet cached keys and values.
+    """
+    fresh = await probe(
+        client,
+        prompt_ids,
+        max_tokens=len(seen.token_ids),
+        temperature=temperature,
+        cache_salt=uuid.uuid4().hex,
+    )
+    same_tokens = fresh.token_ids == seen.token_ids
+    gap = max(abs(a - b) for a, b in zip(fresh.logprobs, seen.logprobs))
+    if same_tokens and gap <= tolerance:
+        return (
+            f"{client.url} computes with other weights than the trainer (its prefix cache is not "
+            "the cause: without it the log-probs are the same)"
+        )
+    change = f"log-probs change by {gap:.4g}" if same_tokens else "tokens change"
+    return (
+        f"stale prefix cache in {client.url}: its {change} when the cache is left out, so keys "
+        "and values of other weights are being reused"
+    )
