@@ -68,8 +68,8 @@ FAULTS = [
         "trainer.tensor_parallel=3 does not divide the model's 1540 feed-forward columns",
     ),
     (
-        ["trainer.pipeline_parallel=4"],
-        "trainer.pipeline_parallel=4 does not divide the model's 30 layers",
+        ["trainer.pipeline_parallel=31"],
+        "trainer.pipeline_parallel=31 is more than the model's 30 layers",
     ),
     (
         ["trainer.sequence_parallel=true"],

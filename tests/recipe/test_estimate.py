@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from aent.model_source import hf_config
 from aent.recipe.estimate import GIB, describe, estimate, rank_coordinates
 from aent.recipe.load import load
 from aent.recipe.model_facts import model_facts
@@ -73,12 +74,13 @@ def test_bfloat16_has_float32_main_weights_and_a_reference_doubles_the_weights(r
 
 def test_pipeline_stages(recipe):
     first, last = estimate(recipe("trainer.pipeline_parallel=2")).per_rank
-    assert first.weights == (15 * LAYER + TABLE) * 4
-    assert last.weights == (15 * LAYER + TABLE + 576) * 4  # the tied table is on both ends
+    assert first.weights == (17 * LAYER + TABLE) * 4
+    assert last.weights == (13 * LAYER + TABLE + 576) * 4  # the tied table is on both ends
     assert (first.logits, last.logits > 0) == (0, True)
-    assert first.activations == 2 * last.activations  # 1F1B: two micro-batches in flight, then one
+    # 1F1B: two micro-batches in flight, then one
+    assert first.activations * 13 == 2 * last.activations * 17
     one = estimate(recipe("trainer.pipeline_parallel=2", "trainer.micro_batch_tokens=100000"))
-    assert one.per_rank[0].activations == one.per_rank[1].activations  # one micro-batch in all
+    assert one.per_rank[0].activations * 13 == one.per_rank[1].activations * 17  # one in all
 
 
 def test_tensor_and_sequence_parallel(recipe):
@@ -123,12 +125,13 @@ def test_layout_in_megatrons_rank_order(recipe):
     assert places[6] == (0, 0, 1)
     text = describe(layout)
     assert "trainer: 12 ranks = tensor 3 x data 2 x pipeline 2" in text
-    assert "rank 6: tensor 0, data 0, pipeline 1: layers 15-29, output layer and loss" in text
+    assert "rank 6: tensor 0, data 0, pipeline 1: layers 17-29, output layer and loss" in text
     assert "134.5 M parameters" in text
     assert "port: a free one" in text
     assert "http://a:1" in describe(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
 
 
+@pytest.mark.slow  # imports Megatron
 def test_rank_order_is_megatrons_own(recipe):
     from megatron.core.parallel_state import RankGenerator
 
@@ -139,3 +142,18 @@ def test_rank_order_is_megatrons_own(recipe):
     for axis, name in enumerate(("tp", "dp", "pp")):
         for group in megatron.get_ranks(name):  # in order along this axis
             assert [rank_coordinates(layout, r)[axis] for r in group] == list(range(len(group)))
+
+
+@pytest.mark.slow  # imports Megatron
+def test_stages_are_those_that_the_trainer_builds():
+    from types import SimpleNamespace
+
+    from aent.trainer.model import layers_in_last_stage
+
+    for name in ("smollm2-135m-instruct", "tiny-qwen2"):
+        section = ModelSection(bundled=name)
+        facts, config = model_facts(section), SimpleNamespace(**hf_config(section))
+        for stages in range(1, facts.layers + 1):
+            layers = facts.stage_layers(stages)
+            assert (len(layers), sum(layers)) == (stages, facts.layers)
+            assert layers[-1] == (layers_in_last_stage(config, stages) or facts.layers)

@@ -75,11 +75,8 @@ def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     ):
         if count % tensor:
             yield f"trainer.tensor_parallel={tensor} does not divide the model's {count} {what}"
-    if facts.layers % pipeline:
-        yield (
-            f"trainer.pipeline_parallel={pipeline} does not divide the model's "
-            f"{facts.layers} layers"
-        )
+    if pipeline > facts.layers:
+        yield f"trainer.pipeline_parallel={pipeline} is more than the model's {facts.layers} layers"
     if trainer.sequence_parallel and tensor == 1:
         yield "trainer.sequence_parallel needs trainer.tensor_parallel above 1"
     engine = recipe.rollout.engine.tensor_parallel

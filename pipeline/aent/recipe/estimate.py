@@ -19,6 +19,7 @@ process        the libraries themselves
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 from aent.recipe.check import run_folder
 from aent.recipe.model_facts import ModelFacts, model_facts
@@ -136,7 +137,7 @@ def _stage_parameters(facts: ModelFacts, tensor: int, pipeline: int, stage: int)
 
     A tied table is one tensor with one stage, and one on each end of a longer pipeline.
     """
-    count = facts.layers // pipeline * facts.layer_parameters // tensor
+    count = facts.stage_layers(pipeline)[stage] * facts.layer_parameters // tensor
     table = -(-facts.vocab // tensor) * facts.hidden
     first, last = stage == 0, stage == pipeline - 1
     count += table * first
@@ -171,7 +172,7 @@ def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) ->
     per_layer = _layer_activation_elements(
         facts, trainer.tensor_parallel, trainer.sequence_parallel
     )
-    layers = facts.layers // trainer.pipeline_parallel
+    layers = facts.stage_layers(trainer.pipeline_parallel)[stage]
     return int(in_flight * micro_tokens * layers * per_layer * element)
 
 
@@ -220,10 +221,10 @@ def describe(recipe: Recipe) -> str:
         f"vocabulary {facts.vocab}, {recipe.model.dtype}",
         f"trainer: {ranks} ranks = tensor {tensor} x data {data} x pipeline {pipeline}",
     ]
-    per_stage = facts.layers // pipeline
+    ends = list(accumulate(facts.stage_layers(pipeline), initial=0))
     for rank in range(ranks):
         t, d, p = rank_coordinates(recipe, rank)
-        layers = f"layers {p * per_stage}-{(p + 1) * per_stage - 1}"
+        layers = f"layers {ends[p]}-{ends[p + 1] - 1}"
         extra = (", embedding" if p == 0 else "") + (
             ", output layer and loss" if p == pipeline - 1 else ""
         )

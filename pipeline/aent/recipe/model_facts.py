@@ -44,6 +44,22 @@ class ModelFacts:
             self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
         )
 
+    def stage_layers(self, stages: int) -> list[int]:
+        """Layers of each pipeline stage, so that all take equally long.
+
+        The last one has the output layer too, on response tokens only: taken as half of all tokens
+        and weighed in layers by its multiplications. The others have equal shares (Megatron's
+        num_layers_in_last_pipeline_stage), so there may be one stage for every layer at most.
+        """
+        if stages == 1:
+            return [self.layers]
+        projections = self.layer_parameters - 2 * self.hidden  # without the norms
+        head = self.embedding_parameters / 2 / projections
+        ideal = (self.layers + head) / stages - head
+        choices = [n for n in range(1, self.layers) if (self.layers - n) % (stages - 1) == 0]
+        last = min(choices, key=lambda n: abs(n - ideal))
+        return [(self.layers - last) // (stages - 1)] * (stages - 1) + [last]
+
 
 def model_facts(model: ModelSection) -> ModelFacts:
     """Facts of the recipe's model, whose folder need not be made yet if it is a bundled one.
