@@ -1,11 +1,15 @@
-"""A small random Qwen2, its recipe, and one mini-batch, for the trainer's tests."""
+"""A small random Qwen2, its recipe, one mini-batch and worlds of ranks for the trainer's tests."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aent.algorithm import aggregation
@@ -51,7 +55,7 @@ def recipe(
         "optimizer": {"implementation": "torch", "lr": 1e-3},
     }
     for key, value in sections.pop("trainer", {}).items():
-        trainer[key] = {**trainer[key], **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
+        trainer[key] = {**trainer.get(key, {}), **value} if isinstance(value, dict) else value  # type: ignore[dict-item]
     values = {
         "name": "tiny",
         "model": {"path": "unused"},
@@ -86,3 +90,25 @@ def mini_batch(lengths: list[tuple[int, int]], seed: int = 1, vocab: int = VOCAB
 
 
 RAGGED = [(3, 9), (11, 2), (5, 17), (1, 1), (8, 8), (2, 21), (6, 5)]
+
+
+@contextmanager
+def world(settings: Any, rank: int, folder: str, name: str) -> Iterator[bool]:
+    """A job of the first tensor x pipeline x data ranks of those spawned, one after another in the
+    same processes (importing Megatron takes longer than most tests). False on the other ranks."""
+    from aent.runtime import distributed
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    size = settings.tensor_parallel * settings.pipeline_parallel * settings.data_parallel
+    if rank >= size:
+        yield False
+        return
+    os.environ["WORLD_SIZE"] = str(size)
+    store = dist.FileStore(f"{folder}/{name}", size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    distributed.initialize(settings, seed=0)
+    try:
+        yield True
+    finally:
+        distributed.shutdown()

@@ -55,8 +55,9 @@ class Exporter:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor on this rank's device) on rank 0; elsewhere (Megatron
-        name, empty tensor), once per parameter. Every rank must iterate to the end."""
+        """(Hugging Face name, full tensor) on rank 0; elsewhere (Megatron name, empty tensor), once
+        per parameter. Every rank must iterate to the end. A tensor is on its rank's device and may
+        be a view of the live parameter: copy what is to be kept."""
         for shard in self.shards:
             whole = self._collect(shard)
             if whole is None:
@@ -138,7 +139,7 @@ def save_pretrained(exporter: Exporter, source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_FILES):
             shutil.copy2(file, partial / file.name)
-    weights = {name: tensor.cpu() for name, tensor in exporter}
+    weights = {name: tensor.to("cpu", copy=True) for name, tensor in exporter}
     save_torch_state_dict(weights, partial)
     config = json.loads((partial / "config.json").read_text())
     config.pop("torch_dtype", None)

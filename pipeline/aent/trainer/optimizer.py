@@ -55,8 +55,10 @@ def build_optimizer(
         use_distributed_optimizer=settings.distributed,
     )
     optimizer = get_megatron_optimizer(config, [model])
-    if implementation == "torch":
-        for group in optimizer.param_groups:
+    for group in optimizer.param_groups:
+        # Megatron leaves this to its own training loop's scheduler: vectors are not decayed
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+        if implementation == "torch":
             group["fused"], group["foreach"] = True, False  # one pass over memory, not a dozen
     return optimizer
 

@@ -1,0 +1,233 @@
+"""The same mini-batch through every layout: same loss, same gradient, same weights back.
+
+Every layout runs in one set of eight ranks, which is spawned once for the whole file.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aent.batch import Batch
+from aent.recipe.schema import Recipe
+from distributed.ranks import run_ranks
+from trainer import formulas, tiny
+
+pytestmark = pytest.mark.slow
+
+# tensor, pipeline, data parallel sizes, sequence parallel
+LAYOUTS = [(tp, pp, dp, False) for tp, pp, dp in itertools.product((1, 2), repeat=3)]
+LAYOUTS += [(2, 1, 1, True), (2, 2, 2, True)]
+MICRO_BATCH_TOKENS = (24, 60)  # five, or two, micro-batches; the longest sequence has 23 tokens
+COEFFICIENTS = (0.0, 20.0)  # off; dominant: several times the policy's gradient
+WHOLE_GRADIENTS = [(1, 1, 1, False), (1, 2, 2, False), (2, 2, 1, False), (2, 1, 1, True)]
+MODELS = ("tied", "untied")
+
+
+def recipe_of(layout: tuple, micro_batch_tokens: int, **sections: Any) -> Recipe:
+    tp, pp, dp, sequence_parallel = layout
+    # so small a rate leaves every fp32 weight as it is: many mini-batches see the same policy
+    settings = {
+        "optimizer": {"lr": 1e-30, "clip_grad": 0.0, "distributed": layout[:3] == (2, 2, 2)}
+    }
+    settings["sequence_parallel"] = sequence_parallel
+    return tiny.recipe(tp, pp, dp, micro_batch_tokens, trainer=settings, **sections)
+
+
+ALGORITHM = {"dual_clip": 1.5, "kl_coefficient": 0.3, "clip_high": 0.28}
+
+
+def off_policy_batch() -> Batch:
+    """Every optional term at work: old log-probs that clip, a reference, importance weights."""
+    batch = tiny.mini_batch(tiny.RAGGED, seed=5)
+    g = torch.Generator().manual_seed(6)
+    noise = 0.5 * torch.randn(3, batch.tokens.numel(), generator=g)
+    batch.old_logprobs = torch.where(batch.loss_mask, -4 + noise[0], 0.0)
+    batch.reference_logprobs = torch.where(batch.loss_mask, -4 + noise[1], 0.0)
+    batch.importance = noise[2].abs()
+    return batch
+
+
+def whole_gradients(trainer: Any) -> dict[str, np.ndarray] | None:
+    """The accumulated gradients as the exporter would hand out the weights; on rank 0."""
+    exporter = copy.copy(trainer.exporter)
+    exporter.parameters = {}
+    for name, parameter in trainer.exporter.parameters.items():
+        gradient = parameter.main_grad.view_as(parameter)
+        gradient.tensor_model_parallel = parameter.tensor_model_parallel
+        gradient.partition_dim = parameter.partition_dim
+        exporter.parameters[name] = gradient
+    return {n: t.numpy().copy() for n, t in exporter if t.numel()}
+
+
+def not_returned(trainer: Any, path: str) -> list[str]:
+    """Names that the export does not give back bit for bit (rank 0)."""
+    exported = {n: t for n, t in trainer.export() if t.numel()}
+    stored = load_file(f"{path}/model.safetensors")
+    names = sorted(set(exported) ^ set(stored))
+    return names + [n for n in stored if n in exported and not torch.equal(stored[n], exported[n])]
+
+
+def one_layout(trainer: Any, layout: tuple, path: str, rank: int) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    batch = tiny.mini_batch(tiny.RAGGED)
+    out["score"] = trainer.score(batch).numpy()
+    missing = not_returned(trainer, path)
+    out["not returned"] = missing if rank == 0 else []
+    for tokens, coefficient in itertools.product(MICRO_BATCH_TOKENS, COEFFICIENTS):
+        trainer.recipe = recipe_of(layout, tokens)
+        out[tokens, coefficient] = result = vars(trainer.train_minibatch(batch, coefficient))
+        result["logprobs"] = result["logprobs"].numpy()
+        if tokens == MICRO_BATCH_TOKENS[0] and layout in WHOLE_GRADIENTS:
+            out["gradients", coefficient] = whole_gradients(trainer)
+    trainer.recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0], algorithm=ALGORITHM)
+    result = trainer.train_minibatch(off_policy_batch(), 0.5)
+    out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
+    if layout in WHOLE_GRADIENTS:
+        out["gradients", "off policy"] = whole_gradients(trainer)
+    out["padding gradient"] = padding_gradient(trainer)
+    few = tiny.mini_batch([(4, 3)])  # one sequence: nothing for the second data-parallel rank
+    out["few"] = vars(trainer.train_minibatch(few, 1.0))["loss"]
+    return out
+
+
+def padding_gradient(trainer: Any) -> float:
+    """Largest gradient of an embedding or output row beyond the vocabulary, on this rank."""
+    rows = [
+        p.main_grad[tiny.VOCAB - (trainer.bridge.padded_vocab_size // 2) :]
+        for n, p in trainer.exporter.parameters.items()
+        if ("word_embeddings" in n or "output_layer" in n) and len(p.main_grad) < tiny.VOCAB
+    ]
+    last = trainer.policy.pg_collection.tp.rank() == 1
+    return max((float(r.abs().max()) for r in rows), default=0.0) if last else 0.0
+
+
+def run(rank: int, _world: int, paths: dict[str, str], folder: str) -> dict[Any, Any]:
+    from aent.trainer.trainer import Trainer
+
+    out: dict[Any, Any] = {}
+    for layout in LAYOUTS:
+        recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0])
+        with tiny.world(recipe.trainer, rank, folder, f"world-{LAYOUTS.index(layout)}") as mine:
+            for model in MODELS if mine else ():
+                trainer = Trainer(recipe, Path(paths[model]))
+                out[model, layout] = one_layout(trainer, layout, paths[model], rank)
+    return out
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {m: str(tiny.write_model(root / m, tied=m == "tied")) for m in MODELS}
+
+
+@pytest.fixture(scope="module")
+def ranks(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of the eight ranks saw."""
+    return run_ranks(run, 8, paths, str(tmp_path_factory.mktemp("worlds")), timeout=900)
+
+
+CASES = [(m, layout) for m in MODELS for layout in LAYOUTS]
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+@pytest.mark.parametrize("coefficient", COEFFICIENTS)
+def test_loss_and_gradient_norm_do_not_depend_on_the_layout(
+    ranks: list[dict], model: str, layout: tuple, coefficient: float
+) -> None:
+    reference = ranks[0][model, (1, 1, 1, False)][MICRO_BATCH_TOKENS[1], coefficient]
+    for tokens in MICRO_BATCH_TOKENS:
+        result = ranks[0][model, layout][tokens, coefficient]
+        assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+        assert result["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+        assert result["tokens"] == reference["tokens"] == 63
+        for name in ("entropy", "clamped_entropy", "kept_mass", "kl_behaviour", "logprob_gap"):
+            assert result[name] == pytest.approx(reference[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_entropy_term_is_dominant_where_it_is_on(ranks: list[dict], model: str) -> None:
+    results = ranks[0][model, (1, 1, 1, False)]
+    off, on = (results[MICRO_BATCH_TOKENS[0], c]["grad_norm"] for c in COEFFICIENTS)
+    assert on > 3 * off > 0.3
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_every_rank_has_the_same_result(ranks: list[dict], model: str, layout: tuple) -> None:
+    seen = [r[model, layout] for r in ranks if (model, layout) in r]
+    assert len(seen) == math.prod(layout[:3])
+    for other in seen[1:]:
+        assert (other["score"] == seen[0]["score"]).all()
+        for key in itertools.product(MICRO_BATCH_TOKENS, COEFFICIENTS):
+            a, b = dict(seen[0][key]), dict(other[key])
+            assert (a.pop("logprobs") == b.pop("logprobs")).all()
+            assert a == b
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_scoring_agrees_with_transformers(
+    ranks: list[dict], paths: dict[str, str], model: str, layout: tuple
+) -> None:
+    batch = tiny.mini_batch(tiny.RAGGED)
+    with torch.no_grad():
+        want = formulas.expected(
+            formulas.load(Path(paths[model])), batch, recipe_of(layout, 60), 0.0
+        )
+    score = torch.from_numpy(ranks[0][model, layout]["score"])
+    torch.testing.assert_close(score[batch.loss_mask], want.log_prob, atol=2e-5, rtol=1e-5)
+    assert not score[~batch.loss_mask].any()
+    trained = ranks[0][model, layout][MICRO_BATCH_TOKENS[0], 0.0]
+    np.testing.assert_allclose(trained["logprobs"], score.numpy(), atol=1e-5)
+    for name in ("entropy", "clamped_entropy", "kept_mass"):
+        assert trained[name] == pytest.approx(float(getattr(want, name).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", WHOLE_GRADIENTS)
+@pytest.mark.parametrize("case", [*COEFFICIENTS, "off policy"])
+def test_gradients_agree_with_the_formulas_on_transformers(
+    ranks: list[dict], paths: dict[str, str], model: str, layout: tuple, case: float | str
+) -> None:
+    off_policy = case == "off policy"
+    recipe = recipe_of(layout, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
+    batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
+    reference = formulas.load(Path(paths[model]))
+    want = formulas.expected(reference, batch, recipe, 0.5 if off_policy else float(case))
+    want.loss.backward()
+    results = ranks[0][model, layout]
+    got = results["off policy"] if off_policy else results[MICRO_BATCH_TOKENS[0], case]
+    assert got["loss"] == pytest.approx(float(want.loss), rel=1e-5)
+    wanted = formulas.gradients(reference)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in wanted.values()))
+    assert got["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    gradients = results["gradients", case]
+    assert set(gradients) == set(wanted)
+    for name, gradient in wanted.items():
+        error = np.linalg.norm(gradients[name] - gradient.numpy())
+        assert error <= 1e-4 * max(float(gradient.norm()), 1e-3 * norm), name
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_export_gives_every_tensor_back(ranks: list[dict], model: str, layout: tuple) -> None:
+    assert ranks[0][model, layout]["not returned"] == []
+
+
+@pytest.mark.parametrize(("model", "layout"), [c for c in CASES if c[1][0] == 2])
+def test_padded_vocabulary_rows_get_no_gradient(
+    ranks: list[dict], model: str, layout: tuple
+) -> None:
+    assert all(r[model, layout]["padding gradient"] == 0.0 for r in ranks if (model, layout) in r)
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_a_rank_without_sequences_takes_part(ranks: list[dict], model: str, layout: tuple) -> None:
+    reference = ranks[0][model, (1, 1, 1, False)]["few"]
+    assert ranks[0][model, layout]["few"] == pytest.approx(reference, rel=1e-5)

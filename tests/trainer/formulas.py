@@ -1,0 +1,81 @@
+"""One mini-batch's loss written from the formulas, on transformers' model: independent of the
+trainer, of aent.algorithm.losses and of aent.entropy."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from aent.batch import Batch
+from aent.recipe.schema import Recipe
+
+
+def load(path: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """[N, V] logits that predict the response tokens, one sequence at a time."""
+    bounds = batch.cu_seqlens.tolist()
+    rows = []
+    for start, end in itertools.pairwise(bounds):
+        logits = model(batch.tokens[None, start:end]).logits[0]
+        rows.append(logits[:-1][batch.loss_mask[start + 1 : end]])
+    return torch.cat(rows)
+
+
+@dataclass
+class Expected:
+    loss: Tensor
+    log_prob: Tensor  # [N]
+    entropy: Tensor
+    clamped_entropy: Tensor
+    kept_mass: Tensor
+
+
+def expected(
+    model: torch.nn.Module, batch: Batch, recipe: Recipe, coefficient: float, drop: float = 0.33
+) -> Expected:
+    z = response_logits(model, batch)
+    mask = batch.loss_mask
+    logp = torch.log_softmax(z / recipe.rollout.temperature, dim=-1)
+    p = logp.exp()
+    log_prob = logp.gather(1, batch.tokens[mask][:, None])[:, 0]
+    vocab = z.shape[1]
+    order = z.detach().sort(dim=1, descending=True, stable=True).indices
+    keep = order[:, : vocab - int(vocab * drop)]
+    logq = torch.log_softmax((z / recipe.rollout.temperature).gather(1, keep), dim=-1)
+    clamped = -(logq.exp() * logq).sum(1)
+
+    a = recipe.algorithm
+    old = log_prob.detach() if batch.old_logprobs is None else batch.old_logprobs[mask]
+    advantage, r = batch.advantages[mask], (log_prob - old).exp()
+    surrogate = torch.min(r * advantage, r.clamp(1 - a.clip_low, 1 + a.clip_high) * advantage)
+    if a.dual_clip is not None:
+        surrogate = torch.where(
+            advantage < 0, torch.max(surrogate, a.dual_clip * advantage), surrogate
+        )
+    per_token = -surrogate
+    if batch.importance is not None:
+        per_token = per_token * batch.importance[mask]
+    if batch.reference_logprobs is not None:
+        d = batch.reference_logprobs[mask] - log_prob
+        per_token = per_token + a.kl_coefficient * (d.exp() - d - 1)
+    loss = (batch.policy_weight[mask] * per_token).sum()
+    loss = loss - coefficient * (batch.entropy_weight[mask] * clamped).sum()
+    return Expected(
+        loss,
+        log_prob.detach(),
+        -(p * logp).sum(1).detach(),
+        clamped.detach(),
+        p.gather(1, keep).sum(1).detach(),
+    )
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in model.named_parameters()}

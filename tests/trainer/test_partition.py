@@ -1,0 +1,78 @@
+"""Partition and packing: who gets which sequences, and where tokens stand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aent.trainer.packing import pack, pack_lengths
+from aent.trainer.partition import partition
+from trainer import tiny
+
+CPU = torch.device("cpu")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    data_parallel=st.integers(1, 4),
+    limit=st.integers(10, 120),
+)
+def test_every_sequence_once_and_no_micro_batch_too_large(
+    lengths: list[int], data_parallel: int, limit: int
+) -> None:
+    shares = partition(lengths, data_parallel, limit)
+    assert len(shares) == data_parallel
+    assert len({len(share) for share in shares}) == 1
+    placed = [i for share in shares for micro_batch in share for i in micro_batch]
+    assert sorted(placed) == list(range(len(lengths)))
+    for micro_batch in (m for share in shares for m in share):
+        assert len(micro_batch) <= 1 or sum(lengths[i] for i in micro_batch) <= limit
+
+
+def test_a_sequence_longer_than_the_limit_is_alone() -> None:
+    shares = partition([5, 50, 5], 1, 20)
+    assert [1] in shares[0]
+
+
+def test_balanced_by_tokens_not_by_sequences() -> None:
+    shares = partition([40, 10, 10, 10, 10], 2, 100)
+    assert [[sum([40, 10, 10, 10, 10][i] for i in m) for m in s] for s in shares] == [[40], [40]]
+
+
+def test_pack_keeps_tokens_positions_and_what_predicts_what() -> None:
+    batch = tiny.mini_batch([(2, 3), (4, 1), (1, 2)])
+    micro_batch = pack(batch, [2, 0], 8, CPU)  # 3 + 5 tokens: a multiple of 8 already
+    tokens = micro_batch.tokens[0]
+    assert tokens.tolist() == batch.tokens[[10, 11, 12, 0, 1, 2, 3, 4]].tolist()
+    assert micro_batch.packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert micro_batch.packed.cu_seqlens_q.tolist() == [0, 3, 8]
+    assert (tokens[micro_batch.predicts + 1] == micro_batch.fields["targets"]).all()
+    assert (batch.tokens[micro_batch.index] == micro_batch.fields["targets"]).all()
+    assert micro_batch.index.tolist() == [11, 12, 2, 3, 4]
+    assert (micro_batch.fields["advantages"] == batch.advantages[micro_batch.index]).all()
+
+
+def test_pack_pads_with_a_sequence_of_its_own() -> None:
+    batch = tiny.mini_batch([(2, 3)])
+    micro_batch = pack(batch, [0], 4, CPU)
+    assert micro_batch.tokens.shape == (1, 8)
+    assert micro_batch.packed.cu_seqlens_q.tolist() == [0, 5, 8]
+    nothing = pack(batch, [], 4, CPU)
+    assert nothing.tokens.shape == (1, 4)
+    assert len(nothing.predicts) == 0
+
+
+def test_padded_layout_round_trip() -> None:
+    packed = pack_lengths([3, 1, 5], CPU)
+    values = torch.arange(9)
+    padded = values[packed.padded_index].view(packed.batch_shape)
+    assert padded[1, 0] == 3
+    assert (padded.flatten()[packed.flat_index] == values).all()
+    assert pack_lengths([4, 4], CPU).padded_index is None
+
+
+def test_a_response_without_a_prompt_is_an_error() -> None:
+    batch = tiny.mini_batch([(1, 3), (2, 2)])
+    batch.loss_mask[4] = True
+    with pytest.raises(ValueError, match="first token of a sequence"):
+        pack(batch, [1], 1, CPU)

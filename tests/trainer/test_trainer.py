@@ -1,0 +1,221 @@
+"""Optimizer steps, one after another; what is left alone; what is saved. Two ranks."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from aent.recipe.schema import Recipe
+from distributed.ranks import run_ranks
+from trainer import formulas, tiny
+
+LR, EPS, CLIP, LAMBDA = 3e-3, 1e-4, 0.5, 0.4
+BATCHES = [tiny.mini_batch(tiny.RAGGED, seed=s) for s in (1, 2)]
+
+
+def recipe_of(tp: int = 1, pp: int = 1, **sections: Any) -> Recipe:
+    optimizer = {"lr": LR, "eps": EPS, "clip_grad": CLIP, "weight_decay": 0.01}
+    settings = {"optimizer": optimizer, "mini_batches": 2}
+    return tiny.recipe(tp, pp, 1, 40, trainer=settings, **sections)
+
+
+def gradient_reaches(trainer: Any, coefficient: float) -> dict[str, Any]:
+    """Which entropies a mini-batch's backward touches, and its losses."""
+    from aent.trainer import loss
+
+    reached = set()
+    compute = loss.token_statistics
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        stats = compute(*args, **kwargs)
+        for name in ("entropy", "clamped_entropy", "log_prob"):
+            getattr(stats, name).register_hook(lambda _g, name=name: reached.add(name))
+        return stats
+
+    loss.token_statistics = watched
+    try:
+        result = trainer.train_minibatch(BATCHES[0], coefficient)
+    finally:
+        loss.token_statistics = compute
+    return {"reached": sorted(reached), "loss": result.loss, "policy_loss": result.policy_loss}
+
+
+def weights_of(trainer: Any) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.policy.parameters()]
+
+
+def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
+    """A mini-batch whose gradient is not finite, after some that were."""
+    before = weights_of(trainer)
+    broken = tiny.mini_batch(tiny.RAGGED)
+    broken.advantages = broken.advantages * float("inf")
+    result = trainer.train_minibatch(broken, 0.0)
+    same = all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer)))
+    after = trainer.train_minibatch(BATCHES[0], 0.0)
+    return {
+        "skipped": result.update_skipped,
+        "same": same,
+        "count": trainer.skipped_updates,
+        "next": (after.update_skipped, after.grad_norm),
+    }
+
+
+def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
+    from aent.trainer.trainer import Trainer
+
+    out: dict[str, Any] = {}
+    recipe = recipe_of(pp=2)
+    with tiny.world(recipe.trainer, rank, folder, "steps"):
+        trainer = Trainer(recipe, Path(path))
+        results = [trainer.train_minibatch(b, LAMBDA) for b in BATCHES]
+        out["steps"] = [(r.loss, r.policy_loss, r.grad_norm, r.lr) for r in results]
+        trainer.save_pretrained(Path(folder) / "saved")
+        out["infinity"] = untouched_by_infinity(trainer)
+        out["off"] = gradient_reaches(trainer, 0.0)
+        out["on"] = gradient_reaches(trainer, LAMBDA)
+        trainer.recipe = recipe_of(pp=2, entropy={"measure": "full"})
+        out["full"] = gradient_reaches(trainer, LAMBDA)
+    kl = recipe_of(tp=2, algorithm={"kl_coefficient": 0.1})
+    with tiny.world(kl.trainer, rank, folder, "reference"):
+        trainer = Trainer(kl, Path(path))
+        first = trainer.score(BATCHES[0])
+        trainer.train_minibatch(BATCHES[0], 0.0)
+        moved, kept = trainer.score(BATCHES[0]), trainer.score_reference(BATCHES[0])
+        back = trainer.score(BATCHES[0])
+        out["reference"] = [
+            torch.equal(kept, first), torch.equal(moved, back), torch.equal(moved, first)
+        ]  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("model"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def folder(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (path / "tokenizer.json").write_text("{}")
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def ranks(path: Path, folder: Path) -> list[dict[str, Any]]:
+    return run_ranks(run, 2, str(path), str(folder))
+
+
+@pytest.mark.slow
+def test_two_mini_batches_as_by_hand(ranks: list[dict], path: Path, folder: Path) -> None:
+    model = formulas.load(path)
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() == 1]  # Megatron decays no vector
+    groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+    adam = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=EPS, weight_decay=0.01)
+    for batch, (loss, _, grad_norm, lr) in zip(BATCHES, ranks[0]["steps"]):
+        want = formulas.expected(model, batch, recipe_of(), LAMBDA)
+        adam.zero_grad()
+        want.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        assert loss == pytest.approx(float(want.loss), rel=1e-5)
+        assert grad_norm == pytest.approx(float(norm), rel=1e-4)
+        assert grad_norm > CLIP
+        assert lr == LR
+        adam.step()
+    saved = formulas.load(folder / "saved").state_dict()
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(saved[name], parameter, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_saved_folder_is_whole(ranks: list[dict], folder: Path) -> None:
+    assert ranks
+    assert (folder / "saved" / "tokenizer.json").read_text() == "{}"
+    assert not (folder / "saved.partial").exists()
+
+
+@pytest.mark.slow
+def test_coefficient_zero_keeps_no_graph_for_an_entropy(ranks: list[dict]) -> None:
+    last = ranks[1]
+    assert last["off"]["reached"] == ["log_prob"]
+    assert last["off"]["loss"] == last["off"]["policy_loss"]
+    assert last["on"]["reached"] == ["clamped_entropy", "log_prob"]
+    assert last["on"]["loss"] != last["on"]["policy_loss"]
+    assert last["full"]["reached"] == ["entropy", "log_prob"]
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_changes_nothing(ranks: list[dict]) -> None:
+    for rank in ranks:
+        seen = rank["infinity"]
+        assert seen["skipped"]
+        assert seen["same"]
+        assert seen["count"] == 1
+        skipped, grad_norm = seen["next"]
+        assert not skipped
+        assert 0 < grad_norm < 1e4
+
+
+@pytest.mark.slow
+def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
+    kept_is_first, policy_is_back, nothing_moved = ranks[0]["reference"]
+    assert kept_is_first
+    assert policy_is_back
+    assert not nothing_moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear"])
+def test_schedule_moves_once_a_mini_batch(kind: str) -> None:
+    from aent.trainer.optimizer import LearningRate
+
+    recipe = tiny.recipe(
+        trainer={
+            "schedule": {"kind": kind, "warmup_steps": 2, "min_lr": 1e-4},
+            "optimizer": {"lr": 1e-3},
+            "mini_batches": 2,
+        },
+        steps=5,
+    )
+    group = {"lr": 0.0}
+    schedule = LearningRate(recipe, SimpleNamespace(param_groups=[group]))
+    rates = []
+    for _ in range(10):
+        rates.append(group["lr"])
+        schedule.move()
+    assert 0 < rates[0] < rates[1] < 1e-3  # NeMo's warm-up does not start at 0
+    assert rates[2] == pytest.approx(1e-3)
+    if kind == "constant":
+        assert rates[2:] == pytest.approx([1e-3] * 8)
+    else:
+        assert all(a > b for a, b in itertools.pairwise(rates[2:]))
+        assert 1e-4 < rates[9] < 3e-4
+    resumed = {"lr": 0.0}
+    again = LearningRate(recipe, SimpleNamespace(param_groups=[resumed]))
+    again.load_state_dict(schedule.state_dict())
+    assert resumed["lr"] == group["lr"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "vocab", "stages", "last"),
+    [(30, 49152, 2, 13), (2, 100, 2, 1), (30, 49152, 1, None), (30, 49152, 3, 8)],
+)
+def test_stages_take_equally_long(layers: int, vocab: int, stages: int, last: int | None) -> None:
+    from aent.trainer.model import layers_in_last_stage
+
+    config = SimpleNamespace(
+        num_hidden_layers=layers, hidden_size=576, num_attention_heads=9, num_key_value_heads=3,
+        head_dim=64, intermediate_size=1536, vocab_size=vocab,
+    )  # fmt: skip
+    assert layers_in_last_stage(config, stages) == last
+
+
+def test_more_stages_than_layers_is_an_error() -> None:
+    from aent.trainer.model import layers_in_last_stage
+
+    with pytest.raises(ValueError, match="pipeline_parallel=4"):
+        layers_in_last_stage(SimpleNamespace(num_hidden_layers=2), 4)
