@@ -142,9 +142,14 @@ class Engine:
                 raise self._error(f"is not ready after {timeout_s:.0f} s")
             time.sleep(READY_POLL_S)
 
-    def client(self) -> EngineClient:
+    def client(self, progress_timeout_s: float = 300.0) -> EngineClient:
         """A client whose errors carry the last lines of this server's log."""
-        return EngineClient(self.url, self.settings.served_name, log_path=self.settings.log_path)
+        return EngineClient(
+            self.url,
+            self.settings.served_name,
+            log_path=self.settings.log_path,
+            progress_timeout_s=progress_timeout_s,
+        )
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End the server and every process it started; return when they are gone."""

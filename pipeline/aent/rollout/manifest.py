@@ -18,7 +18,8 @@ TIED_HEAD = "lm_head.weight"  # a copy of the embedding where embeddings are tie
 BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; computed by whoever needs them
 
 _CHUNK = 1 << 20  # words per partial sum: bounds the memory of a checksum
-_WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# at most half as wide as the sum, so that a change in a word's top bits stays in it
+_WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def gloo_group(
 
     Raises RuntimeError after ``timeout_s`` seconds, which also bounds each later broadcast.
     """
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=timeout_s)
     if address == LOOPBACK:  # all on one machine: do not depend on its host name
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
@@ -88,7 +88,7 @@ def gloo_broadcast(group: dist.ProcessGroupGloo, tensor: Tensor) -> Broadcast:
     """Start a broadcast from rank 0."""
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
-    return group.broadcast([tensor], options)
+    return group.broadcast([tensor], options)  # type: ignore[attr-defined]
 
 
 @dataclass

@@ -90,12 +90,13 @@ class WeightSender:
             )
             for client, offset in zip(self.clients, offsets)
         ]
-        joined = in_daemon_thread(join)
+        joined: asyncio.Future[Transport] = in_daemon_thread(join)
         await asyncio.gather(*calls)
         try:
-            self.transport = await asyncio.wait_for(joined, timeout_s)
+            transport = await asyncio.wait_for(joined, timeout_s)
         except (TimeoutError, RuntimeError) as error:
             raise EngineError(f"no group with the engines' workers: {error}") from error
+        self.transport = transport
 
     async def push(
         self, named_tensors: Iterable[tuple[str, Tensor]], version: int, expected: Manifest | None
