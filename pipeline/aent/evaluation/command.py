@@ -53,8 +53,9 @@ def evaluate_folder(model: Path, recipe: Recipe) -> EvaluationResult:
             loaded = tokenizer.load(section, folder)
             with JudgePool(recipe.task) as judge:
                 started.wait_ready(recipe.rollout.engine.start_timeout_s)
+                patience = recipe.rollout.progress_timeout_s
                 return evaluate(
-                    started.client(progress_timeout_s=recipe.rollout.progress_timeout_s),
+                    dataclasses.replace(started.client(), progress_timeout_s=patience),
                     loaded,
                     judge,
                     task.heldout,
