@@ -1,0 +1,67 @@
+"""Real vLLM servers with a tiny model: one for most tests, the others for those that kill them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from aent.rollout import engine
+from rollout import models
+
+READY_S = 240.0  # a loaded machine; ten seconds on an idle one
+
+
+@dataclass
+class Served:
+    """A server, and the model that its folder holds."""
+
+    engine: engine.Engine
+    folder: Path
+    model: Qwen2ForCausalLM
+
+
+@contextmanager
+def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
+    model = models.make(seed=0, tied=tied)
+    settings = engine.EngineSettings(
+        model_path=models.save(model, folder / "model"),
+        served_name="tiny",
+        log_path=folder / "engine.log",
+        max_model_len=models.MAX_LENGTH,
+        kv_cache_gib=0.05,
+        cpu_threads_bind="0",
+    )
+    started = engine.start(settings)
+    try:
+        started.wait_ready(READY_S)
+        yield Served(started, settings.model_path, model)
+    finally:
+        family = psutil.Process(started.child.process.pid)
+        started.stop()
+        assert not family.is_running() or family.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server that no test may leave broken."""
+    with serving(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def served_tied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose model has tied embeddings; the last test of its module may kill it."""
+    with serving(tmp_path_factory.mktemp("tied"), tied=True) as server:
+        yield server

@@ -1,0 +1,144 @@
+"""Generation over HTTP, by a real server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aent.rollout.client import (
+    INITIAL_VERSION,
+    EngineClient,
+    EngineError,
+    Fleet,
+    GenerationRequest,
+    _completion,
+)
+from aent.runtime.children import free_port
+from rollout import models
+from rollout.conftest import Served
+
+slow = pytest.mark.slow  # the server's start
+
+
+@slow
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: float) -> None:
+    # the model's folder asks for top_k 1 and a repetition penalty: were they in force, log-probs
+    # would be 0 and samples alike
+    prompt = [5, 6, 7, 8]
+    requests = [
+        GenerationRequest(prompt, 12, temperature=temperature, seed=seed) for seed in range(8)
+    ]
+    ticks: list[int] = []
+    done = served.engine.client().generate_sync(requests, on_progress=lambda: ticks.append(1))
+    assert len(ticks) == len(done) == 8
+    assert len({tuple(c.token_ids) for c in done}) == 8
+    for completion in done:
+        assert len(completion.token_ids) == 12
+        assert completion.finish_reason == "length"
+        expected = models.logprobs(served.model, prompt, completion.token_ids, temperature)
+        assert models.gap(completion.logprobs, expected) < 1e-4
+        assert len(completion.versions) == 12
+
+
+@slow
+def test_same_seed_same_tokens_in_order_of_requests(served: Served) -> None:
+    client = served.engine.client()
+    requests = [GenerationRequest([9, i], 6, seed=i) for i in range(12)]
+    first = client.generate_sync(requests)
+    client.concurrency = 2  # other batches, the same requests
+    fleet = Fleet([client, served.engine.client()])
+    second = fleet.generate_sync(requests)
+    assert [c.token_ids for c in first] == [c.token_ids for c in second]
+    for a, b in zip(first, second):
+        assert models.gap(a.logprobs, b.logprobs) < 1e-4
+
+
+@slow
+def test_stop_token_ends_a_response_and_stays_in_it(served: Served) -> None:
+    client = served.engine.client()
+    (free,) = client.generate_sync([GenerationRequest([3, 4], 20, seed=1)])
+    stop = free.token_ids[4]
+    (stopped,) = client.generate_sync(
+        [GenerationRequest([3, 4], 20, seed=1, stop_token_ids=[stop])]
+    )
+    end = free.token_ids.index(stop) + 1
+    assert stopped.token_ids == free.token_ids[:end]
+    assert stopped.finish_reason == "stop"
+
+
+@slow
+def test_greedy_takes_the_likeliest_token(served: Served) -> None:
+    (done,) = served.engine.client().generate_sync([GenerationRequest([1, 2], 3, temperature=0.0)])
+    for position in range(3):
+        prompt = [1, 2, *done.token_ids[:position]]
+        best = max(
+            range(models.VOCABULARY), key=lambda t: models.logprobs(served.model, prompt, [t])[0]
+        )
+        assert done.token_ids[position] == best
+
+
+@slow
+def test_an_answer_with_an_error_is_a_failure(served: Served) -> None:
+    client = served.engine.client()
+    too_long = GenerationRequest([1] * (models.MAX_LENGTH + 1), 4)
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/inference/v1/generate: status 400: "):
+        client.generate_sync([GenerationRequest([1], 4), too_long])
+    other = EngineClient(served.engine.url, "another-model")
+    with pytest.raises(EngineError, match=r"status 404: .*another-model"):
+        other.generate_sync([GenerationRequest([1], 4)])
+
+
+@slow
+def test_block_size_health_and_silence(served: Served) -> None:
+    client = served.engine.client()
+    asyncio.run(client.health())
+    assert asyncio.run(client.block_size()) == 128
+    client.progress_timeout_s = 0.001
+    with pytest.raises(EngineError, match=r"no response finished for 0 s \(0 of 1 are there\)"):
+        client.generate_sync([GenerationRequest([1], 300, seed=0)])
+
+
+def test_nobody_there() -> None:
+    client = EngineClient(f"http://127.0.0.1:{free_port()}", "tiny")
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/inference/v1/generate: ConnectError"):
+        client.generate_sync([GenerationRequest([1], 4)])
+    with pytest.raises(EngineError, match="not ready after 0 s"):
+        asyncio.run(client.wait_ready(0.3))
+
+
+def choice(**changes: object) -> dict:
+    content = [{"logprob": -1.0}, {"logprob": -2.0}]
+    spans = [
+        {"version": "default", "start": 0, "end": 1},
+        {"version": "3", "start": 1, "end": 2},
+    ]
+    good = {
+        "token_ids": [4, 5],
+        "logprobs": {"content": content},
+        "finish_reason": "stop",
+        "weight_versions": spans,
+    }
+    return good | changes
+
+
+def test_versions_are_per_token() -> None:
+    assert _completion(choice()).versions == [INITIAL_VERSION, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finish_reason": "abort"}, "finish_reason 'abort'"),
+        ({"token_ids": []}, "0 tokens"),
+        ({"logprobs": {"content": [{"logprob": -1.0}]}}, "2 tokens but 1 log-probs"),
+        ({"logprobs": {"content": [{"logprob": -1.0}, {"logprob": None}]}}, "token 1 is None"),
+        ({"logprobs": {"content": [{"logprob": -9999.0}] * 2}}, "token 0 is -9999.0"),
+        ({"weight_versions": None}, "no weight version for 2 of its tokens"),
+        ({"weight_versions": [{"version": "1", "start": 1, "end": 2}]}, "no weight version for 2"),
+    ],
+)
+def test_incomplete_answers_are_failures(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _completion(choice(**changes))

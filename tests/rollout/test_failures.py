@@ -1,0 +1,143 @@
+"""Servers that do not start or die at work: an error with their last words, and no orphans."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from torch import Tensor
+
+from aent.rollout import engine
+from aent.rollout.client import EngineClient, EngineError, GenerationRequest
+from rollout import models
+from rollout.conftest import Served
+from rollout.test_weight_transfer import connected
+
+pytestmark = pytest.mark.slow
+
+# starts a server from the arguments' folder and waits to be killed
+PARENT = """
+import sys, time
+from pathlib import Path
+from aent.rollout import engine
+folder = Path(sys.argv[1])
+e = engine.start(engine.EngineSettings(
+    model_path=folder / "model", served_name="tiny", log_path=folder / "engine.log",
+    max_model_len=320, kv_cache_gib=0.05, cpu_threads_bind="0"))
+e.wait_ready(240)
+print(e.url, flush=True)
+time.sleep(600)
+"""
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def wait_gone(processes: list[psutil.Process], seconds: float = 20.0) -> None:
+    """Fail unless every process is gone (a zombie is) within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while left := [p for p in processes if runs(p)]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_tied_embeddings_update_then_death_in_mid_transfer(served_tied: Served) -> None:
+    async def scenario() -> None:
+        link = await connected(served_tied)
+        assert "lm_head.weight" not in link.expected
+        for seed in (31, 32):
+            model = models.make(seed, tied=True)
+            await link.push(model)
+            assert link.gap(model, await link.probe()) < 1e-4
+
+        tensors = models.named_tensors(models.make(33, tied=True))
+        server = served_tied.engine.child.process.pid
+        everybody = family(server)
+        assert len(everybody) >= 3  # API server, engine core, worker
+        yielded: list[str] = []
+
+        def export() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in tensors.items():
+                if len(yielded) == 12:
+                    os.kill(server, signal.SIGKILL)
+                yielded.append(name)
+                yield name, tensor
+
+        with pytest.raises(EngineError, match=r"http://127\S+") as caught:
+            await asyncio.wait_for(link.sender.push(export(), 99, link.expected), 90)
+        assert str(served_tied.engine.settings.log_path) in str(caught.value)
+        assert "pid=" in str(caught.value)  # lines of vLLM's log
+        assert yielded == list(tensors)  # the other ranks of an export are not left waiting
+        wait_gone(everybody)
+
+    asyncio.run(scenario())
+
+
+def test_death_of_the_parent_in_mid_generation(tmp_path: Path) -> None:
+    models.save(models.make(0), tmp_path / "model")
+    argv = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        everybody = family(parent.pid)
+        client = EngineClient(url, log_path=tmp_path / "engine.log", progress_timeout_s=60)
+
+        async def scenario() -> None:
+            long = [GenerationRequest([i], 300, seed=i) for i in range(8)]
+            pending = asyncio.create_task(client.generate(long))
+            await asyncio.sleep(0.3)
+            parent.kill()
+            with pytest.raises(EngineError, match=r"(?s)inference/v1/generate: .*last lines of"):
+                await asyncio.wait_for(pending, 90)
+
+        asyncio.run(scenario())
+    wait_gone(everybody)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    settings = engine.EngineSettings(
+        model_path=tmp_path / "nothing",
+        served_name="tiny",
+        log_path=tmp_path / "engine.log",
+        max_model_len=64,
+    )
+    started = engine.start(settings)
+    try:
+        with pytest.raises(EngineError, match=r"(?s)exited with code 1; the last lines .*nothing"):
+            started.wait_ready(240)
+    finally:
+        started.stop()
+
+
+def test_a_server_that_is_not_ready_in_time(tmp_path: Path) -> None:
+    models.save(models.make(0), tmp_path / "model")
+    settings = engine.EngineSettings(
+        model_path=tmp_path / "model",
+        served_name="tiny",
+        log_path=tmp_path / "engine.log",
+        max_model_len=64,
+        kv_cache_gib=0.05,
+    )
+    started = engine.start(settings)
+    everybody = family(started.child.process.pid)
+    with pytest.raises(EngineError, match="is not ready after 0 s"):
+        started.wait_ready(0.01)
+    started.stop(grace_s=0.1)
+    wait_gone(everybody, seconds=0.1)

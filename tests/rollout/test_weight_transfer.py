@@ -1,0 +1,256 @@
+"""Verified updates of a real server: good ones take effect, each fault is caught by name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2ForCausalLM
+
+from aent.rollout import weight_transfer
+from aent.rollout.client import Completion, EngineClient, GenerationRequest
+from aent.rollout.manifest import Manifest, expected_manifest
+from aent.rollout.transport import Broadcast, Transport
+from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
+from rollout import models
+from rollout.conftest import Served
+
+pytestmark = pytest.mark.slow
+
+SMALL_BUCKETS = TransferSettings(bucket_bytes=100_000, timeout_s=60.0)
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"  # [128, 128]
+
+
+@dataclass
+class Link:
+    """A connected sender, its server, and the next version."""
+
+    served: Served
+    sender: WeightSender
+    client: EngineClient
+    expected: Manifest
+    prompt: list[int]  # of the probe
+
+    async def push(
+        self, model: Qwen2ForCausalLM | dict[str, Tensor], sender: WeightSender | None = None
+    ) -> int:
+        """Push weights under the next version; return it."""
+        tensors = model if isinstance(model, dict) else models.named_tensors(model)
+        version = await self.client.weight_version() + 1
+        await (sender or self.sender).push(iter(tensors.items()), version, self.expected)
+        return version
+
+    async def probe(self) -> Completion:
+        return await weight_transfer.probe(self.client, self.prompt)
+
+    def gap(self, model: Qwen2ForCausalLM, seen: Completion) -> float:
+        return models.gap(models.logprobs(model, self.prompt, seen.token_ids), seen.logprobs)
+
+
+async def connected(served: Served) -> Link:
+    client = served.engine.client()
+    sender = WeightSender([client], SMALL_BUCKETS)
+    await sender.connect()
+    prompt = await weight_transfer.probe_prompt(client, models.VOCABULARY)
+    assert len(prompt) > await client.block_size()
+    return Link(served, sender, client, expected_manifest(served.folder), prompt)
+
+
+@pytest.fixture
+def link(served: Served) -> Iterator[Link]:
+    """Afterwards the server has its folder's weights again, for the tests of others."""
+    link = asyncio.run(connected(served))
+    yield link
+    link = asyncio.run(connected(served))
+    asyncio.run(link.push(served.model))
+
+
+def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
+    async def scenario() -> None:
+        for seed in (11, 12):
+            model = models.make(seed)
+            before = await link.probe()  # fills the cache with keys of the old weights
+            version = await link.push(model)
+            after = await link.probe()
+            assert link.gap(model, after) < 1e-4
+            assert link.gap(model, before) > 0.1
+            assert after.versions == [version] * len(after.token_ids)
+            sampled = await link.client.generate([GenerationRequest([7, 8], 8, seed=1)])
+            expected = models.logprobs(model, [7, 8], sampled[0].token_ids)
+            assert models.gap(sampled[0].logprobs, expected) < 1e-4
+
+    asyncio.run(scenario())
+
+
+def test_update_with_requests_in_flight(link: Link) -> None:
+    async def scenario() -> None:
+        old = await link.push(models.make(13))
+        model = models.make(14)
+        long = [GenerationRequest([i], 300, seed=i) for i in range(4)]
+        pending = asyncio.create_task(link.client.generate(long))
+        await asyncio.sleep(0.3)
+        new = await link.push(model)
+        done = await pending
+        for i, completion in enumerate(done):
+            assert len(completion.token_ids) == 300
+            assert completion.versions == sorted(completion.versions)
+            assert set(completion.versions) <= {old, new}
+            # what the new weights wrote, they wrote with keys and values of their own
+            start = completion.versions.index(new)
+            prompt = [i, *completion.token_ids[:start]]
+            expected = models.logprobs(model, prompt, completion.token_ids[start:])
+            assert models.gap(completion.logprobs[start:], expected) < 1e-3
+        assert any(set(c.versions) == {old, new} for c in done)
+
+    asyncio.run(scenario())
+
+
+def test_tensors_are_consumed_once_and_to_the_end_even_on_failure(link: Link) -> None:
+    tensors = models.named_tensors(models.make(15))
+    seen: list[str] = []
+
+    def export() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors.items():
+            seen.append(name)
+            yield name, tensor
+
+    with pytest.raises(WeightSyncError, match=r"stale weight version -1: http\S+ is at version"):
+        asyncio.run(link.sender.push(export(), -1, link.expected))
+    assert seen == list(tensors)
+
+
+def test_stale_version_is_named(link: Link) -> None:
+    async def scenario() -> None:
+        version = await link.push(models.make(16))
+        tensors = models.named_tensors(models.make(17))
+        with pytest.raises(
+            WeightSyncError, match=rf"stale weight version {version}: \S+ is at version {version}"
+        ):
+            await link.sender.push(iter(tensors.items()), version, link.expected)
+        assert link.gap(models.make(16), await link.probe()) < 1e-4  # still serving, unchanged
+
+    asyncio.run(scenario())
+
+
+def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {n: t for n, t in tensors.items() if n != name}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda t: without(t, Q_PROJ), f"{Q_PROJ} is missing"),
+        (lambda t: t | {"model.extra": torch.zeros(2)}, "model.extra is not expected"),
+        (
+            lambda t: t | {"lm_head.weight": t["lm_head.weight"].T},
+            r"lm_head.weight has shape \[128, 256\], not \[256, 128\]",
+        ),
+        (lambda t: t | {Q_PROJ: t[Q_PROJ].bfloat16()}, f"{Q_PROJ} has dtype bfloat16"),
+    ],
+)
+def test_faulty_export_is_named_and_the_engine_stays_paused(
+    link: Link, fault, message: str
+) -> None:
+    async def scenario() -> None:
+        model = models.make(18)
+        before = await link.client.weight_version()
+        with pytest.raises(WeightSyncError, match=message):
+            await link.push(fault(models.named_tensors(model)))
+        assert (await link.client.call("GET", "/is_paused"))["is_paused"]
+        assert await link.client.weight_version() == before
+        await link.push(model)  # a good one resumes
+        assert not (await link.client.call("GET", "/is_paused"))["is_paused"]
+        assert link.gap(model, await link.probe()) < 1e-4
+
+    asyncio.run(scenario())
+
+
+def test_transposed_export_of_known_weights_is_named(link: Link) -> None:
+    """The first push carries the folder's own weights: their checksums are known."""
+    link.expected = expected_manifest(link.served.folder, content=True)
+    tensors = models.named_tensors(link.served.model)
+
+    async def scenario() -> None:
+        with pytest.raises(WeightSyncError, match=rf"trainer's export: {Q_PROJ} has other content"):
+            await link.push(tensors | {Q_PROJ: tensors[Q_PROJ].T})
+        await link.push(tensors)
+        assert link.gap(link.served.model, await link.probe()) < 1e-4
+
+    asyncio.run(scenario())
+
+
+@dataclass
+class TransposingWire:
+    """Transposes the first square matrix that passes."""
+
+    wire: Transport
+    done: bool = False
+
+    def broadcast(self, tensor: Tensor) -> Broadcast:
+        if not self.done and tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]:
+            self.done, tensor = True, tensor.T.contiguous()
+        return self.wire.broadcast(tensor)
+
+
+def test_transposed_in_transit_is_named(link: Link) -> None:
+    async def scenario() -> None:
+        assert link.sender.transport is not None
+        good = link.sender.transport
+        link.sender.transport = TransposingWire(good)
+        first = "model.layers.0.self_attn.q_proj.weight"
+        with pytest.raises(WeightSyncError, match=rf"http\S+, worker 0: {first} has other content"):
+            await link.push(models.make(19))
+        link.sender.transport = good
+        await link.push(models.make(19))
+
+    asyncio.run(scenario())
+
+
+class Forgetful(WeightSender):
+    """Does not reset the cache."""
+
+    async def reset_caches(self) -> None:
+        pass
+
+
+def test_skipped_cache_reset_is_seen_by_the_probe_and_named(link: Link) -> None:
+    async def scenario() -> None:
+        forgetful = Forgetful([link.client], SMALL_BUCKETS)
+        await forgetful.connect()
+        await link.probe()
+        model = models.make(20)
+        await link.push(model, forgetful)
+        seen = await link.probe()
+        assert link.gap(model, seen) > 0.01
+        verdict = await weight_transfer.diagnose(link.client, link.prompt, seen, tolerance=1e-3)
+        assert verdict.startswith(f"stale prefix cache in {link.client.url}")
+
+    asyncio.run(scenario())
+
+
+def test_other_weights_are_told_from_a_stale_cache(link: Link) -> None:
+    async def scenario() -> None:
+        await link.push(models.make(21))
+        seen = await link.probe()
+        assert link.gap(models.make(22), seen) > 0.01
+        verdict = await weight_transfer.diagnose(link.client, link.prompt, seen, tolerance=1e-3)
+        assert "computes with other weights" in verdict
+
+    asyncio.run(scenario())
+
+
+def test_weights_that_are_not_numbers_cannot_be_sampled_from(link: Link) -> None:
+    async def scenario() -> None:
+        tensors = models.named_tensors(models.make(23))
+        broken = tensors | {"model.norm.weight": torch.full((128,), float("nan"))}
+        await link.push(broken)  # it arrives as it is
+        with pytest.raises(RuntimeError, match=r"not finite|status 500"):
+            await link.probe()
+        await link.push(tensors)
+        assert link.gap(models.make(23), await link.probe()) < 1e-4
+
+    asyncio.run(scenario())
