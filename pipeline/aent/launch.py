@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from aent import model_source
+from aent.recipe.check import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.rollout import engine
@@ -26,6 +27,9 @@ from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
+LAST_WORDS_S = 10.0  # for rank 0 to end after another rank has followed its failure
+LOG_LINES = 25  # of a dead child, shown
+FOLLOWED_RANK_0 = "RankZeroFailed"
 
 
 @dataclass
@@ -33,7 +37,6 @@ class Signals:
     """The first SIGINT or SIGTERM that reached this process, 0 before."""
 
     received: int = 0
-    _before: dict[int, object] = field(default_factory=dict)
 
 
 @contextmanager
@@ -54,12 +57,13 @@ def caught_signals() -> Iterator[Signals]:
 
 def launch(recipe: Recipe) -> int:
     """Run the recipe; return the exit code: 0, 1 (a child failed), 128 + the signal's number."""
-    run_dir = Path(recipe.run_dir or f"runs/{recipe.name}").absolute()
+    run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.yaml").write_text(dump(recipe))
-    (run_dir / "logs").mkdir()
+    say_what_starts(recipe, run_dir, model_path)
     children: list[Child] = []
+    failure: str | None = None
     with caught_signals() as signals:
         try:
             engines = start_engines(recipe, model_path, run_dir, children)
@@ -67,17 +71,32 @@ def launch(recipe: Recipe) -> int:
             ranks = start_ranks(recipe, model_path, run_dir)
             children += ranks
             failure = watch(children, ranks, signals)
+        except Exception as error:  # the run has a folder by now: it must not look as if it went on
+            failure = f"aent: {type(error).__name__}: {error}"
         finally:
             stop_all(children, STOP_GRACE_S)
-    if signals.received:
-        print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
-        mark_ended(run_dir, "KILLED")
-        return 128 + signals.received
+        if signals.received:
+            print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
+            mark_ended(run_dir, "KILLED")
+            return 128 + signals.received
     if failure is not None:
         print(failure, file=sys.stderr)
         mark_ended(run_dir, "FAILED")
         return 1
     return 0
+
+
+def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
+    """Before the silence of a start: what is being started, and where it writes."""
+    trainer, rollout, controller = recipe.trainer, recipe.rollout, recipe.controller
+    print(
+        f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
+        f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
+        f"{rollout.engines + len(rollout.urls)} vLLM engine(s), model {model_path}\n"
+        f"aent: entropy coefficient {controller.initial:g} at first, controller {controller.kind}\n"
+        f"aent: run folder {run_dir} (logs in logs/)",
+        flush=True,
+    )
 
 
 def start_engines(
@@ -137,24 +156,28 @@ def watch(children: list[Child], ranks: list[Child], signals: Signals) -> str | 
     Returns None on a signal too.
     """
     while not signals.received:
-        for child in children:
-            code = child.poll()
-            if code is not None and (code != 0 or child not in ranks):
-                return first_failure(child, ranks)
+        dead = [c for c in children if c.poll() is not None and (c.poll() != 0 or c not in ranks)]
+        if dead:
+            return first_failure(dead, ranks)
         if all(rank.poll() == 0 for rank in ranks):
             return None
         time.sleep(POLL_S)
     return None
 
 
-def first_failure(child: Child, ranks: list[Child]) -> str:
-    """The end of the dead child's log; of rank 0's own error where others only followed it."""
-    time.sleep(1.0)  # a rank that fails takes others with it: let the cause be written too
-    for rank in ranks:
-        if rank.poll() not in (None, 0) and "RankZeroFailed" not in rank.tail(5):
-            child = rank if child in ranks else child
-            break
+def first_failure(dead: list[Child], ranks: list[Child]) -> str:
+    """The last lines of the child that failed first, not of those that only followed it.
+
+    A child killed by a signal comes before one that ended by itself; a rank that only says that
+    rank 0 failed gives rank 0 the time to say why.
+    """
+    child = min(dead, key=lambda c: (c.poll() or 0) >= 0)
+    if FOLLOWED_RANK_0 in child.tail(5):
+        deadline = time.monotonic() + LAST_WORDS_S
+        while ranks[0].poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        child = ranks[0]
     return (
         f"aent: {child.name} {child.describe_exit()}; the last lines of {child.log_path}:\n"
-        + child.tail(25)
+        + child.tail(LOG_LINES)
     )
