@@ -30,7 +30,7 @@ class _CudaMeansCpu(TorchFunctionMode):
     optimizer tells fp32 from bf16 parameters by ``tensor.type() == 'torch.cuda.FloatTensor'``.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "cuda":
@@ -128,7 +128,7 @@ class _AccumulatingEmbedding(torch.autograd.Function):
         return torch.nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         (ids,) = ctx.saved_tensors
         main_grad = ctx.weight.main_grad
         main_grad.index_add_(0, ids.flatten(), grad.flatten(0, 1).to(main_grad.dtype))

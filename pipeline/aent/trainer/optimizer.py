@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import megatron.core.optimizer as megatron_optimizer
 import torch
@@ -14,10 +14,12 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from aent.recipe.schema import OptimizerSection, Recipe
-from aent.runtime.environment import optimizer_implementation
+from aent.runtime.environment import Implementation, optimizer_implementation
+
+Requested = Literal["auto", "transformer_engine", "apex", "torch"]
 
 
-def select_implementation(requested: str) -> str:
+def select_implementation(requested: Requested) -> Implementation:
     """Make Megatron use the requested Adam; return which one that is.
 
     The one seam: Megatron picks Transformer Engine's, apex's or torch's when it is imported, by

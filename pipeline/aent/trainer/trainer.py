@@ -193,7 +193,7 @@ class Trainer:
         )
 
     def _gather_tokens(
-        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor]
+        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor | None]
     ) -> Tensor:
         """[T] float64 on the CPU of every rank, from each last-stage rank's response tokens."""
         flat = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
