@@ -30,7 +30,9 @@ def _refuse(faults: list[str]) -> None:
 
 
 def _load(path: str, overrides: list[str] | None, check: bool = True) -> Recipe:
-    """The recipe, or one sentence per fault and exit code 2."""
+    """The recipe, its run folder named, or one sentence per fault and exit code 2."""
+    import time
+
     from aent.recipe.load import RecipeError, load
     from aent.runtime.environment import data_path
 
@@ -38,6 +40,9 @@ def _load(path: str, overrides: list[str] | None, check: bool = True) -> Recipe:
         recipe = load(data_path(path), overrides or [])
     except RecipeError as error:
         _refuse(str(error).splitlines())
+    if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
     if check:
         from aent.recipe.check import check as check_recipe
 

@@ -190,7 +190,7 @@ class Recipe(Section):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = 0
     steps: int = mark(ge=1, default=1, resume="free")
-    run_dir: str | None = mark(None, "free")  # default: runs/NAME; must be empty or absent
+    run_dir: str | None = mark(None, "free")  # must be empty or absent; default: runs/NAME-TIME
     model: ModelSection
     task: TaskSection = TaskSection()
     rollout: RolloutSection = RolloutSection()

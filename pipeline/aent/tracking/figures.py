@@ -74,5 +74,6 @@ def _coefficient(axis, series, recipe: Recipe) -> None:
             axis.axhline(bound, color=GREY, linestyle="--", linewidth=0.8)
     _line(axis, series, "controller/coefficient", ORANGE, "coefficient", marker=".")
     axis.set_xlabel("step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     _finish(axis, "coefficient")
