@@ -138,7 +138,8 @@ class WeightSender:
 
     async def begin(self) -> None:
         """Pause generation, keeping what is in flight, and open the update."""
-        await self._all("POST", "/pause", params={"mode": "keep"})
+        # the cache is cleared once, after the update, where the answer says whether it was
+        await self._all("POST", "/pause", params={"mode": "keep", "clear_cache": False})
         await self._all("POST", "/start_weight_update")
 
     async def send_all(
