@@ -19,7 +19,7 @@ from aent.rollout import engine
 from aent.rollout.client import EngineClient, EngineError, GenerationRequest
 from rollout import models
 from rollout.conftest import Served
-from rollout.test_weight_transfer import connected
+from rollout.test_weight_transfer import connected, running
 
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,10 @@ def test_death_of_the_parent_in_mid_generation(tmp_path: Path) -> None:
         client = EngineClient(url, log_path=tmp_path / "engine.log", progress_timeout_s=60)
 
         async def scenario() -> None:
-            long = [GenerationRequest([i], 300, seed=i) for i in range(8)]
+            long = [GenerationRequest([i], 300, seed=i) for i in range(24)]
             pending = asyncio.create_task(client.generate(long))
-            await asyncio.sleep(0.3)
+            while await running(client) < len(long):
+                await asyncio.sleep(0.01)
             parent.kill()
             with pytest.raises(EngineError, match=r"(?s)inference/v1/generate: .*last lines of"):
                 await asyncio.wait_for(pending, 90)

@@ -94,6 +94,7 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     env = os.environ | {
         "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
         "VLLM_PLUGINS": "none",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # see rollout.server
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -107,7 +108,7 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
         options["gpu-memory-utilization"] = s.gpu_memory_utilization
         if s.gpus is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, s.gpus))
-    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv = [sys.executable, "-m", "aent.rollout.server"]
     argv += [f"--{name}={value}" for name, value in options.items()]
     return argv + flags, env
 

@@ -32,11 +32,6 @@ from vllm.model_executor.model_loader.reload import (
 
 from aent.rollout.manifest import Manifest, TensorSpec
 from aent.rollout.transport import gloo_broadcast, gloo_group
-from aent.runtime.children import die_with_parent
-
-# A worker is a grandchild of whoever started the server: without this it would outlive a server
-# that is killed.
-die_with_parent()
 
 
 @dataclass
