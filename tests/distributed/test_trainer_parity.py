@@ -32,13 +32,15 @@ WHOLE_GRADIENTS = [(1, 1, 1, False), (1, 2, 2, False), (2, 2, 1, False), (2, 1, 
 MODELS = ("tied", "untied")
 
 
-def recipe_of(layout: tuple, micro_batch_tokens: int, **sections: Any) -> Recipe:
+def recipe_of(
+    layout: tuple, micro_batch_tokens: int, share_prompts: bool = False, **sections: Any
+) -> Recipe:
     tp, pp, dp, sequence_parallel = layout
     # so small a rate leaves every fp32 weight as it is: many mini-batches see the same policy
-    settings = {
+    settings: dict[str, Any] = {
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0, "distributed": layout[:3] == (2, 2, 2)}
     }
-    settings["sequence_parallel"] = sequence_parallel
+    settings |= {"sequence_parallel": sequence_parallel, "share_prompts": share_prompts}
     return tiny.recipe(tp, pp, dp, micro_batch_tokens, trainer=settings, **sections)
 
 
@@ -93,6 +95,13 @@ def one_layout(trainer: Any, layout: tuple, path: str, rank: int) -> dict[Any, A
     out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
     if layout in WHOLE_GRADIENTS:
         out["gradients", "off policy"] = whole_gradients(trainer)
+    for tokens in (None, *MICRO_BATCH_TOKENS):  # None: each prompt as often as it is answered
+        trainer.recipe = recipe_of(layout, tokens or 60, share_prompts=tokens is not None)
+        result = trainer.train_minibatch(tiny.grouped_batch(), 0.5)
+        out["grouped", tokens] = vars(result) | {"logprobs": result.logprobs.numpy()}
+        if layout in WHOLE_GRADIENTS:
+            out["gradients", "grouped", tokens] = whole_gradients(trainer)
+        out["grouped score", tokens] = trainer.score(tiny.grouped_batch()).numpy()
     out["padding gradient"] = padding_gradient(trainer)
     few = tiny.mini_batch([(4, 3)])  # one sequence: nothing for the second data-parallel rank
     out["few"] = vars(trainer.train_minibatch(few, 1.0))["loss"]
@@ -231,3 +240,24 @@ def test_padded_vocabulary_rows_get_no_gradient(
 def test_a_rank_without_sequences_takes_part(ranks: list[dict], model: str, layout: tuple) -> None:
     reference = ranks[0][model, (1, 1, 1, False)]["few"]
     assert ranks[0][model, layout]["few"] == pytest.approx(reference, rel=1e-5)
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+@pytest.mark.parametrize("tokens", MICRO_BATCH_TOKENS)
+def test_shared_prompts_change_nothing_but_the_work(
+    ranks: list[dict], model: str, layout: tuple, tokens: int
+) -> None:
+    results, reference = ranks[0][model, layout], ranks[0][model, (1, 1, 1, False)]
+    alone, shared = reference["grouped", None], results["grouped", tokens]
+    assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+    np.testing.assert_allclose(shared["logprobs"], alone["logprobs"], atol=2e-5)
+    score = results["grouped score", tokens]
+    np.testing.assert_allclose(score, reference["grouped score", None], atol=2e-5)
+    if layout in WHOLE_GRADIENTS:
+        wanted = results["gradients", "grouped", None]
+        for name, gradient in results["gradients", "grouped", tokens].items():
+            error = np.linalg.norm(gradient - wanted[name])
+            assert error <= 1e-4 * max(np.linalg.norm(wanted[name]), 1e-3 * alone["grad_norm"]), (
+                name
+            )

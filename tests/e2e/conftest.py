@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import pytest
+
 from e2e.jobs import Job
 
 

@@ -1,4 +1,4 @@
-"""Runs that end otherwise: signals, dead children, a long rollout. No hang, no orphan, true status."""
+"""Runs that end otherwise: signals, dead children. No hang, no orphan, true status."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 
 import psutil
 import pytest
+
 from e2e.jobs import assert_gone
 
 pytestmark = pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from e2e.jobs import Job
 
 pytestmark = pytest.mark.slow

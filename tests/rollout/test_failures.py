@@ -16,10 +16,10 @@ import pytest
 from torch import Tensor
 
 from aent.rollout import engine
-from aent.rollout.client import EngineClient, EngineError, GenerationRequest
+from aent.rollout.client import EngineClient, EngineError
 from rollout import models
 from rollout.conftest import Served
-from rollout.test_weight_transfer import connected, running
+from rollout.test_weight_transfer import connected, in_flight
 
 pytestmark = pytest.mark.slow
 
@@ -100,10 +100,8 @@ def test_death_of_the_parent_in_mid_generation(tmp_path: Path) -> None:
         client = EngineClient(url, log_path=tmp_path / "engine.log", progress_timeout_s=60)
 
         async def scenario() -> None:
-            long = [GenerationRequest([i], 300, seed=i) for i in range(24)]
-            pending = asyncio.create_task(client.generate(long))
-            while await running(client) < len(long):
-                await asyncio.sleep(0.01)
+            pending, first_done = in_flight(client)
+            await asyncio.wait_for(first_done.wait(), 60)
             parent.kill()
             with pytest.raises(EngineError, match=r"(?s)inference/v1/generate: .*last lines of"):
                 await asyncio.wait_for(pending, 90)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent.trainer.packing import pack, pack_lengths
-from aent.trainer.partition import partition
+from aent.batch import Batch
+from aent.trainer.packing import MicroBatch, lay_out, pack
+from aent.trainer.partition import make_units, partition
 from trainer import tiny
 
 CPU = torch.device("cpu")
@@ -39,9 +40,15 @@ def test_balanced_by_tokens_not_by_sequences() -> None:
     assert [[sum([40, 10, 10, 10, 10][i] for i in m) for m in s] for s in shares] == [[40], [40]]
 
 
+def pack_alone(batch: Batch, sequences: list[int], multiple: int) -> MicroBatch:
+    """These sequences, each a unit of its own."""
+    units = make_units(batch, False, 100)
+    return pack(batch, [units[s] for s in sequences], multiple, CPU)
+
+
 def test_pack_keeps_tokens_positions_and_what_predicts_what() -> None:
     batch = tiny.mini_batch([(2, 3), (4, 1), (1, 2)])
-    micro_batch = pack(batch, [2, 0], 8, CPU)  # 3 + 5 tokens: a multiple of 8 already
+    micro_batch = pack_alone(batch, [2, 0], 8)  # 3 + 5 tokens: a multiple of 8 already
     tokens = micro_batch.tokens[0]
     assert tokens.tolist() == batch.tokens[[10, 11, 12, 0, 1, 2, 3, 4]].tolist()
     assert micro_batch.packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
@@ -54,25 +61,64 @@ def test_pack_keeps_tokens_positions_and_what_predicts_what() -> None:
 
 def test_pack_pads_with_a_sequence_of_its_own() -> None:
     batch = tiny.mini_batch([(2, 3)])
-    micro_batch = pack(batch, [0], 4, CPU)
+    micro_batch = pack_alone(batch, [0], 4)
     assert micro_batch.tokens.shape == (1, 8)
     assert micro_batch.packed.cu_seqlens_q.tolist() == [0, 5, 8]
-    nothing = pack(batch, [], 4, CPU)
+    nothing = pack_alone(batch, [], 4)
     assert nothing.tokens.shape == (1, 4)
     assert len(nothing.predicts) == 0
 
 
 def test_padded_layout_round_trip() -> None:
-    packed = pack_lengths([3, 1, 5], CPU)
+    packed, _ = lay_out([(1, [2]), (1, []), (2, [3])], CPU)
     values = torch.arange(9)
     padded = values[packed.padded_index].view(packed.batch_shape)
     assert padded[1, 0] == 3
     assert (padded.flatten()[packed.flat_index] == values).all()
-    assert pack_lengths([4, 4], CPU).padded_index is None
+    assert packed.mask is None
+    assert lay_out([(1, [3]), (2, [2])], CPU)[0].padded_index is None
 
 
 def test_a_response_without_a_prompt_is_an_error() -> None:
     batch = tiny.mini_batch([(1, 3), (2, 2)])
     batch.loss_mask[4] = True
     with pytest.raises(ValueError, match="first token of a sequence"):
-        pack(batch, [1], 1, CPU)
+        pack_alone(batch, [1], 1)
+
+
+def test_units_are_the_sequences_of_a_group_with_one_prompt() -> None:
+    batch = tiny.grouped_batch()
+    units = make_units(batch, True, 100)
+    assert [u.sequences for u in units] == [[0, 1, 2], [3], [4, 5]]
+    assert [(u.prompt, u.tokens) for u in units] == [(5, 5 + 4 + 1 + 7), (3, 3 + 6), (9, 9 + 2 + 5)]
+    alone = make_units(batch, False, 100)
+    assert [u.sequences for u in alone] == [[s] for s in range(6)]
+    assert [u.tokens for u in alone] == batch.lengths.tolist()
+
+
+def test_equal_prompts_of_two_groups_are_two_units() -> None:
+    batch = tiny.grouped_batch()
+    batch.group = torch.tensor([0, 0, 7, 1, 2, 2])
+    assert [u.sequences for u in make_units(batch, True, 100)] == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_a_unit_beyond_the_limit_is_split_and_computes_its_prompt_twice() -> None:
+    units = make_units(tiny.grouped_batch(), True, 14)
+    assert [u.tokens for u in units] == [5 + 7, 5 + 4 + 1, 3 + 6, 9 + 5, 9 + 2]
+    assert sorted(s for u in units for s in u.sequences) == list(range(6))
+
+
+def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
+    packed, previous = lay_out([(2, [2, 1]), (1, [2])], CPU)
+    assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
+    assert previous.tolist()[2:5] == [1, 2, 1]  # both responses continue the prompt's last token
+    assert packed.mask is not None
+    seen = packed.mask[0, 0].long().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],  # the second response does not see the first
+    ]
+    assert packed.mask.any(dim=-1).all()  # no row is empty, padding included: no NaN

@@ -89,6 +89,19 @@ def mini_batch(lengths: list[tuple[int, int]], seed: int = 1, vocab: int = VOCAB
     return batch
 
 
+def grouped_batch() -> Batch:
+    """Six responses to three prompts: three, one and two of them."""
+    batch = mini_batch([(5, 4), (5, 1), (5, 7), (3, 6), (9, 2), (9, 5)], seed=3)
+    batch.group = torch.tensor([0, 0, 0, 1, 2, 2])
+    starts = batch.cu_seqlens.tolist()
+    for first, others in ((0, (1, 2)), (4, (5,))):
+        prompt = int((~batch.loss_mask[starts[first] : starts[first + 1]]).sum())
+        for s in others:
+            copied = batch.tokens[starts[first] : starts[first] + prompt]
+            batch.tokens[starts[s] : starts[s] + prompt] = copied
+    return batch
+
+
 RAGGED = [(3, 9), (11, 2), (5, 17), (1, 1), (8, 8), (2, 21), (6, 5)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         else:
             faults += [*_layout(recipe, facts), *_lengths(recipe, facts)]
     if machine:
-        faults += _run_folder(recipe)
+        faults += [*_attention(recipe), *_run_folder(recipe)]
     return faults
 
 
@@ -206,6 +207,14 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
         yield (
             f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
             f"{steps} optimizer steps"
+        )
+
+
+def _attention(recipe: Recipe) -> Iterator[str]:
+    if recipe.trainer.share_prompts and find_spec("transformer_engine") is not None:
+        yield (
+            "trainer.share_prompts works with torch's attention only, and Transformer Engine is "
+            "installed here"
         )
 
 

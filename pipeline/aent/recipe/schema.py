@@ -156,6 +156,9 @@ class TrainerSection(Section):
     sequence_parallel: bool = mark(False, "free")
     mini_batches: int = Field(1, ge=1)  # optimizer steps per step
     micro_batch_tokens: int = mark(4096, "free", ge=1)  # at most, prompts included
+    # compute the prompt of a group's responses once a micro-batch (arXiv 2506.05433; the same
+    # results); with torch's attention only, not Transformer Engine's
+    share_prompts: bool = mark(False, "free")
     threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
     collective_timeout_s: float = mark(600.0, "free", gt=0)
     optimizer: OptimizerSection = OptimizerSection()

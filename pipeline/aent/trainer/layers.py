@@ -69,7 +69,8 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
 class PackedAttention(torch.nn.Module):
     """Causal attention within each packed sequence, by torch's scaled_dot_product_attention.
 
-    Sequences are laid out as one padded batch: a causal mask never looks at padding on the right.
+    Units are laid out as one padded batch: a causal mask never looks at padding on the right. Where
+    responses share a prompt, the micro-batch's mask keeps them from looking at one another.
     The rotary embedding is applied here, with cos and sin gathered by position once per
     micro-batch (Megatron's packed one loops over sequences in every layer).
     """
@@ -104,7 +105,13 @@ class PackedAttention(torch.nn.Module):
         key = rotate(key, packed.cos, packed.sin)
         query, key, value = (padded(x, packed) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+            query,
+            key,
+            value,
+            attn_mask=packed.mask,
+            is_causal=packed.mask is None,
+            scale=self.softmax_scale,
+            enable_gqa=True,
         )
         out = out.transpose(1, 2).flatten(0, 1).flatten(1)  # [B * L, heads * d]
         return out if packed.flat_index is None else out.index_select(0, packed.flat_index)

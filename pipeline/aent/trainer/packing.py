@@ -1,31 +1,39 @@
-"""One micro-batch as Megatron sees it: sequences packed one after the other."""
+"""One micro-batch as Megatron sees it: units of sequences packed one after the other.
+
+A unit is [prompt][response 1][response 2]..., its prompt computed once for all of its responses:
+Prefix Grouper's shared prefix (arXiv 2506.05433), here with a mask in one attention instead of
+two attentions. A sequence that shares nothing is a unit with one response.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from aent.batch import Batch
+from aent.trainer.partition import Unit
 
 
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron's cu_seqlens, and what the local attention needs besides, computed once.
 
-    ``padded_index`` [B * L]: the packed token in each place of the padded layout [B, L] (padding
-    repeats a token); ``flat_index`` [T]: the place of each packed token in that layout; both None
-    where all sequences have one length and the layouts are the same. ``positions`` [T]: position
-    of each token in its sequence. ``cos``, ``sin`` [T, 1, head_dim]: rotary embedding.
+    Megatron's sequences are units here. ``padded_index`` [B * L]: the packed token in each place
+    of the padded layout [B, L] (padding repeats a token); ``flat_index`` [T]: the place of each
+    packed token in that layout; both None where all units have one length and the layouts are the
+    same. ``positions`` [T]: position of each token in its own sequence. ``mask`` [B, 1, L, L] bool:
+    who attends (rows) to whom; None where every unit has one response: causal. ``cos``, ``sin``
+    [T, 1, head_dim]: rotary embedding.
     """
 
     batch_shape: tuple[int, int] = (0, 0)
     padded_index: Tensor | None = None
     flat_index: Tensor | None = None
     positions: Tensor | None = None
+    mask: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
 
@@ -47,24 +55,28 @@ TOKEN_FIELDS = (
 )  # fmt: skip
 
 
-def pack(batch: Batch, sequences: list[int], multiple: int, device: torch.device) -> MicroBatch:
-    """Pack these sequences of ``batch``, padded at the end to a multiple of ``multiple`` tokens.
+def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -> MicroBatch:
+    """Pack these units of ``batch``, padded at the end to a multiple of ``multiple`` tokens.
 
-    The padding is one more sequence of token 0, without response tokens. No sequences at all
-    (a data-parallel rank without work) make a micro-batch of padding.
+    The padding is one more unit of token 0, without response tokens. No units at all (a
+    data-parallel rank without work) make a micro-batch of padding.
 
     Raises:
         ValueError: if a response token is the first of its sequence: nothing predicts it.
     """
     starts, ends = batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()
-    pieces = [torch.arange(starts[s], ends[s]) for s in sequences]
-    lengths = [len(p) for p in pieces]
-    source = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
-    total = len(source)
-    padding = -total % multiple if total else multiple
+    pieces = [torch.empty(0, dtype=torch.int64)]
+    layout = []
+    for unit in units:
+        first = starts[unit.sequences[0]]
+        responses = [torch.arange(starts[s] + unit.prompt, ends[s]) for s in unit.sequences]
+        pieces += [torch.arange(first, first + unit.prompt), *responses]
+        layout.append((unit.prompt, [len(r) for r in responses]))
+    source = torch.cat(pieces)
+    padding = -len(source) % multiple if len(source) else multiple
     tokens = torch.nn.functional.pad(batch.tokens[source], (0, padding))
     predicted = batch.loss_mask[source].nonzero().squeeze(1)
-    packed = pack_lengths(lengths + [padding] * (padding > 0), device)
+    packed, previous = lay_out(layout + [(padding, [])] * (padding > 0), device)
     assert packed.positions is not None
     if (packed.positions.cpu()[predicted] == 0).any():
         raise ValueError("loss_mask: the first token of a sequence is marked as a response token")
@@ -77,33 +89,62 @@ def pack(batch: Batch, sequences: list[int], multiple: int, device: torch.device
     return MicroBatch(
         tokens=tokens[None].to(device),
         packed=packed,
-        predicts=(predicted - 1).to(device),
+        predicts=previous[predicted].to(device),
         index=index,
         fields={name: value.to(device) for name, value in fields.items()},
     )
 
 
-def pack_lengths(lengths: list[int], device: torch.device) -> PackedSequences:
-    """The layout of sequences of these lengths."""
-    sizes = torch.tensor(lengths)
+def lay_out(
+    units: list[tuple[int, list[int]]], device: torch.device
+) -> tuple[PackedSequences, Tensor]:
+    """The layout of units of (prompt tokens, tokens of each response).
+
+    Returns:
+        The layout on ``device``, and [T] on the CPU the place of the token before each one in its
+        own sequence: for the first token of every response the prompt's last.
+    """
+    prompts, sizes = (torch.tensor(x) for x in zip(*((p, p + sum(r)) for p, r in units)))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    count, longest = len(lengths), int(sizes.max())
+    count, longest = len(units), int(sizes.max())
     row = torch.repeat_interleave(torch.arange(count), sizes)
-    positions = torch.arange(int(sizes.sum())) - cu_seqlens[row]
-    ragged: dict[str, Any] = {}
+    place = torch.arange(len(row))
+    positions = torch.cat([torch.arange(b, b + n) for p, r in units for b, n in _runs(p, r)])
+    first = positions == prompts[row]  # of a response
+    previous = torch.where(first, cu_seqlens[row] + positions, place) - 1
+    flat_index = row * longest + place - cu_seqlens[row]
+    padded_index = torch.zeros(count * longest, dtype=torch.int64)
+    padded_index[flat_index] = place
+    tensors = {"positions": positions}
     if count * longest != len(row):
-        flat_index = row * longest + positions
-        padded_index = torch.zeros(count * longest, dtype=torch.int64)
-        padded_index[flat_index] = torch.arange(len(row))
-        ragged = {"flat_index": flat_index.to(device), "padded_index": padded_index.to(device)}
+        tensors |= {"flat_index": flat_index, "padded_index": padded_index}
+    if any(len(responses) > 1 for _, responses in units):
+        response = torch.where(positions < prompts[row], 0, first.cumsum(0))  # 0: of a prompt
+        tensors["mask"] = _mask(response[padded_index].view(count, longest))
     cu = cu_seqlens.to(device=device, dtype=torch.int32)
-    return PackedSequences(
+    packed = PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=cu,
         cu_seqlens_kv=cu,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         batch_shape=(count, longest),
-        positions=positions.to(device),
-        **ragged,
+        **{name: value.to(device) for name, value in tensors.items()},
     )
+    return packed, previous
+
+
+def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
+    """(first position, tokens) of the prompt and of each response, which all continue it."""
+    return [(0, prompt), *((prompt, n) for n in responses)]
+
+
+def _mask(response: Tensor) -> Tensor:
+    """[B, 1, L, L]: a token attends to its prompt and its own response, up to itself.
+
+    Args:
+        response: [B, L] a number for each response, 0 on prompts; anything on the padding to the
+            right, which nobody attends to, and which attends at least to itself: no empty row.
+    """
+    query, key = response[:, None, :, None], response[:, None, None, :]
+    return ((key == 0) | (key == query)).tril()

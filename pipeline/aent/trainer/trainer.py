@@ -24,9 +24,9 @@ from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
-from aent.trainer.model import build_model, open_bridge
+from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
-from aent.trainer.partition import partition
+from aent.trainer.partition import make_units, partition
 
 
 @dataclass
@@ -58,7 +58,17 @@ class Trainer:
 
     @on_device
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
-        """Build the model's shard and read its weights; ``distributed.initialize`` came before."""
+        """Build the model's shard and read its weights; ``distributed.initialize`` came before.
+
+        Raises:
+            ValueError: for ``trainer.share_prompts`` with Transformer Engine's attention, which
+                would let the responses of a unit see one another.
+        """
+        if recipe.trainer.share_prompts and HAVE_TRANSFORMER_ENGINE:
+            raise ValueError(
+                "trainer.share_prompts works with torch's attention only, and Transformer Engine "
+                "is installed here"
+            )
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.bridge = open_bridge(recipe, model_path)
@@ -162,12 +172,12 @@ class Trainer:
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
         settings = self.recipe.trainer
-        shares = partition(
-            batch.lengths.tolist(), settings.data_parallel, settings.micro_batch_tokens
-        )
+        limit = settings.micro_batch_tokens
+        units = make_units(batch, settings.share_prompts, limit)
+        shares = partition([unit.tokens for unit in units], settings.data_parallel, limit)
         mine = shares[parallel_state.get_data_parallel_rank()]
         multiple = settings.tensor_parallel if self.config.sequence_parallel else 1
-        return [pack(batch, sequences, multiple, self.device) for sequences in mine]
+        return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
 
     def _run(
         self,
