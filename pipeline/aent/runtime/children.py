@@ -111,7 +111,7 @@ class Child:
 
 
 def stop_all(children: Sequence[Child], grace_s: float) -> None:
-    """SIGTERM to every child, SIGKILL to the groups of all after ``grace_s`` at most.
+    """SIGTERM to every child; when all have ended, or after ``grace_s``, SIGKILL to their groups.
 
     When it returns, no process of any child's group is left (children that made a session of their
     own excepted), also where a child had ended before without its own children.
@@ -122,8 +122,8 @@ def stop_all(children: Sequence[Child], grace_s: float) -> None:
         if child.poll() is None:
             child.process.terminate()
     deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and any(_group_alive(c) for c in children):
-        time.sleep(POLL_S)
+    while time.monotonic() < deadline and any(c.poll() is None for c in children):
+        time.sleep(POLL_S)  # for the children themselves: they end their own, or leave them to us
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
