@@ -2,11 +2,12 @@
 
 Run by benchmarks/side_by_side.sh in an environment of its own (TRL is no dependency of aent):
     python trl_step.py MODEL_FOLDER STEPS
-Prints one JSON line: {"seconds_per_step": [...], "tokens_per_step": [...]}, first step left out.
+Its last line is JSON: {"seconds": [...], "tokens": [...]} by step, the first left out.
 """
 
 import json
 import sys
+import tempfile
 import time
 
 import torch
@@ -15,8 +16,8 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 
-class StepTimes(TrainerCallback):
-    """Wall time between the ends of steps, and tokens seen."""
+class StepEnds(TrainerCallback):
+    """When each step ended, on the monotonic clock."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -27,33 +28,52 @@ class StepTimes(TrainerCallback):
 
 def main(model: str, steps: int) -> None:
     """Train ``steps`` steps of 4 prompts x 8 samples, every response 32 tokens long."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    questions = [f"State the final answer to the following arithmetic problem: {a} + {b} ="
-                 for a in range(1, 9) for b in range(1, 9)]  # fmt: skip
-    rows = [{"prompt": [{"role": "user", "content": q}]} for q in questions]
-    times = StepTimes()
+    prompts = [
+        f"<|im_start|>user\nHow many prime numbers are there between {a} and {a + 97 * b} "
+        f"(inclusive) ?<|im_end|>\n<|im_start|>assistant\n"
+        for a in range(11, 19)
+        for b in range(1, 9)
+    ]
     config = GRPOConfig(
-        output_dir="/tmp/trl-step", max_steps=steps, per_device_train_batch_size=32,
-        num_generations=8, max_completion_length=32, learning_rate=2e-5, beta=0.0,
-        temperature=1.0, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
-        logging_steps=1, gradient_checkpointing=False, lr_scheduler_type="constant",
-        # every response as long as the limit, so that both sides do the same work
-        generation_kwargs={"min_new_tokens": 32},
+        output_dir=tempfile.mkdtemp(),
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=32,
+        learning_rate=2e-5,
+        lr_scheduler_type="constant",
+        beta=0.0,
+        temperature=1.0,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        generation_kwargs={"min_new_tokens": 32},  # every response as long as the limit
         model_init_kwargs={"dtype": "float32"},
-    )  # fmt: skip
-    lengths: list[int] = []
+    )
+    tokens: list[int] = []
+    tokenizer = AutoTokenizer.from_pretrained(model)
 
-    def reward(completions, completion_ids, **kwargs):
-        lengths.append(sum(len(ids) for ids in completion_ids))
-        return [float(len(c[0]["content"]) % 2) for c in completions]
+    def reward(prompts, completions, completion_ids, **kwargs):
+        tokens.append(
+            sum(map(len, completion_ids)) + sum(len(tokenizer(p).input_ids) for p in prompts)
+        )
+        return [float(len(c) % 2) for c in completions]
 
+    ends = StepEnds()
     trainer = GRPOTrainer(
-        model=model, args=config, reward_funcs=reward, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, callbacks=[times],
-    )  # fmt: skip
+        model=model,
+        args=config,
+        reward_funcs=reward,
+        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+        processing_class=tokenizer,
+        callbacks=[ends],
+    )
     trainer.train()
-    seconds = [b - a for a, b in zip(times.ends, times.ends[1:])]
-    print(json.dumps({"seconds_per_step": seconds, "response_tokens": lengths[1:]}))
+    seconds = [b - a for a, b in zip(ends.ends, ends.ends[1:])]
+    print(json.dumps({"seconds": seconds, "tokens": tokens[1:]}))
 
 
 if __name__ == "__main__":

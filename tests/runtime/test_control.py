@@ -1,7 +1,9 @@
 """Rank 0 works alone, the others wait: values, failures, deadlines."""
 
 import time
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from aent.runtime.control import Control, RankZeroFailed
@@ -57,3 +59,17 @@ def test_a_failure_of_rank_zero_reaches_everyone_with_its_cause():
 def test_silence_is_an_error_that_says_whom_it_waited_for():
     _, second = run_ranks(silent_work, 2)
     assert "rank 1 waited for rank 0 (sampling)" in second
+
+
+def work_beyond_the_collectives_time_out(rank: int, world: int) -> list[float]:
+    """Rank 0 works longer than the group's time-out; the others are in no collective meanwhile."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
+    control = Control(store_of(rank, world), rank, deadline_s=10.0)
+    control.alone("a long rollout", lambda: time.sleep(3))
+    value = torch.tensor([float(rank)])
+    dist.all_reduce(value, group=group)
+    return value.tolist()
+
+
+def test_a_rollout_may_be_longer_than_the_collectives_time_out():
+    assert run_ranks(work_beyond_the_collectives_time_out, 2) == [[1.0], [1.0]]
