@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 LAYOUTS = [(tp, pp, dp, False) for tp, pp, dp in itertools.product((1, 2), repeat=3)]
 LAYOUTS += [(2, 1, 1, True), (2, 2, 2, True)]
 MICRO_BATCH_TOKENS = (24, 60)  # five, or two, micro-batches; the longest sequence has 23 tokens
+SHARED_TOKENS = (14, 60)  # units split and a prompt alone, or every group whole
 COEFFICIENTS = (0.0, 20.0)  # off; dominant: several times the policy's gradient
 WHOLE_GRADIENTS = [(1, 1, 1, False), (1, 2, 2, False), (2, 2, 1, False), (2, 1, 1, True)]
 MODELS = ("tied", "untied")
@@ -95,7 +96,7 @@ def one_layout(trainer: Any, layout: tuple, path: str, rank: int) -> dict[Any, A
     out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
     if layout in WHOLE_GRADIENTS:
         out["gradients", "off policy"] = whole_gradients(trainer)
-    for tokens in (None, *MICRO_BATCH_TOKENS):  # None: each prompt as often as it is answered
+    for tokens in (None, *SHARED_TOKENS):  # None: each prompt as often as it is answered
         trainer.recipe = recipe_of(layout, tokens or 60, share_prompts=tokens is not None)
         result = trainer.train_minibatch(tiny.grouped_batch(), 0.5)
         out["grouped", tokens] = vars(result) | {"logprobs": result.logprobs.numpy()}
@@ -243,7 +244,7 @@ def test_a_rank_without_sequences_takes_part(ranks: list[dict], model: str, layo
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
-@pytest.mark.parametrize("tokens", MICRO_BATCH_TOKENS)
+@pytest.mark.parametrize("tokens", SHARED_TOKENS)
 def test_shared_prompts_change_nothing_but_the_work(
     ranks: list[dict], model: str, layout: tuple, tokens: int
 ) -> None:

@@ -48,6 +48,19 @@ def test_a_sound_recipe_has_no_faults(recipe, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
+    sharing = recipe("trainer.share_prompts=true")
+    assert check(sharing) == []
+    (tmp_path / "packages/transformer_engine").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    assert check(recipe()) == check(sharing, machine=False) == []
+    (fault,) = check(sharing)
+    assert fault == (
+        "trainer.share_prompts works with torch's attention only, and Transformer Engine is "
+        "installed here"
+    )
+
+
 FAULTS = [
     (
         ["model={}"],

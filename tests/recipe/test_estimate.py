@@ -103,6 +103,20 @@ def test_data_parallel_shards_the_distributed_optimizer(recipe):
     assert sharded[0].optimizer == PARAMETERS * 2
 
 
+def test_shared_prompts(recipe):
+    big = "trainer.micro_batch_tokens=100000"  # the whole mini-batch
+    plain = estimate(recipe(big)).per_rank[0]
+    shared = estimate(recipe(big, "trainer.share_prompts=true")).per_rank[0]
+    unit = 100 + 8 * 28
+    mask = 8 * unit * unit * 4  # no more than that: one for all layers
+    assert shared.activations - mask == plain.activations * unit / (8 * (100 + 28))
+    assert shared.logits == plain.logits
+    # units that are split fill their micro-batches, as sequences did
+    small = "trainer.micro_batch_tokens=128"
+    split = estimate(recipe(small, "trainer.share_prompts=true")).per_rank[0]
+    assert split.activations - 128 * 128 * 4 == estimate(recipe(small)).per_rank[0].activations
+
+
 def test_engines_stand_apart_and_the_total_adds_up(recipe):
     memory = estimate(recipe("rollout.engines=2", "rollout.engine.kv_cache_gib=.5"))
     assert len(memory.engines) == 2

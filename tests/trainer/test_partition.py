@@ -113,7 +113,8 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
     assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
     assert previous.tolist()[2:5] == [1, 2, 1]  # both responses continue the prompt's last token
     assert packed.mask is not None
-    seen = packed.mask[0, 0].long().tolist()
+    assert packed.mask.unique().tolist() == [-torch.inf, 0]
+    seen = (packed.mask[0, 0] == 0).long().tolist()
     assert seen == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -121,4 +122,22 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],  # the second response does not see the first
     ]
-    assert packed.mask.any(dim=-1).all()  # no row is empty, padding included: no NaN
+    assert (packed.mask == 0).any(dim=-1).all()  # no row is empty, padding included: no NaN
+
+
+@pytest.mark.parametrize(("limit", "multiple"), [(100, 1), (100, 32), (14, 8)])
+def test_every_response_token_is_predicted_from_its_own_sequence(limit: int, multiple: int) -> None:
+    batch = tiny.grouped_batch()
+    micro_batch = pack(batch, make_units(batch, True, limit), multiple, CPU)
+    packed, starts = micro_batch.packed, batch.cu_seqlens.tolist()
+    assert packed.mask is not None
+    assert packed.padded_index is not None
+    longest = packed.batch_shape[1]
+    padded = micro_batch.tokens[0][packed.padded_index].view(packed.batch_shape)
+    assert sorted(micro_batch.index.tolist()) == batch.loss_mask.nonzero()[:, 0].tolist()
+    for place, i in zip(micro_batch.predicts.tolist(), micro_batch.index.tolist()):
+        row, column = divmod(int(packed.flat_index[place]), longest)
+        seen = padded[row][packed.mask[row, 0, column] == 0]
+        start = starts[int(batch.sequence_of_token[i])]
+        assert seen.tolist() == batch.tokens[start:i].tolist()
+        assert int(packed.positions[place]) == i - start - 1

@@ -8,7 +8,8 @@ weights        P x 4 (float32) or P x 2 (bfloat16); twice with a frozen referenc
 gradients      P x 4: Megatron's gradient buffer, float32 in both cases
 optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 4; a distributed
                optimizer divides both by the data-parallel size
-activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``
+activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``; with
+               shared prompts one mask per micro-batch
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
                last pipeline stage only
 export         the largest whole tensor, gathered, and on rank 0 one transfer bucket
@@ -150,13 +151,23 @@ def _largest_tensor(facts: ModelFacts) -> int:
     return max(facts.embedding_parameters, facts.hidden * facts.ffn)
 
 
+def _unit(recipe: Recipe) -> int:
+    """Responses that are computed behind one prompt: a group's, where prompts are shared and the
+    longest group fits a micro-batch (else it is split, and its prompt computed again)."""
+    rollout, trainer = recipe.rollout, recipe.trainer
+    whole = rollout.max_prompt_tokens + rollout.samples_per_prompt * rollout.max_response_tokens
+    fits = trainer.share_prompts and whole <= trainer.micro_batch_tokens
+    return rollout.samples_per_prompt if fits else 1
+
+
 def _mini_batch(recipe: Recipe) -> tuple[int, int]:
     """(tokens, response tokens) of the longest possible mini-batch, per data-parallel rank."""
     rollout, trainer = recipe.rollout, recipe.trainer
-    sequences = rollout.prompts_per_step * rollout.samples_per_prompt
-    sequences = -(-sequences // (trainer.mini_batches * trainer.data_parallel))
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    return sequences * longest, sequences * rollout.max_response_tokens
+    unit = _unit(recipe)
+    units = rollout.prompts_per_step * rollout.samples_per_prompt // unit
+    units = -(-units // (trainer.mini_batches * trainer.data_parallel))
+    responses = unit * rollout.max_response_tokens
+    return units * (rollout.max_prompt_tokens + responses), units * responses
 
 
 def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) -> int:
@@ -173,7 +184,12 @@ def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) ->
         facts, trainer.tensor_parallel, trainer.sequence_parallel
     )
     layers = facts.stage_layers(trainer.pipeline_parallel)[stage]
-    return int(in_flight * micro_tokens * layers * per_layer * element)
+    per_token = layers * per_layer * element
+    if trainer.share_prompts:  # the mask: a row of float32 for each token, as long as its unit
+        rollout = recipe.rollout
+        responses = rollout.samples_per_prompt * rollout.max_response_tokens
+        per_token += 4 * min(micro_tokens, rollout.max_prompt_tokens + responses)
+    return int(in_flight * micro_tokens * per_token)
 
 
 def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel: bool) -> float:

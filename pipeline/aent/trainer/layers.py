@@ -104,12 +104,13 @@ class PackedAttention(torch.nn.Module):
         query = rotate(query, packed.cos, packed.sin)
         key = rotate(key, packed.cos, packed.sin)
         query, key, value = (padded(x, packed) for x in (query, key, value))
+        mask = None if packed.mask is None else packed.mask.to(query.dtype)
         out = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=packed.mask,
-            is_causal=packed.mask is None,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=self.softmax_scale,
             enable_gqa=True,
         )

@@ -24,9 +24,9 @@ class PackedSequences(PackedSeqParams):
     Megatron's sequences are units here. ``padded_index`` [B * L]: the packed token in each place
     of the padded layout [B, L] (padding repeats a token); ``flat_index`` [T]: the place of each
     packed token in that layout; both None where all units have one length and the layouts are the
-    same. ``positions`` [T]: position of each token in its own sequence. ``mask`` [B, 1, L, L] bool:
-    who attends (rows) to whom; None where every unit has one response: causal. ``cos``, ``sin``
-    [T, 1, head_dim]: rotary embedding.
+    same. ``positions`` [T]: position of each token in its own sequence. ``mask`` [B, 1, L, L]
+    fp32: 0 where a token (row) attends to another, else -inf; None where every unit has one
+    response: causal. ``cos``, ``sin`` [T, 1, head_dim]: rotary embedding.
     """
 
     batch_shape: tuple[int, int] = (0, 0)
@@ -140,11 +140,15 @@ def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
 
 
 def _mask(response: Tensor) -> Tensor:
-    """[B, 1, L, L]: a token attends to its prompt and its own response, up to itself.
+    """[B, 1, L, L] fp32: a token attends to its prompt and its own response, up to itself.
+
+    Added to the scores, not boolean: torch would turn it into that in every layer, and keep each
+    layer's for the backward.
 
     Args:
         response: [B, L] a number for each response, 0 on prompts; anything on the padding to the
             right, which nobody attends to, and which attends at least to itself: no empty row.
     """
     query, key = response[:, None, :, None], response[:, None, None, :]
-    return ((key == 0) | (key == query)).tril()
+    allowed = ((key == 0) | (key == query)).tril()
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
