@@ -1,0 +1,52 @@
+"""The trainer on one GPU against the formulas on the CPU (``make test-gpu``; not run without one).
+
+Also where Transformer Engine or apex is installed: the layer spec and optimizer they bring.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed.ranks import free_port
+from trainer import formulas, tiny
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loss_gradient_and_export_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.fail("this test needs a GPU that torch can use")
+    from aent.runtime import distributed
+    from aent.trainer.trainer import Trainer
+
+    one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in (one_rank | {"MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    path = tiny.write_model(tmp_path / "model", tied)
+    recipe = tiny.recipe(trainer={"optimizer": {"implementation": "auto", "lr": 1e-30}})
+    batch = tiny.mini_batch(tiny.RAGGED)
+    reference = formulas.load(path)
+    want = formulas.expected(reference, batch, recipe, 0.5)
+    want.loss.backward()
+    norm = math.sqrt(sum(float(g.square().sum()) for g in formulas.gradients(reference).values()))
+
+    distributed.initialize(recipe.trainer, seed=0)
+    try:
+        trainer = Trainer(recipe, path)
+        score = trainer.score(batch)[batch.loss_mask]
+        result = trainer.train_minibatch(batch, 0.5)
+        exported = {name: value.cpu() for name, value in trainer.export()}
+    finally:
+        distributed.shutdown()
+    torch.testing.assert_close(score, want.log_prob, atol=1e-3, rtol=1e-3)
+    assert result.loss == pytest.approx(float(want.loss), rel=1e-3)
+    assert result.grad_norm == pytest.approx(norm, rel=1e-2)
+    assert exported.keys() == dict(reference.named_parameters()).keys()
