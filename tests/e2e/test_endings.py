@@ -24,7 +24,7 @@ def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
     job = start_job("steps=50", "task.heldout=0")
     job.wait_for("step  1/50")
     family = job.descendants()
-    assert any("vllm" in command_line(p) for p in family)
+    assert any("aent.rollout.server" in command_line(p) for p in family)
     job.process.send_signal(number)
     assert job.wait(30) == 128 + number
     assert_gone(family)
@@ -49,7 +49,7 @@ def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
     job = start_job("steps=50", "task.heldout=0")
     job.wait_for("step  1/50")
     family = job.descendants()
-    (server,) = [p for p in family if "vllm.entrypoints" in command_line(p)]
+    (server,) = [p for p in family if "aent.rollout.server" in command_line(p)]
     server.kill()
     assert job.wait(60) == 1
     assert_gone(family)
