@@ -30,6 +30,8 @@ def test_tiny_model_is_evaluated_on_a_real_engine(tmp_path, monkeypatch, capsys)
             "controller": {"initial": 0.0},
         }
     )
+    me = psutil.Process(os.getpid())
+    before = set(me.children(recursive=True))  # other tests' helpers, as multiprocessing's tracker
     result = command.evaluate_folder(run_dir, recipe)
     assert len(result.answers) == 8
     assert len({a.question.prompt for a in result.answers}) == 8
@@ -42,5 +44,5 @@ def test_tiny_model_is_evaluated_on_a_real_engine(tmp_path, monkeypatch, capsys)
     assert len({a.response for a in result.answers}) > 1
     printed = command.describe(result)
     assert f"{result.accuracy:.3f}" in printed
-    left = [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.is_running()]
+    left = [p for p in me.children(recursive=True) if p.is_running() and p not in before]
     assert [p.cmdline() for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
