@@ -1,10 +1,12 @@
 """The display in a pipe and in a terminal, and the summary's arithmetic."""
 
+import contextlib
 import io
 import math
 import os
 import pty
 import statistics
+import threading
 
 import pytest
 
@@ -31,18 +33,27 @@ def test_plain_lines_without_a_terminal():
     ]
 
 
+def read_to_the_end(reader: int, pieces: list[bytes]) -> None:
+    """Read until the other side is closed (EIO on a pseudo-terminal)."""
+    with contextlib.suppress(OSError):
+        while piece := os.read(reader, 1 << 16):
+            pieces.append(piece)
+
+
 def test_live_table_in_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     reader, writer = pty.openpty()
-    with os.fdopen(writer, "w") as terminal:
-        with Display(steps=3, file=terminal) as display:
-            for step in range(3):
-                display.step(line(step))
-            display.message("saved [here]")
-        terminal.flush()
-        shown = os.read(reader, 1 << 16).decode()
+    pieces: list[bytes] = []
+    collector = threading.Thread(target=read_to_the_end, args=(reader, pieces))
+    collector.start()  # a terminal hands out what it has, piece by piece
+    with os.fdopen(writer, "w") as terminal, Display(steps=3, file=terminal) as display:
+        for step in range(3):
+            display.step(line(step))
+        display.message("saved [here]")
+    collector.join(30)
     os.close(reader)
+    shown = b"".join(pieces).decode()
     assert "3/3" in shown
     assert "0.0125" in shown
     assert "train s" in shown
