@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aent.algorithm.losses import policy_loss
 from aent.entropy import token_statistics
-from aent.entropy.statistics import TokenStatistics
+from aent.entropy.statistics import PAPER_DROP_FRACTION, TokenStatistics
 from aent.recipe.schema import Recipe
 from aent.trainer.packing import MicroBatch
 
@@ -34,7 +34,7 @@ def statistics(logits: Tensor, targets: Tensor, recipe: Recipe, vocab_size: int)
     """Per-token statistics of the tempered policy from this rank's logits."""
     drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
     if drop_fraction is None and top_k is None:
-        drop_fraction = 0.33
+        drop_fraction = PAPER_DROP_FRACTION
     group = parallel_state.get_tensor_model_parallel_group()
     return token_statistics(
         logits,
