@@ -99,12 +99,11 @@ class KeptSet:
     """Kept are the logits above ``threshold`` and those equal to it with an id up to ``cut``.
 
     threshold: [N], the logits' dtype. cut: [N] int64 global token ids, NO_CUT where all ties stay.
-    Both are the same on all ranks. has_cuts: whether any row of the set has a cut.
+    Both are the same on all ranks.
     """
 
     threshold: Tensor
     cut: Tensor
-    has_cuts: bool
 
     def mask(self, logits: Tensor, rows: slice, start: int) -> Tensor:
         """Return 1 for the kept tokens of ``rows`` and 0 for the others, over this rank's columns.
@@ -114,7 +113,7 @@ class KeptSet:
         """
         threshold = self.threshold[rows, None].to(logits.dtype)
         mask = torch.ge(logits, threshold, out=torch.empty_like(logits))
-        if self.has_cuts:  # beyond the cut, ties are out
+        if bool((self.cut[rows] != NO_CUT).any()):  # beyond the cut, ties are out
             above = torch.gt(logits, threshold, out=torch.empty_like(logits))
             ids = torch.arange(start, start + logits.shape[1], device=logits.device)
             mask = torch.where(ids <= self.cut[rows, None], mask, above)
@@ -147,7 +146,7 @@ def select_kept(logits: Tensor, k: int, shard: VocabShard) -> KeptSet:
             wanted = k - search.count_high[tied]
             ties_of = threshold[block][tied]
             cut[block][tied] = _tie_cut(logits[block], tied, ties_of, wanted, shard)
-    return KeptSet(threshold, cut, bool((cut != NO_CUT).any()))
+    return KeptSet(threshold, cut)
 
 
 class _Search:

@@ -1,7 +1,8 @@
 """Log-probability, entropy and clamped entropy of every token, from vocabulary-sharded logits.
 
-One autograd function: every collective of the forward is in ``_TokenStatistics.forward``, below
-``select_kept`` (selection.py); the backward has none. With x the logits of a token, T the
+``forward_rows`` and ``backward_rows`` do the work, for ``token_statistics`` and for the fused head
+alike; every collective of the forward is in the former, below ``select_kept`` (selection.py), and
+the backward has none. With x the logits of a token, T the
 temperature, z' = x / T and m = max z', everything comes from a few sums over the columns
 
     S  = sum exp(z' - m)            S1 = sum exp(z' - m) (z' - m)      over the vocabulary
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -110,11 +111,11 @@ def _check(logits: Tensor, targets: Tensor, temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}, but must be finite and above 0")
 
 
-def _kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int | None:
-    """Return K, or None where nothing is clamped."""
+def _kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
+    """Return K; it is V where nothing is clamped."""
     if top_k is None:
         if drop_fraction is None:
-            return None
+            return vocab_size
         if not 0 <= drop_fraction < 1:
             raise ValueError(f"drop_fraction is {drop_fraction}, but must be in [0, 1)")
         return vocab_size - int(vocab_size * drop_fraction)
@@ -134,34 +135,17 @@ class _TokenStatistics(torch.autograd.Function):
         logits: Tensor,
         targets: Tensor,
         temperature: float,
-        k: int | None,
+        k: int,
         shard: VocabShard,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = logits[:, : shard.width]  # without padding
-        kept = None if k is None or k == shard.vocab_size else select_kept(x, k, shard)
-        peak = shard.all_reduce(_peak(x, temperature), dist.ReduceOp.MAX)
-        sums = shard.all_reduce(_sums(x, targets, temperature, peak, kept, shard))
-
-        target, total, weighted, kept_total, kept_weighted = sums
-        log_total = total.log()
-        entropy = log_total - weighted / total
-        if kept is None:
-            kept_total, clamped = total, entropy.clone()
-        else:
-            clamped = kept_total.log() - kept_weighted / kept_total
-
-        ctx.save_for_backward(
-            logits,
-            targets,
-            torch.stack([peak, total, kept_total, entropy, clamped]),
-            *((kept.threshold, kept.cut) if kept is not None else ()),
+        log_prob, entropy, clamped, kept_mass, saved = forward_rows(
+            logits, targets, temperature, k, shard
         )
-        ctx.has_cuts = kept is not None and kept.has_cuts
+        ctx.save_for_backward(logits, targets, *saved)
         ctx.temperature, ctx.shard = temperature, shard
-        kept_mass = kept_total / total
         ctx.mark_non_differentiable(kept_mass)
         ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
-        return target - log_total, entropy, clamped, kept_mass
+        return log_prob, entropy, clamped, kept_mass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -172,55 +156,120 @@ class _TokenStatistics(torch.autograd.Function):
         g_clamped: Tensor | None,
         _g_kept_mass: None,
     ) -> tuple[Tensor | None, None, None, None, None]:
-        logits, targets, saved, *kept_tensors = ctx.saved_tensors
+        logits, targets, *saved = ctx.saved_tensors
         if g_log_prob is None and g_entropy is None and g_clamped is None:
             return None, None, None, None, None
-        peak, total, kept_total, entropy, clamped = saved
-        if not kept_tensors and g_clamped is not None:  # not clamped: the plain entropy again
-            g_entropy = g_clamped if g_entropy is None else g_entropy + g_clamped
-            g_clamped = None
-
-        # d/dz' = exp(z' - m) (a + b (z' - m)), per row; 1/T makes it d/dlogits.
-        scale = 1 / ctx.temperature
-        a, b = torch.zeros_like(peak), None
-        if g_log_prob is not None:
-            a = a - scale * g_log_prob / total
-        if g_entropy is not None:
-            a = a + scale * g_entropy * (total.log() - entropy) / total
-            b = -scale * g_entropy / total
-        kept, kept_a, kept_b = None, None, None
-        if g_clamped is not None:
-            threshold, cut = kept_tensors
-            kept = KeptSet(threshold, cut, ctx.has_cuts)
-            kept_a = scale * g_clamped * (kept_total.log() - clamped) / kept_total
-            kept_b = -scale * g_clamped / kept_total
-
         grad = torch.empty_like(logits)
-        shard = ctx.shard
-        grad[:, shard.width :] = 0
-        for rows in row_slices(*logits[:, : shard.width].shape):
-            x = logits[rows, : shard.width].to(peak.dtype)
-            d = _shifted(x, ctx.temperature, peak[rows])
-            out = grad[rows, : shard.width]
-            p = torch.exp(d, out=out if out.dtype == d.dtype else torch.empty_like(d))
-            if kept is not None and kept_a is not None and kept_b is not None:
-                term = torch.addcmul(kept_a[rows, None], kept_b[rows, None], d)
-                term *= kept.mask(x, rows, shard.start)
-                if b is not None:
-                    term.addcmul_(d, b[rows, None])
-                p.mul_(term.add_(a[rows, None]))
-            elif b is not None:
-                p.mul_(torch.addcmul(a[rows, None], b[rows, None], d))
-            else:
-                p.mul_(a[rows, None])
-            if g_log_prob is not None:
-                column, owned = _local_targets(targets[rows], shard)
-                if shard.width:
-                    ones = torch.where(owned, scale * g_log_prob[rows], 0).to(p.dtype)
-                    p.scatter_add_(1, column[:, None], ones[:, None])
-            if p is not out:
-                out.copy_(p)
+        upstream = (g_log_prob, g_entropy, g_clamped)
+        backward_rows(
+            logits, targets, SavedRows(*saved), ctx.temperature, ctx.shard, *upstream, out=grad
+        )
         return grad, None, None, None, None
+
+
+class SavedRows(NamedTuple):
+    """What the backward needs of N rows besides their logits: a few numbers each, by rows.
+
+    threshold and cut are None where nothing was clamped.
+    """
+
+    peak: Tensor
+    total: Tensor
+    kept_total: Tensor
+    entropy: Tensor
+    clamped: Tensor
+    threshold: Tensor | None
+    cut: Tensor | None
+
+
+def forward_rows(
+    x: Tensor, targets: Tensor, temperature: float, k: int, shard: VocabShard
+) -> tuple[Tensor, Tensor, Tensor, Tensor, SavedRows]:
+    """Compute log_prob, entropy, clamped_entropy and kept_mass of each row, and what to save.
+
+    Args:
+        x: [N, V_local], this rank's block; columns from ``shard.width`` on are padding.
+        targets: [N] int64 global ids.
+        k: in [1, shard.vocab_size].
+
+    Collective over ``shard.group``; builds no graph; keeps no reference to ``x``.
+    """
+    x = x.detach()[:, : shard.width]
+    kept = None if k == shard.vocab_size else select_kept(x, k, shard)
+    peak = shard.all_reduce(_peak(x, temperature), dist.ReduceOp.MAX)
+    sums = shard.all_reduce(_sums(x, targets, temperature, peak, kept, shard))
+
+    target, total, weighted, kept_total, kept_weighted = sums
+    log_total = total.log()
+    entropy = log_total - weighted / total
+    if kept is None:
+        kept_total, clamped = total, entropy.clone()
+        saved = SavedRows(peak, total, kept_total, entropy, clamped, None, None)
+    else:
+        clamped = kept_total.log() - kept_weighted / kept_total
+        saved = SavedRows(peak, total, kept_total, entropy, clamped, kept.threshold, kept.cut)
+    return target - log_total, entropy, clamped, kept_total / total, saved
+
+
+def backward_rows(
+    x: Tensor,
+    targets: Tensor,
+    saved: SavedRows,
+    temperature: float,
+    shard: VocabShard,
+    g_log_prob: Tensor | None,
+    g_entropy: Tensor | None,
+    g_clamped: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Write the gradient with respect to ``x`` into ``out``, which may be ``x`` itself.
+
+    x, targets, saved: as in ``forward_rows``. g_*: [N] upstream gradients, None for zero. out:
+    [N, V_local] of x's dtype; padding columns get 0. Not collective.
+    """
+    peak, total, kept_total, entropy, clamped, threshold, cut = saved
+    if threshold is None and g_clamped is not None:  # not clamped: the plain entropy again
+        g_entropy = g_clamped if g_entropy is None else g_entropy + g_clamped
+        g_clamped = None
+
+    # d/dz' = exp(z' - m) (a + b (z' - m)), per row; 1/T makes it d/dx.
+    scale = 1 / temperature
+    a, b = torch.zeros_like(peak), None
+    if g_log_prob is not None:
+        a = a - scale * g_log_prob / total
+    if g_entropy is not None:
+        a = a + scale * g_entropy * (total.log() - entropy) / total
+        b = -scale * g_entropy / total
+    kept, kept_a, kept_b = None, None, None
+    if g_clamped is not None and threshold is not None and cut is not None:
+        kept = KeptSet(threshold, cut)
+        kept_a = scale * g_clamped * (kept_total.log() - clamped) / kept_total
+        kept_b = -scale * g_clamped / kept_total
+
+    out[:, shard.width :] = 0
+    for rows in row_slices(x.shape[0], shard.width):
+        chunk = x[rows, : shard.width].to(peak.dtype)
+        d = _shifted(chunk, temperature, peak[rows])
+        mask = None if kept is None else kept.mask(chunk, rows, shard.start)
+        del chunk
+        into = out[rows, : shard.width]
+        p = torch.exp(d, out=into if into.dtype == d.dtype else torch.empty_like(d))
+        if mask is not None and kept_a is not None and kept_b is not None:
+            term = torch.addcmul(kept_a[rows, None], kept_b[rows, None], d)
+            term *= mask
+            if b is not None:
+                term.addcmul_(d, b[rows, None])
+            p.mul_(term.add_(a[rows, None]))
+        elif b is not None:
+            p.mul_(torch.addcmul(a[rows, None], b[rows, None], d))
+        else:
+            p.mul_(a[rows, None])
+        if g_log_prob is not None and shard.width:
+            column, owned = _local_targets(targets[rows], shard)
+            ones = torch.where(owned, scale * g_log_prob[rows], 0).to(p.dtype)
+            p.scatter_add_(1, column[:, None], ones[:, None])
+        if p is not into:
+            into.copy_(p)
 
 
 def _inner_dtype(logits: Tensor) -> torch.dtype:
