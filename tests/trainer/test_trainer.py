@@ -196,7 +196,7 @@ def test_schedule_moves_once_a_mini_batch(kind: str) -> None:
         assert 1e-4 < rates[9] < 3e-4
     resumed = {"lr": 0.0}
     again = LearningRate(recipe, SimpleNamespace(param_groups=[resumed]))
-    again.load_state_dict(schedule.state_dict())
+    again.move_to(schedule.moves)
     assert resumed["lr"] == group["lr"]
 
 

@@ -58,11 +58,18 @@ def build_optimizer(
     )
     optimizer = get_megatron_optimizer(config, [model])
     for group in optimizer.param_groups:
-        # Megatron leaves this to its own training loop's scheduler: vectors are not decayed
-        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         if implementation == "torch":
             group["fused"], group["foreach"] = True, False  # one pass over memory, not a dozen
+    apply_settings(optimizer, settings)
     return optimizer
+
+
+def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSection) -> None:
+    """Write what the recipe says of Adam (but the rate, see ``LearningRate``) into its groups."""
+    for group in optimizer.param_groups:
+        # Megatron leaves this to its own training loop's scheduler: vectors are not decayed
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+        group["betas"], group["eps"] = tuple(settings.betas), settings.eps
 
 
 @dataclass
@@ -95,6 +102,7 @@ class LearningRate:
 
     def __init__(self, recipe: Recipe, optimizer: MegatronOptimizer) -> None:
         self.optimizer = optimizer
+        self.moves = 0  # all the state there is: a schedule is a function of it and the recipe
         self._carrier = torch.optim.SGD([torch.zeros(1)], lr=recipe.trainer.optimizer.lr)
         self._schedule = _nemo_schedule(recipe, self._carrier)
         self._write()
@@ -106,6 +114,7 @@ class LearningRate:
 
     def move(self) -> None:
         """One move: the rate of the mini-batch after."""
+        self.moves += 1
         if self._schedule is not None:
             self._carrier.step()  # torch wants the optimizer's step before the schedule's
             self._schedule.step()
@@ -115,14 +124,11 @@ class LearningRate:
         for group in self.optimizer.param_groups:
             group["lr"] = self.value
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self._schedule is None else self._schedule.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._schedule is not None:
-            self._schedule.load_state_dict(state)
-            self._carrier.param_groups[0]["lr"] = self._schedule.get_last_lr()[0]
-            self._write()
+    def move_to(self, moves: int) -> None:
+        """Move a fresh schedule to where it is after ``moves`` moves."""
+        while self.moves < moves:
+            self.move()
+        self._write()
 
 
 def _nemo_schedule(recipe: Recipe, carrier: torch.optim.Optimizer) -> Any:

@@ -23,7 +23,7 @@ from aent.batch import Batch
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
-from aent.trainer import export, loss, optimizer
+from aent.trainer import export, loss, optimizer, state
 from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
@@ -168,6 +168,15 @@ class Trainer:
     def save_pretrained(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder, which appears when it is whole."""
         export.save_pretrained(self.exporter, self.model_path, path)
+
+    def save_state(self, folder: Path) -> None:
+        """Write all that training goes on from into an empty folder (see ``trainer.state``)."""
+        state.save(self, folder)
+
+    def load_state(self, folder: Path) -> bool:
+        """Take up what ``save_state`` wrote, by any layout; whether the random streams were
+        restored too (for the same layout only)."""
+        return state.load(self, folder)
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""

@@ -1,0 +1,166 @@
+"""The trainer's state in a folder: model, optimizer, schedule, random state of every rank.
+
+Written and read through Megatron's dist_checkpointing (torch_dist format), so that the layout may
+change in between: tensors are saved as parts of whole ones. Random streams belong to a rank, and
+are restored for the same layout only.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed import checkpoint as torch_checkpoint
+
+from aent.runtime.megatron_cpu import on_device
+from aent.trainer import optimizer as optimizers
+
+if TYPE_CHECKING:
+    from aent.trainer.trainer import Trainer
+
+# the distributed optimizer's state as whole parameters, for any later layout
+METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+class WriteInProcess(SaveShardedStrategy):
+    """torch_dist, written by the ranks themselves.
+
+    Megatron's own strategy writes the same files from processes that it forks, and keeps a
+    multiprocessing manager beside every rank: neither would die with a rank that is killed.
+    """
+
+    can_handle_sharded_objects = True
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, keep_only_main_replica=True
+        )
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+@on_device
+def save(trainer: Trainer, folder: Path) -> None:
+    """Write the state into the empty ``folder``. Collective: every rank writes its part."""
+    sharded: dict[str, Any] = {
+        "layout": layout(trainer),
+        "optimizer_steps": trainer.learning_rate.moves,
+        "skipped_updates": trainer.skipped_updates,
+        "model": trainer.policy.sharded_state_dict(metadata=dict(METADATA)),
+        "rng": _rng_object(rng_state()),
+    }
+    if _has_state(trainer.optimizer):  # not before the first update
+        sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
+            sharded["model"], metadata=dict(METADATA)
+        )
+    dist_checkpointing.save(sharded, str(folder), WriteInProcess("torch_dist", 1))
+
+
+@on_device
+def load(trainer: Trainer, folder: Path) -> bool:
+    """Bring a freshly built trainer to the state in ``folder``. Collective.
+
+    What the recipe says of the optimizer (rate, betas, weight decay...) holds from here on; the
+    schedule goes on from the saved number of optimizer steps.
+
+    Returns:
+        Whether the random streams were restored: the layout is the one that was saved.
+    """
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    same_layout = common["layout"] == layout(trainer)
+    sharded: dict[str, Any] = {"model": trainer.policy.sharded_state_dict(metadata=dict(METADATA))}
+    if "optimizer" in common:
+        _make_room(trainer.optimizer)
+        sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
+            sharded["model"], is_loading=True, metadata=dict(METADATA)
+        )
+    if same_layout:
+        sharded["rng"] = _rng_object(None)
+    loaded = dist_checkpointing.load(sharded, str(folder), strict="raise_unexpected")
+    trainer.policy.load_state_dict(loaded["model"])
+    if "optimizer" in common:
+        _load_optimizer(trainer.optimizer, loaded["optimizer"])
+        optimizers.apply_settings(trainer.optimizer, trainer.recipe.trainer.optimizer)
+    trainer.learning_rate.move_to(common["optimizer_steps"])
+    trainer.skipped_updates = common["skipped_updates"]
+    if same_layout:
+        set_rng_state(loaded["rng"])
+    return same_layout
+
+
+def layout(trainer: Trainer) -> tuple[int, int, int]:
+    """Tensor, pipeline and data parallel sizes."""
+    settings = trainer.recipe.trainer
+    return settings.tensor_parallel, settings.pipeline_parallel, settings.data_parallel
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random stream of this process: Python's, NumPy's, torch's, Megatron's."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),  # on a CPU: torch's again
+        "megatron": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo ``rng_state``."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron"])
+
+
+def _rng_object(state: dict[str, Any] | None) -> ShardedObject:
+    return ShardedObject("rng", state, (dist.get_world_size(),), (dist.get_rank(),))
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
+def _has_state(optimizer: MegatronOptimizer) -> bool:
+    return any(len(part.optimizer.state) > 0 for part in _parts(optimizer))
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:
+    parts = _parts(optimizer)
+    states = [loaded] if len(parts) == 1 else [loaded[index] for index in sorted(loaded)]
+    for part, state in zip(parts, states):
+        moments = state.pop("param_state", None)  # of a distributed optimizer
+        part.load_state_dict(state)
+        if moments is not None:
+            # torch's Adam counts steps beside each moment, where Megatron expects none: it would
+            # look for them in the file, and gives all parameters one counter, which all then move
+            inner = part.optimizer.state
+            steps = {p: s.pop("step") for p, s in inner.items() if "step" in s}
+            part.load_parameter_state_from_fully_reshardable(moments)
+            for parameter, step in steps.items():
+                inner[parameter]["step"] = step.clone()
+
+
+def _make_room(optimizer: MegatronOptimizer) -> None:
+    """Have the distributed optimizer allocate its state, which it cannot describe before; the
+    others do so themselves. (What this does to the weights is read over.)"""
+    for part in _parts(optimizer):
+        if hasattr(part, "_init_optimizer_states_with_dummy_values") and not part.optimizer.state:
+            part._init_optimizer_states_with_dummy_values()

@@ -1,0 +1,140 @@
+"""The trainer's state saved by one layout and taken up by another. Real ranks, two at most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aent.recipe.schema import Recipe
+from distributed.ranks import run_ranks
+from trainer import tiny
+
+pytestmark = pytest.mark.slow
+
+LAMBDA = 0.4
+BATCHES = [tiny.mini_batch(tiny.RAGGED, seed=s) for s in (1, 2, 3, 4)]
+BEFORE, AFTER = BATCHES[:2], BATCHES[2:]
+# tensor, pipeline, data parallel sizes, distributed optimizer
+LAYOUTS = {
+    "one": (1, 1, 1, False),
+    "tensor 2": (2, 1, 1, False),
+    "pipeline 2": (1, 2, 1, False),
+    "data 2": (1, 1, 2, True),
+    "tensor 2 distributed": (2, 1, 1, True),
+}
+SAVED = ("one", "tensor 2", "data 2")
+SAME = [(name, name) for name in SAVED]
+CHANGED = [("tensor 2", "one"), ("one", "pipeline 2"), ("data 2", "tensor 2 distributed")]
+
+
+def recipe_of(name: str, lr: float = 3e-3) -> Recipe:
+    tp, pp, dp, distributed = LAYOUTS[name]
+    settings = {
+        "optimizer": {"lr": lr, "weight_decay": 0.01, "distributed": distributed},
+        "schedule": {"kind": "cosine", "warmup_steps": 1},
+    }
+    return tiny.recipe(tp, pp, dp, 40, trainer=settings, steps=6)
+
+
+def draws() -> list[float]:
+    """The next numbers of this rank's streams."""
+    from megatron.core import tensor_parallel
+
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        forked = torch.rand(2)
+    return [*forked.tolist(), *torch.rand(2).tolist(), float(np.random.rand())]
+
+
+def go_on(trainer: Any) -> dict[str, Any]:
+    """What the trainer does from here on, in plain numbers."""
+    seen: dict[str, Any] = {"draws": draws()}
+    results = [trainer.train_minibatch(b, LAMBDA) for b in AFTER]
+    seen["losses"] = [(r.loss, r.grad_norm, r.lr) for r in results]
+    seen["weights"] = {n: t.numpy().copy() for n, t in trainer.export() if t.numel()}
+    return seen
+
+
+def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
+    from aent.trainer.trainer import Trainer
+
+    out: dict[Any, Any] = {}
+    for name in SAVED:
+        recipe = recipe_of(name)
+        with tiny.world(recipe.trainer, rank, folder, f"save-{name}") as mine:
+            if not mine:
+                continue
+            target = Path(folder, name)
+            if rank == 0:
+                (target / "untrained").mkdir(parents=True)
+                (target / "trained").mkdir()
+            trainer = Trainer(recipe, Path(path))
+            torch.distributed.barrier()
+            trainer.save_state(target / "untrained")
+            draws()
+            for batch in BEFORE:
+                trainer.train_minibatch(batch, LAMBDA)
+            trainer.save_state(target / "trained")
+            out[name] = go_on(trainer)
+            fresh = Trainer(recipe, Path(path))
+            fresh.load_state(target / "untrained")
+            out["untrained", name] = [fresh.train_minibatch(b, LAMBDA).loss for b in BATCHES]
+    for saved, loaded in SAME + CHANGED:
+        recipe = recipe_of(loaded)
+        with tiny.world(recipe.trainer, rank, folder, f"{saved}-{loaded}") as mine:
+            if mine:
+                trainer = Trainer(recipe, Path(path))
+                restored = trainer.load_state(Path(folder, saved, "trained"))
+                out[saved, loaded] = go_on(trainer) | {"rng": restored}
+    recipe = recipe_of("one", lr=1e-4)
+    with tiny.world(recipe.trainer, rank, folder, "another rate") as mine:
+        if mine:
+            trainer = Trainer(recipe, Path(path))
+            trainer.load_state(Path(folder, "one", "trained"))
+            out["another rate"] = trainer.train_minibatch(AFTER[0], LAMBDA).lr
+    return out
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    path = tiny.write_model(tmp_path_factory.mktemp("model"), tied=True)
+    return run_ranks(run, 2, str(path), str(tmp_path_factory.mktemp("run")))
+
+
+@pytest.mark.parametrize(("saved", "loaded"), SAME)
+def test_same_layout_goes_on_to_the_last_bit(ranks: list[dict], saved: str, loaded: str) -> None:
+    for seen in ranks:
+        if saved not in seen:
+            continue
+        before, after = seen[saved], seen[saved, loaded]
+        assert after["rng"]
+        assert after["draws"] == before["draws"]
+        assert after["losses"] == before["losses"]
+        for name, weight in before["weights"].items():
+            np.testing.assert_array_equal(after["weights"][name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), CHANGED)
+def test_another_layout_goes_on_with_the_same_losses(
+    ranks: list[dict], saved: str, loaded: str
+) -> None:
+    before, after = ranks[0][saved], ranks[0][saved, loaded]
+    assert not after["rng"]  # streams belong to ranks: they are not restored, and that is said
+    np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
+    for name, weight in before["weights"].items():
+        np.testing.assert_allclose(after["weights"][name], weight, atol=1e-4, err_msg=name)
+
+
+def test_state_matters_for_the_losses(ranks: list[dict]) -> None:
+    """Without the saved weights and moments the same batches give other losses."""
+    untrained, trained = ranks[0]["untrained", "one"], ranks[0]["one"]["losses"]
+    first, second = trained[0][0], trained[1][0]
+    assert untrained[2:] == [first, second]  # trained from the state before the first update
+    assert abs(untrained[0] - first) > 1e-2
+
+
+def test_recipe_rules_over_the_saved_rate(ranks: list[dict]) -> None:
+    assert 0 < ranks[0]["another rate"] < 1e-4
