@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aent import model_source
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.check import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
@@ -88,14 +91,32 @@ def launch(recipe: Recipe) -> int:
 
 def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
     """Before the silence of a start: what is being started, and where it writes."""
-    trainer, rollout, controller = recipe.trainer, recipe.rollout, recipe.controller
+    trainer, rollout = recipe.trainer, recipe.rollout
     print(
         f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
         f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
         f"{rollout.engines + len(rollout.urls)} vLLM engine(s), model {model_path}\n"
-        f"aent: entropy coefficient {controller.initial:g} at first, controller {controller.kind}\n"
+        f"{say_what_controls(recipe)}\n"
         f"aent: run folder {run_dir} (logs in logs/)",
         flush=True,
+    )
+
+
+def say_what_controls(recipe: Recipe) -> str:
+    """Two lines: which entropy is rewarded, and what becomes of its coefficient."""
+    entropy, settings = recipe.entropy, ControllerSettings(**recipe.controller.model_dump())
+    if entropy.measure == "full":
+        which = "the entropy over the whole vocabulary"
+    elif entropy.top_k is not None:
+        which = f"the entropy renormalised on the {entropy.top_k} likeliest tokens"
+    else:
+        dropped = PAPER_DROP_FRACTION if entropy.drop_fraction is None else entropy.drop_fraction
+        which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
+    if settings.kind == "constant" and settings.initial == 0:
+        return f"aent: no entropy bonus (coefficient 0); measured: {which}"
+    return (
+        f"aent: entropy bonus: coefficient x {which}\n"
+        f"aent: coefficient ({settings.kind}): {controllers.describe(settings)}"
     )
 
 

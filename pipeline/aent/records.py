@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ def step_metrics(
     def per_update(name: str) -> float:
         return sum(getattr(r, name) for r in results) / len(results)
 
-    return {
+    aim = {"controller/low": report.low, "controller/high": report.high}
+    if math.isnan(report.low):  # a constant has none, an automatic band not yet
+        aim = {}
+    return aim | {
         "reward/mean": float(batch.reward.mean()),
         "reward/std": float(batch.reward.std(correction=0)),
         "reward/groups_without_signal": groups_without_signal(batch),
@@ -56,6 +60,8 @@ def step_metrics(
         "controller/coefficient": report.coefficient,
         "controller/next_coefficient": report.next_coefficient,
         "controller/error": report.error,
+        "controller/move": report.move,
+        "controller/at_bound": float({"low": -1, "": 0, "high": 1}[report.at_bound]),
         "controller/steps_at_bound": float(report.steps_at_bound),
         "controller/skipped": float(report.skipped),
     }

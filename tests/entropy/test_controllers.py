@@ -8,11 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aent.entropy.controllers import (
+    KINDS,
     ControllerReport,
     ControllerSettings,
     ControllerState,
+    describe,
     initial_state,
     update,
 )
@@ -22,12 +26,27 @@ BAND = ControllerSettings(
 )
 
 
+AUTOMATIC = ControllerSettings(
+    kind="automatic_band", initial=0.01, low_fraction=0.25, high_fraction=0.5, reference_steps=2,
+    step_size=0.1, min=0.0, max=0.5,
+)  # fmt: skip
+PI = ControllerSettings(
+    kind="proportional_integral", initial=0.01, target=0.5, proportional_gain=0.05,
+    integral_gain=0.02, min=0.0, max=0.3,
+)  # fmt: skip
+DUAL = ControllerSettings(kind="dual", initial=0.01, target=0.5, step_size=0.5, min=1e-4, max=0.3)
+TARGET = ControllerSettings(
+    kind="target", initial=0.0, target=0.5, step_size=0.001, min=0.0, max=0.005
+)
+ALL = [ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET]
+
+
 def run(
-    settings: ControllerSettings, entropies: list[float | None]
+    controller: ControllerSettings, entropies: list[float | None]
 ) -> tuple[list[ControllerReport], ControllerState]:
-    state, reports = initial_state(settings), []
+    state, reports = initial_state(controller), []
     for entropy in entropies:
-        state, report = update(settings, state, entropy)
+        state, report = update(controller, state, entropy)
         reports.append(report)
     return reports, state
 
@@ -98,33 +117,184 @@ def test_constant_stays() -> None:
     assert state.coefficient == 0.003
 
 
-def test_a_state_survives_json_and_continues_alike() -> None:
-    entropies: list[float | None] = [0.1, 0.2, None, 0.7, 0.45, 0.2]
-    settings = replace(BAND, warmup_steps=1)
-    whole, _ = run(settings, entropies)
-    _, state = run(settings, entropies[:3])
-    state = ControllerState.from_dict(json.loads(json.dumps(state.to_dict())))
-    rest = []
-    for entropy in entropies[3:]:
-        state, report = update(settings, state, entropy)
-        rest.append(report)
-    assert rest == whole[3:]
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"kind": "bend"}, "controller.kind is 'bend', but must be one of"),
-        ({"low": 0.6}, "controller.low is 0.6, above controller.high 0.5"),
-        ({"min": 0.03}, "controller.min is 0.03, above controller.max 0.02"),
-        ({"min": 0.015}, "controller.initial is 0.01, below controller.min 0.015"),
-        ({"initial": 0.05}, "controller.initial is 0.05, above controller.max 0.02"),
-        ({"initial": math.nan}, "controller.initial is nan"),
-        ({"low": None}, "controller.low is missing"),
-        ({"step_size": -1.0}, "controller.step_size is -1.0"),
-        ({"warmup_steps": -1}, "controller.warmup_steps is -1"),
+        ({"low": 0.6}, "controller.low=0.6 is above controller.high=0.5"),
+        ({"min": 0.03}, "controller.min=0.03 is above controller.max=0.02"),
+        ({"min": 0.015}, "controller.initial=0.01 is below controller.min=0.015"),
+        ({"initial": 0.05}, "controller.initial=0.05 is above controller.max=0.02"),
+        ({"initial": math.nan}, "controller.initial=nan must be finite"),
+        ({"low": None, "max": None}, "controller.kind=band needs controller.low, controller.max"),
+        ({"step_size": -1.0}, "controller.step_size=-1 must be 0 or more"),
+        ({"warmup_steps": -1}, "controller.warmup_steps=-1 must be 0 or more"),
+        ({"target": 1.0}, "controller.target has no meaning with controller.kind=band"),
     ],
 )
 def test_wrong_settings_name_the_field(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(BAND, **changes)
+
+
+# -- the other kinds, by hand
+
+
+def test_an_automatic_band_is_measured_first() -> None:
+    """Reference (2 + 4) / 2 = 3: the band is [.75, 1.5]; NaN counts for nothing."""
+    entropies: list[float | None] = [2.0, None, 4.0, 0.65, 1.0, 1.6]
+    reports, _ = run(AUTOMATIC, entropies)
+    assert [math.isnan(r.low) for r in reports] == [True] * 3 + [False] * 3
+    assert (reports[3].low, reports[3].high) == (0.75, 1.5)
+    assert [r.move for r in reports] == pytest.approx([0, 0, 0, 0.01, 0, -0.01])
+    assert [r.error for r in reports[3:]] == pytest.approx([-0.1, 0, 0.1])
+    late, _ = run(replace(AUTOMATIC, warmup_steps=4), entropies)  # measured in the warm-up too
+    assert [r.move for r in late] == pytest.approx([0, 0, 0, 0, 0, -0.01])
+
+
+def test_proportional_integral_is_the_sum_of_both_parts() -> None:
+    reports, state = run(PI, [0.3, 0.4])
+    # errors -.2, -.1: integral .01 + .02*.2 = .014, + .02*.1 = .016
+    assert reports[0].next_coefficient == pytest.approx(0.014 + 0.05 * 0.2)
+    assert reports[1].next_coefficient == pytest.approx(0.016 + 0.05 * 0.1)
+    assert state.memory == {"integral": pytest.approx(0.016)}
+
+
+def test_dual_steps_on_the_logarithm() -> None:
+    reports, _ = run(DUAL, [0.3, 0.5, 0.9, -1e9, 1e9])
+    up = 0.01 * math.exp(0.5 * 0.2)
+    after = [up, up, up * math.exp(-0.5 * 0.4), 0.3, 1e-4]
+    assert [r.next_coefficient for r in reports] == pytest.approx(after)
+    assert [r.at_bound for r in reports] == ["", "", "", "high", "low"]
+
+
+def test_target_is_applied_only_below_it_and_never_latched_at_zero() -> None:
+    reports, state = run(TARGET, [0.4, 0.4, 0.4, 0.6, 0.4, 0.5, 0.4, 9.0, 9.0, 9.0, 9.0, 0.4])
+    stepped = [1, 2, 3, 2, 3, 3, 4, 3, 2, 1, 0, 1]  # thousandths; at the target itself: no step
+    applied = [1, 2, 3, 0, 3, 0, 4, 0, 0, 0, 0, 1]
+    assert [r.next_coefficient * 1000 for r in reports] == pytest.approx(applied)
+    assert [r.at_bound for r in reports] == [""] * 10 + ["low", ""]  # of what is stepped
+    assert state.memory["stepped"] * 1000 == pytest.approx(stepped[-1])
+
+
+@pytest.mark.parametrize("controller", ALL, ids=lambda c: c.kind)
+def test_every_kind_says_what_it_does(controller: ControllerSettings) -> None:
+    words = describe(controller)
+    for name in KINDS[controller.kind].needs:
+        assert f"{getattr(controller, name):g}" in words
+    assert f"{controller.initial:g}" in words
+
+
+# -- for every kind, whatever the entropies
+
+ENTROPIES = st.lists(
+    st.one_of(
+        st.floats(0, 3),
+        st.floats(-1e6, 1e6),
+        st.sampled_from([None, math.nan, math.inf, -math.inf]),
+    ),
+    min_size=1,
+    max_size=40,
+)
+CONTROLLERS = st.builds(
+    lambda controller, warmup: (
+        controller if controller.kind == "constant" else replace(controller, warmup_steps=warmup)
+    ),
+    st.sampled_from(ALL),
+    st.integers(0, 5),
+)
+
+
+def box_of(controller: ControllerSettings) -> tuple[float, float]:
+    low = controller.initial if controller.min is None else controller.min
+    return low, controller.initial if controller.max is None else controller.max
+
+
+@given(CONTROLLERS, ENTROPIES)
+@settings(deadline=None)
+def test_the_box_is_never_left(
+    controller: ControllerSettings, entropies: list[float | None]
+) -> None:
+    low, high = box_of(controller)
+    for report in run(controller, entropies)[0]:
+        assert low <= report.next_coefficient <= high
+        assert report.move == report.next_coefficient - report.coefficient
+        assert (report.steps_at_bound > 0) == (report.at_bound != "")
+
+
+@given(CONTROLLERS, ENTROPIES, st.data())
+@settings(deadline=None)
+def test_a_state_saved_in_mid_run_continues_alike(
+    controller: ControllerSettings, entropies: list[float | None], data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(entropies)))
+    whole, end = run(controller, entropies)
+    _, state = run(controller, entropies[:cut])
+    state = ControllerState.from_dict(json.loads(json.dumps(state.to_dict())))
+    rest = []
+    for entropy in entropies[cut:]:
+        state, report = update(controller, state, entropy)
+        rest.append(report)
+    assert repr(rest) == repr(whole[cut:])  # NaN equals NaN here, and nothing is rounded
+    assert state == end
+
+
+@given(CONTROLLERS, ENTROPIES, st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@settings(deadline=None)
+def test_more_entropy_never_makes_the_coefficient_larger(
+    controller: ControllerSettings, entropies: list[float | None], one: float, other: float
+) -> None:
+    _, state = run(controller, entropies)
+    less, more = sorted([one, other])
+    after_less = update(controller, state, less)[1].next_coefficient
+    assert update(controller, state, more)[1].next_coefficient <= after_less
+
+
+@given(CONTROLLERS, ENTROPIES, st.sampled_from([None, math.nan, math.inf, -math.inf]))
+@settings(deadline=None)
+def test_no_measurement_changes_nothing_but_the_step(
+    controller: ControllerSettings, entropies: list[float | None], missing: float | None
+) -> None:
+    _, before = run(controller, entropies)
+    after, report = update(controller, before, missing)
+    assert after == replace(before, step=before.step + 1)
+    assert report.skipped
+    assert report.next_coefficient == report.coefficient == before.coefficient
+
+
+# -- in a closed loop
+
+
+def closed_loop(
+    controller: ControllerSettings, pull: list[float], gain: float = 4.0
+) -> list[ControllerReport]:
+    """A policy whose entropy relaxes (a fifth of the way a step) to gain * coefficient - pull + .5:
+    learning pulls it down, the bonus up."""
+    entropy, state, reports = 0.5, initial_state(controller), []
+    for force in pull:
+        entropy += 0.2 * (gain * state.coefficient + 0.5 - force - entropy)
+        state, report = update(controller, state, entropy)
+        reports.append(report)
+    return reports
+
+
+@given(st.floats(0.05, 1.1))
+@settings(deadline=None, max_examples=25)
+def test_the_integral_removes_the_steady_error(pull: float) -> None:
+    """Any pull that the box can hold (4 * .3 = 1.2 nats) ends on target; P alone stays below."""
+    whole = closed_loop(PI, [pull] * 600)[-1]
+    assert abs(whole.error) < 1e-6
+    assert whole.coefficient == pytest.approx(pull / 4, abs=1e-6)
+    without = closed_loop(replace(PI, initial=0.0, integral_gain=0.0), [pull] * 600)[-1]
+    assert without.error == pytest.approx(-pull / (1 + 4 * 0.05), abs=1e-6)
+
+
+def test_the_integral_does_not_wind_up() -> None:
+    """200 steps of a pull beyond the box, then none: the coefficient leaves its bound with the
+    first error that says so, and is where the target wants it (0) soon after."""
+    reports = closed_loop(PI, [3.0] * 200 + [0.0] * 100)
+    assert reports[199].steps_at_bound > 150
+    released = next(t for t in range(200, 300) if reports[t].error > 0)
+    assert reports[released - 1].coefficient == 0.3
+    assert reports[released].next_coefficient < 0.3
+    assert reports[-1].error == pytest.approx(0, abs=0.01)

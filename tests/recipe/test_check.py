@@ -145,6 +145,26 @@ FAULTS = [
         ["controller={kind: band, initial: 0, low: 1, step_size: 1, min: 0}"],
         "controller.kind=band needs controller.high, controller.max",
     ),
+    (
+        [
+            "controller={kind: automatic_band, initial: 0, high_fraction: .5, step_size: 1, "
+            "min: 0, max: 1}"
+        ],
+        "controller.kind=automatic_band needs controller.low_fraction, controller.reference_steps",
+    ),
+    (
+        ["controller={kind: proportional_integral, initial: 0, min: 0, max: 1}"],
+        "controller.kind=proportional_integral needs controller.target, "
+        "controller.proportional_gain, controller.integral_gain",
+    ),
+    (
+        ["controller={kind: dual, initial: .1, target: 1, step_size: 1, min: 0, max: 1}"],
+        "controller.min=0 must be above 0 with controller.kind=dual, which moves a logarithm",
+    ),
+    (
+        ["controller={kind: target, initial: 0, target: 1, step_size: 1, min: 0, max: 1, low: 1}"],
+        "controller.low has no meaning with controller.kind=target",
+    ),
     (["controller.low=3"], "controller.low=3 is above controller.high=2"),
     (["controller.min=2"], "controller.min=2 is above controller.max=1"),
     (["controller.min=.5"], "controller.initial=0.1 is below controller.min=0.5"),

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from aent.entropy import controllers
 from aent.recipe.model_facts import ModelFacts, model_facts
 from aent.recipe.schema import Recipe
 
@@ -26,7 +27,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     faults = [
         *_batch(recipe),
         *_entropy(recipe),
-        *_controller(recipe),
+        *controllers.faults(recipe.controller.model_dump()),
         *_engines(recipe),
         *_evaluation(recipe),
         *_optimizer(recipe),
@@ -139,28 +140,6 @@ def _entropy(recipe: Recipe) -> Iterator[str]:
         for name in ("drop_fraction", "top_k"):
             if getattr(entropy, name) is not None:
                 yield f"entropy.{name} has no meaning with entropy.measure=full"
-
-
-def _controller(recipe: Recipe) -> Iterator[str]:
-    controller = recipe.controller
-    band = ("low", "high", "step_size", "min", "max")
-    if controller.kind == "constant":
-        for name in (*band, "warmup_steps"):
-            if getattr(controller, name) not in (None, type(controller).model_fields[name].default):
-                yield f"controller.{name} has no meaning with controller.kind=constant"
-        return
-    missing = [f"controller.{name}" for name in band if getattr(controller, name) is None]
-    if missing:
-        yield f"controller.kind=band needs {', '.join(missing)}"
-    low, high, least, most = controller.low, controller.high, controller.min, controller.max
-    if low is not None and high is not None and low > high:
-        yield f"controller.low={low:g} is above controller.high={high:g}"
-    if least is not None and most is not None and least > most:
-        yield f"controller.min={least:g} is above controller.max={most:g}"
-    elif least is not None and controller.initial < least:
-        yield f"controller.initial={controller.initial:g} is below controller.min={least:g}"
-    elif most is not None and controller.initial > most:
-        yield f"controller.initial={controller.initial:g} is above controller.max={most:g}"
 
 
 def _engines(recipe: Recipe) -> Iterator[str]:

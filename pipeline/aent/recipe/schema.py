@@ -113,17 +113,30 @@ class EntropySection(Section):
 
 
 class ControllerSection(Section):
-    """The coefficient's controller; ``initial`` has no default: nothing hidden."""
+    """The coefficient's controller; ``initial`` has no default: nothing hidden.
+
+    Which fields a kind needs, and which mean nothing to it, is said in entropy/controllers.py; what
+    each does and how to set it, in docs/controllers.md.
+    """
 
     RESUME: ClassVar[Resume] = "warn"
-    kind: Literal["constant", "band"] = "constant"
-    initial: float = Field(ge=0)
+    kind: Literal[
+        "constant", "band", "automatic_band", "proportional_integral", "dual", "target"
+    ] = "constant"
+    initial: float = Field(ge=0)  # coefficient of step 0
     low: float | None = None  # band, nats
     high: float | None = None
+    low_fraction: float | None = Field(None, ge=0)  # automatic_band: of the reference, which is
+    high_fraction: float | None = Field(None, ge=0)  # the mean entropy of the first
+    reference_steps: int | None = Field(None, ge=1)  # so many measured steps
+    target: float | None = None  # proportional_integral, dual, target: nats
+    # per step and nat outside the band; dual: of the logarithm; target: per step
     step_size: float | None = Field(None, ge=0)
+    proportional_gain: float | None = Field(None, ge=0)  # coefficient per nat
+    integral_gain: float | None = Field(None, ge=0)  # coefficient per nat and step
     min: float | None = Field(None, ge=0)  # box of the coefficient
     max: float | None = Field(None, ge=0)
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0)  # steps before the first update that may move it
 
 
 class OptimizerSection(Section):
