@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
+    from aent.tracking.recorded import Recorded
 
 app = typer.Typer(
     help="RL post-training of language models whose entropy is under control.",
@@ -23,7 +25,7 @@ Overrides = Annotated[
 ]
 
 
-def _refuse(faults: list[str]) -> None:
+def _refuse(faults: list[str]) -> NoReturn:
     for fault in faults:
         print(f"aent: {fault}", file=sys.stderr)
     raise typer.Exit(2)
@@ -84,8 +86,6 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a policy on a recipe's held-out tasks, through a vLLM engine started for it."""
-    from pathlib import Path
-
     from aent.evaluation.command import run
 
     source = recipe or str(Path(model) / "recipe.yaml")
@@ -105,6 +105,39 @@ def doctor(
     from aent import doctor as module
 
     raise typer.Exit(module.run(_load(recipe, overrides, check=False) if recipe else None))
+
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, an MLflow run id, or a CSV (step,entropy).", metavar="SOURCE"
+    ),
+]
+
+
+def _recorded(source: str, overrides: list[str] | None) -> Recorded:
+    from aent.recipe.load import RecipeError
+    from aent.tracking.recorded import SourceError, read
+
+    try:
+        return read(source, overrides or [])
+    except (RecipeError, SourceError) as error:
+        _refuse(str(error).splitlines())
+
+
+@app.command()
+def replay(
+    source: SourceArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Another controller: controller.high=.9 ...", metavar="[key=value]..."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+) -> None:
+    """Print the coefficients (CSV) that a controller makes of recorded entropy."""
+    from aent.replay import run
+
+    run(_recorded(source, overrides), bool(overrides), plot)
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,3 +119,12 @@ def test_nothing_is_left_running_and_the_folder_is_not_reused(finished):
     again = Job(finished.run_dir.parent)
     assert again.wait(60) == 2
     assert "run_dir" in again.text
+
+
+def test_a_replay_gives_the_coefficients_that_were_logged(finished, recorded):
+    argv = [sys.executable, "-m", "aent.cli", "replay", str(finished.run_dir)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    for name in ("coefficient", "next_coefficient"):
+        logged = series(recorded, f"controller/{name}")
+        assert [float(row[name]) for row in rows] == pytest.approx(logged, abs=1e-12)

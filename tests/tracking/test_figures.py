@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from aent.recipe.schema import Recipe
 from aent.tracking import figures
-from aent.tracking.journal import Point
 
 
 def recipe(**controller) -> Recipe:
@@ -39,9 +38,10 @@ def drawn(monkeypatch):
 
 
 def test_reward_on_top_entropy_in_its_band_coefficient_below(tmp_path, drawn):
-    points = [Point(step, 0, key, i + step / 10) for step in range(5) for i, key in enumerate(KEYS)]
-    points += [Point(s, 0, "evaluation/accuracy", 0.5) for s in (0, 5)]
-    figures.draw(points, recipe(**BAND), tmp_path / "figure.png")
+    metrics = {key: {step: i + step / 10 for step in range(5)} for i, key in enumerate(KEYS)}
+    metrics |= {"evaluation/accuracy": {0: 0.5, 5: 0.5}}
+    metrics |= {"controller/low": {3: 0.4, 4: 0.4}, "controller/high": {3: 0.8, 4: 0.8}}
+    figures.draw(metrics, recipe(**BAND), tmp_path / "figure.png")
     reward, entropy, coefficient = drawn[0]
     lines = {line.get_label(): line for axis in drawn[0] for line in axis.get_lines()}
     assert list(lines["mean reward"].get_ydata()) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
@@ -50,14 +50,23 @@ def test_reward_on_top_entropy_in_its_band_coefficient_below(tmp_path, drawn):
     assert list(lines["held-out accuracy"].get_xdata()) == [0, 5]
     assert lines["mean reward"].axes is reward
     assert lines["coefficient"].axes is coefficient
-    (band,) = entropy.patches
-    assert (band.get_y(), band.get_y() + band.get_height()) == (0.4, 0.8)
+    (band,) = entropy.collections
+    extent = band.get_datalim(entropy.transData)
+    assert (extent.x0, extent.x1, extent.y0, extent.y1) == (3, 4, 0.4, 0.8)
     assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
 
 
 def test_a_run_without_points_or_band_draws_too(tmp_path, drawn):
-    figures.draw([], recipe(), tmp_path / "empty.png")
-    figures.draw([Point(0, 0, "reward/mean", math.nan)], recipe(), tmp_path / "nan.png")
+    figures.draw({}, recipe(), tmp_path / "empty.png")
+    figures.draw({"reward/mean": {0: math.nan}}, recipe(), tmp_path / "nan.png")
     assert len(drawn) == 2
-    assert not drawn[0][1].patches
+    assert not drawn[0][1].collections
+
+
+def test_a_target_is_a_line(tmp_path, drawn):
+    aim = {"controller/low": {0: 0.4, 1: 0.4}, "controller/high": {0: 0.4, 1: 0.4}}
+    figures.draw(aim, recipe(), tmp_path / "figure.png")
+    (line,) = drawn[0][1].get_lines()
+    assert line.get_label() == "target 0.4"
+    assert not drawn[0][1].collections

@@ -37,7 +37,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with one line per fault; nothing is written in any case.
     """
-    data = _read(Path(path))
+    return resolve(_read(Path(path)), str(path), overrides)
+
+
+def resolve(data: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a mapping that came from ``source``; otherwise as ``load``."""
     sources: dict[str, str] = {}  # dotted path -> the override that set it
     faults = []
     for override in overrides:
@@ -50,7 +54,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         plain = re.sub(r"\[\d+\]", "", dotted)
         while plain and plain not in sources:
             plain = plain.rpartition(".")[0]
-        return f"override {sources[plain]}: {fault}" if plain else f"{path}: {fault}"
+        return f"override {sources[plain]}: {fault}" if plain else f"{source}: {fault}"
 
     faults += [named(where, fault) for where, fault in _unrepresentable(data)]
     if not faults:
@@ -59,7 +63,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         except ValidationError as error:
             faults = [named(*_sentence(dict(fault))) for fault in error.errors(include_url=False)]
     more = len(faults) - MAX_FAULTS
-    lines = faults[:MAX_FAULTS] + ([f"{path}: and {more} more"] if more > 0 else [])
+    lines = faults[:MAX_FAULTS] + ([f"{source}: and {more} more"] if more > 0 else [])
     raise RecipeError("\n".join(lines))
 
 

@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aent.recipe.schema import Recipe
-from aent.tracking.journal import Point
+
+if TYPE_CHECKING:
+    from aent.entropy.controllers import ControllerReport
+    from aent.tracking.recorded import Recorded
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d9730d", "#2f8f4e", "#8a8a8a"
+Metrics = Mapping[str, Mapping[int, float]]  # values by step, of each metric
 
 
-def draw(points: Iterable[Point], recipe: Recipe, path: Path) -> None:
+def draw(metrics: Metrics, recipe: Recipe, path: Path) -> None:
     """Write the picture to ``path`` (PNG), which is whole at any time. Safe in a thread."""
+    figure, (reward, entropy, coefficient) = _figure(3)
+    _line(reward, metrics.get("reward/mean"), BLUE, "mean reward", marker=".")
+    accuracy = metrics.get("evaluation/accuracy")
+    _line(reward, accuracy, GREEN, "held-out accuracy", marker="D", linestyle=":")
+    _finish(reward, "reward")
+    if recipe.entropy.measure == "clamped":
+        _line(entropy, metrics.get("policy/entropy"), GREY, "entropy", linewidth=1)
+        measured = metrics.get("policy/clamped_entropy")
+        _entropy(entropy, measured, "clamped entropy", metrics)
+    else:
+        _entropy(entropy, metrics.get("policy/entropy"), "entropy", metrics)
+    _line(coefficient, metrics.get("controller/coefficient"), ORANGE, "coefficient", marker=".")
+    _coefficient(coefficient, recipe)
+    _save(figure, recipe.name, path)
+
+
+def draw_replay(recorded: Recorded, reports: Sequence[ControllerReport], path: Path) -> None:
+    """Write a replay's picture: the recorded entropy, and the coefficients made of it."""
+    figure, (entropy, coefficient) = _figure(2)
+    aims = {
+        f"controller/{side}": {step: getattr(r, side) for step, r in enumerate(reports)}
+        for side in ("low", "high")
+    }
+    _entropy(entropy, recorded.entropy, "recorded entropy", aims)
+    logged = recorded.metrics.get("controller/coefficient")
+    _line(coefficient, logged, GREY, "logged", linewidth=3, alpha=0.5)
+    replayed = {step: report.coefficient for step, report in enumerate(reports)}
+    _line(coefficient, replayed, ORANGE, "replayed", marker=".")
+    _coefficient(coefficient, recorded.recipe)
+    _save(figure, f"replay: {recorded.controller.kind}", path)
+
+
+def _figure(rows: int):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series: dict[str, dict[int, float]] = defaultdict(dict)
-    for point in points:
-        series[point.key][point.step] = point.value
-    figure = Figure(figsize=(8, 7.5), layout="constrained")
+    figure = Figure(figsize=(8, 2.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    reward, entropy, coefficient = figure.subplots(3, 1, sharex=True)
-    _reward(reward, series)
-    _entropy(entropy, series, recipe)
-    _coefficient(coefficient, series, recipe)
-    figure.suptitle(recipe.name)
+    return figure, figure.subplots(rows, 1, sharex=True)
+
+
+def _save(figure, title: str, path: Path) -> None:
+    figure.suptitle(title)
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, format="png", dpi=110)
     unfinished.replace(path)
 
 
-def _line(axis, series, key, color, label, **style) -> None:
-    values = series.get(key)
+def _line(axis, values: Mapping[int, float] | None, color, label, **style) -> None:
     if values:
         steps = sorted(values)
         axis.plot(steps, [values[s] for s in steps], color=color, label=label, **style)
@@ -47,32 +80,27 @@ def _finish(axis, label: str) -> None:
         axis.legend(frameon=False, fontsize=9, loc="best")
 
 
-def _reward(axis, series) -> None:
-    _line(axis, series, "reward/mean", BLUE, "mean reward", marker=".")
-    _line(
-        axis, series, "evaluation/accuracy", GREEN, "held-out accuracy", marker="D", linestyle=":"
-    )
-    _finish(axis, "reward")
-
-
-def _entropy(axis, series, recipe: Recipe) -> None:
-    low, high = recipe.controller.low, recipe.controller.high
-    if low is not None and high is not None:
-        axis.axhspan(low, high, color=GREEN, alpha=0.15, label=f"band {low:g} to {high:g}")
-    if recipe.entropy.measure == "clamped":
-        _line(axis, series, "policy/entropy", GREY, "entropy", linewidth=1)
-        _line(axis, series, "policy/clamped_entropy", BLUE, "clamped entropy", marker=".")
-    else:
-        _line(axis, series, "policy/entropy", BLUE, "entropy", marker=".")
+def _entropy(axis, measured: Mapping[int, float] | None, label: str, metrics: Metrics) -> None:
+    """The measured entropy and where the controller wants it: a band, or a line for a target."""
+    low, high = (metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
+    steps = sorted(step for step in low if step in high)
+    if steps:
+        below, above = [low[s] for s in steps], [high[s] for s in steps]
+        last = f"{below[-1]:.3g}"
+        if below == above:
+            axis.plot(steps, below, color=GREEN, linestyle="--", label=f"target {last}")
+        else:
+            words = f"band {last} to {above[-1]:.3g}"
+            axis.fill_between(steps, below, above, color=GREEN, alpha=0.15, label=words)
+    _line(axis, measured, BLUE, label, marker=".")
     axis.set_ylim(bottom=0)
     _finish(axis, "nats per token")
 
 
-def _coefficient(axis, series, recipe: Recipe) -> None:
+def _coefficient(axis, recipe: Recipe) -> None:
     for bound in (recipe.controller.min, recipe.controller.max):
         if bound is not None:
             axis.axhline(bound, color=GREY, linestyle="--", linewidth=0.8)
-    _line(axis, series, "controller/coefficient", ORANGE, "coefficient", marker=".")
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))

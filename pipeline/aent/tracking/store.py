@@ -44,7 +44,7 @@ class Store:
     """A run of MLflow's, open for writing."""
 
     def __init__(self, uri: str, run_id: str = "") -> None:
-        self.client = _client(uri)
+        self.client = open_client(uri)
         self.uri, self.run_id = uri, run_id
         self._tables: list[dict[str, str]] = []
 
@@ -97,9 +97,11 @@ class Store:
         self.client.set_terminated(self.run_id, status)
 
 
-def _client(uri: str) -> Any:
+def open_client(uri: str) -> Any:
+    """MLflow's client of this store, without its chatter."""
     # before the import: MLflow's usage reports are started by it
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # a new database's migrations, one line each

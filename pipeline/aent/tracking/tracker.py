@@ -128,7 +128,10 @@ class Tracker:
 
     def _draw(self) -> None:
         path = self.run_dir / FIGURE_FILE
-        figures.draw(list(self._points), self.recipe, path)
+        metrics: dict[str, dict[int, float]] = {}
+        for point in list(self._points):
+            metrics.setdefault(point.key, {})[point.step] = point.value
+        figures.draw(metrics, self.recipe, path)
         if (path, None) not in self._files:
             self._files.append((path, None))
 

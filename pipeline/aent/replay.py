@@ -1,0 +1,54 @@
+"""``aent replay``: what a controller makes of recorded entropy.
+
+It replays a recording. Another controller would have made another policy, whose entropy would have
+been another: that is not modelled, and the command says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerReport
+from aent.tracking import figures
+from aent.tracking.recorded import Recorded
+
+WARNING = (
+    "aent: this replays recorded entropy; it does not model how the policy would have reacted to "
+    "other coefficients"
+)
+
+
+def run(recorded: Recorded, overridden: bool, plot: Path | None) -> None:
+    """Write CSV to stdout, what it means to stderr, and the picture to ``plot``.
+
+    Columns: step, entropy (empty where none was recorded), coefficient, next_coefficient, with
+    every digit.
+    """
+    reports = replay(recorded)
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["step", "entropy", "coefficient", "next_coefficient"])
+    for step, report in enumerate(reports):
+        entropy = recorded.entropy.get(step, "")
+        rows.writerow([step, entropy, report.coefficient, report.next_coefficient])
+    print(WARNING, file=sys.stderr)
+    logged = recorded.metrics.get("controller/next_coefficient", {})
+    if logged and not overridden:
+        worst = max(abs(reports[s].next_coefficient - logged[s]) for s in logged)
+        print(
+            f"aent: largest difference from the coefficients logged: {worst:.3g}", file=sys.stderr
+        )
+    if plot is not None:
+        figures.draw_replay(recorded, reports, plot)
+
+
+def replay(recorded: Recorded) -> list[ControllerReport]:
+    """One report per step, from step 0; a step without a recorded entropy is skipped by the rule
+    for missing measurements."""
+    state, reports = controllers.initial_state(recorded.controller), []
+    for step in recorded.steps():
+        state, report = controllers.update(recorded.controller, state, recorded.entropy.get(step))
+        reports.append(report)
+    return reports

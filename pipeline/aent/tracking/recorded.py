@@ -1,0 +1,155 @@
+"""What a run recorded about its entropy, read back from its folder, from MLflow or from a CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.recipe.load import RecipeError, load, resolve
+from aent.recipe.schema import Recipe
+from aent.tracking import journal
+from aent.tracking.tracker import JOURNAL_FILE
+
+MAX_STEPS = 10_000_000  # a step number beyond it is a mistake, not a run
+Series = dict[int, float]  # value by step
+
+
+class SourceError(ValueError):
+    """A source that cannot be read: one sentence naming it."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run, or a CSV.
+
+    recipe: the run's, with overrides applied; of a CSV only its ``controller`` means anything.
+    metrics: every metric by step. entropy: the one that the controller saw, nats.
+    """
+
+    recipe: Recipe
+    controller: ControllerSettings
+    entropy: Series
+    metrics: dict[str, Series] = field(default_factory=dict)
+
+    def steps(self) -> range:
+        """From step 0 to the last one recorded."""
+        return range(max(self.entropy, default=-1) + 1)
+
+
+def read(source: str, overrides: Sequence[str] = ()) -> Recorded:
+    """Read a run folder, a CSV with the columns step and entropy, or an MLflow run id.
+
+    Overrides are ``controller.key=value``. Where they name another kind, the recipe's fields that
+    mean nothing to it are left out.
+
+    Raises:
+        SourceError: the source cannot be read.
+        RecipeError: an override, or the controller it makes, is wrong.
+    """
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] != "controller":
+            raise RecipeError(f"override {override}: only the controller can be another one here")
+    path = Path(source)
+    if path.is_dir():
+        recipe, metrics = _from_folder(path, overrides)
+    elif path.is_file():
+        nothing = {"name": "csv", "model": {}, "controller": {}}
+        recipe, metrics = resolve(nothing, source, overrides), {}
+    elif re.fullmatch("[0-9a-f]{32}", source):
+        recipe, metrics = _from_mlflow(source, overrides)
+    else:
+        raise SourceError(f"{source} is no run folder, no CSV file and no MLflow run id")
+    measure = "clamped_entropy" if recipe.entropy.measure == "clamped" else "entropy"
+    entropy = _from_csv(path) if path.is_file() else metrics.get(f"policy/{measure}", {})
+    if not entropy:
+        raise SourceError(f"{source} has no recorded entropy (policy/{measure})")
+    return Recorded(recipe, _settings(recipe, overrides), entropy, metrics)
+
+
+def _settings(recipe: Recipe, overrides: Sequence[str]) -> ControllerSettings:
+    values = recipe.controller.model_dump()
+    given = {override.partition("=")[0] for override in overrides}
+    if "controller.kind" in given:
+        meant = {"kind", "initial", "warmup_steps", *controllers.KINDS[values["kind"]].needs}
+        values |= {
+            key: None for key in values if key not in meant and f"controller.{key}" not in given
+        }
+        if values["kind"] == "constant" and "controller.warmup_steps" not in given:
+            values["warmup_steps"] = 0
+    found = list(controllers.faults(values))
+    if found:
+        raise RecipeError("\n".join(found))
+    return ControllerSettings(**values)
+
+
+def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:
+    for name in ("recipe.yaml", JOURNAL_FILE):
+        if not (folder / name).is_file():
+            raise SourceError(f"{folder} is no run folder: it has no {name}")
+    metrics: dict[str, Series] = {}
+    for point in journal.read(folder / JOURNAL_FILE):
+        metrics.setdefault(point.key, {}).setdefault(point.step, point.value)
+    return load(folder / "recipe.yaml", overrides), metrics
+
+
+def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:
+    from mlflow.exceptions import MlflowException
+
+    from aent.tracking.store import open_client
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        local = Path("runs/mlflow.db").absolute()
+        if not local.is_file():
+            raise SourceError(
+                f"MLflow run {run_id}: MLFLOW_TRACKING_URI is not set, and there is no {local}"
+            )
+        uri = f"sqlite:///{local}"
+    client = open_client(uri)
+    try:
+        keys = client.get_run(run_id).data.metrics
+        metrics = {
+            key: {m.step: m.value for m in client.get_metric_history(run_id, key)}
+            for key in keys
+            if key.partition("/")[0] in ("policy", "controller", "update", "reward")
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(run_id, "recipe.yaml", folder)
+            return load(path, overrides), metrics
+    except MlflowException as error:
+        raise SourceError(f"MLflow run {run_id} in {uri}: {error.message}") from error
+
+
+def _from_csv(path: Path) -> Series:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        missing = {"step", "entropy"} - set(rows.fieldnames or ())
+        if missing:
+            raise SourceError(f"{path} has no column {' and no column '.join(sorted(missing))}")
+        return _checked(path, rows)
+
+
+def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
+    entropy: Series = {}
+    for number, row in enumerate(rows, start=2):
+        try:
+            step = int(row["step"])
+            value = float(row["entropy"]) if row["entropy"] else math.nan
+        except (TypeError, ValueError):
+            raise SourceError(
+                f"{path}: line {number} is no step and entropy: {row['step']},{row['entropy']}"
+            ) from None
+        if not 0 <= step < MAX_STEPS:
+            raise SourceError(f"{path}: line {number}: step {step} is not in [0, {MAX_STEPS})")
+        if step in entropy:
+            raise SourceError(f"{path}: line {number}: step {step} is there twice")
+        entropy[step] = value
+    return entropy
