@@ -1,5 +1,5 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-fast test-gpu lint lock clean
+.PHONY: quickstart install test test-fast test-cluster test-gpu lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -8,10 +8,15 @@ install:
 	@tools/install.sh
 
 test: install
-	.venv/bin/python -m pytest -m "not gpu"
+	.venv/bin/python -m pytest -m "not gpu and not cluster"
 
 test-fast: install
-	.venv/bin/python -m pytest -m "not gpu and not slow"
+	.venv/bin/python -m pytest -m "not gpu and not cluster and not slow"
+
+# On a Slurm cluster of its own: needs root and Debian packages, and prints the reason where it cannot.
+test-cluster: install
+	@tools/cluster_packages.sh
+	.venv/bin/python -m pytest -m cluster -rs tests/cluster
 
 # Runs with the first Python whose torch sees a GPU: .venv's, or the one of the container.
 test-gpu:

@@ -6,7 +6,6 @@ child die; whatever happens, it leaves no child behind and MLflow's run in its t
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -16,16 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent import model_source
-from aent.entropy import controllers
-from aent.entropy.controllers import ControllerSettings
-from aent.entropy.statistics import PAPER_DROP_FRACTION
-from aent.recipe.check import run_folder
-from aent.recipe.load import dump
+from aent.prepare import prepare, rank_environment
 from aent.recipe.schema import Recipe
-from aent.rollout import engine
+from aent.rollout import engine, registry
 from aent.runtime.children import Child, free_port, stop_all
-from aent.runtime.environment import device_kind
 from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
@@ -60,17 +53,12 @@ def caught_signals() -> Iterator[Signals]:
 
 def launch(recipe: Recipe) -> int:
     """Run the recipe; return the exit code: 0, 1 (a child failed), 128 + the signal's number."""
-    run_dir = run_folder(recipe).absolute()
-    model_path = model_source.resolve(recipe.model)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "recipe.yaml").write_text(dump(recipe))
-    say_what_starts(recipe, run_dir, model_path)
+    run_dir, model_path = prepare(recipe)
     children: list[Child] = []
     failure: str | None = None
     with caught_signals() as signals:
         try:
-            engines = start_engines(recipe, model_path, run_dir, children)
-            (run_dir / "engines.json").write_text(json.dumps(engines, indent=1))
+            start_engines(recipe, model_path, run_dir, children)
             ranks = start_ranks(recipe, model_path, run_dir)
             children += ranks
             failure = watch(children, ranks, signals)
@@ -89,75 +77,26 @@ def launch(recipe: Recipe) -> int:
     return 0
 
 
-def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
-    """Before the silence of a start: what is being started, and where it writes."""
-    trainer, rollout = recipe.trainer, recipe.rollout
-    print(
-        f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
-        f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
-        f"{rollout.engines + len(rollout.urls)} vLLM engine(s), model {model_path}\n"
-        f"{say_what_controls(recipe)}\n"
-        f"aent: run folder {run_dir} (logs in logs/)",
-        flush=True,
-    )
-
-
-def say_what_controls(recipe: Recipe) -> str:
-    """Two lines: which entropy is rewarded, and what becomes of its coefficient."""
-    entropy, settings = recipe.entropy, ControllerSettings(**recipe.controller.model_dump())
-    if entropy.measure == "full":
-        which = "the entropy over the whole vocabulary"
-    elif entropy.top_k is not None:
-        which = f"the entropy renormalised on the {entropy.top_k} likeliest tokens"
-    else:
-        dropped = PAPER_DROP_FRACTION if entropy.drop_fraction is None else entropy.drop_fraction
-        which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
-    if settings.kind == "constant" and settings.initial == 0:
-        return f"aent: no entropy bonus (coefficient 0); measured: {which}"
-    return (
-        f"aent: entropy bonus: coefficient x {which}\n"
-        f"aent: coefficient ({settings.kind}): {controllers.describe(settings)}"
-    )
-
-
-def start_engines(
-    recipe: Recipe, model_path: Path, run_dir: Path, children: list[Child]
-) -> list[dict[str, str | None]]:
-    """Start the recipe's engines (each appended to ``children``).
-
-    Returns where every engine is, somebody else's included: {"url": ..., "log": file or None}.
-    """
-    found: list[dict[str, str | None]] = [{"url": u, "log": None} for u in recipe.rollout.urls]
-    first_gpu = recipe.trainer.num_ranks
+def start_engines(recipe: Recipe, model_path: Path, run_dir: Path, children: list[Child]) -> None:
+    """Start the recipe's engines (each appended to ``children``) on the GPUs after the ranks'."""
     for index in range(recipe.rollout.engines):
+        first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
         settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
         started = engine.start(settings)
         children.append(started.child)
-        found.append({"url": started.url, "log": str(settings.log_path)})
-    return found
+        registry.publish(run_dir, index, started.url, settings.log_path)
 
 
 def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
     """Start every trainer rank on this machine, with the variables torchrun would set."""
     world = recipe.trainer.num_ranks
-    threads = recipe.trainer.threads_per_rank or max(1, (os.cpu_count() or 1) // world)
     shared = {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_PLUGINS": "none",  # nemo-toolkit registers one that complains
-        "TOKENIZERS_PARALLELISM": "false",
+        **rank_environment(recipe, world),
     }
-    if device_kind() == "cpu":
-        shared |= {
-            "OMP_NUM_THREADS": str(threads),
-            # several ranks share the cores: a waiting thread pool must not keep them busy
-            "OMP_WAIT_POLICY": "PASSIVE",
-            # torch maps every buffer above 32 MB anew; huge pages save most of the page faults
-            "THP_MEM_ALLOC_ENABLE": "1",
-        }
     argv = [sys.executable, "-m", "aent.worker", str(run_dir), str(model_path)]
     return [
         Child.start(

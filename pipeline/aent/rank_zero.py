@@ -16,11 +16,13 @@ from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import evaluate
 from aent.recipe.schema import Recipe
 from aent.records import evaluation_metrics, sample_rows, step_metrics, time_metrics
-from aent.rollout import weight_transfer
+from aent.rollout import registry, weight_transfer
 from aent.rollout.client import Completion, EngineClient, Fleet
 from aent.rollout.manifest import Manifest, expected_manifest
+from aent.rollout.transport import LOOPBACK
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from aent.runtime.environment import device_kind
+from aent.runtime.network import is_local, own_address
 from aent.sampling import Rollout, RolloutSource
 from aent.tasks.judge import JudgePool
 from aent.tracking.display import Display, StepLine, summary
@@ -59,9 +61,9 @@ class RankZero:
             words = tokenizer.load(recipe.model, model_path)
             task = tasks.load(recipe.task, recipe.seed)
             progress()
-            fleet = Fleet(engine_clients(recipe, run_dir))
-            sender = WeightSender(fleet.clients, transfer_settings(recipe))
-            probe_prompt = asyncio.run(connect(recipe, fleet, sender, model_path, progress))
+            fleet = Fleet(asyncio.run(find_engines(recipe, run_dir, progress)))
+            sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
+            probe_prompt = asyncio.run(connect(fleet, sender, model_path))
         except BaseException:
             judge.close()
             raise
@@ -207,42 +209,40 @@ class RankZero:
         self.source.judge.close()
 
 
-def engine_clients(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
-    """A client per engine: those of the run folder's engines.json, which the launcher writes."""
-    entries = json.loads((run_dir / "engines.json").read_text())
-    return [
-        EngineClient(
-            entry["url"],
-            log_path=Path(entry["log"]) if entry["log"] else None,
-            progress_timeout_s=recipe.rollout.progress_timeout_s,
-        )
-        for entry in entries
-    ]
+async def find_engines(
+    recipe: Recipe, run_dir: Path, progress: Callable[[], None]
+) -> list[EngineClient]:
+    """A client per engine, each ready: somebody else's first, then those started for this run.
+
+    Raises EngineError after ``start_timeout_s``.
+    """
+    rollout = recipe.rollout
+    patience_s = rollout.engine.start_timeout_s
+    clients = [EngineClient(url) for url in rollout.urls]
+    clients += await registry.clients(run_dir, rollout.engines, patience_s, progress)
+    for client in clients:
+        client.progress_timeout_s = rollout.progress_timeout_s
+        await client.wait_ready(patience_s, progress)
+    return clients
 
 
-def transfer_settings(recipe: Recipe) -> TransferSettings:
-    """How this machine's weights travel, as the recipe says."""
+def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
+    """How weights travel to these engines, as the recipe says."""
     rollout = recipe.rollout
     backend = rollout.transfer_backend
     if backend == "auto":
         backend = "nccl" if device_kind() == "cuda" else "gloo"
+    together = all(is_local(client.url) for client in fleet.clients)
     return TransferSettings(
         backend=backend,
         bucket_bytes=rollout.transfer_bucket_mib * 2**20,
         timeout_s=rollout.transfer_timeout_s,
+        master_address=LOOPBACK if together else own_address(),
     )
 
 
-async def connect(
-    recipe: Recipe,
-    fleet: Fleet,
-    sender: WeightSender,
-    model_path: Path,
-    progress: Callable[[], None],
-) -> list[int]:
-    """Wait for every engine, form the group that weights travel in; return the probe's prompt."""
-    for client in fleet.clients:
-        await client.wait_ready(recipe.rollout.engine.start_timeout_s, progress)
+async def connect(fleet: Fleet, sender: WeightSender, model_path: Path) -> list[int]:
+    """Form the group that weights travel in; return the probe's prompt."""
     await sender.connect()
     vocab_size = json.loads((model_path / "config.json").read_text())["vocab_size"]
     return await weight_transfer.probe_prompt(fleet.clients[0], vocab_size)

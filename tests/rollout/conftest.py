@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from aent.rollout import engine
+from aent.rollout import engine, registry
 from rollout import models
 
 READY_S = 240.0  # a loaded machine; ten seconds on an idle one
@@ -37,6 +37,7 @@ def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
         max_model_len=models.MAX_LENGTH,
         kv_cache_gib=0.05,
         cpu_threads_bind="0",
+        token_path=registry.make_token(folder),
     )
     started = engine.start(settings)
     try:

@@ -85,7 +85,7 @@ def test_an_answer_with_an_error_is_a_failure(served: Served) -> None:
     too_long = GenerationRequest([1] * (models.MAX_LENGTH + 1), 4)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/inference/v1/generate: status 400: "):
         client.generate_sync([GenerationRequest([1], 4), too_long])
-    other = EngineClient(served.engine.url, "another-model")
+    other = EngineClient(served.engine.url, "another-model", token=client.token)
     with pytest.raises(EngineError, match=r"status 404: .*another-model"):
         other.generate_sync([GenerationRequest([1], 4)])
 

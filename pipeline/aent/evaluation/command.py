@@ -12,6 +12,7 @@ from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.recipe.schema import ModelSection, Recipe
 from aent.rollout import engine
 from aent.rollout.client import INITIAL_VERSION, EngineError
+from aent.rollout.registry import make_token
 from aent.tasks.judge import JudgePool
 
 SHOWN = 10  # answers printed
@@ -45,6 +46,7 @@ def evaluate_folder(model: Path, recipe: Recipe) -> EvaluationResult:
     task = tasks.load(recipe.task, recipe.seed)
     recipe = recipe.model_copy(update={"model": section})
     with tempfile.TemporaryDirectory(prefix="aent-eval-") as logs:
+        make_token(Path(logs))
         settings = engine.settings_of(recipe, folder, Path(logs), 0, first_gpu=0)
         started = engine.start(dataclasses.replace(settings, port=0))
         try:

@@ -18,6 +18,8 @@ import httpx
 
 from aent.recipe.schema import Recipe
 from aent.rollout.client import EngineClient, EngineError
+from aent.rollout.registry import read_token
+from aent.rollout.token_gate import FILE_VARIABLE, TokenGate
 from aent.runtime.children import Child, free_port
 from aent.runtime.environment import device_kind
 
@@ -44,15 +46,18 @@ class EngineSettings:
     kv_cache_gib: float = 1.0  # on a CPU
     cpu_threads_bind: str | None = None  # vLLM's VLLM_CPU_OMP_THREADS_BIND; None: every core
     gpu_memory_utilization: float = 0.85  # on GPUs
-    gpus: tuple[int, ...] | None = None  # CUDA device numbers; None: what the parent sees
+    gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
+    token_path: Path | None = None  # file of the token that requests must bear; None: no token
 
 
 def settings_of(
     recipe: Recipe, model_path: Path, run_dir: Path, index: int, first_gpu: int
 ) -> EngineSettings:
-    """Settings of the recipe's engine number ``index``; engines take GPUs from ``first_gpu`` on."""
+    """Settings of the recipe's engine number ``index``, on the GPUs from ``first_gpu`` on.
+
+    The run's token (``registry.make_token``) must be there when it starts.
+    """
     engine, rollout = recipe.rollout.engine, recipe.rollout
-    first = first_gpu + index * engine.tensor_parallel
     return EngineSettings(
         model_path=model_path,
         served_name=recipe.name,
@@ -65,7 +70,8 @@ def settings_of(
         device=device_kind(),
         kv_cache_gib=engine.kv_cache_gib,
         gpu_memory_utilization=engine.gpu_memory_utilization,
-        gpus=tuple(range(first, first + engine.tensor_parallel)),
+        gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
+        token_path=run_dir / "token",
     )
 
 
@@ -107,10 +113,27 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     else:
         options["gpu-memory-utilization"] = s.gpu_memory_utilization
         if s.gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, s.gpus))
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
+    if s.token_path is not None:
+        options["middleware"] = f"{TokenGate.__module__}.{TokenGate.__name__}"
+        env[FILE_VARIABLE] = str(s.token_path)
     argv = [sys.executable, "-m", "aent.rollout.server"]
     argv += [f"--{name}={value}" for name, value in options.items()]
     return argv + flags, env
+
+
+def _visible_gpu(place: int) -> str:
+    """The name of one of the GPUs that this process may use.
+
+    Raises ValueError if there are not as many.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        return str(place)
+    names = visible.split(",")
+    if place >= len(names):
+        raise ValueError(f"an engine needs GPU {place + 1} of the {len(names)} in {visible}")
+    return names[place]
 
 
 def _every_core(ranks: int) -> str:
@@ -148,6 +171,7 @@ class Engine:
         return EngineClient(
             self.url,
             self.settings.served_name,
+            token=read_token(self.settings.token_path) if self.settings.token_path else None,
             log_path=self.settings.log_path,
             progress_timeout_s=progress_timeout_s,
         )

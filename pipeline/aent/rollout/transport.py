@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aent.runtime.network import own_address
+
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 
@@ -77,10 +79,9 @@ def gloo_group(
     """
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=timeout_s)
-    if address == LOOPBACK:  # all on one machine: do not depend on its host name
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
-    else:
-        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+    # all on one machine: do not depend on its host name
+    host = LOOPBACK if address == LOOPBACK else own_address()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
     return dist.ProcessGroupGloo(store, rank, world, options)
 
 

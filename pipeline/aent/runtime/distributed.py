@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from aent.recipe.schema import TrainerSection
-from aent.runtime import megatron_cpu
+from aent.runtime import megatron_cpu, rank
 
 _control_group: dist.ProcessGroup | None = None
 
@@ -45,7 +46,8 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank = int(os.environ["LOCAL_RANK"])
+        torch.cuda.set_device(rank.own_device(local_rank, torch.cuda.device_count()))
     else:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         default = max(1, (os.cpu_count() or 1) // ranks_here)
@@ -53,6 +55,10 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
     timeout_s = settings.collective_timeout_s
     if not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
+    if on_gpu:
+        store = dist.distributed_c10d._get_default_store()
+        name = f"GPU {torch.cuda.get_device_properties().uuid} of {socket.gethostname()}"
+        rank.assert_own_devices(store, dist.get_rank(), world, name)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=settings.tensor_parallel,
         pipeline_model_parallel_size=settings.pipeline_parallel,

@@ -1,0 +1,68 @@
+"""A job's first step, on one node: the run's folder, and what the batch script must know.
+
+``python -m aent.cluster.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
+RECIPE [key=value ...]`` checks everything and writes ``RUN_DIR/job.env``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from aent.cluster.layout import Layout, layout
+from aent.prepare import prepare, rank_environment
+from aent.recipe.check import check
+from aent.recipe.load import RecipeError, load
+from aent.recipe.schema import Recipe
+from aent.runtime.environment import data_path
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 0, or 2 with one sentence per fault on stderr."""
+    parser = argparse.ArgumentParser(prog="aent.cluster.prepare")
+    parser.add_argument("run_dir")
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--gpus-per-node", type=int, required=True)
+    parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args(arguments)
+    try:
+        recipe = load(
+            data_path(given.recipe), [*given.overrides, f"run_dir={shlex.quote(given.run_dir)}"]
+        )
+        faults = check(recipe)
+        place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
+    except (RecipeError, ValueError) as error:
+        faults = str(error).splitlines()
+    if faults:
+        print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
+        return 2
+    run_dir, model_path = prepare(recipe)
+    (run_dir / "logs").mkdir(exist_ok=True)
+    (run_dir / "job.env").write_text(job_environment(recipe, place, model_path))
+    return 0
+
+
+def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
+    """What the batch script sources."""
+    values = {
+        "MODEL_PATH": str(model_path),
+        "RANKS": str(recipe.trainer.num_ranks),
+        "RANKS_PER_NODE": str(place.ranks_per_node),
+        "ENGINES": str(recipe.rollout.engines),
+        "ENGINE_NODES": str(place.engine_nodes),
+        "ENGINES_PER_NODE": str(place.engines_per_node),
+        "FIRST_ENGINE_GPU": str(place.first_engine_gpu),
+    }
+    lines = ["# written by aent.cluster.prepare for the batch script"]
+    lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    for name, value in rank_environment(recipe, place.ranks_per_node).items():
+        lines.append(f"export {name}={shlex.quote(value)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

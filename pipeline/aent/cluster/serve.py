@@ -1,0 +1,58 @@
+"""One rollout engine of a Slurm job: ``python -m aent.cluster.serve RUN_DIR MODEL_PATH FIRST_GPU``.
+
+Each task of the engines' step runs this: it starts a vLLM server on the job's network, behind the
+run's token, and publishes its address in the run folder when the server is ready. FIRST_GPU is the
+place, among its node's GPUs, of the first that engines may take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from aent.recipe.load import load
+from aent.rollout import engine, registry
+from aent.rollout.client import EngineError
+from aent.runtime import children
+from aent.runtime.network import own_address
+
+POLL_S = 0.5
+
+
+def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
+    """Serve until SIGTERM (0), or until the server ends by itself (1)."""
+    children.die_with_parent()
+    recipe = load(run_dir / "recipe.yaml")
+    index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
+    first_gpu += place * recipe.rollout.engine.tensor_parallel
+    settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
+    signal.signal(signal.SIGTERM, _leave)
+    started: engine.Engine | None = None
+    try:
+        started = engine.start(dataclasses.replace(settings, host=own_address()))
+        started.wait_ready(recipe.rollout.engine.start_timeout_s)
+        registry.publish(run_dir, index, started.url, settings.log_path)
+        print(f"aent: engine {index} serves at {started.url}", flush=True)
+        while started.child.poll() is None:
+            time.sleep(POLL_S)
+        raise EngineError(f"the vLLM server {started.url} {started.child.describe_exit()}")
+    except (EngineError, OSError, ValueError) as error:
+        registry.publish_failure(run_dir, index, f"engine {index}: {error}")
+        print(f"aent: engine {index}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if started is not None:
+            started.stop()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

@@ -1,0 +1,83 @@
+"""What a run needs before its first process starts, on one machine and in a Slurm job alike."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aent import failures, model_source
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.entropy.statistics import PAPER_DROP_FRACTION
+from aent.recipe.check import run_folder
+from aent.recipe.load import dump
+from aent.recipe.schema import Recipe
+from aent.rollout import registry
+from aent.runtime.environment import device_kind
+
+
+def prepare(recipe: Recipe) -> tuple[Path, Path]:
+    """Make the run's folder (the resolved recipe, the engines' token) and a bundled model.
+
+    Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
+    ``model_source.resolve``, with nothing written.
+    """
+    run_dir = run_folder(recipe).absolute()
+    model_path = model_source.resolve(recipe.model)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.yaml").write_text(dump(recipe))
+    registry.make_token(run_dir)
+    registry.clear(run_dir)
+    failures.clear(run_dir)
+    say_what_starts(recipe, run_dir, model_path)
+    return run_dir, model_path
+
+
+def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
+    """Before the silence of a start: what is being started, and where it writes."""
+    trainer, rollout = recipe.trainer, recipe.rollout
+    print(
+        f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
+        f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
+        f"{rollout.engines + len(rollout.urls)} vLLM engine(s), model {model_path}\n"
+        f"{say_what_controls(recipe)}\n"
+        f"aent: run folder {run_dir} (logs in logs/)",
+        flush=True,
+    )
+
+
+def say_what_controls(recipe: Recipe) -> str:
+    """Two lines: which entropy is rewarded, and what becomes of its coefficient."""
+    entropy, settings = recipe.entropy, ControllerSettings(**recipe.controller.model_dump())
+    if entropy.measure == "full":
+        which = "the entropy over the whole vocabulary"
+    elif entropy.top_k is not None:
+        which = f"the entropy renormalised on the {entropy.top_k} likeliest tokens"
+    else:
+        dropped = PAPER_DROP_FRACTION if entropy.drop_fraction is None else entropy.drop_fraction
+        which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
+    if settings.kind == "constant" and settings.initial == 0:
+        return f"aent: no entropy bonus (coefficient 0); measured: {which}"
+    return (
+        f"aent: entropy bonus: coefficient x {which}\n"
+        f"aent: coefficient ({settings.kind}): {controllers.describe(settings)}"
+    )
+
+
+def rank_environment(recipe: Recipe, ranks_here: int) -> dict[str, str]:
+    """Variables that libraries read when a rank starts; ``ranks_here`` share this machine."""
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_PLUGINS": "none",  # nemo-toolkit registers one that complains
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device_kind() == "cpu":
+        cores = max(1, (os.cpu_count() or 1) // ranks_here)
+        variables |= {
+            "OMP_NUM_THREADS": str(recipe.trainer.threads_per_rank or cores),
+            # several ranks share the cores: a waiting thread pool must not keep them busy
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # torch maps every buffer above 32 MB anew; huge pages save most of the page faults
+            "THP_MEM_ALLOC_ENABLE": "1",
+        }
+    return variables

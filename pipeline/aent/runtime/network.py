@@ -1,0 +1,50 @@
+"""This machine's address, as the other machines of a job reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from urllib.parse import urlsplit
+
+import psutil
+
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"  # gloo reads it too; the network between the nodes
+
+
+def own_address() -> str:
+    """The IPv4 address of ``GLOO_SOCKET_IFNAME``, else of this machine's own host name.
+
+    Raises OSError, naming the variable, where that is loopback or nothing.
+    """
+    interface = os.environ.get(INTERFACE_VARIABLE)
+    if interface:
+        for entry in psutil.net_if_addrs().get(interface, ()):
+            if entry.family == socket.AF_INET:
+                return entry.address
+        raise OSError(f"{INTERFACE_VARIABLE}={interface}: no such interface with an IPv4 address")
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError as error:
+        address = f"nothing ({error})"
+    if not _is_address(address) or ipaddress.ip_address(address).is_loopback:
+        raise OSError(
+            f"the host name {name} stands for {address}, which other machines cannot reach: set "
+            f"{INTERFACE_VARIABLE} to the interface between the nodes"
+        )
+    return address
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL names this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

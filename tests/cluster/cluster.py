@@ -1,0 +1,244 @@
+"""A Slurm cluster of several nodes on this one machine: real daemons, gone when the test is.
+
+Everything lives in Linux namespaces below one process, the cluster's init. It has a network of its
+own (so the addresses and ports below are nobody else's), its own process ids and mounts; each node
+is another such set inside, joined to the others by a bridge. When init ends, and it ends with
+whoever started it, the kernel takes every daemon, job, network link and mount away.
+
+Needs root and the Debian packages in ``PACKAGES``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from aent.runtime.children import Child, stop_all
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
+NAMESPACES = ["unshare", "--net", "--uts", "--mount", "--pid", "--mount-proc"]
+NAMESPACES += ["--fork", "--kill-child", "bash", "-c"]  # and the script to run there
+START_S = 60.0  # a loaded machine; three seconds on an idle one
+POLL_S = 0.1
+NETWORK = "10.77.0"
+CONTROL = f"{NETWORK}.254"
+
+# cred_expire is also how long a requeued job waits (two minutes by default); the scheduler looks at
+# its queue every other second, not every minute; a node that is silent for ten seconds is down
+SLURM_CONF = """\
+ClusterName=test
+SlurmctldHost=control({control})
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool/%n
+StateSaveLocation={folder}/state
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+SlurmdTimeout=10
+KillWait=5
+MpiDefault=none
+MailProg=/bin/true
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def why_not() -> str:
+    """Why no cluster can be started here; empty where one can."""
+    if os.geteuid() != 0:
+        return "not root (namespaces and the network bridge need it)"
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return f"{', '.join(missing)} not found (apt install {' '.join(PACKAGES)})"
+    probe = subprocess.run(
+        ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"],
+        capture_output=True,
+        text=True,
+    )
+    return f"no namespaces: {probe.stderr.strip()}" if probe.returncode else ""
+
+
+@dataclass
+class Cluster:
+    """Made by ``running``."""
+
+    folder: Path
+    nodes: int
+    gpus: int  # of each node: device files that nothing can compute on
+    init: Child = field(init=False)
+    machines: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(
+        self, *argv: str, cwd: Path = Path("/"), check: bool = True, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in folder ``cwd`` of the cluster's login node; its output is captured."""
+        inside = self._inside(f"--wd={cwd}", *argv)
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=timeout_s)
+        assert not (check and done.returncode), f"{argv}: {done.stderr}{done.stdout}"
+        return done
+
+    def submit(self, *argv: str, cwd: Path = Path("/")) -> str:
+        """``sbatch --parsable`` with these arguments; the job's number."""
+        return self.run("sbatch", "--parsable", *argv, cwd=cwd).stdout.strip().split(";")[0]
+
+    def state(self, job: str) -> str:
+        """A word such as RUNNING (of a heterogeneous job, its first component's)."""
+        return self.show(job)["JobState"]
+
+    def show(self, job: str) -> dict[str, str]:
+        """What ``scontrol show job`` says of it, by name."""
+        line = self.run("scontrol", "--oneliner", "show", "job", job).stdout.splitlines()[0]
+        return dict(part.split("=", 1) for part in line.split() if "=" in part)
+
+    def power_off(self, node: int) -> None:
+        """End a node and all that runs on it at once, as a lost power supply would."""
+        machine = self.machines.pop(node)
+        psutil.Process(machine.pid).children(recursive=True)[1].kill()  # the node's init
+        machine.wait(10)
+
+    def power_on(self, node: int) -> None:
+        """Start a node; it is idle some moments later."""
+        name, log = f"node{node}", (self.folder / f"node{node}.out").open("ab")
+        script = f"""set -e
+hostname {name}
+mount -t tmpfs -o size=2g tmpfs /dev/shm
+ip link set lo up
+until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
+ip addr add {self.address(node)}/24 dev eth0
+ip link set eth0 up
+exec slurmd -D -N {name}"""
+        machine = subprocess.Popen(
+            self._inside(*NAMESPACES, script),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        self.machines[node] = machine
+        deadline = time.monotonic() + START_S
+        while not (inits := psutil.Process(machine.pid).children(recursive=True)[1:]):
+            assert machine.poll() is None, self.logs()
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.02)
+        # the peer of a link is named by the process id as the cluster counts them
+        inside = Path(f"/proc/{inits[0].pid}/status").read_text().split("NSpid:")[1].split("\n")[0]
+        pid = inside.split()[-2]
+        self.run(*f"ip link add v{node} type veth peer name eth0 netns {pid}".split())
+        self.run(*f"ip link set v{node} master bridge up".split())
+
+    def address(self, node: int) -> str:
+        return f"{NETWORK}.{10 + node}"
+
+    def logs(self) -> str:
+        """The daemons' last lines, for the message of a failed test."""
+        files = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')[-1500:]}" for f in files)
+
+    def _inside(self, *argv: str) -> list[str]:
+        (child,) = psutil.Process(self.init.process.pid).children()
+        return ["nsenter", f"--target={child.pid}", "--mount", "--net", "--uts", "--pid", *argv]
+
+    def _start(self) -> None:
+        folder = self.folder
+        for name in ("munge", "spool", "state"):
+            (folder / name).mkdir(mode=0o755)
+        for gpu in range(self.gpus):
+            os.mknod(folder / f"gpu{gpu}", 0o20666, os.makedev(1, 3))
+        names = [f"node{n}" for n in range(self.nodes)]
+        conf = SLURM_CONF.format(folder=folder, control=CONTROL)
+        for n, name in enumerate(names):
+            conf += (
+                f"NodeName={name} NodeAddr={self.address(n)} CPUs=8 RealMemory=4000 "
+                f"Gres=gpu:{self.gpus} State=UNKNOWN\n"
+            )
+        (folder / "slurm.conf").write_text(conf)
+        (folder / "gres.conf").write_text(
+            f"NodeName=node[0-{self.nodes - 1}] Name=gpu File={folder}/gpu[0-{self.gpus - 1}]\n"
+        )
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        hosts = [f"{CONTROL} control", *(f"{self.address(n)} {x}" for n, x in enumerate(names))]
+        (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        script = f"""set -e
+hostname control
+mount --bind {folder}/hosts /etc/hosts
+ip link set lo up
+ip link add bridge type bridge
+ip addr add {CONTROL}/24 dev bridge
+ip link set bridge up
+munged --force --socket={folder}/munge/socket --key-file={folder}/munge/key \
+  --pid-file={folder}/munge/pid --log-file={folder}/munge.log --seed-file={folder}/munge/seed
+exec slurmctld -D"""
+        self.init = Child.start(
+            "cluster",
+            [*NAMESPACES, script],
+            env=os.environ | {"SLURM_CONF": str(folder / "slurm.conf")},
+            log_path=folder / "init.out",
+        )
+        self._wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0)
+        for node in range(self.nodes):
+            self.power_on(node)
+        self.wait_until_idle()
+
+    def on_node(self, node: int, *argv: str) -> None:
+        """Run a command on a node, as its administrator would."""
+        (init,) = psutil.Process(self.machines[node].pid).children(recursive=True)[1:2]
+        inside = ["nsenter", f"--target={init.pid}", "--mount", "--net", "--uts", "--pid"]
+        subprocess.run([*inside, *argv], check=True, timeout=60)
+
+    def wait_until_idle(self) -> None:
+        """Return when every node waits for work."""
+        self._wait_for(self._idle)
+
+    def _idle(self) -> bool:
+        answer = self.run("sinfo", "--noheader", "--Node", "--states=idle", check=False)
+        return len(answer.stdout.split("\n")) - 1 == self.nodes
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            assert self.init.poll() is None, self.logs()
+            assert time.monotonic() < deadline, self.logs()
+            with contextlib.suppress(ValueError):  # the first moments: init has no child yet
+                if condition():
+                    return
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def running(folder: Path, nodes: int, gpus: int = 4) -> Iterator[Cluster]:
+    """A cluster whose nodes are idle; ``folder`` must exist, its path short and without spaces."""
+    cluster = Cluster(folder, nodes, gpus)
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        cluster._start()
+        yield cluster
+    finally:
+        stop_all([cluster.init], 0.1)
+        for machine in cluster.machines.values():
+            machine.wait(10)
+        del os.environ["SLURM_CONF"]

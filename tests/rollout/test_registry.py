@@ -1,0 +1,51 @@
+"""Engines found through the run folder, and the token's file."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from aent.rollout import registry
+from aent.rollout.client import EngineError
+
+
+def test_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    path = registry.make_token(tmp_path)
+    token = registry.read_token(path)
+    assert len(token) > 30
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert registry.read_token(registry.make_token(tmp_path)) == token
+    path.chmod(0o640)
+    with pytest.raises(PermissionError, match="can be read by others"):
+        registry.read_token(path)
+
+
+def test_engines_are_waited_for_and_come_in_order(tmp_path: Path) -> None:
+    registry.make_token(tmp_path)
+    registry.publish(tmp_path, 1, "http://b:2", tmp_path / "b.log")
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 1:
+            late = threading.Thread(
+                target=registry.publish, args=(tmp_path, 0, "http://a:1", tmp_path / "a.log")
+            )
+            late.start()
+
+    found = asyncio.run(registry.clients(tmp_path, 2, 60.0, tick))
+    assert [client.url for client in found] == ["http://a:1", "http://b:2"]
+    assert ticks
+    assert found[0].token == registry.read_token(tmp_path / "token")
+    registry.clear(tmp_path)
+    with pytest.raises(EngineError, match=r"engine 0 of 1 is not in .*engines after 0 s"):
+        asyncio.run(registry.clients(tmp_path, 1, 0.1))
+
+
+def test_an_engine_that_failed_says_so_itself(tmp_path: Path) -> None:
+    registry.publish_failure(tmp_path, 0, "no space left on GPU 3")
+    with pytest.raises(EngineError, match="no space left on GPU 3"):
+        asyncio.run(registry.clients(tmp_path, 1, 60.0))

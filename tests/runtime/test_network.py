@@ -1,0 +1,29 @@
+"""Which address a machine gives to the others of its job."""
+
+import socket
+
+import pytest
+
+from aent.runtime import network
+
+
+def test_a_named_interface_wins_and_a_wrong_one_is_named(monkeypatch):
+    monkeypatch.setenv(network.INTERFACE_VARIABLE, "lo")
+    assert network.own_address() == "127.0.0.1"  # asked for by name
+    monkeypatch.setenv(network.INTERFACE_VARIABLE, "nothing0")
+    with pytest.raises(OSError, match="GLOO_SOCKET_IFNAME=nothing0: no such interface"):
+        network.own_address()
+
+
+def test_a_host_name_that_stands_for_loopback_is_refused(monkeypatch):
+    monkeypatch.delenv(network.INTERFACE_VARIABLE, raising=False)
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    with pytest.raises(OSError, match=r"localhost stands for 127\.0\.0\.1.*GLOO_SOCKET_IFNAME"):
+        network.own_address()
+
+
+def test_loopback_urls_are_local():
+    assert network.is_local("http://127.0.0.1:8000")
+    assert network.is_local("http://localhost:8000")
+    assert not network.is_local("http://10.77.0.10:8000")
+    assert not network.is_local("http://node1:8000")

@@ -1,0 +1,62 @@
+"""A rank's place in its job, and a device of its own."""
+
+import pytest
+import torch.distributed as dist
+
+from aent.runtime import rank
+from distributed.ranks import run_ranks
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    """Neither torchrun's nor Slurm's variables; what a test sets is gone after it."""
+    for name in (*NAMES, *rank.SLURM.values()):
+        monkeypatch.setenv(name, "x")  # so that what read_place sets is undone as well
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_srun_and_torchrun_give_the_same_place(environ):
+    import os
+
+    for name, value in zip(rank.SLURM.values(), ("5", "8", "1", "4")):
+        environ.setenv(name, value)
+    environ.setenv("MASTER_ADDR", "node0")
+    environ.setenv("MASTER_PORT", "20001")
+    assert rank.read_place() == 5
+    assert [os.environ[name] for name in NAMES] == ["5", "8", "1", "4", "node0", "20001"]
+    environ.setenv("RANK", "3")  # torchrun inside a Slurm job: its own variables hold
+    assert rank.read_place() == 3
+
+
+def test_a_rank_that_nobody_placed_says_what_is_missing(environ):
+    environ.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not"):
+        rank.read_place()
+
+
+def test_own_device_of_many_or_the_only_one():
+    assert rank.own_device(3, 8) == 3
+    assert rank.own_device(3, 1) == 0
+    with pytest.raises(RuntimeError, match="local rank 4 has no GPU: 4 are visible"):
+        rank.own_device(4, 4)
+
+
+def shared_device(number: int, world: int, names: list[str]) -> str:
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        rank.assert_own_devices(store, number, world, names[number])
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_two_ranks_on_one_device_name_each_other():
+    said = run_ranks(shared_device, 3, ["GPU a", "GPU b", "GPU a"])
+    assert said == [
+        "ranks 0 and 2 were both given GPU a",
+        "",
+        "ranks 2 and 0 were both given GPU a",
+    ]
