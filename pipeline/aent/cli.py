@@ -140,6 +140,23 @@ def replay(
     run(_recorded(source, overrides), bool(overrides), plot)
 
 
+@app.command(name="mlflow-sync")
+def mlflow_sync(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")],
+) -> None:
+    """Give MLflow all that a run recorded while MLflow was away. May be repeated."""
+    from aent.recipe.load import RecipeError
+    from aent.tracking.sender import sync
+
+    try:
+        print(sync(run_dir))
+    except (RecipeError, FileNotFoundError) as error:
+        _refuse(str(error).splitlines())
+    except Exception as error:  # whatever MLflow and its store raise
+        print(f"aent: MLflow did not take it: {type(error).__name__}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
 def main() -> None:
     """Entry point of the command ``aent``."""
     app()

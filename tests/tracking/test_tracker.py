@@ -1,7 +1,10 @@
 """The tracker against a real SQLite store, read back with MLflow's own client."""
 
+import json
 import math
 import re
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from mlflow import MlflowClient
 from aent.recipe.load import dump, flatten, load
 from aent.recipe.schema import Recipe
 from aent.tracking import journal, store
-from aent.tracking.journal import Point
+from aent.tracking.journal import File, Point, Status
 from aent.tracking.store import Store, tracking_uri
 from aent.tracking.tracker import Tracker, mark_ended
 
@@ -21,6 +24,7 @@ RECIPE = """
 name: trial
 model: {bundled: tiny-qwen2}
 controller: {kind: band, initial: .01, low: 1, high: 2, step_size: .1, min: 0, max: 1}
+tracking: {system_metrics_every_s: 0}
 """
 ROW = {"prompt": "1 + 1?", "response": "2", "reward": 1.0, "entropy": math.nan, "version": 3}
 
@@ -82,6 +86,8 @@ def test_a_finished_run_is_wholly_in_mlflow(run_dir, recipe):
     assert len(run.data.params["task.config.text"]) == 6000
     assert set(run.data.params) == set(flatten(recipe))
     assert re.fullmatch("[0-9a-f]{64}", run.data.tags["aent.recipe_sha256"])
+    assert run.data.tags["aent.hosts"] == socket.gethostname()
+    assert "mlflow.parentRunId" not in run.data.tags
     assert {f.path for f in client.list_artifacts(run_id)} == {
         "recipe.yaml", "figure.png", "samples",
     }  # fmt: skip
@@ -137,30 +143,33 @@ def test_points_that_could_not_be_sent_go_with_the_next_attempt(run_dir, recipe,
     tracker = Tracker(run_dir, recipe)
     tracker.log(0, {"a": 1.0})
     deadline = time.monotonic() + 60
-    while tracker.failures < 1 and time.monotonic() < deadline:
+    while tracker.failures < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert tracker.failures >= 1
+    assert tracker.failures >= 2
     database.write_bytes(content)
     for step in (1, 2):
         tracker.log(step, {"a": 1.0})
     assert tracker.finish("FINISHED", timeout_s=120)
     assert history(run_dir, "a") == [(0, 1.0), (1, 1.0), (2, 1.0)]
-    assert capfd.readouterr().err.count("aent: tracking could not send to MLflow") == 1
+    said = capfd.readouterr().err
+    assert said.count("aent: tracking could not send to MLflow") == 1
+    assert said.count("aent: MLflow takes points again, and has all") == 1
 
 
 def test_finish_does_not_wait_for_a_silent_server(run_dir, recipe, monkeypatch, capfd):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
         tracker = Tracker(run_dir, recipe)
         tracker.log(0, {"a": 1.0})
         assert not tracker.finish("FINISHED", timeout_s=0.5)
-        assert "did not take 1 points" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert "did not take 3 entries of the journal within 0.5 s" in said
+        assert f"aent mlflow-sync {run_dir}" in said
         (run_dir / "recipe.yaml").write_text(dump(recipe))
         (run_dir / "mlflow_run_id").write_text("0" * 32)
         assert not mark_ended(run_dir, "FAILED", timeout_s=2.0)
-        assert "was not set to FAILED: no answer within" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert f"does not know that {run_dir} is FAILED: no answer within" in said
     assert journal.read(run_dir / "journal.jsonl")[0].value == 1.0
 
 
@@ -176,7 +185,7 @@ def test_a_name_that_some_stores_refuse_is_kept_in_the_journal_only(run_dir, rec
     client, run_id = client_of(run_dir)
     assert client.get_run(run_id).data.metrics == {"a": 1.0, "c": 2.0}
     assert len(journal.read(run_dir / "journal.jsonl")) == 3
-    assert "send a/b: a metric is called a already" in capfd.readouterr().err
+    assert "the metric a/b stays in the journal: one is called a already" in capfd.readouterr().err
 
 
 KILLED_RUN = """
@@ -227,9 +236,131 @@ def test_where_the_store_is(recipe, tmp_path, monkeypatch):
 
 def test_a_journal_cut_short_reads_up_to_the_cut(tmp_path):
     path = tmp_path / "journal.jsonl"
-    journal.append(path, [Point(0, 5, "a", 0.1), Point(0, 5, "b", math.inf)])
+    first = [Point(0, 5, "a", 0.1), Point(0, 5, "b", math.inf)]
+    journal.append(path, [*first, File(6, "samples/x.json", "samples"), Status(7, "RUNNING")])
     journal.append(path, [Point(1, 6, "a", 1 / 3)])
     text = path.read_text()
     assert journal.read(path)[2] == Point(1, 6, "a", 1 / 3)
     path.write_text(text[:-4])
-    assert journal.read(path) == [Point(0, 5, "a", 0.1), Point(0, 5, "b", math.inf)]
+    assert journal.read(path) == first
+    assert journal.last_status(path) == "RUNNING"
+    journal.drop_torn_line(path)
+    journal.append(path, [Status(8, "KILLED")])
+    assert [entry for entry, _ in journal.entries(path)] == [
+        *first, File(6, "samples/x.json", "samples"), Status(7, "RUNNING"), Status(8, "KILLED")
+    ]  # fmt: skip
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"step": 0, "time": 1, "key": "a", "value": 1.0}\n{"step": 0}\n')
+    with pytest.raises(ValueError, match=r"journal\.jsonl: damaged line before byte 61"):
+        journal.read(path)
+
+
+def test_an_append_that_does_not_fit_leaves_no_half_line(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    journal.append(path, [Point(0, 5, "a", 0.1)])
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"No space left|File too large"):
+            journal.append(path, [Point(1, 5, "a", 0.1)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+
+
+# -- a run that goes on
+
+
+def test_a_resumed_run_is_one_run_and_repeated_steps_are_not_logged_again(
+    run_dir, recipe, tmp_path, capfd
+):
+    first = Tracker(run_dir, recipe)
+    for step in range(3):
+        first.log(step, {"loss": step / 3, "nan": math.nan, "time/total": 1.0})
+        first.log_samples(step, [ROW])
+    assert first.finish("KILLED", timeout_s=120)
+    client, run_id = client_of(run_dir)
+    assert client.get_run(run_id).info.status == "KILLED"
+    with (run_dir / "journal.jsonl").open("a") as file:  # as a kill leaves it
+        file.write('{"step": 3, "ti')
+    (run_dir / "mlflow_run_id").unlink()
+    capfd.readouterr()
+
+    changed = load(tmp_path / "r.yaml", ["steps=7", "tracking.system_metrics_every_s=0"])
+    second = Tracker(run_dir, changed, run_id)
+    second.log(1, {"loss": 1 / 3, "nan": math.nan, "time/total": 2.0})
+    second.log(2, {"loss": 0.7, "nan": 0.0, "time/total": 2.0})
+    second.log_samples(2, [ROW | {"reward": 0.0}])
+    second.log(3, {"loss": 1.0, "nan": math.nan, "time/total": 2.0})
+    second.log_samples(3, [ROW])
+    assert second.finish("FINISHED", timeout_s=120)
+    said = capfd.readouterr().err
+    assert said.count("was executed again") == 1  # times may differ, and step 1 is the same
+    assert "step 2 was executed again: 2 of 3 values differ from the journal's, nan by nan" in said
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["steps"] == "1"
+    assert run.data.tags["aent.changed.steps"] == "7"
+    assert history(run_dir, "loss") == [(0, 0.0), (1, 1 / 3), (2, 2 / 3), (3, 1.0)]
+    assert history(run_dir, "time/total") == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+    assert len(client.list_artifacts(run_id, "samples")) == 4
+    assert [t["path"] for t in json.loads(run.data.tags["mlflow.loggedArtifacts"])] == [
+        f"samples/step_{step:06d}.json" for step in range(4)
+    ]
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_the_difference_of_a_repeated_step_is_the_largest_relative_one(run_dir, recipe, capfd):
+    tracker = Tracker(run_dir, recipe)
+    tracker.log(0, {"large": 1000.0, "small": 0.001, "same": 5.0})
+    tracker.log(0, {"large": 1000.5, "small": 0.002, "same": 5.0})
+    assert tracker.finish("FINISHED", timeout_s=120)
+    assert (
+        "aent: step 0 was executed again: 2 of 3 values differ from the journal's, small by 0.001 "
+        "(0.001 in the journal, 0.002 now); the journal's stay"
+    ) in capfd.readouterr().err
+
+
+def test_a_creation_whose_answer_was_lost_is_found_again(run_dir, recipe):
+    journal.append(run_dir / "journal.jsonl", [Status(1, "RUNNING")])
+    one, again = Store.create(recipe, run_dir), Store.create(recipe, run_dir)
+    assert one.run_id == again.run_id
+    other = run_dir.parent / "other"
+    other.mkdir()
+    journal.append(other / "journal.jsonl", [Status(1, "RUNNING")])
+    assert Store.create(recipe, other).run_id != one.run_id
+
+
+def test_a_sweeps_run_lies_under_its_parent_and_slurm_is_named(run_dir, recipe, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "gpu[01-04]")
+    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "cpu7")
+    tracking = recipe.tracking.model_copy(update={"parent_run_id": "f" * 32})
+    tracker = Tracker(run_dir, recipe.model_copy(update={"tracking": tracking}))
+    assert tracker.finish("FINISHED", timeout_s=120)
+    client, run_id = client_of(run_dir)
+    tags = client.get_run(run_id).data.tags
+    assert tags["mlflow.parentRunId"] == "f" * 32
+    assert tags["aent.slurm_job_id"] == "4711"
+    assert tags["aent.hosts"] == "gpu[01-04],cpu7"
+
+
+def test_system_metrics_go_through_the_journal_and_count_on_after_a_resume(run_dir, recipe):
+    tracking = recipe.tracking.model_copy(update={"system_metrics_every_s": 0.05})
+    watched = recipe.model_copy(update={"tracking": tracking})
+    for _ in range(2):
+        tracker = Tracker(run_dir, watched)
+        before = len(journal.read(run_dir / "journal.jsonl"))
+        deadline = time.monotonic() + 60
+        while len(journal.read(run_dir / "journal.jsonl")) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert tracker.finish("FINISHED", timeout_s=120)
+    logged = history(run_dir, "system/cpu_utilization_percentage")
+    assert [step for step, _ in logged] == list(range(len(logged)))
+    assert len(logged) >= 2
+    assert history(run_dir, "system/system_memory_usage_megabytes")[0][1] > 0

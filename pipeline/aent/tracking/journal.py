@@ -1,26 +1,50 @@
-"""The journal: every metric point of a run, on disk before anything else hears of it.
+"""The journal: everything that MLflow shall hear of a run, in order, on disk before it does.
 
-One JSON object a line: step, time (milliseconds since 1970, fixed when the point was logged), key,
-value. A store that takes the same (key, time, step, value) twice as once can be fed from it again
-and again.
+One JSON object a line. Times are milliseconds since 1970, fixed when the entry was made: a store
+that takes the same (key, time, step, value) twice as once can be fed from it again and again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+JOURNAL_FILE = "journal.jsonl"
 
 
 class Point(NamedTuple):
     """One value of one metric."""
 
     step: int
-    time: int  # milliseconds since 1970
+    time: int
     key: str
     value: float
+
+
+class File(NamedTuple):
+    """A file that is whole by now and will not change: ``file`` is relative to the run's folder."""
+
+    time: int
+    file: str
+    folder: str  # among MLflow's artifacts
+
+
+class Status(NamedTuple):
+    """The run has this status from now on: RUNNING, FINISHED, FAILED or KILLED."""
+
+    time: int
+    status: str
+
+
+Entry = Point | File | Status
+_KINDS: dict[frozenset[str], type[Entry]] = {
+    frozenset(kind._fields): kind for kind in (Point, File, Status)
+}
 
 
 def now() -> int:
@@ -28,21 +52,62 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def append(path: Path, points: Iterable[Point]) -> None:
-    """Add points to the journal at ``path`` and flush; OSError if it cannot be written."""
-    lines = [json.dumps(point._asdict()) + "\n" for point in points]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+def append(path: Path, new: Iterable[Entry]) -> None:
+    """Add all entries to the journal at ``path``, or none: OSError if it cannot be written."""
+    lines = "".join(json.dumps(entry._asdict()) + "\n" for entry in new).encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = file.write(lines)
+            if written != len(lines):  # what a full disk does
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
+    """Every whole line from byte ``start`` on, with the position after it.
+
+    A last line cut short by a kill is left out. Raises ValueError naming a damaged line.
+    """
+    position = start
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            position += len(line)
+            try:
+                fields = json.loads(line)
+                entry = _KINDS[frozenset(fields)](**fields)
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}: damaged line before byte {position}") from None
+            yield entry, position
 
 
 def read(path: Path) -> list[Point]:
-    """Every whole line of the journal; a last line cut short by a kill is left out."""
-    points = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            entry = json.loads(line)
-            points.append(Point(entry["step"], entry["time"], entry["key"], entry["value"]))
-    return points
+    """Every metric point of the journal."""
+    return [entry for entry, _ in entries(path) if isinstance(entry, Point)]
+
+
+def last_status(path: Path) -> str | None:
+    """The run's newest status; None in a journal that is not there or has none."""
+    found = None
+    if path.is_file():
+        for entry, _ in entries(path):
+            found = entry.status if isinstance(entry, Status) else found
+    return found
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a killed writer has begun and not ended, before somebody else writes on."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 def colliding(key: str, others: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from aent.entropy.controllers import ControllerSettings
 from aent.recipe.load import RecipeError, load, resolve
 from aent.recipe.schema import Recipe
 from aent.tracking import journal
-from aent.tracking.tracker import JOURNAL_FILE
+from aent.tracking.journal import JOURNAL_FILE
 
 MAX_STEPS = 10_000_000  # a step number beyond it is a mistake, not a run
 Series = dict[int, float]  # value by step

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 from aent.recipe.load import Scalar, dump, flatten
 from aent.recipe.schema import Recipe
-from aent.tracking.journal import Point
+from aent.tracking.journal import JOURNAL_FILE, Point
 
 RUN_ID_FILE = "mlflow_run_id"
-TERMINAL = ("FINISHED", "FAILED", "KILLED")
+RUN_KEY_TAG = "aent.run_key"
 # MLflow's limits (mlflow.utils.validation)
 PARAMS_PER_BATCH = 100
 POINTS_PER_BATCH = 1000
@@ -50,29 +51,44 @@ class Store:
 
     @classmethod
     def create(cls, recipe: Recipe, run_dir: Path) -> Store:
-        """Make the experiment if it is not there, and a run in it with parameters and tags.
+        """A new run in the recipe's experiment, which is made if it is not there.
 
-        The run's id is written to ``run_dir/mlflow_run_id``.
+        One run for one folder: an earlier attempt whose answer never came is found again.
         """
         store = cls(tracking_uri(recipe, run_dir))
         experiment = _experiment(store.client, store.uri, recipe.tracking.experiment)
-        created = store.client.create_run(experiment, run_name=recipe.name, tags=_tags(recipe))
-        store.run_id = created.info.run_id
-        (run_dir / RUN_ID_FILE).write_text(store.run_id + "\n")
-        store.log_parameters(flatten(recipe))
-        store.client.log_text(store.run_id, dump(recipe), "recipe.yaml")
+        key = _run_key(run_dir)
+        found = store.client.search_runs(
+            [experiment],
+            f"tags.`{RUN_KEY_TAG}` = '{key}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        run = found[0] if found else None
+        if run is None:
+            tags = {RUN_KEY_TAG: key}
+            run = store.client.create_run(experiment, run_name=recipe.name, tags=tags)
+        store.run_id = run.info.run_id
         return store
 
-    def log_parameters(self, parameters: dict[str, Scalar]) -> None:
-        """Log flat parameters, shortened to MLflow's limits."""
-        from mlflow.entities import Param
+    def describe(self, recipe: Recipe) -> None:
+        """Tags, parameters and the recipe itself; again after a resume, where they may differ.
 
-        entities = [
-            Param(re.sub(r"[^/\w.\- :]", "_", key)[:KEY_LENGTH], _param_text(value))
-            for key, value in parameters.items()
-        ]
-        for start in range(0, len(entities), PARAMS_PER_BATCH):
-            self.client.log_batch(self.run_id, params=entities[start : start + PARAMS_PER_BATCH])
+        MLflow's parameters never change: one that does is a tag ``aent.changed.NAME`` as well.
+        """
+        from mlflow.entities import Param, RunTag
+
+        there = self.client.get_run(self.run_id).data
+        self._tables = json.loads(there.tags.get(TABLES_TAG, "[]"))
+        parameters = {_param_name(k): _param_text(v) for k, v in flatten(recipe).items()}
+        new = [Param(k, v) for k, v in parameters.items() if k not in there.params]
+        for start in range(0, len(new), PARAMS_PER_BATCH):
+            self.client.log_batch(self.run_id, params=new[start : start + PARAMS_PER_BATCH])
+        tags = _tags(recipe) | {
+            f"aent.changed.{k}": v for k, v in parameters.items() if there.params.get(k, v) != v
+        }
+        self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self.client.log_text(self.run_id, dump(recipe), "recipe.yaml")
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Log at most ``POINTS_PER_BATCH`` points; those already there change nothing."""
@@ -85,22 +101,26 @@ class Store:
         """Copy a file to the run's artifacts, into ``folder`` of them; tables can be browsed."""
         self.client.log_artifact(self.run_id, str(path), folder)
         if folder == "samples":
-            self._tables.append({"path": f"{folder}/{path.name}", "type": "table"})
-            value = json.dumps(self._tables[-TABLES_IN_TAG:])
-            self.client.set_tag(self.run_id, TABLES_TAG, value)
+            table = {"path": f"{folder}/{path.name}", "type": "table"}
+            tables = [t for t in self._tables if t != table] + [table]
+            self._tables = sorted(tables, key=lambda t: t["path"])[-TABLES_IN_TAG:]
+            self.client.set_tag(self.run_id, TABLES_TAG, json.dumps(self._tables))
 
-    def status(self) -> str:
-        """RUNNING, or one of ``TERMINAL``."""
-        return self.client.get_run(self.run_id).info.status
-
-    def end(self, status: str) -> None:
-        self.client.set_terminated(self.run_id, status)
+    def set_status(self, status: str, time_ms: int) -> None:
+        """RUNNING, or one of MLflow's terminal ones, reached at ``time_ms``."""
+        if status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        else:
+            self.client.set_terminated(self.run_id, status, time_ms)
 
 
 def open_client(uri: str) -> Any:
     """MLflow's client of this store, without its chatter."""
     # before the import: MLflow's usage reports are started by it
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # a request to a dead or frozen server ends soon; who sends tries again by itself (tracker.py)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
@@ -127,19 +147,41 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     return found.experiment_id
 
 
+def _param_name(key: str) -> str:
+    return re.sub(r"[^/\w.\- :]", "_", key)[:KEY_LENGTH]
+
+
 def _param_text(value: Scalar) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 3] + "..."
+
+
+def _run_key(run_dir: Path) -> str:
+    """The same for every attempt to make the run of this folder, and for no other run."""
+    with (run_dir / JOURNAL_FILE).open("rb") as file:
+        first = file.readline()
+    return hashlib.sha256(str(run_dir.absolute()).encode() + b"\0" + first).hexdigest()
 
 
 def _tags(recipe: Recipe) -> dict[str, str]:
     tags = {
         "mlflow.source.name": "aent train",
         "aent.recipe_sha256": hashlib.sha256(dump(recipe).encode()).hexdigest(),
+        "aent.hosts": _hosts(),
     }
+    if "SLURM_JOB_ID" in os.environ:
+        tags["aent.slurm_job_id"] = os.environ["SLURM_JOB_ID"]
+    if recipe.tracking.parent_run_id is not None:
+        tags["mlflow.parentRunId"] = recipe.tracking.parent_run_id
     with contextlib.suppress(KeyError, OSError):  # a user id without a name
         tags["mlflow.user"] = getpass.getuser()
     return tags | dict(_git_tags())
+
+
+def _hosts() -> str:
+    """Slurm's node lists (one per part of a heterogeneous job), else this machine's name."""
+    lists = {v: None for k, v in sorted(os.environ.items()) if k.startswith("SLURM_JOB_NODELIST")}
+    return ",".join(lists) or socket.gethostname()
 
 
 def _git_tags() -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Tracking of one run: journal first, then MLflow, off the critical path.
 
-Rank 0 logs; a background thread sends. What MLflow does not take (a server that is away, a full
-disk) is reported once on stderr and counted; the points stay in the journal, go with the next
-attempt, and never stop training.
+Rank 0 logs; a background thread sends (sender.py). What MLflow does not take (a server that is
+away or silent, a full disk) is reported once an outage on stderr and counted; everything is in the
+journal, goes in order when MLflow answers again, and never stops training.
 """
 
 from __future__ import annotations
@@ -13,47 +13,57 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.tracking import figures, journal
-from aent.tracking.journal import Point
-from aent.tracking.store import (
-    POINTS_PER_BATCH,
-    RUN_ID_FILE,
-    TERMINAL,
-    Store,
-    look_command,
-    tracking_uri,
-)
+from aent.tracking.journal import JOURNAL_FILE, File, Point
+from aent.tracking.journal import Status as StatusEntry
+from aent.tracking.sender import FIGURE_FILE, Sender, everything_sent, sync
+from aent.tracking.store import RUN_ID_FILE, look_command, tracking_uri
+from aent.tracking.system_metrics import sample_system
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-JOURNAL_FILE = "journal.jsonl"
-FIGURE_FILE = "figure.png"
+FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts to send, doubled each time
+LAST_RETRIES_S = 1.0  # between them while ``finish`` waits
+FIGURE_EVERY_S = 10.0  # at most
+# what differs when a step is executed again: how long it took
+UNREPEATABLE = ("time/", "system/", "tokens/per_s")
 
 
 class Tracker:
     """Where rank 0 writes what happened. No method waits for MLflow, except ``finish``."""
 
-    def __init__(self, run_dir: Path, recipe: Recipe) -> None:
+    def __init__(self, run_dir: Path, recipe: Recipe, run_id: str = "") -> None:
+        """Begin a run, or go on with the one whose journal lies in ``run_dir``.
+
+        Args:
+            run_id: MLflow's, if somebody knows it (a checkpoint does); else the one that the
+                folder knows; else a run is made as soon as MLflow answers.
+        """
         self.run_dir, self.recipe = run_dir, recipe
         self.failures = 0  # of writing, drawing or sending
-        self._points: list[Point] = []
-        self._keys: set[str] = set()
-        self._sent = 0  # points that MLflow has
-        self._files: deque[tuple[Path, str | None]] = deque()  # (file, artifact folder) to send
-        self._figure_due = False
+        self._journal = run_dir / JOURNAL_FILE
+        self._metrics: dict[str, dict[int, float]] = {}  # by key and step; what the journal has
+        self._tables: set[str] = set()
+        self._unwritten: list[journal.Entry] = []  # the disk was full
         self._status: Status | None = None
-        self._store: Store | None = None
+        self._figure_due = False
         self._reported: set[str] = set()
-        self._wake = threading.Event()
+        self._lock = threading.Lock()  # of the journal and of what it has
+        self._wake, self._ended = threading.Event(), threading.Event()
+        if run_id:
+            (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
+        self._try("read the journal", self._read_journal)
+        self._append([StatusEntry(journal.now(), "RUNNING")])
+        self._sender = Sender(run_dir, recipe)
         self._wake.set()  # open the run at once
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
+        if recipe.tracking.system_metrics_every_s:
+            threading.Thread(target=self._watch_system, name="system", daemon=True).start()
 
     @property
     def look(self) -> str:
@@ -61,18 +71,24 @@ class Tracker:
         return look_command(tracking_uri(self.recipe, self.run_dir))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of a step (steps count from 0; values may be NaN)."""
+        """Record metrics of a step (steps count from 0; values may be NaN).
+
+        What the journal has of this step already (it is executed again after a resume) is not
+        logged again; where the values differ, a warning says by how much.
+        """
         time_ms = journal.now()
-        points = [Point(step, time_ms, key, float(value)) for key, value in metrics.items()]
-        self._try("write the journal", journal.append, self.run_dir / JOURNAL_FILE, points)
-        for point in points:
-            if point.key not in self._keys:
-                other = journal.colliding(point.key, self._keys)
-                if other is not None:
-                    self._failed(f"send {point.key}", f"a metric is called {other} already")
-                    continue
-                self._keys.add(point.key)
-            self._points.append(point)
+        new, repeated = [], {}
+        with self._lock:
+            for key, value in metrics.items():
+                known = self._metrics.setdefault(key, {})
+                if step in known:
+                    repeated[key] = (known[step], float(value))
+                else:
+                    known[step] = float(value)
+                    new.append(Point(step, time_ms, key, float(value)))
+        self._append(new)
+        if repeated:
+            self._compare(step, repeated)
         self._wake.set()
 
     def log_samples(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
@@ -80,91 +96,153 @@ class Tracker:
 
         It lies in ``run_dir/samples`` and among MLflow's artifacts, one table a step.
         """
-        path = self.run_dir / "samples" / f"step_{step:06d}.json"
-        if self._try("write the samples", _write_table, path, rows):
-            self._files.append((path, "samples"))
+        name = f"samples/step_{step:06d}.json"
+        if name in self._tables:  # executed again: the first table stays, as the first values do
+            return
+        if self._try("write the samples", _write_table, self.run_dir / name, rows):
+            self._tables.add(name)
+            self._append([File(journal.now(), name, "samples")])
             self._wake.set()
 
     def refresh_figure(self) -> None:
-        """Have ``run_dir/figure.png`` drawn anew (in the background) and sent."""
+        """Have ``run_dir/figure.png`` drawn anew and sent, in the background, not too often."""
         self._figure_due = True
         self._wake.set()
 
     def finish(self, status: Status, timeout_s: float = 30.0) -> bool:
-        """Send what is left, draw the figure, and set the run's status.
+        """Draw the figure, send what is left, and set the run's status.
 
-        Returns whether MLflow has everything within ``timeout_s``; what it has not is said on
-        stderr and stays in the run's folder.
+        Returns whether MLflow has everything within ``timeout_s``; if not, what it lacks is said on
+        stderr, and ``aent mlflow-sync`` sends it.
         """
-        self._status = status
         self._figure_due = True
+        self._append([StatusEntry(journal.now(), status)])
+        self._status = status
+        self._ended.set()
         self._wake.set()
         self._thread.join(timeout_s)
-        left = len(self._points) - self._sent
-        if self._thread.is_alive():
-            self._failed(
-                "finish in time",
-                f"MLflow ({self.look}) did not take {left} points and {len(self._files)} files "
-                f"within {timeout_s:g} s",
+        if not self._thread.is_alive():
+            return True
+        print(
+            f"aent: MLflow ({self.look}) did not take {self._sender.left()} entries of the journal "
+            f"within {timeout_s:g} s; when it is back: aent mlflow-sync {self.run_dir}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+
+    # -- the journal
+
+    def _read_journal(self) -> None:
+        """What an earlier process of this run has written."""
+        if not self._journal.is_file():
+            return
+        journal.drop_torn_line(self._journal)
+        for entry, _ in journal.entries(self._journal):
+            if isinstance(entry, Point):
+                self._metrics.setdefault(entry.key, {}).setdefault(entry.step, entry.value)
+            elif isinstance(entry, File):
+                self._tables.add(entry.file)
+
+    def _append(self, new: Sequence[journal.Entry]) -> None:
+        with self._lock:
+            self._unwritten += new
+            if self._try("write the journal", journal.append, self._journal, self._unwritten):
+                self._unwritten = []
+
+    def _compare(self, step: int, repeated: dict[str, tuple[float, float]]) -> None:
+        differences = {
+            key: abs(then - now)
+            for key, (then, now) in repeated.items()
+            if then != now
+            and not (math.isnan(then) and math.isnan(now))
+            and not key.startswith(UNREPEATABLE)
+        }
+        if differences:
+            # relative to the value; NaN against a number comes first
+            worst = max(
+                differences,
+                key=lambda k: (
+                    math.inf
+                    if math.isnan(differences[k])
+                    else differences[k] / max(map(abs, repeated[k]))
+                ),
             )
-            return False
-        return self._store is not None and left == 0 and not self._files
+            then, now = repeated[worst]
+            print(
+                f"aent: step {step} was executed again: {len(differences)} of {len(repeated)} "
+                f"values differ from the journal's, {worst} by {differences[worst]:.3g} ({then!r} "
+                f"in the journal, {now!r} now); the journal's stay",
+                file=sys.stderr,
+                flush=True,
+            )
 
     # -- in the background
 
     def _work(self) -> None:
+        delay = 0.0  # until the next attempt; 0: nothing waits
+        attempt_at = drawn_at = -math.inf
+        unsent_figure = False
         while True:
-            self._wake.wait()
+            self._wake.wait(delay or None)
             self._wake.clear()
-            status = self._status
-            if self._figure_due:
-                self._figure_due = False
-                self._try("draw the figure", self._draw)
-            self._try("send to MLflow", self._send)
-            if status is not None:
-                if self._store is not None:
-                    self._try("end the run in MLflow", self._store.end, status)
-                return
+            ended = self._ended.is_set()
+            if self._figure_due and (ended or time.monotonic() - drawn_at >= FIGURE_EVERY_S):
+                self._figure_due, drawn_at = False, time.monotonic()
+                unsent_figure |= self._try("draw the figure", self._draw)
+            if time.monotonic() < attempt_at and not (ended and delay > LAST_RETRIES_S):
+                continue
+            if self._try("send to MLflow", self._send, unsent_figure):
+                delay, unsent_figure = 0.0, False
+                if ended:
+                    return
+            elif ended:
+                delay = LAST_RETRIES_S
+            else:
+                delay = min(max(2 * delay, FIRST_RETRY_S), LONGEST_RETRY_S)
+            attempt_at = time.monotonic() + delay
+
+    def _send(self, figure: bool) -> None:
+        self._sender.send()
+        if "send to MLflow" in self._reported:
+            self._reported.discard("send to MLflow")
+            print("aent: MLflow takes points again, and has all", file=sys.stderr, flush=True)
+        if figure:
+            self._sender.send_figure()
 
     def _draw(self) -> None:
-        path = self.run_dir / FIGURE_FILE
-        metrics: dict[str, dict[int, float]] = {}
-        for point in list(self._points):
-            metrics.setdefault(point.key, {})[point.step] = point.value
-        figures.draw(metrics, self.recipe, path)
-        if (path, None) not in self._files:
-            self._files.append((path, None))
+        with self._lock:
+            metrics = {key: dict(series) for key, series in self._metrics.items()}
+        figures.draw(metrics, self.recipe, self.run_dir / FIGURE_FILE)
 
-    def _send(self) -> None:
-        if self._store is None:
-            self._store = Store.create(self.recipe, self.run_dir)
-        while self._sent < len(self._points):
-            batch = self._points[self._sent : self._sent + POINTS_PER_BATCH]
-            self._store.log_points(batch)
-            self._sent += len(batch)
-        while self._files:
-            self._store.upload(*self._files[0])
-            self._files.popleft()
+    def _watch_system(self) -> None:
+        every = self.recipe.tracking.system_metrics_every_s
+        with self._lock:
+            before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
+        number = max(before, default=-1) + 1  # of the sample: these metrics' own step
+        samples = sample_system()
+        while not self._ended.wait(every):
+            if not self._try("read the system", lambda n: self.log(n, next(samples)), number):
+                return
+            number += 1
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
         """Run ``work``; a failure is counted and reported, not raised."""
         try:
             work(*arguments)
         except Exception as error:
-            self._failed(what, f"{type(error).__name__}: {error}")
+            self.failures += 1
+            if what not in self._reported:
+                self._reported.add(what)
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                print(
+                    f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
+                    f"in {self._journal})",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return False
         return True
-
-    def _failed(self, what: str, why: str) -> None:
-        self.failures += 1
-        if what not in self._reported:
-            self._reported.add(what)
-            print(
-                f"aent: tracking could not {what}: {' '.join(why.split())[:500]} (training goes "
-                f"on; the points are in {self.run_dir / JOURNAL_FILE}; said once)",
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -183,14 +261,20 @@ def _json_value(value: Any) -> Any:
 
 
 def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
-    """Give the run this status in MLflow unless it has a final one; for another process than rank
-    0's, which is dead by now.
+    """Give the run this status unless it has a final one; for another process than rank 0's, which
+    is dead by now.
 
-    Also sends the journal again: points that the dead process had not sent are not lost. A run
-    that ended before MLflow heard of it is made there now. It all happens in a process of its own,
-    killed after ``timeout_s``. Returns whether it went well; a failure is one line on stderr.
+    Also sends what the dead process had not sent; a run that ended before MLflow heard of it is
+    made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``. Returns
+    whether it went well; a failure is one line on stderr, and ``aent mlflow-sync`` is left to do.
     """
-    command = [sys.executable, "-m", "aent.tracking.tracker", str(run_dir), status]
+    path = run_dir / JOURNAL_FILE
+    journal.drop_torn_line(path)
+    if journal.last_status(path) in (None, "RUNNING"):
+        journal.append(path, [StatusEntry(journal.now(), status)])
+    elif everything_sent(run_dir):
+        return True
+    command = [sys.executable, "-m", "aent.tracking.tracker", str(run_dir)]
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -201,25 +285,13 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
         why = f"no answer within {time.monotonic() - started:.0f} s"
     if why:
         last = why.splitlines()[-1]
-        print(f"aent: MLflow's run of {run_dir} was not set to {status}: {last}", file=sys.stderr)
+        print(
+            f"aent: MLflow does not know that {run_dir} is {status}: {last}; when it answers: aent "
+            f"mlflow-sync {run_dir}",
+            file=sys.stderr,
+        )
     return not why
 
 
-def _mark(run_dir: Path, status: str) -> None:
-    recipe = load(run_dir / "recipe.yaml")
-    if (run_dir / RUN_ID_FILE).is_file():
-        run_id = (run_dir / RUN_ID_FILE).read_text().strip()
-        store = Store(tracking_uri(recipe, run_dir), run_id)
-    else:
-        store = Store.create(recipe, run_dir)
-    if store.status() in TERMINAL:
-        return
-    store.end(status)
-    if (run_dir / JOURNAL_FILE).is_file():
-        points = journal.read(run_dir / JOURNAL_FILE)
-        for start in range(0, len(points), POINTS_PER_BATCH):
-            store.log_points(points[start : start + POINTS_PER_BATCH])
-
-
 if __name__ == "__main__":
-    _mark(Path(sys.argv[1]), sys.argv[2])
+    sync(Path(sys.argv[1]), from_start=False)

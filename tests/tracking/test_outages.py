@@ -1,0 +1,215 @@
+"""A real MLflow server, killed, frozen or away: nothing lost, nothing doubled, no step waits.
+
+The request time-out is set to ten minutes: a call that waited for the server would show.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from aent.cli import app
+from aent.recipe.load import dump, load
+from aent.recipe.schema import Recipe
+from aent.runtime.children import free_port
+from aent.tracking import journal
+from aent.tracking.sender import everything_sent
+from aent.tracking.tracker import Tracker
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+name: trial
+model: {bundled: tiny-qwen2}
+controller: {initial: 0}
+tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT}
+"""
+PATIENCE_S = 120
+
+
+class Server:
+    """``mlflow server`` with a SQLite store, on a port of its own; may die and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        argv += ["--port", str(self.port), "--workers", "1"]
+        argv += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        argv += ["--artifacts-destination", str(self.folder / "artifacts")]
+        env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        wait_until(self.answers, "the server answers")
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    found = Server(tmp_path_factory.mktemp("server"))
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def run_dir(tmp_path, server, monkeypatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE.replace("EXPERIMENT", tmp_path.name))
+    (folder / "recipe.yaml").write_text(dump(load(recipe)))
+    return folder
+
+
+def recipe_of(run_dir: Path) -> Recipe:
+    return load(run_dir / "recipe.yaml")
+
+
+def log(tracker: Tracker, steps: range) -> None:
+    for step in steps:
+        tracker.log(step, {"loss": 1 / (step + 1), "reward": float(step)})
+        tracker.log_samples(step, [{"response": f"of step {step}", "reward": 0.5}])
+        tracker.refresh_figure()
+
+
+def assert_whole(run_dir: Path, steps: int, status: str = "FINISHED") -> None:
+    """The server's only run of this experiment has every entry of the journal once, as it was."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(recipe_of(run_dir).tracking.experiment)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id == (run_dir / "mlflow_run_id").read_text().strip()
+    assert run.info.status == status
+    logged = journal.read(run_dir / "journal.jsonl")
+    for key in ("loss", "reward"):
+        history = client.get_metric_history(run.info.run_id, key)
+        assert [(m.step, m.timestamp, m.value) for m in history] == [
+            (p.step, p.time, p.value) for p in logged if p.key == key
+        ]
+        assert [m.step for m in history] == list(range(steps))
+    tables = {f.path for f in client.list_artifacts(run.info.run_id, "samples")}
+    assert tables == {f"samples/step_{step:06d}.json" for step in range(steps)}
+    names = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert names == {"recipe.yaml", "figure.png", "samples"}
+
+
+def test_a_server_that_is_away_at_the_start_gets_the_run_when_it_answers(run_dir, server, capfd):
+    server.kill()
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(2))
+    wait_until(lambda: tracker.failures > 0, "an attempt has failed")
+    assert not (run_dir / "mlflow_run_id").exists()
+    server.start()
+    log(tracker, range(2, 4))
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S)
+    assert_whole(run_dir, steps=4)
+    said = capfd.readouterr().err
+    assert said.count("tracking could not send to MLflow") == 1
+    assert said.count("MLflow takes points again, and has all") == 1
+
+
+def test_a_server_that_is_frozen_in_mid_run_is_not_waited_for(run_dir, server):
+    if not server.answers():
+        server.start()
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(2))
+    wait_until(lambda: everything_sent(run_dir), "the first steps arrive")
+    server.signal(signal.SIGSTOP)
+    try:
+        log(tracker, range(2, 6))  # returns though nobody answers
+        assert not everything_sent(run_dir)
+    finally:
+        server.signal(signal.SIGCONT)
+    log(tracker, range(6, 8))
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S)
+    assert_whole(run_dir, steps=8)
+
+
+def test_a_server_that_is_killed_in_mid_run_gets_the_rest_when_it_is_back(run_dir, server):
+    if not server.answers():
+        server.start()
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(3))
+    wait_until(lambda: (run_dir / "mlflow_run_id").exists(), "the run exists")
+    server.kill()  # perhaps in the middle of a batch
+    log(tracker, range(3, 6))
+    server.start()
+    log(tracker, range(6, 7))
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S)
+    assert_whole(run_dir, steps=7)
+
+
+def test_what_a_frozen_server_missed_at_the_end_is_sent_by_mlflow_sync(run_dir, server, capfd):
+    from typer.testing import CliRunner
+
+    if not server.answers():
+        server.start()
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(2))
+    wait_until(lambda: everything_sent(run_dir), "the first steps arrive")
+    server.signal(signal.SIGSTOP)
+    try:
+        log(tracker, range(2, 5))
+        assert not tracker.finish("FINISHED", timeout_s=1)
+    finally:
+        server.signal(signal.SIGCONT)
+    assert f"aent mlflow-sync {run_dir}" in capfd.readouterr().err
+    for _ in range(2):  # twice is as once
+        done = CliRunner().invoke(app, ["mlflow-sync", str(run_dir)])
+        assert done.exit_code == 0, done.output
+        assert "FINISHED" in done.stdout
+    assert_whole(run_dir, steps=5)
+
+
+def test_sync_says_what_is_wrong(tmp_path, server, run_dir):
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, ["mlflow-sync", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "recipe.yaml: no such file" in done.stderr
+    done = CliRunner().invoke(app, ["mlflow-sync", str(run_dir)])
+    assert done.exit_code == 2
+    assert "it has no journal.jsonl" in done.stderr
+    server.kill()
+    journal.append(run_dir / "journal.jsonl", [journal.Status(1, "FAILED")])
+    done = CliRunner().invoke(app, ["mlflow-sync", str(run_dir)])
+    assert done.exit_code == 1
+    assert "aent: MLflow did not take it" in done.stderr
