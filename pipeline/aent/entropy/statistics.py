@@ -89,29 +89,32 @@ def token_statistics(
     Raises:
         ValueError, TypeError: one sentence naming the argument.
     """
-    _check(logits, targets, temperature)
+    check_arguments(logits, targets, temperature)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
-    kept = _kept_count(drop_fraction, top_k, shard.vocab_size)
+    kept = kept_count(drop_fraction, top_k, shard.vocab_size)
     flat = logits.reshape(-1, logits.shape[-1])
     results = _TokenStatistics.apply(flat, targets.reshape(-1), temperature, kept, shard)
     return TokenStatistics(*(r.view(targets.shape) for r in results))
 
 
-def _check(logits: Tensor, targets: Tensor, temperature: float) -> None:
+def check_arguments(
+    logits: Tensor, targets: Tensor, temperature: float, name: str = "logits"
+) -> None:
+    """Raise as ``token_statistics`` does; ``name``: what the caller calls its first argument."""
     if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(f"logits must be fp16, bf16, fp32 or float64, not {logits.dtype}")
+        raise TypeError(f"{name} must be fp16, bf16, fp32 or float64, not {logits.dtype}")
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64 token ids, not {targets.dtype}")
     if logits.dim() == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(
-            f"targets has shape {tuple(targets.shape)}, but logits of shape {tuple(logits.shape)}"
+            f"targets has shape {tuple(targets.shape)}, but {name} of shape {tuple(logits.shape)}"
             f" need {tuple(logits.shape[:-1])}"
         )
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}, but must be finite and above 0")
 
 
-def _kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
+def kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
     """Return K; it is V where nothing is clamped."""
     if top_k is None:
         if drop_fraction is None:

@@ -1,0 +1,204 @@
+"""The statistics from hidden states and the output layer's weight, never holding the logits.
+
+The logits of a few tokens at a time pass through one buffer: computed, reduced to the statistics,
+forgotten. The backward computes them once more, turns them into their gradient in place and
+multiplies that into the gradients of the hidden states and of the weight. A third matrix product
+more than an output layer followed by ``token_statistics``, for chunk_tokens / N of its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from aent.entropy.selection import VocabShard
+from aent.entropy.statistics import (
+    PAPER_DROP_FRACTION,
+    SavedRows,
+    TokenStatistics,
+    backward_rows,
+    check_arguments,
+    forward_rows,
+    kept_count,
+)
+
+# Enough rows for the weight's gradient, which every chunk reads and writes, to cost less than the
+# matrix product that makes it.
+CHUNK_TOKENS: Final = 1024
+WEIGHT_ROWS = 8192  # of a product that is added to a wider dtype: what it takes besides the buffer
+
+
+def linear_token_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    drop_fraction: float | None = PAPER_DROP_FRACTION,
+    top_k: int | None = None,
+    vocab_size: int | None = None,
+    tp_group: dist.ProcessGroup | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+    weight_grad: Tensor | None = None,
+) -> TokenStatistics:
+    """``token_statistics(hidden @ weight.T, targets, ...)`` in the memory of a chunk of tokens.
+
+    Args:
+        hidden: [..., H] fp16, bf16, fp32 or float64: all of H, the same on all ranks.
+        weight: [V_local, H] of the same dtype: this rank's block of the vocabulary.
+        targets, temperature, drop_fraction, top_k, vocab_size, tp_group: as for
+            ``token_statistics``.
+        chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
+            held at once; the same on all ranks. Each chunk has the collectives of one
+            ``token_statistics``.
+        weight_grad: [V_local, H], where the gradient of ``weight`` is to be added in place of
+            autograd's own accumulation (Megatron's ``weight.main_grad``, mostly fp32); autograd
+            then has none for ``weight``.
+
+    Returns:
+        TokenStatistics, as ``token_statistics`` does from the same logits. Differentiable with
+        respect to ``hidden`` and ``weight``; the two and 40 bytes a token are kept for it. The
+        weight's gradient is complete for this rank's block, and accumulated over chunks in fp32 at
+        least. **The gradient of hidden is this rank's part, through its own columns: the parts must
+        be summed over tp_group.** That is for the function that brought ``hidden`` here, as for
+        Megatron's ColumnParallelLinear: ``copy_to_tensor_model_parallel_region`` (all-reduce in the
+        backward) where every rank had ``hidden`` already; with sequence parallelism
+        ``gather_from_sequence_parallel_region`` (reduce-scatter in the backward); for a DTensor
+        ``to_local(grad_placements=[Partial()])``.
+
+    Raises:
+        ValueError, TypeError: one sentence naming the argument.
+
+    Autocast has no effect inside: the logits have the dtype of ``hidden``.
+    """
+    check_arguments(hidden, targets, temperature, name="hidden")
+    if weight.dtype != hidden.dtype:
+        raise TypeError(f"weight is {weight.dtype}, but hidden is {hidden.dtype}")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, but must be [V_local, {hidden.shape[-1]}] for"
+            f" hidden of shape {tuple(hidden.shape)}"
+        )
+    if weight_grad is not None and weight_grad.shape != weight.shape:
+        raise ValueError(
+            f"weight_grad has shape {tuple(weight_grad.shape)}, but weight {tuple(weight.shape)}"
+        )
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}, but must be 1 or more")
+    shard = VocabShard.locate(weight.shape[0], vocab_size, tp_group, weight.device)
+    kept = kept_count(drop_fraction, top_k, shard.vocab_size)
+    results = _LinearTokenStatistics.apply(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        targets.reshape(-1),
+        temperature,
+        kept,
+        shard,
+        chunk_tokens,
+        weight_grad,
+    )
+    return TokenStatistics(*(r.view(targets.shape) for r in results))
+
+
+class _LinearTokenStatistics(torch.autograd.Function):
+    """hidden [N, H], weight [V_local, H] -> the four statistics, each [N]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        k: int,
+        shard: VocabShard,
+        chunk_tokens: int,
+        weight_grad: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        statistics, saved = [], []
+        for rows, logits in _logits(hidden, weight, chunk_tokens):
+            *of_rows, saved_rows = forward_rows(logits, targets[rows], temperature, k, shard)
+            statistics.append(of_rows)
+            saved.append(saved_rows)
+        log_prob, entropy, clamped_entropy, kept_mass = (torch.cat(s) for s in zip(*statistics))
+        joined = (None if s[0] is None else torch.cat(s) for s in zip(*saved))
+        ctx.save_for_backward(hidden, weight, targets, *joined)
+        ctx.temperature, ctx.shard, ctx.chunk_tokens = temperature, shard, chunk_tokens
+        ctx.weight_grad = weight_grad  # not saved as an input: it changes between micro-batches
+        ctx.mark_non_differentiable(kept_mass)
+        ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
+        return log_prob, entropy, clamped_entropy, kept_mass
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any,
+        g_log_prob: Tensor | None,
+        g_entropy: Tensor | None,
+        g_clamped: Tensor | None,
+        _g_kept_mass: None,
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *saved = ctx.saved_tensors
+        upstream = (g_log_prob, g_entropy, g_clamped)
+        if all(g is None for g in upstream):
+            return (None,) * 8
+        hidden_grad: Tensor | None = None
+        weight_grad: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            hidden_grad = torch.empty_like(hidden)
+        if ctx.needs_input_grad[1]:
+            weight_grad = ctx.weight_grad
+            if weight_grad is None:
+                wide = torch.promote_types(weight.dtype, torch.float32)
+                weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+        for rows, logits in _logits(hidden, weight, ctx.chunk_tokens):
+            backward_rows(
+                logits,
+                targets[rows],
+                SavedRows(*_of(rows, saved)),
+                ctx.temperature,
+                ctx.shard,
+                *_of(rows, upstream),
+                out=logits,
+            )
+            if hidden_grad is not None:
+                torch.mm(logits, weight, out=hidden_grad[rows])
+            if weight_grad is not None:
+                _add_product(weight_grad, logits, hidden[rows])
+        if weight_grad is None or weight_grad is ctx.weight_grad:  # its owner has it
+            return hidden_grad, *(None,) * 7
+        return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 6
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, chunk_tokens: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield slices of the tokens with their logits, all in one buffer.
+
+    The backward sees the same shapes as the forward, so the same logits, bit for bit. One slice at
+    least: without tokens an empty one.
+    """
+    tokens = hidden.shape[0]
+    buffer = hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0])
+    for first in range(0, max(tokens, 1), chunk_tokens):
+        rows = slice(first, min(first + chunk_tokens, tokens))
+        logits = buffer[: rows.stop - first]
+        torch.mm(hidden[rows], weight.t(), out=logits)  # autocast leaves products with out= alone
+        yield rows, logits
+
+
+def _of(rows: slice, values: Sequence[Tensor | None]) -> list[Any]:
+    return [None if v is None else v[rows] for v in values]
+
+
+def _add_product(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:
+    """total [V_local, H] += logits_grad [n, V_local]^T hidden [n, H]."""
+    if total.dtype == hidden.dtype:
+        total.addmm_(logits_grad.t(), hidden)
+        return
+    for first in range(0, total.shape[0], WEIGHT_ROWS):
+        block = slice(first, first + WEIGHT_ROWS)
+        total[block] += logits_grad[:, block].t() @ hidden
