@@ -34,7 +34,11 @@ MODELS = ("tied", "untied")
 
 
 def recipe_of(
-    layout: tuple, micro_batch_tokens: int, share_prompts: bool = False, **sections: Any
+    layout: tuple,
+    micro_batch_tokens: int,
+    share_prompts: bool = False,
+    fused_head: bool = False,
+    **sections: Any,
 ) -> Recipe:
     tp, pp, dp, sequence_parallel = layout
     # so small a rate leaves every fp32 weight as it is: many mini-batches see the same policy
@@ -42,6 +46,7 @@ def recipe_of(
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0, "distributed": layout[:3] == (2, 2, 2)}
     }
     settings |= {"sequence_parallel": sequence_parallel, "share_prompts": share_prompts}
+    settings["fused_head"] = fused_head
     return tiny.recipe(tp, pp, dp, micro_batch_tokens, trainer=settings, **sections)
 
 
@@ -91,6 +96,11 @@ def one_layout(trainer: Any, layout: tuple, path: str, rank: int) -> dict[Any, A
         result["logprobs"] = result["logprobs"].numpy()
         if tokens == MICRO_BATCH_TOKENS[0] and layout in WHOLE_GRADIENTS:
             out["gradients", coefficient] = whole_gradients(trainer)
+    trainer.recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0], fused_head=True)
+    result = trainer.train_minibatch(batch, COEFFICIENTS[1])
+    out["fused"] = vars(result) | {"logprobs": result.logprobs.numpy()}
+    if layout in WHOLE_GRADIENTS:
+        out["gradients", "fused"] = whole_gradients(trainer)
     trainer.recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0], algorithm=ALGORITHM)
     result = trainer.train_minibatch(off_policy_batch(), 0.5)
     out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
@@ -154,8 +164,10 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(
     ranks: list[dict], model: str, layout: tuple, coefficient: float
 ) -> None:
     reference = ranks[0][model, (1, 1, 1, False)][MICRO_BATCH_TOKENS[1], coefficient]
-    for tokens in MICRO_BATCH_TOKENS:
-        result = ranks[0][model, layout][tokens, coefficient]
+    results = [ranks[0][model, layout][tokens, coefficient] for tokens in MICRO_BATCH_TOKENS]
+    if coefficient == COEFFICIENTS[1]:
+        results.append(ranks[0][model, layout]["fused"])
+    for result in results:
         assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         assert result["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
         assert result["tokens"] == reference["tokens"] == 63
@@ -202,7 +214,7 @@ def test_scoring_agrees_with_transformers(
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", WHOLE_GRADIENTS)
-@pytest.mark.parametrize("case", [*COEFFICIENTS, "off policy"])
+@pytest.mark.parametrize("case", [*COEFFICIENTS, "off policy", "fused"])
 def test_gradients_agree_with_the_formulas_on_transformers(
     ranks: list[dict], paths: dict[str, str], model: str, layout: tuple, case: float | str
 ) -> None:
@@ -210,10 +222,11 @@ def test_gradients_agree_with_the_formulas_on_transformers(
     recipe = recipe_of(layout, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
     batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
     reference = formulas.load(Path(paths[model]))
-    want = formulas.expected(reference, batch, recipe, 0.5 if off_policy else float(case))
+    coefficient = {"off policy": 0.5, "fused": COEFFICIENTS[1]}.get(case, case)  # type: ignore
+    want = formulas.expected(reference, batch, recipe, coefficient)
     want.loss.backward()
     results = ranks[0][model, layout]
-    got = results["off policy"] if off_policy else results[MICRO_BATCH_TOKENS[0], case]
+    got = results[case] if isinstance(case, str) else results[MICRO_BATCH_TOKENS[0], case]
     assert got["loss"] == pytest.approx(float(want.loss), rel=1e-5)
     wanted = formulas.gradients(reference)
     norm = math.sqrt(sum(float(g.square().sum()) for g in wanted.values()))

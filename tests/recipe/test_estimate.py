@@ -117,6 +117,16 @@ def test_shared_prompts(recipe):
     assert split.activations - 128 * 128 * 4 == estimate(recipe(small)).per_rank[0].activations
 
 
+def test_fused_head_holds_the_logits_of_a_chunk(recipe):
+    big = "trainer.micro_batch_tokens=100000"  # 64 x 28 responses in one micro-batch
+    plain = estimate(recipe(big)).per_rank[0]
+    fused = estimate(recipe(big, "trainer.fused_head=true")).per_rank[0]
+    assert plain.logits == 64 * 28 * 49152 * 4 * 2
+    assert fused.logits == 1024 * 49152 * 4
+    few = estimate(recipe("trainer.micro_batch_tokens=200", "trainer.fused_head=true"))
+    assert few.per_rank[0].logits == 200 * 49152 * 4
+
+
 def test_engines_stand_apart_and_the_total_adds_up(recipe):
     memory = estimate(recipe("rollout.engines=2", "rollout.engine.kv_cache_gib=.5"))
     assert len(memory.engines) == 2

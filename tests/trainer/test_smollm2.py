@@ -27,7 +27,8 @@ def whole_logits(trainer: Any) -> np.ndarray | None:
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
     def gather(micro_batch: Any, hidden: torch.Tensor) -> tuple:
-        logits = trainer.policy.logits(hidden, micro_batch.predicts)
+        policy = trainer.policy
+        logits = policy.logits(*policy.head_inputs(hidden, micro_batch.predicts))
         whole = gather_from_tensor_model_parallel_region(logits)
         return hidden.sum(), torch.ones((), dtype=torch.int), (micro_batch.index, whole)
 

@@ -155,14 +155,9 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 wide = torch.promote_types(weight.dtype, torch.float32)
                 weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows, logits in _logits(hidden, weight, ctx.chunk_tokens):
+            saved_rows, (g_p, g_h, g_c) = SavedRows(*_of(rows, saved)), _of(rows, upstream)
             backward_rows(
-                logits,
-                targets[rows],
-                SavedRows(*_of(rows, saved)),
-                ctx.temperature,
-                ctx.shard,
-                *_of(rows, upstream),
-                out=logits,
+                logits, targets[rows], saved_rows, ctx.temperature, ctx.shard, g_p, g_h, g_c, logits
             )
             if hidden_grad is not None:
                 torch.mm(logits, weight, out=hidden_grad[rows])
@@ -173,9 +168,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
         return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 6
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, chunk_tokens: int
-) -> Iterator[tuple[slice, Tensor]]:
+def _logits(hidden: Tensor, weight: Tensor, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the tokens with their logits, all in one buffer.
 
     The backward sees the same shapes as the forward, so the same logits, bit for bit. One slice at

@@ -11,7 +11,8 @@ optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 
 activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``; with
                shared prompts one mask per micro-batch
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
-               last pipeline stage only
+               with the fused head those of one chunk, x 4 (their gradient takes their place); last
+               pipeline stage only
 export         the largest whole tensor, gathered, and on rank 0 one transfer bucket
 process        the libraries themselves
 =============  ==================================================================================
@@ -212,6 +213,10 @@ def _logits(recipe: Recipe, facts: ModelFacts) -> int:
     _, responses = _mini_batch(recipe)
     count = min(recipe.trainer.micro_batch_tokens, responses)
     columns = -(-facts.vocab // recipe.trainer.tensor_parallel)
+    if recipe.trainer.fused_head:
+        from aent.entropy.head import CHUNK_TOKENS  # late: torch
+
+        return min(count, CHUNK_TOKENS) * columns * 4
     return count * columns * 4 * LOGIT_COPIES
 
 

@@ -172,6 +172,9 @@ class TrainerSection(Section):
     # compute the prompt of a group's responses once a micro-batch (arXiv 2506.05433; the same
     # results); with torch's attention only, not Transformer Engine's
     share_prompts: bool = mark(False, "free")
+    # compute the output layer and the loss some tokens at a time, twice, instead of holding the
+    # logits of a micro-batch and their gradient (the same results to rounding)
+    fused_head: bool = mark(False, "free")
     threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
     collective_timeout_s: float = mark(600.0, "free", gt=0)
     optimizer: OptimizerSection = OptimizerSection()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
 from aent.algorithm.losses import policy_loss
-from aent.entropy import token_statistics
-from aent.entropy.statistics import PAPER_DROP_FRACTION, TokenStatistics
+from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
+from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
+from aent.trainer.model import PolicyModel
 from aent.trainer.packing import MicroBatch
 
 # what is summed over the tokens of a mini-batch, in this order
@@ -30,38 +32,43 @@ class MicroBatchLoss:
     log_prob: Tensor  # [N] fp32, detached
 
 
-def statistics(logits: Tensor, targets: Tensor, recipe: Recipe, vocab_size: int) -> TokenStatistics:
-    """Per-token statistics of the tempered policy from this rank's logits."""
+def statistics(
+    policy: PolicyModel, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe, vocab_size: int
+) -> TokenStatistics:
+    """Statistics [N] of the tempered policy at the response tokens, from what ``policy.run`` gave.
+
+    Args:
+        vocab_size: true V.
+    """
     drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
     if drop_fraction is None and top_k is None:
         drop_fraction = PAPER_DROP_FRACTION
     group = parallel_state.get_tensor_model_parallel_group()
-    return token_statistics(
-        logits,
-        targets,
-        temperature=recipe.rollout.temperature,
-        drop_fraction=drop_fraction,
-        top_k=top_k,
-        vocab_size=vocab_size,
-        tp_group=group if group.size() > 1 else None,
-    )
+    settings: dict[str, Any] = {
+        "temperature": recipe.rollout.temperature,
+        "drop_fraction": drop_fraction,
+        "top_k": top_k,
+        "vocab_size": vocab_size,
+        "tp_group": group if group.size() > 1 else None,
+    }
+    targets = micro_batch.fields["targets"]
+    chosen, weight = policy.head_inputs(hidden, micro_batch.predicts)
+    if recipe.trainer.fused_head:
+        main_grad = getattr(weight, "main_grad", None)  # Megatron's buffer
+        return linear_token_statistics(chosen, weight, targets, weight_grad=main_grad, **settings)
+    return token_statistics(policy.logits(chosen, weight), targets, **settings)
 
 
 def micro_batch_loss(
-    logits: Tensor, micro_batch: MicroBatch, recipe: Recipe, coefficient: float, vocab_size: int
+    stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe, coefficient: float
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
 
     The weights (``policy_weight``, ``entropy_weight``) sum to 1 over the mini-batch, so the
     mini-batch's loss is the plain sum of these over micro-batches and data-parallel ranks. With
     coefficient 0 the loss is the policy's alone, and no graph is kept for an entropy.
-
-    Args:
-        logits: [N, V_local], this rank's block of columns.
-        vocab_size: true V.
     """
     f = micro_batch.fields
-    stats = statistics(logits, f["targets"], recipe, vocab_size)
     old, reference = f.get("old_logprobs"), f.get("reference_logprobs")
     policy = policy_loss(
         stats.log_prob,

@@ -11,7 +11,10 @@ from mbridge.core.bridge import Bridge
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from torch import Tensor
 from transformers import AutoConfig
@@ -29,7 +32,7 @@ except ImportError:
 
 
 class PolicyModel(GPTModel):
-    """A GPT model that hands out hidden states; ``logits`` is applied inside the loss."""
+    """A GPT model that hands out hidden states; the output layer is applied inside the loss."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,33 +53,41 @@ class PolicyModel(GPTModel):
         positions = packed.positions
         return self(micro_batch.tokens, positions, attention_mask=None, packed_seq_params=packed)
 
-    def logits(self, hidden: Tensor, places: Tensor) -> Tensor:
-        """This rank's block of the vocabulary's logits at some places; last stage only.
+    def head_inputs(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What the output layer multiplies, at some places; last stage only.
+
+        Each rank multiplies its own block of the vocabulary, so each rank's gradient of the hidden
+        states is a part of the whole: on the way back the parts are summed here.
 
         Args:
             hidden: what ``run`` returned.
             places: [N] int64, into the packed tokens.
 
         Returns:
-            [N, V_padded / tp], columns beyond the true vocabulary on the last ranks.
+            [N, hidden] hidden states and this rank's block [V_padded / tp, hidden] of the weight,
+            with rows beyond the true vocabulary on the last ranks.
         """
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
-            # each rank's gradient is whole (all-reduced below), so going back it is only split
-            hidden = gather_from_sequence_parallel_region(
-                hidden, tensor_parallel_output_grad=False, group=group
-            )
+            hidden = gather_from_sequence_parallel_region(hidden, group=group)
+        chosen = hidden.squeeze(1).index_select(0, places)
+        if not self.config.sequence_parallel:
+            chosen = copy_to_tensor_model_parallel_region(chosen, group=group)
         weight = self.output_layer.weight
         if weight is None:
             weight = self.shared_embedding_or_output_weight()
+        return chosen, weight
+
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """[N, V_padded / tp] logits from ``head_inputs``."""
         return linear_with_grad_accumulation_and_async_allreduce(
-            hidden.squeeze(1).index_select(0, places),
+            hidden,
             weight,
             bias=None,
             gradient_accumulation_fusion=self.config.gradient_accumulation_fusion,
-            allreduce_dgrad=group.size() > 1,
+            allreduce_dgrad=False,  # head_inputs sums
             sequence_parallel=False,
-            tp_group=group,
+            tp_group=self.pg_collection.tp,
         )
 
 

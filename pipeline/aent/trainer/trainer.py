@@ -20,6 +20,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from aent.batch import Batch
+from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
@@ -107,9 +108,7 @@ class Trainer:
         def log_prob(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
-            logits = self.policy.logits(hidden, micro_batch.predicts)
-            targets = micro_batch.fields["targets"]
-            stats = loss.statistics(logits, targets, self.recipe, self.bridge.vocab_size)
+            stats = self._statistics(micro_batch, hidden)
             return _nothing(hidden), _one_token(), stats.log_prob
 
         self.model.eval()
@@ -145,10 +144,8 @@ class Trainer:
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
                 return _nothing(hidden), _one_token(), None
-            logits = self.policy.logits(hidden, micro_batch.predicts)
-            part = loss.micro_batch_loss(
-                logits, micro_batch, self.recipe, coefficient, self.bridge.vocab_size
-            )
+            stats = self._statistics(micro_batch, hidden)
+            part = loss.micro_batch_loss(stats, micro_batch, self.recipe, coefficient)
             return part.loss, _one_token(), (part.sums, part.log_prob)
 
         self.model.zero_grad_buffer()
@@ -187,6 +184,11 @@ class Trainer:
         mine = shares[parallel_state.get_data_parallel_rank()]
         multiple = settings.tensor_parallel if self.config.sequence_parallel else 1
         return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
+
+    def _statistics(self, micro_batch: MicroBatch, hidden: Tensor) -> TokenStatistics:
+        return loss.statistics(
+            self.policy, hidden, micro_batch, self.recipe, self.bridge.vocab_size
+        )
 
     def _run(
         self,
