@@ -36,7 +36,7 @@ def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
         log_path=folder / "engine.log",
         max_model_len=models.MAX_LENGTH,
         kv_cache_gib=0.05,
-        cpu_threads_bind="0",
+        cpu_threads=1,
         token_path=registry.make_token(folder),
     )
     started = engine.start(settings)

@@ -94,7 +94,7 @@ def test_an_answer_with_an_error_is_a_failure(served: Served) -> None:
 def test_block_size_health_and_silence(served: Served) -> None:
     client = served.engine.client()
     asyncio.run(client.health())
-    assert asyncio.run(client.block_size()) == 128
+    assert asyncio.run(client.block_size()) == 32
     client.progress_timeout_s = 0.001
     with pytest.raises(EngineError, match=r"no response finished for 0 s \(0 of 1 are there\)"):
         client.generate_sync([GenerationRequest([1], 300, seed=0)])

@@ -31,7 +31,7 @@ from aent.rollout import engine
 folder = Path(sys.argv[1])
 e = engine.start(engine.EngineSettings(
     model_path=folder / "model", served_name="tiny", log_path=folder / "engine.log",
-    max_model_len=320, kv_cache_gib=0.05, cpu_threads_bind="0"))
+    max_model_len=320, kv_cache_gib=0.05, cpu_threads=1))
 e.wait_ready(240)
 print(e.url, flush=True)
 time.sleep(600)

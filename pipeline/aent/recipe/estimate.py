@@ -13,7 +13,7 @@ activations    per layer, token and micro-batch in flight, see ``_layer_activati
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
                with the fused head those of one chunk, x 4 (their gradient takes their place); last
                pipeline stage only
-export         the largest whole tensor, gathered, and on rank 0 one transfer bucket
+export         the largest whole tensor, gathered, and on rank 0 two transfer buckets
 process        the libraries themselves
 =============  ==================================================================================
 """
@@ -121,7 +121,7 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
     main_weights = 0 if recipe.model.dtype == "float32" else 4
     copies = 2 if recipe.algorithm.kl_coefficient > 0 else 1
     last = stage == trainer.pipeline_parallel - 1
-    bucket = recipe.rollout.transfer_bucket_mib * 2**20
+    buckets = 2 * recipe.rollout.transfer_bucket_mib * 2**20
     return RankMemory(
         weights=parameters * element * copies,
         gradients=parameters * 4,
@@ -129,7 +129,7 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
         activations=_activations(recipe, facts, element, stage),
         logits=_logits(recipe, facts) if last else 0,
         export=_largest_tensor(facts) * element
-        + (min(bucket, facts.parameters * element) if rank == 0 else 0),
+        + (min(buckets, facts.parameters * element) if rank == 0 else 0),
         process=PROCESS_BYTES,
     )
 

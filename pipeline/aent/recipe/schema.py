@@ -83,7 +83,7 @@ class RolloutSection(Section):
     # mean |engine log-prob - trainer log-prob| beyond which the run stops; checked every step
     max_logprob_gap: float = mark(0.05, "warn", gt=0)
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")  # auto: by device
-    transfer_bucket_mib: int = mark(256, "free", ge=1)
+    transfer_bucket_mib: int = mark(64, "free", ge=1)
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
     probe_tolerance: float = mark(0.01, "warn", gt=0)  # max |difference| of the probe's log-probs
 

@@ -26,6 +26,7 @@ from aent.runtime.environment import device_kind
 READY_POLL_S = 0.2
 STOP_GRACE_S = 3.0
 LOG_LINES = 25  # of a dead server, in the error's message
+IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 WORKER_EXTENSION = "aent.rollout.worker_extension.WorkerExtension"
 
 
@@ -44,7 +45,7 @@ class EngineSettings:
     seed: int = 0  # of requests without a seed of their own
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache_gib: float = 1.0  # on a CPU
-    cpu_threads_bind: str | None = None  # vLLM's VLLM_CPU_OMP_THREADS_BIND; None: every core
+    cpu_threads: int | None = None  # of each worker, on a CPU; None: its share of the cores
     gpu_memory_utilization: float = 0.85  # on GPUs
     gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
@@ -107,9 +108,19 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     }
     if s.device == "cpu":
         flags.append("--enforce-eager")
+        # whole blocks are what samples of one prompt share: 128, the default, is longer than many
+        options["block-size"] = 32
         options["kv-cache-memory-bytes"] = int(s.kv_cache_gib * 2**30)
-        env["VLLM_CPU_OMP_THREADS_BIND"] = s.cpu_threads_bind or _every_core(s.tensor_parallel)
         env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
+        cores = _cores(s.tensor_parallel, s.cpu_threads)
+        if s.tensor_parallel == 1:
+            # vLLM's own choice is a worker process, for whose answers its engine process waits
+            # with a busy loop: a third of the machine's time where there are two cores
+            options["distributed-executor-backend"] = IN_PROCESS
+            env["OMP_NUM_THREADS"] = str(len(cores[0]))
+        else:
+            bound = "|".join(",".join(map(str, part)) for part in cores)
+            env["VLLM_CPU_OMP_THREADS_BIND"] = bound
     else:
         options["gpu-memory-utilization"] = s.gpu_memory_utilization
         if s.gpus is not None:
@@ -136,12 +147,12 @@ def _visible_gpu(place: int) -> str:
     return names[place]
 
 
-def _every_core(ranks: int) -> str:
-    """This process's cores, dealt out to the ranks of one server ("0,1|2,3")."""
+def _cores(workers: int, threads: int | None) -> list[list[int]]:
+    """This process's cores, dealt out to the workers of one server."""
     cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // ranks)
-    parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(ranks)]
-    return "|".join(",".join(map(str, part)) for part in parts)
+    share = max(1, len(cores) // workers)
+    parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(workers)]
+    return [part[:threads] for part in parts]
 
 
 @dataclass

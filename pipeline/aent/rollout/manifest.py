@@ -17,7 +17,7 @@ from torch import Tensor
 TIED_HEAD = "lm_head.weight"  # a copy of the embedding where embeddings are tied: never sent
 BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; computed by whoever needs them
 
-_CHUNK = 1 << 20  # words per partial sum: bounds the memory of a checksum
+_PERIOD = 1 << 16  # words per partial sum
 # at most half as wide as the sum, so that a change in a word's top bits stays in it
 _WORD = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
@@ -48,17 +48,23 @@ def checksum(tensor: Tensor) -> str:
     """
     words = tensor.detach().contiguous().view(-1).view(_WORD[tensor.element_size()])
     factors = _factors(str(tensor.device))
-    sums = [(part.long() * factors[: part.numel()]).sum() for part in words.split(_CHUNK)]
+    # on a CPU one period at a time: its products (int64) then stay in the cache
+    periods = 1 if tensor.device.type == "cpu" else 256
+    whole = words.numel() // _PERIOD * _PERIOD
+    rows = words[:whole].view(-1, _PERIOD).split(periods) if whole else ()
+    sums = [(block * factors).sum(dim=1) for block in rows]
+    rest = words[whole:]
+    sums.append((rest * factors[: rest.numel()]).sum()[None])
     total = tensor.numel()
-    for value in torch.stack(sums).tolist():
+    for value in torch.cat(sums).tolist():
         total = (total * 0x9E3779B97F4A7C15 + value) % 2**64
     return f"{total:016x}"
 
 
 @lru_cache
 def _factors(device: str) -> Tensor:
-    """[_CHUNK] int64: scattered odd numbers, the same on every device (integers wrap around)."""
-    factors = torch.arange(1, _CHUNK + 1, device=device) * 0x2545F4914F6CDD1D
+    """[_PERIOD] int64: scattered odd numbers, the same on every device (integers wrap around)."""
+    factors = torch.arange(1, _PERIOD + 1, device=device) * 0x2545F4914F6CDD1D
     factors = (factors ^ (factors >> 31)) * 0x369DEA0F31A53F85
     return (factors ^ (factors >> 29)) | 1
 

@@ -42,6 +42,9 @@ LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
 FAULTS_SHOWN = 8
 
 
+Bucket = list[tuple[str, TensorSpec, Tensor]]  # names, what they are, and the tensors themselves
+
+
 class WeightSyncError(RuntimeError):
     """An engine does not hold the weights that it should; the message says which tensor, cache or
     version."""
@@ -52,7 +55,7 @@ class TransferSettings:
     """How weights travel."""
 
     backend: Literal["gloo", "nccl"] = "gloo"
-    bucket_bytes: int = 256 * 2**20  # tensors sent with one call; about what is held at once
+    bucket_bytes: int = 64 * 2**20  # tensors sent with one call; two such are held at once
     timeout_s: float = 120.0  # for each call and each bucket
     master_address: str = "127.0.0.1"  # of this process, as the engines reach it
 
@@ -106,7 +109,7 @@ class WeightSender:
         Args:
             named_tensors: Hugging Face names and full tensors; consumed once and to its end even
                 where the update fails, because other ranks iterate in lockstep. Each tensor must
-                keep its value until the next bucket.
+                keep its value for two buckets; they are asked for in a thread of their own.
             version: label of the new weights, above every engine's.
             expected: what the model needs (``expected_manifest``); None: not compared.
 
@@ -151,7 +154,30 @@ class WeightSender:
         names it.
         """
         offered: Manifest = {}
-        bucket: list[tuple[str, TensorSpec, Tensor]] = []
+        under_way: asyncio.Task[None] | None = None
+        try:
+            # the next bucket is collected, in a thread, while the engines take in this one
+            buckets = self._buckets(named_tensors, expected, offered)
+            while (bucket := await in_daemon_thread(lambda: next(buckets, None))) is not None:
+                if under_way is not None:
+                    await under_way
+                under_way = asyncio.create_task(self.send(bucket))
+            if under_way is not None:
+                await under_way
+        finally:
+            if under_way is not None:
+                under_way.cancel()
+                await asyncio.gather(under_way, return_exceptions=True)
+        return offered
+
+    def _buckets(
+        self,
+        named_tensors: Iterator[tuple[str, Tensor]],
+        expected: Manifest | None,
+        offered: Manifest,
+    ) -> Iterator[Bucket]:
+        """What ``send_all`` sends; fills ``offered``."""
+        bucket: Bucket = []
         size = 0
         for name, tensor in named_tensors:
             if name in offered:
@@ -163,13 +189,12 @@ class WeightSender:
             bucket.append((name, spec, tensor))
             size += tensor.nbytes
             if size >= self.settings.bucket_bytes:
-                await self.send(bucket)
+                yield bucket
                 bucket, size = [], 0
         if bucket:
-            await self.send(bucket)
-        return offered
+            yield bucket
 
-    async def send(self, bucket: Sequence[tuple[str, TensorSpec, Tensor]]) -> None:
+    async def send(self, bucket: Bucket) -> None:
         """Announce the bucket to every engine and broadcast its tensors.
 
         Raises EngineError within ``timeout_s``.
