@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 
 from aent.entropy import token_statistics
-from aent.entropy.selection import VocabShard, select_kept
+from aent.entropy.kernels.torch_path import kept_mask
+from aent.entropy.selection import VocabShard
+from aent.entropy.statistics import forward_rows
 from distributed.ranks import run_ranks
 from entropy import reference
 
@@ -109,13 +111,18 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
 
     shard = VocabShard.locate(widths[rank], case.vocab, group, leaf.device)
     real = leaf.detach()[:, : shard.width]
-    kept = select_kept(real, case.k, shard)
+    *_, saved = forward_rows(real, targets, case.temperature, case.k, shard)
+    mask, threshold = torch.ones_like(real, dtype=torch.bool), np.zeros(0)
+    if saved.threshold is not None and saved.cut is not None:
+        inner = real.to(saved.threshold.dtype)
+        mask = kept_mask(inner, saved.threshold, saved.cut, shard.start).bool()
+        threshold = saved.threshold.double().numpy()
     values = torch.stack([*terms, stats.kept_mass]).detach()
     return {
         "values": values.double().numpy(),
         "grad": leaf.grad.double().numpy(),
-        "mask": kept.mask(real, slice(None), shard.start).bool().numpy(),
-        "set": (kept.threshold.double().numpy(), kept.cut.numpy()),
+        "mask": mask.numpy(),
+        "threshold": threshold,
     }
 
 
@@ -152,7 +159,7 @@ def test_every_sharding_equals_the_reference(ranks: int) -> None:
         assert np.array_equal(mask, expected_mask), case
         for part in parts:  # bit for bit the same on every rank
             assert np.array_equal(part["values"], parts[0]["values"]), case
-            assert np.array_equal(part["set"], parts[0]["set"]), case
+            assert np.array_equal(part["threshold"], parts[0]["threshold"]), case
 
         problem = (logits, targets, case.temperature, case.k, case.vocab)
         tol = 1e-11 if case.dtype == torch.float64 else 2e-5

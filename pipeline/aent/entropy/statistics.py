@@ -28,15 +28,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy.selection import KeptSet, VocabShard, row_slices, select_kept
+from aent.entropy import kernels, sharded
+from aent.entropy.kernels.torch_path import inner_dtype
+from aent.entropy.selection import VocabShard
 
 # The paper's value. The default argument is this very object, by which a call that gives top_k
 # alone is told from one that gives both.
 PAPER_DROP_FRACTION: Final = float("0.33")
-
-# exp underflows to 0 long before this in every dtype, and 0 * LOWEST is 0: a masked logit (-inf)
-# then takes part in no sum (0 log 0 = 0) and has no gradient.
-LOWEST = -1000.0
 
 
 @dataclass(frozen=True)
@@ -198,20 +196,28 @@ def forward_rows(
     Collective over ``shard.group``; builds no graph; keeps no reference to ``x``.
     """
     x = x.detach()[:, : shard.width]
-    kept = None if k == shard.vocab_size else select_kept(x, k, shard)
-    peak = shard.all_reduce(_peak(x, temperature), dist.ReduceOp.MAX)
-    sums = shard.all_reduce(_sums(x, targets, temperature, peak, kept, shard))
-
-    target, total, weighted, kept_total, kept_weighted = sums
-    log_total = total.log()
-    entropy = log_total - weighted / total
-    if kept is None:
-        kept_total, clamped = total, entropy.clone()
-        saved = SavedRows(peak, total, kept_total, entropy, clamped, None, None)
+    backend = kernels.choose(x)
+    target = _own_target_logits(x, targets, shard)
+    threshold: Tensor | None = None
+    cut: Tensor | None = None
+    if shard.group is not None:
+        target, sums, threshold, cut = sharded.forward(backend, x, target, k, temperature, shard)
+    elif k == shard.vocab_size:
+        sums = backend.scan(x, temperature, None, None, 0).sums
     else:
-        clamped = kept_total.log() - kept_weighted / kept_total
-        saved = SavedRows(peak, total, kept_total, entropy, clamped, kept.threshold, kept.cut)
-    return target - log_total, entropy, clamped, kept_total / total, saved
+        sums, threshold, cut = backend.forward(x, k, temperature)
+
+    peak = sums.peak
+    total = torch.where(peak == -math.inf, math.nan, sums.total)  # every token masked
+    log_total = total.log()
+    entropy = log_total - sums.weighted / total
+    kept_total, clamped = total, entropy.clone()
+    if threshold is not None:
+        kept_total = torch.where(total.isnan(), math.nan, sums.kept_total)
+        clamped = kept_total.log() - sums.kept_weighted / kept_total
+    log_prob = (target - peak) / temperature - log_total
+    saved = SavedRows(peak, total, kept_total, entropy, clamped, threshold, cut)
+    return log_prob, entropy, clamped, kept_total / total, saved
 
 
 def backward_rows(
@@ -237,98 +243,35 @@ def backward_rows(
 
     # d/dz' = exp(z' - m) (a + b (z' - m)), per row; 1/T makes it d/dx.
     scale = 1 / temperature
-    a, b = torch.zeros_like(peak), None
+    a, b = torch.zeros_like(peak), torch.zeros_like(peak)
+    kept_a: Tensor | None = None
+    kept_b: Tensor | None = None
+    column, g_target = None, None
     if g_log_prob is not None:
-        a = a - scale * g_log_prob / total
+        g_target = scale * g_log_prob
+        a = a - g_target / total
+        column, owned = _local_targets(targets, shard)
+        column = torch.where(owned, column, -1)
     if g_entropy is not None:
         a = a + scale * g_entropy * (total.log() - entropy) / total
         b = -scale * g_entropy / total
-    kept, kept_a, kept_b = None, None, None
-    if g_clamped is not None and threshold is not None and cut is not None:
-        kept = KeptSet(threshold, cut)
+    if g_clamped is not None:
         kept_a = scale * g_clamped * (kept_total.log() - clamped) / kept_total
         kept_b = -scale * g_clamped / kept_total
 
     out[:, shard.width :] = 0
-    for rows in row_slices(x.shape[0], shard.width):
-        chunk = x[rows, : shard.width].to(peak.dtype)
-        d = _shifted(chunk, temperature, peak[rows])
-        mask = None if kept is None else kept.mask(chunk, rows, shard.start)
-        del chunk
-        into = out[rows, : shard.width]
-        p = torch.exp(d, out=into if into.dtype == d.dtype else torch.empty_like(d))
-        if mask is not None and kept_a is not None and kept_b is not None:
-            term = torch.addcmul(kept_a[rows, None], kept_b[rows, None], d)
-            term *= mask
-            if b is not None:
-                term.addcmul_(d, b[rows, None])
-            p.mul_(term.add_(a[rows, None]))
-        elif b is not None:
-            p.mul_(torch.addcmul(a[rows, None], b[rows, None], d))
-        else:
-            p.mul_(a[rows, None])
-        if g_log_prob is not None and shard.width:
-            column, owned = _local_targets(targets[rows], shard)
-            ones = torch.where(owned, scale * g_log_prob[rows], 0).to(p.dtype)
-            p.scatter_add_(1, column[:, None], ones[:, None])
-        if p is not into:
-            into.copy_(p)
+    x, out = x[:, : shard.width], out[:, : shard.width]
+    rows = kernels.Gradient(peak, a, b, kept_a, kept_b, threshold, cut, column, g_target)
+    kernels.choose(x).backward(x, out, rows, temperature, shard.start)
 
 
-def _inner_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _peak(x: Tensor, temperature: float) -> Tensor:
-    """Return the largest z' of each row, [N] in the inner dtype; -inf for a block of padding."""
-    if not x.shape[1]:
-        return torch.full((x.shape[0],), -math.inf, dtype=_inner_dtype(x), device=x.device)
-    return x.amax(dim=1).to(_inner_dtype(x)) / temperature
-
-
-def _shifted(x: Tensor, temperature: float, peak: Tensor) -> Tensor:
-    """Return z' - m, at least LOWEST, of a chunk [n, width] in the inner dtype; a fresh buffer."""
-    d = x - peak[:, None] if temperature == 1 else (x / temperature).sub_(peak[:, None])
-    return d.clamp_(min=LOWEST)
-
-
-def _sums(
-    x: Tensor,
-    targets: Tensor,
-    temperature: float,
-    peak: Tensor,
-    kept: KeptSet | None,
-    shard: VocabShard,
-) -> Tensor:
-    """Return this shard's part of (z'_y - m, S, S1, SA, SA1), [5, N]; without ``kept`` SA is 0."""
-    sums = torch.zeros(5, x.shape[0], dtype=peak.dtype, device=x.device)
-    if not x.shape[1]:
-        return sums
+def _own_target_logits(x: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
+    """Return each target's logit where it is in this shard and else 0, [N] in the inner dtype."""
     column, owned = _local_targets(targets, shard)
-    target = x.gather(1, column[:, None]).squeeze(1).to(peak.dtype) / temperature - peak
-    sums[0] = torch.where(owned, target, 0)
-    for rows in row_slices(*x.shape):
-        chunk = x[rows].to(peak.dtype)
-        d = _shifted(chunk, temperature, peak[rows])
-        e = d.exp()
-        sums[1, rows] = _row_sums(e)
-        d.mul_(e)
-        sums[2, rows] = _row_sums(d)
-        if kept is not None:
-            mask = kept.mask(chunk, rows, shard.start)
-            sums[3, rows] = _row_sums(e.mul_(mask))
-            sums[4, rows] = _row_sums(d.mul_(mask))
-    return sums
-
-
-def _row_sums(x: Tensor) -> Tensor:
-    """Sum each row in an order that does not depend on how many rows there are.
-
-    torch splits a lone row over its threads, and only a lone one: give it company.
-    """
-    if x.shape[0] == 1:
-        return torch.cat([x, x]).sum(dim=1)[:1]
-    return x.sum(dim=1)
+    found = torch.zeros(len(targets), dtype=inner_dtype(x), device=x.device)
+    if shard.width:
+        found = torch.where(owned, x.gather(1, column[:, None])[:, 0].to(found.dtype), found)
+    return found
 
 
 def _local_targets(targets: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ at any stride, fp16, bf16, fp32 or float64; ``inner`` is fp32, float64 for float
 largest x of a row and d = (x - m) / T, a column weighs e = exp(d), and -inf weighs 0 with 0 log 0
 = 0. Results of a row depend on that row alone, bit for bit: not on the rows around it, on how many
 there are, or on the number of threads. A row with NaN or +inf ends with NaN in its sums (anything
-in the rest); it spoils no other. Sums are taken by blocks: a running fp32 sum stagnates.
+in the rest); it spoils no other. A row of -inf alone has sums of 0. Sums are taken by blocks: a
+running fp32 sum stagnates.
 
 forward(x, k, temperature) -> Sums, threshold, cut
     One rank alone. threshold: inner [N], a value t such that the k kept columns are those with
@@ -20,8 +21,7 @@ propose(x, share) -> inner [4, N]
     From a sample of the row, an interval that likely holds the row's quantile with ``share`` (k / V
     of the whole vocabulary) of the logits above it: high, -low, and the sample's largest and
     negated smallest finite values. A maximum over shards makes them one interval for all. A block
-    too narrow to say anything gives (inf, inf) as interval and says nothing (-inf) of finite values
-    it does not have.
+    too narrow to say anything gives -inf four times.
 
 scan(x, temperature, low, high, capacity) -> Scan
     One pass over x. kept_total and kept_weighted are over the columns with x > high. low, high:
@@ -35,6 +35,7 @@ backward(x, out, rows, temperature, start) -> None
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Final, NamedTuple
 
 import torch
@@ -70,9 +71,16 @@ class Gradient(NamedTuple):
     peak: Tensor  # over all shards
     a: Tensor
     b: Tensor
-    kept_a: Tensor | None  # None, as the three below, where no clamped entropy has a gradient
+    kept_a: Tensor | None  # None, as kept_b, where no clamped entropy has a gradient
     kept_b: Tensor | None
-    threshold: Tensor | None
+    threshold: Tensor | None  # with cut, only looked at where kept_a is given
     cut: Tensor | None  # int32, global ids: a tie is kept if start + column <= cut
     column: Tensor | None  # int64: the target's column in this shard, -1 if it has none
     g_target: Tensor | None  # None, as column, where log_prob has no gradient
+
+
+def choose(x: Tensor) -> ModuleType:
+    """Return the backend for x [N, width]."""
+    from aent.entropy.kernels import torch_path
+
+    return torch_path
