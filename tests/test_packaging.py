@@ -161,7 +161,9 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
-        "from aent.runtime.environment import data_path\nprint(data_path('recipes/cpu/tiny.yaml'))"
+        "from aent.runtime.environment import data_path\n"
+        "print(data_path('recipes/cpu/tiny.yaml'))\n"
+        "assert data_path('slurm/train.sbatch').is_file()"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from aent.cluster.render import Script
     from aent.recipe.schema import Recipe
     from aent.tracking.recorded import Recorded
 
@@ -31,8 +32,13 @@ def _refuse(faults: list[str]) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _load(path: str, overrides: list[str] | None, check: bool = True) -> Recipe:
-    """The recipe, its run folder named, or one sentence per fault and exit code 2."""
+def _load(
+    path: str, overrides: list[str] | None, check: bool = True, machine: bool = True
+) -> Recipe:
+    """The recipe, its run folder named, or one sentence per fault and exit code 2.
+
+    ``machine=False``: it is to run on another machine than this one.
+    """
     import time
 
     from aent.recipe.load import RecipeError, load
@@ -48,7 +54,7 @@ def _load(path: str, overrides: list[str] | None, check: bool = True) -> Recipe:
     if check:
         from aent.recipe.check import check as check_recipe
 
-        faults = check_recipe(recipe)
+        faults = check_recipe(recipe, machine=machine)
         if faults:
             _refuse(faults)
     return recipe
@@ -154,6 +160,61 @@ def mlflow_sync(
         _refuse(str(error).splitlines())
     except Exception as error:  # whatever MLflow and its store raise
         print(f"aent: MLflow did not take it: {type(error).__name__}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
+app.add_typer(slurm, name="slurm")
+
+
+def _render(recipe: str, overrides: list[str] | None) -> Script:
+    from aent.cluster.render import render
+
+    try:
+        return render(_load(recipe, overrides, machine=False), recipe, overrides or [])
+    except ValueError as error:
+        _refuse([f"cluster: {error}"])
+
+
+@slurm.command(name="render")
+def slurm_render(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print the batch script of the recipe's job."""
+    print(_render(recipe, overrides).text, end="")
+
+
+@slurm.command(name="submit")
+def slurm_submit(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the script and the command; submit and write nothing.")
+    ] = False,
+) -> None:
+    """Submit the recipe's job; its script and its log are kept beside the run's folder."""
+    import shlex
+
+    from aent.cluster.render import SlurmError, submit
+
+    script = _render(recipe, overrides)
+    if dry_run:
+        print(f"{script.text}\n# {shlex.join(script.command)}")
+        return
+    try:
+        print(f"job {submit(script)}: {script.path}")
+    except SlurmError as error:
+        print(f"aent: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@slurm.command(name="status")
+def slurm_status(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Show the recipe's jobs, how far each has come and where its run is."""
+    from aent.cluster.render import SlurmError, status
+
+    try:
+        print(status(_load(recipe, overrides, check=False)))
+    except SlurmError as error:
+        print(f"aent: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

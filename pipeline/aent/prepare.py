@@ -39,7 +39,7 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
     print(
         f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
         f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
-        f"{rollout.engines + len(rollout.urls)} vLLM engine(s), model {model_path}\n"
+        f"{rollout.num_engines} vLLM engine(s), model {model_path}\n"
         f"{say_what_controls(recipe)}\n"
         f"aent: run folder {run_dir} (logs in logs/)",
         flush=True,

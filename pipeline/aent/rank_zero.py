@@ -61,7 +61,8 @@ class RankZero:
             words = tokenizer.load(recipe.model, model_path)
             task = tasks.load(recipe.task, recipe.seed)
             progress()
-            fleet = Fleet(asyncio.run(find_engines(recipe, run_dir, progress)))
+            found = asyncio.run(find_engines(recipe, run_dir, progress))
+            fleet = Fleet(found, recipe.rollout.min_engines)
             sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
             probe_prompt = asyncio.run(connect(fleet, sender, model_path))
         except BaseException:

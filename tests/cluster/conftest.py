@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,7 +34,8 @@ def cluster() -> Iterator[slurm.Cluster]:
 def submit(
     cluster: slurm.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Job]]:
-    """A factory of jobs: sbatch flags, a script of slurm/ and its arguments in, a Job out."""
+    """A factory of jobs: sbatch flags, a script of slurm/ and its arguments in, a Job out; or
+    ``aent``, what follows ``aent slurm submit``."""
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("PREFLIGHT_FLAGS", "--disk-gib=1 --shm-gib=0.5")
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
@@ -41,8 +43,18 @@ def submit(
     jobs: list[Job] = []
 
     def start(*arguments: str) -> Job:
-        jobs.append(Job.submit(cluster, tmp_path, *arguments))
-        return jobs[-1]
+        if arguments[0] == "aent":
+            command = (sys.executable, "-m", "aent.cli", "slurm", "submit", *arguments[1:])
+            number, script = re.fullmatch(
+                r"job (\d+): (.*)\.sbatch\n", cluster.run(*command, cwd=tmp_path).stdout
+            ).groups()
+            job = Job(cluster, number, Path(script), Path(f"{script}.log"))
+        else:
+            number = cluster.submit(*arguments, cwd=tmp_path)
+            name = f"aent-{number}"
+            job = Job(cluster, number, tmp_path / "runs" / name, tmp_path / f"{name}.log")
+        jobs.append(job)
+        return job
 
     yield start
     for job in jobs:

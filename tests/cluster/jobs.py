@@ -19,24 +19,16 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 @dataclass
 class Job:
-    """Made by ``submit``; submitted from ``folder``, where its log and its run are."""
+    """Made by the fixture ``submit``."""
 
     cluster: Cluster
-    folder: Path
     number: str
-
-    @staticmethod
-    def submit(cluster: Cluster, folder: Path, *arguments: str) -> Job:
-        return Job(cluster, folder, cluster.submit(*arguments, cwd=folder))
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "runs" / f"aent-{self.number}"
+    run_dir: Path
+    log_path: Path
 
     @property
     def log(self) -> str:
-        path = self.folder / f"aent-{self.number}.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def wait(self) -> str:
         """Its last state; fails, with its log, if it has none in time."""

@@ -31,7 +31,7 @@ def test_ranks_over_two_nodes_and_an_engine_train_together(cluster, submit):
     assert engine["url"].startswith(f"http://{cluster.address(0)}:")
     token = registry.read_token(job.run_dir / "token")
     logs = [job.log, *(p.read_text() for p in (job.run_dir / "logs").iterdir())]
-    assert len(logs) == 1 + 4 + 1  # the job's, the ranks', the engine's
+    assert len(logs) == 1 + 4 + 2  # the job's, the ranks', the engine's and its task's
     assert not any(token in text for text in logs)
     assert token not in str(run.data) + cluster.run("scontrol", "show", "job", job.number).stdout
 

@@ -1,7 +1,7 @@
 """A job's first step, on one node: the run's folder, and what the batch script must know.
 
 ``python -m aent.cluster.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
-RECIPE [key=value ...]`` checks everything and writes ``RUN_DIR/job.env``.
+[--sweep DIR] RECIPE [key=value ...]`` checks everything and writes ``RUN_DIR/job.env``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from aent.cluster.layout import Layout, layout
+from aent.cluster.sweep import parent_run
 from aent.prepare import prepare, rank_environment
 from aent.recipe.check import check
 from aent.recipe.load import RecipeError, load
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -40,6 +42,10 @@ def main(arguments: list[str]) -> int:
     if faults:
         print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
         return 2
+    if given.sweep is not None:
+        tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
+        update = {"tracking": recipe.tracking.model_copy(update=tracking)}
+        recipe = recipe.model_copy(update=update)
     run_dir, model_path = prepare(recipe)
     (run_dir / "logs").mkdir(exist_ok=True)
     (run_dir / "job.env").write_text(job_environment(recipe, place, model_path))

@@ -31,6 +31,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_engines(recipe),
         *_evaluation(recipe),
         *_optimizer(recipe),
+        *_cluster(recipe),
     ]
     model_faults = list(_model(recipe, machine))
     faults += model_faults
@@ -147,6 +148,11 @@ def _engines(recipe: Recipe) -> Iterator[str]:
     if bool(rollout.urls) == (rollout.engines > 0):
         given = "both are given" if rollout.urls else "neither is given"
         yield f"either rollout.engines above 0 or rollout.urls (with engines: 0): {given}"
+    if rollout.min_engines is not None and rollout.min_engines > rollout.num_engines:
+        yield (
+            f"rollout.min_engines={rollout.min_engines} is more than the {rollout.num_engines} "
+            "engines of rollout.engines and rollout.urls"
+        )
     for url in rollout.urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -187,6 +193,22 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
             f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
             f"{steps} optimizer steps"
         )
+
+
+def _cluster(recipe: Recipe) -> Iterator[str]:
+    cluster = recipe.cluster
+    for name in ("image", "engine_image"):
+        given = getattr(cluster, name) is not None
+        if given and cluster.container == "none":
+            yield f"cluster.{name} has no meaning with cluster.container=none"
+        if not given and cluster.container != "none":
+            yield f"cluster.container={cluster.container} needs cluster.{name}"
+    for mount in cluster.mounts:
+        if ":" not in mount or "," in mount:
+            yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
+    for flag in cluster.flags:
+        if not flag.startswith("--") or "\n" in flag:
+            yield f"cluster.flags: {flag} is no flag of sbatch (--NAME or --NAME=VALUE)"
 
 
 def _attention(recipe: Recipe) -> Iterator[str]:

@@ -78,6 +78,8 @@ class RolloutSection(Section):
     max_response_tokens: int = mark(48, "warn", ge=1)
     engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
     urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
+    # with fewer engines than that the run ends, until then requests go to those left; None: all
+    min_engines: int | None = mark(None, "free", ge=1)
     engine: EngineSection = EngineSection()
     progress_timeout_s: float = mark(300.0, "free", gt=0)  # without one finished response
     # mean |engine log-prob - trainer log-prob| beyond which the run stops; checked every step
@@ -86,6 +88,10 @@ class RolloutSection(Section):
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
     probe_tolerance: float = mark(0.01, "warn", gt=0)  # max |difference| of the probe's log-probs
+
+    @property
+    def num_engines(self) -> int:
+        return self.engines + len(self.urls)
 
 
 class AlgorithmSection(Section):
@@ -205,6 +211,25 @@ class TrackingSection(Section):
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
 
 
+class ClusterSection(Section):
+    """The Slurm job that `aent slurm` makes of a recipe; everything else ignores it."""
+
+    RESUME: ClassVar[Resume] = "free"
+    nodes: int = Field(1, ge=1)  # with trainer ranks
+    engine_nodes: int = Field(0, ge=0)  # of a heterogeneous job's second group; 0: no such group
+    gpus_per_node: int = Field(8, ge=0)  # 0: a job without GPUs
+    time: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d{2}){0,2}$")  # limit, as sbatch has it
+    account: str | None = None
+    partition: str | None = None
+    container: Literal["none", "pyxis", "apptainer"] = "none"
+    image: str | None = None  # the trainer's
+    engine_image: str | None = None
+    mounts: tuple[str, ...] = ()  # HOST:CONTAINER; default: the folder that the job is sent from
+    env_file: str | None = None  # NCCL and vLLM settings, such as slurm/cluster.env
+    flags: tuple[str, ...] = ()  # further ones of sbatch, for every group: "--qos=high"
+    max_requeues: int = Field(3, ge=0)  # in a row, without a finished step between them
+
+
 class Recipe(Section):
     """One run."""
 
@@ -221,3 +246,4 @@ class Recipe(Section):
     trainer: TrainerSection = TrainerSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
+    cluster: ClusterSection = ClusterSection()

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,9 +205,14 @@ class EngineClient:
 
 @dataclass
 class Fleet:
-    """Several servers with the same weights, used as one."""
+    """Several servers with the same weights, used as one.
+
+    A server that is lost (it is not healthy after a failed request, or no response of its ends for
+    ``progress_timeout_s``) leaves ``clients``, and its requests go to the others.
+    """
 
     clients: list[EngineClient]
+    min_engines: int | None = None  # with fewer it fails; None: with any lost
 
     def generate_sync(
         self,
@@ -223,42 +230,129 @@ class Fleet:
         """Have every sample written, each by the server with the fewest requests in flight.
 
         Returns completions in the order of the requests; calls ``on_progress`` at each that ends.
-        Raises the first EngineError, having cancelled the others; also when no response ends for
-        ``progress_timeout_s`` (the smallest of the clients').
+        Raises EngineError, having cancelled the others: that of a healthy server at once, that of
+        a lost one if fewer than ``min_engines`` are left.
         """
+        flight = _Flight(self, deque(enumerate(requests)), [_Engine(c) for c in self.clients])
         done: dict[int, Completion] = {}
-        in_flight: dict[asyncio.Task[Completion], tuple[int, int]] = {}
-        load = [0] * len(self.clients)
-        capacity = sum(c.concurrency for c in self.clients)
-        patience_s = min(c.progress_timeout_s for c in self.clients)
-        waiting = iter(enumerate(requests))
         try:
             while len(done) < len(requests):
-                while len(in_flight) < capacity and (item := next(waiting, None)) is not None:
-                    engine = min(range(len(load)), key=lambda e: load[e])
-                    task = asyncio.create_task(self.clients[engine].complete(item[1]))
-                    in_flight[task] = (item[0], engine)
-                    load[engine] += 1
-                ended, _ = await asyncio.wait(
-                    in_flight, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not ended:
-                    busiest = max(range(len(load)), key=lambda e: load[e])
-                    raise self.clients[busiest].error(
-                        f": no response finished for {patience_s:.0f} s "
-                        f"({len(done)} of {len(requests)} are there)"
-                    )
-                for task in ended:
-                    index, engine = in_flight.pop(task)
-                    load[engine] -= 1
-                    done[index] = task.result()
+                flight.send()
+                for index, completion in await flight.land():
+                    done[index] = completion
                     if on_progress is not None:
                         on_progress()
         finally:
-            for task in in_flight:
-                task.cancel()
-            await asyncio.gather(*in_flight, return_exceptions=True)
+            for engine in flight.engines:
+                engine.cancel()
+            await asyncio.gather(*flight.cancelled, return_exceptions=True)
         return [done[i] for i in range(len(requests))]
+
+    def lose(self, client: EngineClient, error: EngineError) -> None:
+        """Go on without this server; raise ``error`` if too few are left."""
+        self.clients.remove(client)
+        least = len(self.clients) + 1 if self.min_engines is None else self.min_engines
+        if len(self.clients) < least:
+            if self.min_engines is None:
+                raise error
+            raise EngineError(
+                f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
+            )
+        print(
+            f"aent: an engine is lost, {len(self.clients)} are left, which take its requests: "
+            f"{error}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+Item = tuple[int, GenerationRequest]
+
+
+@dataclass
+class _Engine:
+    """A server during one ``generate``."""
+
+    client: EngineClient
+    in_flight: dict[asyncio.Task[Completion], Item] = field(default_factory=dict)
+    progress: float = 0.0  # when a response ended, or when the first request was sent
+
+    @property
+    def deadline(self) -> float:
+        return self.progress + self.client.progress_timeout_s
+
+    def cancel(self) -> None:
+        for task in self.in_flight:
+            task.cancel()
+
+
+@dataclass
+class _Flight:
+    """The requests of one ``generate``."""
+
+    fleet: Fleet
+    waiting: deque[Item]
+    engines: list[_Engine]  # not lost
+    cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
+
+    def send(self) -> None:
+        """Hand out what is waiting, as far as the servers' ``concurrency`` goes."""
+        now = asyncio.get_running_loop().time()
+        while self.waiting:
+            free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
+            if not free:
+                return
+            engine = min(free, key=lambda e: len(e.in_flight))
+            item = self.waiting.popleft()
+            if not engine.in_flight:
+                engine.progress = now
+            engine.in_flight[asyncio.create_task(engine.client.complete(item[1]))] = item
+
+    async def land(self) -> list[tuple[int, Completion]]:
+        """Wait for some to end: (index, completion) of each. Servers that are lost are dropped."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for engine in self.engines for task in engine.in_flight]
+        first = min(engine.deadline for engine in self.engines if engine.in_flight)
+        ended, _ = await asyncio.wait(
+            tasks, timeout=max(0.0, first - loop.time()), return_when=asyncio.FIRST_COMPLETED
+        )
+        landed = []
+        for engine in list(self.engines):
+            for task in ended & engine.in_flight.keys():
+                error = task.exception()
+                if error is None:
+                    landed.append((engine.in_flight.pop(task)[0], task.result()))
+                    engine.progress = loop.time()
+                elif not isinstance(error, EngineError) or await _is_healthy(engine.client):
+                    raise error
+                else:
+                    self._lose(engine, error)
+                    break
+            else:
+                if engine.in_flight and engine.deadline <= loop.time():
+                    self._lose(engine, self._silence(engine))
+        return landed
+
+    def _silence(self, engine: _Engine) -> EngineError:
+        return engine.client.error(
+            f": no response finished for {engine.client.progress_timeout_s:.0f} s "
+            f"({len(engine.in_flight)} in flight)"
+        )
+
+    def _lose(self, engine: _Engine, error: EngineError) -> None:
+        self.engines.remove(engine)
+        engine.cancel()
+        self.cancelled += engine.in_flight
+        self.waiting.extendleft(engine.in_flight.values())
+        self.fleet.lose(engine.client, error)
+
+
+async def _is_healthy(client: EngineClient) -> bool:
+    try:
+        await client.health()
+    except EngineError:
+        return False
+    return True
 
 
 def _completion(choice: dict[str, Any]) -> Completion:

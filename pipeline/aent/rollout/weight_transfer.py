@@ -67,9 +67,11 @@ class WeightSender:
     clients: list[EngineClient]
     settings: TransferSettings = TransferSettings()
     transport: Transport | None = field(default=None, init=False)
+    joined: list[str] = field(default_factory=list, init=False)  # addresses in the group
 
     async def connect(self) -> None:
-        """Form a group with every worker of every engine. Again after an engine was replaced.
+        """Form a group with every worker of every engine. Again after an engine was replaced; where
+        one was lost, ``push`` does it.
 
         Raises EngineError within ``timeout_s`` if an engine does not come.
         """
@@ -100,6 +102,7 @@ class WeightSender:
         except (TimeoutError, RuntimeError) as error:
             raise EngineError(f"no group with the engines' workers: {error}") from error
         self.transport = transport
+        self.joined = [client.url for client in self.clients]
 
     async def push(
         self, named_tensors: Iterable[tuple[str, Tensor]], version: int, expected: Manifest | None
@@ -120,6 +123,8 @@ class WeightSender:
         rest = iter(named_tensors)
         try:
             await self.check_version(version)
+            if self.joined != [client.url for client in self.clients]:
+                await self.connect()  # a broadcast would wait for the lost one
             await self.begin()
             sent = await self.send_all(rest, expected)
             await self.verify(sent, expected)

@@ -56,7 +56,7 @@ class Store:
         One run for one folder: an earlier attempt whose answer never came is found again.
         """
         store = cls(tracking_uri(recipe, run_dir))
-        experiment = _experiment(store.client, store.uri, recipe.tracking.experiment)
+        experiment = experiment_id(store.client, store.uri, recipe.tracking.experiment)
         key = _run_key(run_dir)
         found = store.client.search_runs(
             [experiment],
@@ -129,7 +129,7 @@ def open_client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: Any, uri: str, name: str) -> str:
+def experiment_id(client: Any, uri: str, name: str) -> str:
     """Id of the experiment; a new one in a SQLite file keeps its artifacts beside that file."""
     from mlflow.exceptions import MlflowException
 
@@ -140,7 +140,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     if found is None:
         # another run may make it at this very moment: then it is there below
         with contextlib.suppress(MlflowException):
-            return client.create_experiment(name, location and location.as_uri())
+            return client.createexperiment_id(name, location and location.as_uri())
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
         raise RuntimeError(f"tracking.experiment: {name} was deleted in {look_command(uri)}")

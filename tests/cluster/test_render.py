@@ -1,0 +1,110 @@
+"""Batch scripts out of recipes: what stands in them, and which recipes get none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aent.cluster.render import render
+from aent.recipe.check import check
+from aent.recipe.load import load
+from cluster.conftest import ROOT
+
+TINY = "recipes/cpu/tiny.yaml"
+
+
+def aent_slurm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aent.cli", "slurm", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def directives(text: str) -> list[str]:
+    """What sbatch reads: the #SBATCH lines above the first command."""
+    lines = []
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            return lines
+        lines += [line.removeprefix("#SBATCH ")] if line.startswith("#SBATCH ") else []
+    return lines
+
+
+def test_a_dry_run_outside_any_checkout_shows_the_header_above_the_unchanged_script(tmp_path):
+    overrides = ["cluster.nodes=2", "cluster.gpus_per_node=4", "cluster.partition=night"]
+    overrides += ["cluster.time=1-12:00:00", "cluster.flags=['--qos=low', '--exclusive=user']"]
+    shown = aent_slurm("submit", "--dry-run", TINY, "run_dir=my run", *overrides, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    header, mark, rest = shown.stdout.partition("# ---- slurm/train.sbatch")
+    assert mark
+    assert (ROOT / "slurm" / "train.sbatch").read_text() in rest
+    assert rest.rstrip().endswith(f"# sbatch --parsable '{tmp_path}/my run.sbatch'")
+    asked = directives(shown.stdout)
+    assert {"--nodes=2", "--gpus-per-node=4", "--partition=night", "--job-name=tiny"} <= set(asked)
+    assert {"--time=1-12:00:00", "--qos=low", "--exclusive=user", "--mem=0"} <= set(asked)
+    assert "--exclusive" not in asked  # the recipe's is there instead
+    assert f'--output="{tmp_path}/my run.log"' in asked
+    assert f"export RUN_DIR='{tmp_path}/my run'" in header
+    assert f"set -- {TINY} 'run_dir=my run' cluster.nodes=2" in header  # no such file here: aent's
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_groups_get_their_own_lines_and_a_container_its_image():
+    recipe = load(TINY, [
+        "run_dir=/runs/x", "cluster.nodes=4", "cluster.engine_nodes=2", "rollout.engines=2",
+        "cluster.container=pyxis", "cluster.image=/i/t.sqsh", "cluster.engine_image=/i/r.sqsh",
+        "cluster.mounts=['/data:/data', '/runs:/runs']", "cluster.max_requeues=7",
+    ])  # fmt: skip
+    script = render(recipe, TINY, [])
+    text = script.text
+    assert str(script.path) == "/runs/x.sbatch"
+    asked = directives(text)
+    split = asked.index("hetjob")
+    assert "--nodes=4" in asked[:split]
+    assert "--nodes=2" in asked[split:]
+    for line in ("CONTAINER=pyxis", "IMAGE=/i/t.sqsh", "ENGINE_IMAGE=/i/r.sqsh",
+                 "MOUNTS=/data:/data,/runs:/runs", "MAX_REQUEUES=7"):  # fmt: skip
+        assert f"\nexport {line}\n" in text
+    assert "export PYTHON" not in text  # the image's own
+
+
+def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
+    refused = aent_slurm("render", TINY, "cluster.gpus_per_node=4", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "need 5 GPUs on a node, and a node has 4" in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["cluster.container=apptainer"], "cluster.container=apptainer needs cluster.image"),
+        (["cluster.image=x.sif"], "cluster.image has no meaning with cluster.container=none"),
+        (["cluster.mounts=[/data]"], "cluster.mounts: /data is not HOST:CONTAINER"),
+        (["cluster.flags=[qos]"], "cluster.flags: qos is no flag of sbatch"),
+    ],
+)
+def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, reason):
+    assert any(reason in fault for fault in check(load(TINY, overrides), machine=False))
+
+
+def test_without_slurm_submit_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = aent_slurm("submit", TINY, "cluster.gpus_per_node=0", cwd=tmp_path)
+    assert said.returncode == 1
+    assert said.stderr == "aent: sbatch is not here: this machine has no Slurm client\n"
+
+
+def test_scripts_are_clean_and_the_two_of_a_run_differ_at_their_top_only():
+    scripts = sorted((ROOT / "slurm").glob("*.s[bh]*"))
+    assert len(scripts) >= 2
+    mark = "# -- What this script assumes of a cluster"
+    one, other = ((ROOT / "slurm" / f"train{x}.sbatch").read_text() for x in ("", "_het"))
+    assert one.partition(mark)[2] == other.partition(mark)[2] != ""
+    for script in scripts:
+        subprocess.run(["bash", "-n", str(script)], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: only the syntax was looked at")
+    subprocess.run(["shellcheck", *map(str, scripts)], check=True)
