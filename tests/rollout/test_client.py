@@ -96,7 +96,7 @@ def test_block_size_health_and_silence(served: Served) -> None:
     asyncio.run(client.health())
     assert asyncio.run(client.block_size()) == 32
     client.progress_timeout_s = 0.001
-    with pytest.raises(EngineError, match=r"no response finished for 0 s \(0 of 1 are there\)"):
+    with pytest.raises(EngineError, match=r"no response finished for 0 s \(1 in flight\)"):
         client.generate_sync([GenerationRequest([1], 300, seed=0)])
 
 
