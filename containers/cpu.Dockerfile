@@ -1,0 +1,30 @@
+# The CPU environment of the tests and the quickstart, on Debian.
+#
+#   docker build -f containers/cpu.Dockerfile -t aent-cpu .
+#   docker run --rm aent-cpu aent train recipes/cpu/tiny.yaml
+#
+# Package sources other than PyPI's: pass pip's configuration as a build secret, which stays out of the
+# image (--secret id=pip.conf,src=$HOME/.config/pip/pip.conf).
+ARG BASE_IMAGE=debian:bookworm-slim
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE}
+
+LABEL org.opencontainers.image.title="aent on a CPU" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+# Debian keeps one version of a package at a time: there is none to pin
+# hadolint ignore=DL3008
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends \
+      ca-certificates g++ git make python3.11 python3.11-dev python3.11-venv && \
+    rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 10001 aent
+USER 10001
+WORKDIR /home/aent/aent
+COPY --chown=10001 . .
+RUN --mount=type=secret,id=pip.conf,target=/home/aent/.config/pip/pip.conf,uid=10001 \
+    make install && rm -rf /home/aent/.cache
+ENV PATH=/home/aent/aent/.venv/bin:$PATH
+RUN aent doctor recipes/cpu/tiny.yaml
+CMD ["aent", "train", "recipes/cpu/quickstart.yaml"]

@@ -1,0 +1,38 @@
+# A rollout engine: vLLM's own image and the part of aent that runs in it (server, middleware, weight
+# transfer). An image of its own, because vLLM and the trainer's stack pin different builds of torch.
+#
+#   docker build -f containers/rollout.Dockerfile -t aent-rollout .
+#
+# Not built here: it needs the base image and, to be of use, a GPU.
+ARG BASE_IMAGE=vllm/vllm-openai:v0.32.0
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE}
+
+LABEL org.opencontainers.image.title="aent rollout engine" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+WORKDIR /opt/aent
+COPY pyproject.toml README.md LICENSE ./
+COPY pipeline pipeline
+COPY recipes recipes
+COPY slurm slurm
+# everything that this part imports is a dependency of vLLM as well; typer and rich are for `aent`
+COPY containers/locks/cpu.lock.txt /tmp/lock.txt
+RUN grep -E '^(typer|rich|psutil|pyyaml)==' /tmp/lock.txt >/tmp/needed.txt && \
+    python3 -m pip install --no-cache-dir -r /tmp/needed.txt && \
+    python3 -m pip install --no-cache-dir --no-deps . && \
+    rm /tmp/lock.txt /tmp/needed.txt
+
+RUN useradd --create-home --uid 10001 aent
+USER 10001
+WORKDIR /home/aent
+RUN aent doctor
+
+# /health is the one route that asks for no token
+ENV AENT_HEALTH_URL=http://127.0.0.1:8000/health
+HEALTHCHECK --start-period=300s --interval=30s --timeout=10s \
+  CMD ["python3", "-c", "import os, urllib.request as r; r.urlopen(os.environ['AENT_HEALTH_URL'], timeout=5)"]
+
+# the base image's entry point is vLLM's own server
+ENTRYPOINT []
+CMD ["aent", "--help"]

@@ -1,0 +1,41 @@
+# The trainer: Megatron-core, NeMo and aent on an image that has torch, NCCL, Transformer Engine and
+# NVIDIA apex built for one another.
+#
+#   docker build -f containers/trainer.Dockerfile -t aent-trainer .
+#
+# Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU.
+ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.08-py3
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE}
+
+LABEL org.opencontainers.image.title="aent trainer" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /opt/aent
+
+# apex: the base image's, else built from source (the package of that name on PyPI is another one)
+ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
+RUN python3 -c 'import amp_C, apex.optimizers' 2>/dev/null || \
+    APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
+      "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
+
+# What the base image has stays as it is; everything else has the version of the CPU lock, with which
+# the tests run.
+COPY containers/locks/cpu.lock.txt /tmp/lock.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY pipeline pipeline
+COPY recipes recipes
+COPY slurm slurm
+RUN python3 -m pip list --format=freeze | sed 's/==.*//' >/tmp/base.txt && \
+    awk -F== 'function name(s) { s = tolower(s); gsub("_", "-", s); return s } \
+      NR == FNR { base[name($1)]; next } !(name($1) in base)' /tmp/base.txt /tmp/lock.txt \
+      >/tmp/constraints.txt && \
+    python3 -m pip install --no-cache-dir -c /tmp/constraints.txt '.[trainer,tasks]' && \
+    rm /tmp/base.txt /tmp/lock.txt /tmp/constraints.txt
+
+RUN useradd --create-home --uid 10001 aent
+USER 10001
+WORKDIR /home/aent
+RUN aent doctor
+CMD ["aent", "--help"]
