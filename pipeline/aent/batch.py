@@ -28,6 +28,7 @@ class Sample:
     group: int  # responses to one prompt of one step share it
     item: int  # index of the question in its task
     reward: float = 0.0
+    replaced: int = 0  # groups without signal that were thrown away for this one's place
 
 
 @dataclass
@@ -42,12 +43,14 @@ class Batch:
     group: Tensor  # [S] int64
     reward: Tensor  # [S] fp32
     truncated: Tensor  # [S] bool: stopped by length
+    penalty: Tensor | None = None  # [S] fp32: added to the reward before advantages
     advantages: Tensor | None = None  # [T] fp32, 0 off the mask
     old_logprobs: Tensor | None = None  # [T] fp32: the trainer's, before the step's first update
     reference_logprobs: Tensor | None = None  # [T] fp32: the frozen reference's
     importance: Tensor | None = None  # [T] fp32: engine-versus-trainer weight, default 1
-    # weight of each token in the two means of the loss; they sum to 1 over one mini-batch (all its
-    # micro-batches and ranks), so that a loss is a plain weighted sum wherever it is computed
+    # weight of each token in the two means of the loss; their denominators are those of one whole
+    # mini-batch (all its micro-batches and ranks), so that a loss is a plain weighted sum wherever
+    # it is computed
     policy_weight: Tensor | None = None  # [T] fp32
     entropy_weight: Tensor | None = None  # [T] fp32
 
@@ -127,7 +130,7 @@ class Batch:
         )
 
 
-PER_SEQUENCE = ("group", "reward", "truncated")
+PER_SEQUENCE = ("group", "reward", "truncated", "penalty")
 _DTYPES = (torch.int64, torch.float32, torch.bool)
 
 

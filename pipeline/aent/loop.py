@@ -25,10 +25,8 @@ def train(run: Run) -> None:
         with run.phases("score"):
             score(run, batch, step)
         with run.phases("train"):
-            prepare.set_advantages(batch, recipe.algorithm)
-            mini_batches = prepare.split_mini_batches(
-                batch, recipe.algorithm, recipe.trainer.mini_batches
-            )
+            prepare.set_advantages(batch, recipe)
+            mini_batches = prepare.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
         state, report = controllers.update(settings, state, measured_entropy(run, results))

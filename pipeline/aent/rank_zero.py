@@ -170,7 +170,7 @@ class RankZero:
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line."""
         assert self.rollout is not None
-        metrics = step_metrics(batch, results, report, self.rollout.verdicts)
+        metrics = step_metrics(batch, results, report, self.rollout)
         metrics |= time_metrics(batch, seconds)
         self.tracker.log(step, metrics)
         every = self.recipe.tracking.samples_every

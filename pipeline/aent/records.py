@@ -10,7 +10,6 @@ from aent.batch import Batch
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
 from aent.sampling import Rollout
-from aent.tasks.judge import Verdict
 from aent.trainer.trainer import MinibatchResult
 
 
@@ -18,7 +17,7 @@ def step_metrics(
     batch: Batch,
     results: Sequence[MinibatchResult],
     report: ControllerReport,
-    verdicts: Sequence[Verdict],
+    rollout: Rollout,
 ) -> dict[str, float]:
     """Everything a step says of itself, except times. Names: docs/metrics.md.
 
@@ -41,7 +40,9 @@ def step_metrics(
         "reward/mean": float(batch.reward.mean()),
         "reward/std": float(batch.reward.std(correction=0)),
         "reward/groups_without_signal": groups_without_signal(batch),
-        "reward/judge_errors": float(sum(bool(v.error) for v in verdicts)),
+        "reward/groups_replaced": float(groups_replaced(rollout)),
+        "reward/penalty": 0.0 if batch.penalty is None else float(batch.penalty.mean()),
+        "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/truncated_share": float(batch.truncated.double().mean()),
@@ -74,6 +75,11 @@ def groups_without_signal(batch: Batch) -> float:
         for g in batch.group.unique()
     ]
     return sum(flat) / len(flat)
+
+
+def groups_replaced(rollout: Rollout) -> int:
+    """Groups without signal that were thrown away, so that others could stand in their places."""
+    return sum({s.group: s.replaced for s in rollout.samples}.values())
 
 
 def time_metrics(batch: Batch, seconds: Mapping[str, float]) -> dict[str, float]:

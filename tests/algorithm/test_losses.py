@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from aent.algorithm.losses import policy_loss
+from aent.algorithm.losses import policy_loss, sequence_log_ratio
 from aent.recipe.schema import AlgorithmSection
 
 LOG_PROB = [-0.5, -1.0, -2.0, -0.1, -3.0, -0.7]
 OLD = [-0.7, -0.9, -0.5, -0.8, -1.0, -0.7]
 ADVANTAGE = [1.0, -1.0, 2.0, 1.5, -2.0, 0.0]
+
+
+def fields(old: list[float] | None = OLD, **others: list[float]) -> dict[str, torch.Tensor]:
+    values = {"advantages": ADVANTAGE} | ({} if old is None else {"old_logprobs": old}) | others
+    return {name: torch.tensor(value) for name, value in values.items()}
 
 
 def by_hand(i: int, s: AlgorithmSection) -> tuple[float, float]:
@@ -35,7 +40,7 @@ def by_hand(i: int, s: AlgorithmSection) -> tuple[float, float]:
 )
 def test_clipped_surrogate_value_and_gradient(settings):
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    result = policy_loss(log_prob, torch.tensor(OLD), torch.tensor(ADVANTAGE), settings)
+    result = policy_loss(log_prob, fields(), settings)
     result.loss.sum().backward()
     for i in range(len(LOG_PROB)):
         loss, gradient = by_hand(i, settings)
@@ -47,15 +52,14 @@ def test_clipped_surrogate_value_and_gradient(settings):
 
 def test_dual_clip_really_cuts_in_its_test():
     settings = AlgorithmSection(dual_clip=1.05, clip_high=10)
-    log_prob, old = torch.tensor([0.0]), torch.tensor([-1.0])
-    result = policy_loss(log_prob, old, torch.tensor([-1.0]), settings)
+    result = policy_loss(torch.tensor([0.0]), fields([-1.0], advantages=[-1.0]), settings)
     assert result.loss.item() == pytest.approx(1.05)
     assert result.clipped.item()
 
 
 def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_minus_the_advantage():
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    result = policy_loss(log_prob, None, torch.tensor(ADVANTAGE), AlgorithmSection())
+    result = policy_loss(log_prob, fields(None), AlgorithmSection())
     result.loss.sum().backward()
     assert torch.equal(result.loss.detach(), -torch.tensor(ADVANTAGE))
     assert torch.equal(log_prob.grad, -torch.tensor(ADVANTAGE))
@@ -65,8 +69,8 @@ def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_minus_the_adv
 def test_kl_to_the_reference_is_k3_with_its_gradient():
     settings = AlgorithmSection(kl_coefficient=0.3)
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    zero = torch.zeros(len(LOG_PROB))
-    result = policy_loss(log_prob, None, zero, settings, reference_logprobs=torch.tensor(OLD))
+    given = fields(None, advantages=[0.0] * len(LOG_PROB), reference_logprobs=OLD)
+    result = policy_loss(log_prob, given, settings)
     result.loss.sum().backward()
     for i, (p, q) in enumerate(zip(LOG_PROB, OLD)):
         k3 = math.exp(q - p) - (q - p) - 1
@@ -78,9 +82,70 @@ def test_kl_to_the_reference_is_k3_with_its_gradient():
 
 def test_importance_scales_the_surrogate_only():
     settings = AlgorithmSection(kl_coefficient=0.5)
-    args = (torch.tensor(LOG_PROB), torch.tensor(OLD), torch.tensor(ADVANTAGE), settings)
-    reference, weight = torch.tensor(OLD), torch.tensor([0.0, 0.5, 1.0, 2.0, 1.0, 1.0])
-    plain = policy_loss(*args, reference_logprobs=reference)
-    weighted = policy_loss(*args, reference_logprobs=reference, importance=weight)
+    weight = [0.0, 0.5, 1.0, 2.0, 1.0, 1.0]
+    log_prob = torch.tensor(LOG_PROB)
+    plain = policy_loss(log_prob, fields(reference_logprobs=OLD), settings)
+    weighted = policy_loss(log_prob, fields(reference_logprobs=OLD, importance=weight), settings)
     kl = 0.5 * plain.kl_reference
-    torch.testing.assert_close(weighted.loss - kl, (plain.loss - kl) * weight)
+    torch.testing.assert_close(weighted.loss - kl, (plain.loss - kl) * torch.tensor(weight))
+
+
+@pytest.mark.parametrize("clip_low", [0.2, 1.0])
+def test_cispo_clips_the_weight_and_no_gradient(clip_low):
+    settings = AlgorithmSection(policy_loss="cispo", clip_low=clip_low, clip_high=0.3)
+    log_prob = torch.tensor(LOG_PROB, requires_grad=True)
+    result = policy_loss(log_prob, fields(), settings)
+    result.loss.sum().backward()
+    for i, (p, q, a) in enumerate(zip(LOG_PROB, OLD, ADVANTAGE)):
+        weight = min(max(math.exp(p - q), 1 - clip_low), 1.3)
+        assert result.loss[i].item() == pytest.approx(-weight * a * p, rel=1e-5, abs=1e-7)
+        assert log_prob.grad[i].item() == pytest.approx(-weight * a, rel=1e-5, abs=1e-7)
+        assert bool(result.clipped[i]) == (weight != math.exp(p - q))
+
+
+SEQUENCE = torch.tensor([0, 1, 1, 0, 2, 1])  # tokens of a response need not be neighbours
+
+
+def gspo_objective(log_prob: torch.Tensor, advantage: list[float], s: AlgorithmSection):
+    """The sum over responses of the paper's eq. 5, by the ratio of whole responses (eq. 7)."""
+    total = torch.zeros(())
+    for i, a in enumerate(advantage):
+        chosen = torch.tensor([n for n, j in enumerate(SEQUENCE.tolist()) if j == i])
+        ratio = (log_prob[chosen] - torch.tensor(OLD)[chosen]).mean().exp()
+        bounded = ratio.clamp(1 - s.clip_low, 1 + s.clip_high)
+        total = total + torch.minimum(ratio * a, bounded * a)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("advantage", "clip_low", "clipped"),
+    [
+        ([1.0, -0.5, 2.0], 0.1, [0, 1]),
+        ([-1.0, 0.5, -2.0], 0.1, [2]),
+        ([-1.0, 0.5, -2.0], 0.9, []),
+    ],
+)
+def test_gspo_is_the_papers_sequence_objective(advantage, clip_low, clipped):
+    """Value and gradient, though written per token (ratios of the responses: 1.56, 0.6, 0.14)."""
+    settings = AlgorithmSection(
+        policy_loss="gspo", aggregation="sequence_mean", clip_low=clip_low, clip_high=0.3
+    )
+    log_prob = torch.tensor(LOG_PROB, requires_grad=True)
+    given = fields(advantages=[advantage[i] for i in SEQUENCE.tolist()])
+    given["sequence_log_ratio"] = sequence_log_ratio(log_prob, given["old_logprobs"], SEQUENCE)
+    result = policy_loss(log_prob, given, settings)
+    lengths = torch.bincount(SEQUENCE)
+    loss = (result.loss / lengths[SEQUENCE]).sum()  # sequence_mean, times the number of responses
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    want = -gspo_objective(log_prob, advantage, settings)
+    (wanted,) = torch.autograd.grad(want, log_prob)
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(gradient, wanted)
+    assert SEQUENCE[wanted == 0].unique().tolist() == clipped
+    assert SEQUENCE[result.clipped].unique().tolist() == clipped
+
+
+def test_gspo_without_old_logprobs_is_at_ratio_one():
+    settings = AlgorithmSection(policy_loss="gspo", aggregation="sequence_mean")
+    loss = policy_loss(torch.tensor(LOG_PROB), fields(None), settings).loss
+    assert torch.equal(loss, -torch.tensor(ADVANTAGE))

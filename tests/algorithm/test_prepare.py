@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from aent.algorithm import aggregation, importance, prepare
-from aent.algorithm.advantages import group_advantages
+from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
+from aent.algorithm.rewards import overlong_penalty
 from aent.batch import Batch, Sample
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.schema import AlgorithmSection, Recipe
 
 
 def make_batch(lengths=(1, 3, 2, 4), groups=(0, 0, 1, 1), rewards=(1.0, 0.0, 1.0, 1.0)) -> Batch:
@@ -17,6 +18,11 @@ def make_batch(lengths=(1, 3, 2, 4), groups=(0, 0, 1, 1), rewards=(1.0, 0.0, 1.0
         for n, g, r in zip(lengths, groups, rewards)
     ]
     return Batch.from_samples(samples)
+
+
+def make_recipe(**sections) -> Recipe:
+    values = {"name": "x", "model": {"path": "none"}, "controller": {"initial": 0.0}}
+    return Recipe.model_validate(values | sections)
 
 
 def test_group_advantages_uneven_groups_in_any_order():
@@ -33,6 +39,78 @@ def test_a_group_of_equal_rewards_has_exactly_no_advantage():
     assert group_advantages(reward, group, normalize=True).tolist() == [0.0] * 7
 
 
+def test_leave_one_out_compares_with_the_others_of_the_group():
+    reward = torch.tensor([1.0, 5.0, 0.0, 2.0, 5.0, 9.0])
+    group = torch.tensor([7, 3, 7, 7, 3, 8])
+    by_hand = [1 - (0 + 2) / 2, 0, 0 - (1 + 2) / 2, 2 - (1 + 0) / 2, 0, 0]
+    assert leave_one_out(reward, group).tolist() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_batch_normalized_whitens_over_tokens(baseline):
+    reward, group = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0, 0, 1])
+    tokens = torch.tensor([2, 1, 3])
+    result = batch_normalized(reward, group, tokens, baseline)
+    value = [0.5, -0.5, 0.0] if baseline else [1.0, 0.0, 3.0]
+    each = [v for v, n in zip(value, tokens.tolist()) for _ in range(n)]  # one per token
+    mean, std = sum(each) / 6, torch.tensor(each, dtype=torch.float64).std().item()
+    assert result.tolist() == pytest.approx([(v - mean) / std for v in value], rel=1e-6)
+
+
+def test_batch_normalized_of_equal_rewards_is_nothing():
+    reward, tokens = torch.full((5,), 0.1), torch.tensor([3, 1, 2, 7, 4])
+    result = batch_normalized(reward, torch.zeros(5, dtype=torch.int64), tokens, False)
+    assert result.abs().max().item() < 1e-6
+
+
+def test_overlong_penalty_falls_over_the_buffer():
+    tokens = torch.tensor([1, 80, 85, 90, 100])
+    assert overlong_penalty(tokens, 100, 20, 2.0).tolist() == pytest.approx([0, 0, -0.5, -1, -2])
+
+
+STEP = {  # rewards 1, 0, 1, 1 of 1, 3, 2, 4 tokens; groups 0, 0, 1, 1
+    "group_normalized": [math.sqrt(0.5), -math.sqrt(0.5), 0, 0],
+    "group_mean": [0.5, -0.5, 0, 0],
+    "leave_one_out": [1, -1, 0, 0],
+    "reinforce_plus_plus": [x / math.sqrt(2.1 / 9) for x in (0.3, -0.7, 0.3, 0.3)],
+    "reinforce_plus_plus_baseline": [x / math.sqrt(0.9 / 9) for x in (0.6, -0.4, 0.1, 0.1)],
+}
+
+
+@pytest.mark.parametrize("kind", STEP)
+def test_advantages_of_a_step_by_hand(kind):
+    batch = make_batch()
+    prepare.set_advantages(batch, make_recipe(algorithm={"advantage": kind}))
+    each = [a for a, n in zip(STEP[kind], (1, 3, 2, 4)) for _ in range(n)]
+    assert batch.advantages[batch.loss_mask].tolist() == pytest.approx(each, rel=1e-5, abs=1e-7)
+    assert not batch.advantages[~batch.loss_mask].any()
+    assert batch.penalty is None
+
+
+def test_overlong_shaping_enters_the_advantages_and_leaves_the_reward():
+    batch = make_batch()
+    algorithm = {"advantage": "group_mean", "overlong_buffer": 2, "overlong_penalty": 0.5}
+    recipe = make_recipe(rollout={"max_response_tokens": 4}, algorithm=algorithm)
+    prepare.set_advantages(batch, recipe)
+    assert batch.penalty.tolist() == [0, -0.25, 0, -0.5]  # of 1, 3, 2, 4 tokens
+    assert batch.reward.tolist() == [1, 0, 1, 1]
+    assert prepare.sequence_advantages(batch, recipe.algorithm).tolist() == [
+        0.625, -0.625, 0.25, -0.25,
+    ]  # fmt: skip
+    (mini,) = prepare.split_mini_batches(batch, recipe)
+    assert mini.penalty.tolist() == batch.penalty.tolist()
+
+
+def test_constant_length_sums_tokens_by_the_recipes_longest_response():
+    batch = make_batch()
+    recipe = make_recipe(
+        rollout={"max_response_tokens": 5}, algorithm={"aggregation": "constant_length"}
+    )
+    weight = prepare.policy_weight(batch, recipe)
+    assert weight[batch.loss_mask].tolist() == pytest.approx([1 / (4 * 5)] * 10)
+    assert not weight[~batch.loss_mask].any()
+
+
 def test_weights_sum_to_one_and_follow_their_means():
     batch = make_batch()
     token, sequence = aggregation.token_mean(batch), aggregation.sequence_mean(batch)
@@ -47,8 +125,9 @@ def test_weights_sum_to_one_and_follow_their_means():
 
 def test_mini_batches_keep_groups_whole_and_have_their_own_denominators():
     batch = make_batch(groups=(0, 1, 0, 1))
-    prepare.set_advantages(batch, AlgorithmSection())
-    first, second = prepare.split_mini_batches(batch, AlgorithmSection(), 2)
+    recipe = make_recipe(trainer={"mini_batches": 2})
+    prepare.set_advantages(batch, recipe)
+    first, second = prepare.split_mini_batches(batch, recipe)
     assert first.group.tolist() == [0, 0]
     assert second.response_lengths.tolist() == [3, 4]
     for mini in (first, second):

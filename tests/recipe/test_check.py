@@ -9,7 +9,9 @@ import pytest
 from aent.recipe.check import check
 from aent.recipe.load import load
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -61,6 +63,17 @@ def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
     )
 
 
+LINES = re.findall(r"`((?:algorithm|rollout): {.*?})`", (DOCS / "algorithms.md").read_text())
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_line_of_the_documentation_is_sound(recipe, line):
+    section, value = line.split(": ", 1)
+    loaded = recipe(f"{section}={value}", "trainer.mini_batches=2")
+    assert check(loaded, machine=False) == []
+    assert getattr(loaded, section) != getattr(recipe(), section) or "ppo_clip" in line
+
+
 FAULTS = [
     (
         ["model={}"],
@@ -110,6 +123,35 @@ FAULTS = [
         ["trainer.mini_batches=8", "trainer.data_parallel=9"],
         "trainer.data_parallel=9 is more than the 8 samples of a mini-batch: some ranks would "
         "have no work",
+    ),
+    (
+        ["algorithm.policy_loss=cispo"],
+        "algorithm.policy_loss=cispo changes nothing with trainer.mini_batches=1: the policy that "
+        "learns is the one that sampled, and every ratio is 1",
+    ),
+    (
+        ["algorithm.policy_loss=gspo", "trainer.mini_batches=2"],
+        "algorithm.policy_loss=gspo needs algorithm.aggregation=sequence_mean: token_mean would "
+        "weigh a response's one ratio by its length",
+    ),
+    (
+        ["algorithm.policy_loss=cispo", "trainer.mini_batches=2", "algorithm.dual_clip=3"],
+        "algorithm.dual_clip has no meaning with algorithm.policy_loss=cispo: no token loses its "
+        "gradient",
+    ),
+    (
+        ["algorithm.overlong_buffer=49"],
+        "algorithm.overlong_buffer=49 is more than rollout.max_response_tokens=48",
+    ),
+    (
+        ["rollout.replacement_prompts=4", "algorithm.advantage=reinforce_plus_plus"],
+        "rollout.replacement_prompts has no meaning with algorithm.advantage=reinforce_plus_plus: "
+        "a group of equal rewards teaches too",
+    ),
+    (
+        ["rollout.replacement_prompts=4", "task.size=8"],
+        "rollout.replacement_prompts=4: task.size=8 leaves no question beside "
+        "rollout.prompts_per_step=8",
     ),
     (
         ["rollout.samples_per_prompt=1"],

@@ -83,3 +83,12 @@ def test_a_step_has_no_question_twice_when_the_epoch_does_not_divide():
         assert len(set(indices)) == 4
     with pytest.raises(ValueError, match=r"prompts_per_step=11.* 10 training questions"):
         tasks.questions_for_step(task, 0, 11, seed=0)
+
+
+def test_replacements_are_the_other_questions_in_an_order_of_the_steps_own(task):
+    own = tasks.questions_for_step(task, 5, 8, seed=3)
+    spare = list(tasks.replacements_for_step(task, 5, 8, seed=3))
+    assert {q.index for q in own + spare} == {q.index for q in task.train}
+    assert len(spare) == len(task.train) - 8
+    assert spare == list(tasks.replacements_for_step(task, 5, 8, seed=3))
+    assert spare[:8] != list(tasks.replacements_for_step(task, 6, 8, seed=3))[:8]

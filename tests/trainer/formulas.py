@@ -55,7 +55,14 @@ def expected(
     a = recipe.algorithm
     old = log_prob.detach() if batch.old_logprobs is None else batch.old_logprobs[mask]
     advantage, r = batch.advantages[mask], (log_prob - old).exp()
-    surrogate = torch.min(r * advantage, r.clamp(1 - a.clip_low, 1 + a.clip_high) * advantage)
+    if a.policy_loss == "gspo":  # one ratio a response, with a gradient of its own
+        owner = batch.sequence_of_token[mask]
+        per_response = [(log_prob - old)[owner == s].mean().exp() for s in owner.unique()]
+        r = torch.stack(per_response)[owner]
+    bounded = r.clamp(1 - a.clip_low, 1 + a.clip_high)
+    surrogate = torch.min(r * advantage, bounded * advantage)
+    if a.policy_loss == "cispo":
+        surrogate = bounded.detach() * advantage * log_prob
     if a.dual_clip is not None:
         surrogate = torch.where(
             advantage < 0, torch.max(surrogate, a.dual_clip * advantage), surrogate

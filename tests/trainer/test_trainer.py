@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from aent.batch import Batch
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny
@@ -43,6 +45,42 @@ def gradient_reaches(trainer: Any, coefficient: float) -> dict[str, Any]:
     finally:
         loss.token_statistics = compute
     return {"reached": sorted(reached), "loss": result.loss, "policy_loss": result.policy_loss}
+
+
+OBJECTIVES = {
+    "gspo": {"policy_loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.3},
+    "cispo": {"policy_loss": "cispo", "clip_low": 1.0, "clip_high": 0.3},
+}
+
+
+def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
+    # so small a rate leaves every weight as it is: every mini-batch sees the same policy
+    return tiny.recipe(
+        dp=2,
+        micro_batch_tokens=micro_batch_tokens,
+        trainer={"optimizer": {"lr": 1e-30, "clip_grad": 0.0}},
+        algorithm=OBJECTIVES[name],
+    )
+
+
+def old_batch() -> Batch:
+    """A mini-batch whose old log-probs lie so near the policy's (``formulas``) that some clip."""
+    batch = tiny.mini_batch(tiny.RAGGED, seed=7)
+    noise = torch.randn(batch.tokens.numel(), generator=torch.Generator().manual_seed(8))
+    batch.old_logprobs = torch.where(batch.loss_mask, -6 + noise, 0.0)
+    return batch
+
+
+def objectives(trainer: Any) -> dict[Any, Any]:
+    """Loss, clipped tokens and gradient of each objective, in five micro-batches or in two."""
+    out = {}
+    for name in OBJECTIVES:
+        for tokens in (24, 60):
+            trainer.recipe = objective_recipe(name, tokens)
+            result = trainer.train_minibatch(old_batch(), 0.0)
+            gradient = torch.cat([p.main_grad.flatten() for p in trainer.policy.parameters()])
+            out[name, tokens] = result.loss, result.clip_fraction, result.grad_norm, gradient
+    return out
 
 
 def weights_of(trainer: Any) -> list[torch.Tensor]:
@@ -80,6 +118,9 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
         out["on"] = gradient_reaches(trainer, LAMBDA)
         trainer.recipe = recipe_of(pp=2, entropy={"measure": "full"})
         out["full"] = gradient_reaches(trainer, LAMBDA)
+    recipe = objective_recipe("gspo", 24)
+    with tiny.world(recipe.trainer, rank, folder, "objectives"):
+        out["objectives"] = objectives(Trainer(recipe, Path(path)))
     kl = recipe_of(tp=2, algorithm={"kl_coefficient": 0.1})
     with tiny.world(kl.trainer, rank, folder, "reference"):
         trainer = Trainer(kl, Path(path))
@@ -166,6 +207,26 @@ def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
     assert kept_is_first
     assert policy_is_back
     assert not nothing_moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_do_not_depend_on_micro_batches_and_ranks(
+    ranks: list[dict], path: Path, name: str
+) -> None:
+    """A response's ratio is that of the whole response, wherever the mini-batch is cut."""
+    model = formulas.load(path)
+    want = formulas.expected(model, old_batch(), objective_recipe(name, 60), 0.0)
+    want.loss.backward()
+    norm = math.sqrt(sum(float(g.square().sum()) for g in formulas.gradients(model).values()))
+    (loss, clipped, grad_norm, few), (*_, many) = (
+        ranks[0]["objectives"][name, tokens] for tokens in (60, 24)
+    )
+    assert loss == pytest.approx(float(want.loss), rel=1e-5)
+    assert grad_norm == pytest.approx(norm, rel=1e-4)
+    assert 0 < clipped < 63
+    assert ranks[0]["objectives"][name, 24][0] == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(many, few, atol=1e-5 * float(few.abs().max()), rtol=1e-4)
 
 
 @pytest.mark.slow

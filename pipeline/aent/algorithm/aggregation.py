@@ -1,7 +1,7 @@
 """The weight of each token in a mean over one optimizer mini-batch.
 
-The weights of a mini-batch sum to 1 and are known before its first forward; a loss is then a plain
-weighted sum, the same for any split into micro-batches and ranks.
+The weights of a mini-batch are known before its first forward and, ``constant_length`` apart, sum
+to 1; a loss is then a plain weighted sum, the same for any split into micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -29,3 +29,15 @@ def sequence_mean(batch: Batch) -> Tensor:
     """
     per_sequence = 1.0 / (batch.num_sequences * batch.response_lengths.double())
     return torch.where(batch.loss_mask, per_sequence[batch.sequence_of_token], 0.0).float()
+
+
+def constant_length(batch: Batch, max_tokens: int) -> Tensor:
+    """Sum over each response's tokens, divided by a constant, then the mean over responses
+    (Dr. GRPO, arXiv 2503.20783 section 3.2: no length bias). The constant is the longest response
+    that the recipe allows, as in the paper's code and TRL; it only scales the learning rate. verl
+    calls it seq-mean-token-sum-norm.
+
+    Returns:
+        [T] fp32, 0 off the loss mask; the sum is mean length / max_tokens, not 1.
+    """
+    return batch.loss_mask.float() / (batch.num_sequences * max_tokens)

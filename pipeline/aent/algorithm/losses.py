@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,35 +16,58 @@ class PolicyLoss:
     """What the policy loss says of N response tokens."""
 
     loss: Tensor  # [N] fp32, differentiable
-    clipped: Tensor  # [N] bool: the clip (low, high or dual) has cut this token's gradient
+    # [N] bool: the clip (low, high or dual) has cut this token's gradient; CISPO: has bounded its
+    # weight
+    clipped: Tensor
     kl_reference: Tensor | None  # [N] fp32 (k3 estimate), None without a reference
 
 
 def policy_loss(
-    log_prob: Tensor,
-    old_logprobs: Tensor | None,
-    advantages: Tensor,
-    settings: AlgorithmSection,
-    reference_logprobs: Tensor | None = None,
-    importance: Tensor | None = None,
+    log_prob: Tensor, fields: Mapping[str, Tensor], settings: AlgorithmSection
 ) -> PolicyLoss:
-    """GRPO's clipped surrogate with its options, per token.
+    """The surrogate that the recipe names, with its options, per token.
 
-    - clipped surrogate, r = pi / pi_old: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
-      (PPO, arXiv 1707.06347 eq. 7; asymmetric bounds: DAPO, arXiv 2503.14476 eq. 10)
-    - dual clip, only where A < 0: at most -dual_clip * A (arXiv 1912.09729 eq. 5)
+    - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
+    - importance: a detached factor on the surrogate, for engine-versus-trainer mismatch
     - KL to a frozen reference: + kl_coefficient * (e^d - d - 1), d = log pi_ref - log pi
       (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
-    - importance: a detached factor on the surrogate, for engine-versus-trainer mismatch
 
     Args:
         log_prob: [N] fp32, differentiable: tempered log-probs of the policy in training.
-        old_logprobs: [N] fp32, or None: the log-probs before this step's first update are those
-            of this very forward (a step of one mini-batch), so that r = 1.
-        advantages, reference_logprobs, importance: [N] fp32.
+        fields: [N] fp32 each, of the same tokens: ``advantages``, and where there are any
+            ``old_logprobs`` (without them those before this step's first update are those of this
+            very forward, a step of one mini-batch, so that r = 1), ``sequence_log_ratio`` (gspo
+            with old log-probs: see there), ``importance``, ``reference_logprobs``.
     """
-    old = log_prob.detach() if old_logprobs is None else old_logprobs
-    ratio = torch.exp(log_prob - old)
+    advantages, old = fields["advantages"], fields.get("old_logprobs")
+    if settings.policy_loss == "gspo" and old is not None:
+        log_ratio = log_prob - log_prob.detach() + fields["sequence_log_ratio"]
+    else:
+        log_ratio = log_prob - (log_prob.detach() if old is None else old)
+    if settings.policy_loss == "cispo":
+        loss, clipped = cispo(log_prob, log_ratio, advantages, settings)
+    else:
+        loss, clipped = clipped_surrogate(log_ratio, advantages, settings)
+    if "importance" in fields:
+        loss = loss * fields["importance"]
+    kl = None
+    if "reference_logprobs" in fields:
+        difference = fields["reference_logprobs"] - log_prob
+        kl = torch.exp(difference) - difference - 1
+        loss = loss + settings.kl_coefficient * kl
+    return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+
+
+def clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, settings: AlgorithmSection
+) -> tuple[Tensor, Tensor]:
+    """(loss, clipped) of PPO's clip.
+
+    - with r = pi / pi_old: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv
+      1707.06347 eq. 7; asymmetric bounds: DAPO, arXiv 2503.14476 eq. 10)
+    - dual clip, only where A < 0: at most -dual_clip * A (arXiv 1912.09729 eq. 5)
+    """
+    ratio = torch.exp(log_ratio)
     bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     unclipped_loss, bounded_loss = -ratio * advantages, -bounded * advantages
     loss = torch.maximum(unclipped_loss, bounded_loss)
@@ -52,11 +76,39 @@ def policy_loss(
         ceiling = -settings.dual_clip * advantages
         cut = (advantages < 0) & (loss > ceiling)
         loss, clipped = torch.where(cut, ceiling, loss), clipped | cut
-    if importance is not None:
-        loss = loss * importance
-    kl = None
-    if reference_logprobs is not None:
-        difference = reference_logprobs - log_prob
-        kl = torch.exp(difference) - difference - 1
-        loss = loss + settings.kl_coefficient * kl
-    return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+    return loss, clipped
+
+
+def cispo(
+    log_prob: Tensor, log_ratio: Tensor, advantages: Tensor, settings: AlgorithmSection
+) -> tuple[Tensor, Tensor]:
+    """(loss, clipped) of CISPO: -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi (MiniMax-M1,
+    arXiv 2506.13585 eq. 4 and 5): the weight is clipped, and no token loses its gradient.
+
+    The paper sets no lower bound (``clip_low: 1``). The bounds are differences from 1, as in the
+    paper, verl and slime; TRL's epsilon_high is the bound itself, and its lower one is not used.
+    """
+    ratio = torch.exp(log_ratio.detach())
+    weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return -weight * advantages * log_prob, weight != ratio
+
+
+def sequence_log_ratio(log_prob: Tensor, old_logprobs: Tensor, sequence: Tensor) -> Tensor:
+    """Log of GSPO's sequence ratio, the geometric mean of a response's token ratios
+    (pi(y) / pi_old(y))^(1 / |y|) (arXiv 2507.18071 eq. 7), at each of its tokens, detached.
+
+    ``policy_loss`` gives it the gradient of the token's own log-prob, sg[s] pi / sg[pi] (the
+    paper's GSPO-token, eq. 14, as in verl): the same loss and gradient as GSPO's own where all
+    tokens of a response have one advantage, and right too where they do not.
+
+    Args:
+        log_prob, old_logprobs: [N] fp32. All tokens of a response must be among them.
+        sequence: [N] int64 in [0, N): which response each token belongs to.
+
+    Returns:
+        [N] fp32.
+    """
+    difference = log_prob.detach().double() - old_logprobs.double()
+    total = torch.zeros_like(difference).index_add(0, sequence, difference)
+    count = torch.zeros_like(difference).index_add(0, sequence, torch.ones_like(difference))
+    return (total[sequence] / count[sequence]).float()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from aent.algorithm import aggregation, importance
-from aent.algorithm.advantages import group_advantages
+from aent.algorithm import advantages, aggregation, importance, rewards
 from aent.batch import Batch
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.schema import AlgorithmSection, Recipe
 
-AGGREGATIONS = {
-    "token_mean": aggregation.token_mean,
-    "sequence_mean": aggregation.sequence_mean,
-}
 CORRECTIONS = {
     "truncated_token": importance.truncated_token,
     "masked_sequence": importance.masked_sequence,
@@ -24,23 +20,52 @@ def needs_old_logprobs(settings: AlgorithmSection, mini_batches: int) -> bool:
     return mini_batches > 1 or settings.importance != "none"
 
 
-def set_advantages(batch: Batch, settings: AlgorithmSection) -> None:
-    """Fill ``advantages``, and ``importance`` where the recipe asks for it (old log-probs set)."""
-    normalize = settings.advantage == "group_normalized"
-    per_sequence = group_advantages(batch.reward, batch.group, normalize)
+def set_advantages(batch: Batch, recipe: Recipe) -> None:
+    """Fill ``advantages``, and where the recipe asks for them ``penalty`` (before) and
+    ``importance`` (old log-probs set)."""
+    settings = recipe.algorithm
+    if settings.overlong_buffer:
+        batch.penalty = rewards.overlong_penalty(
+            batch.response_lengths,
+            recipe.rollout.max_response_tokens,
+            settings.overlong_buffer,
+            settings.overlong_penalty,
+        )
+    per_sequence = sequence_advantages(batch, settings)
     batch.advantages = torch.where(batch.loss_mask, per_sequence[batch.sequence_of_token], 0.0)
     if settings.importance != "none":
         batch.importance = CORRECTIONS[settings.importance](batch, settings.importance_cap)
 
 
-def split_mini_batches(batch: Batch, settings: AlgorithmSection, count: int) -> list[Batch]:
-    """``count`` mini-batches of whole groups, in order, each with its own weights per token."""
+def sequence_advantages(batch: Batch, settings: AlgorithmSection) -> Tensor:
+    """[S] fp32: the advantage of each response, from its reward and penalty."""
+    reward = batch.reward if batch.penalty is None else batch.reward + batch.penalty
+    kind, lengths = settings.advantage, batch.response_lengths
+    if kind == "leave_one_out":
+        return advantages.leave_one_out(reward, batch.group)
+    if kind in ("group_normalized", "group_mean"):
+        return advantages.group_advantages(reward, batch.group, kind == "group_normalized")
+    baseline = kind == "reinforce_plus_plus_baseline"
+    return advantages.batch_normalized(reward, batch.group, lengths, baseline)
+
+
+def split_mini_batches(batch: Batch, recipe: Recipe) -> list[Batch]:
+    """Mini-batches of whole groups, in order, each with its own weights per token."""
     groups = torch.unique(batch.group)  # sorted
     mini_batches = []
-    for part in torch.tensor_split(groups, count):
+    for part in torch.tensor_split(groups, recipe.trainer.mini_batches):
         chosen = torch.isin(batch.group, part).nonzero().flatten().tolist()
         mini = batch.select(chosen)
-        mini.policy_weight = AGGREGATIONS[settings.aggregation](mini)
+        mini.policy_weight = policy_weight(mini, recipe)
         mini.entropy_weight = aggregation.token_mean(mini)
         mini_batches.append(mini)
     return mini_batches
+
+
+def policy_weight(mini_batch: Batch, recipe: Recipe) -> Tensor:
+    """[T] fp32: the weight of each token in the policy loss, as the recipe aggregates."""
+    kind = recipe.algorithm.aggregation
+    if kind == "constant_length":
+        return aggregation.constant_length(mini_batch, recipe.rollout.max_response_tokens)
+    mean = aggregation.token_mean if kind == "token_mean" else aggregation.sequence_mean
+    return mean(mini_batch)

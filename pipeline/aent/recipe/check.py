@@ -26,6 +26,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     """
     faults = [
         *_batch(recipe),
+        *_algorithm(recipe),
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
         *_engines(recipe),
@@ -120,7 +121,8 @@ def _batch(recipe: Recipe) -> Iterator[str]:
                 f"trainer.data_parallel={trainer.data_parallel} is more than the {sequences} "
                 "samples of a mini-batch: some ranks would have no work"
             )
-    if rollout.samples_per_prompt == 1:
+    alone = rollout.samples_per_prompt == 1
+    if alone and recipe.algorithm.advantage != "reinforce_plus_plus":
         yield (
             f"rollout.samples_per_prompt=1 leaves algorithm.advantage={recipe.algorithm.advantage} "
             "nothing to compare: every advantage would be 0; it must be 2 or more"
@@ -131,6 +133,40 @@ def _batch(recipe: Recipe) -> Iterator[str]:
             f"trainer.micro_batch_tokens={trainer.micro_batch_tokens} is less than "
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}"
         )
+
+
+def _algorithm(recipe: Recipe) -> Iterator[str]:
+    algorithm, rollout = recipe.algorithm, recipe.rollout
+    kind = f"algorithm.policy_loss={algorithm.policy_loss}"
+    if algorithm.policy_loss != "ppo_clip" and recipe.trainer.mini_batches == 1:
+        yield (
+            f"{kind} changes nothing with trainer.mini_batches=1: the policy that learns is the "
+            "one that sampled, and every ratio is 1"
+        )
+    if algorithm.policy_loss == "gspo" and algorithm.aggregation != "sequence_mean":
+        yield (
+            f"{kind} needs algorithm.aggregation=sequence_mean: {algorithm.aggregation} would "
+            "weigh a response's one ratio by its length"
+        )
+    if algorithm.policy_loss == "cispo" and algorithm.dual_clip is not None:
+        yield f"algorithm.dual_clip has no meaning with {kind}: no token loses its gradient"
+    if algorithm.overlong_buffer > rollout.max_response_tokens:
+        yield (
+            f"algorithm.overlong_buffer={algorithm.overlong_buffer} is more than "
+            f"rollout.max_response_tokens={rollout.max_response_tokens}"
+        )
+    if rollout.replacement_prompts:
+        if algorithm.advantage == "reinforce_plus_plus":
+            yield (
+                "rollout.replacement_prompts has no meaning with algorithm.advantage="
+                "reinforce_plus_plus: a group of equal rewards teaches too"
+            )
+        if recipe.task.size <= rollout.prompts_per_step:
+            yield (
+                f"rollout.replacement_prompts={rollout.replacement_prompts}: task.size="
+                f"{recipe.task.size} leaves no question beside rollout.prompts_per_step="
+                f"{rollout.prompts_per_step}"
+            )
 
 
 def _entropy(recipe: Recipe) -> Iterator[str]:

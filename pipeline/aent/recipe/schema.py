@@ -76,6 +76,9 @@ class RolloutSection(Section):
     temperature: float = Field(1.0, gt=0)
     max_prompt_tokens: int = mark(512, "warn", ge=1)
     max_response_tokens: int = mark(48, "warn", ge=1)
+    # DAPO's dynamic sampling: prompts whose responses all got the same reward are replaced, by at
+    # most this many others a step; 0: off
+    replacement_prompts: int = Field(0, ge=0)
     engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
     urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
     # with fewer engines than that the run ends, until then requests go to those left; None: all
@@ -95,13 +98,26 @@ class RolloutSection(Section):
 
 
 class AlgorithmSection(Section):
-    """GRPO's family: advantages, clipping, aggregation, corrections."""
+    """GRPO's family: advantages, policy loss, aggregation, corrections (docs/algorithms.md)."""
 
-    advantage: Literal["group_normalized", "group_mean"] = "group_normalized"
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    clip_high: float = Field(0.2, ge=0)
+    # GRPO's; Dr. GRPO's; RLOO's; over the step's whole batch
+    advantage: Literal[
+        "group_normalized",
+        "group_mean",
+        "leave_one_out",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+    ] = "group_normalized"
+    policy_loss: Literal["ppo_clip", "gspo", "cispo"] = "ppo_clip"
+    clip_low: float = Field(0.2, ge=0, le=1)  # ratios below 1 - clip_low are cut; 1: none
+    clip_high: float = Field(0.2, ge=0)  # above 1 + clip_high; DAPO's clip-higher: .28
     dual_clip: float | None = Field(None, gt=1)
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    # constant_length: Dr. GRPO's, by rollout.max_response_tokens
+    aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
+    # the last tokens before rollout.max_response_tokens, in which the reward falls by up to
+    # overlong_penalty (DAPO's overlong shaping); 0: off
+    overlong_buffer: int = Field(0, ge=0)
+    overlong_penalty: float = Field(1.0, gt=0)
     kl_coefficient: float = Field(0.0, ge=0)  # to the frozen reference (the first weights)
     # engine-versus-trainer correction: none; min(ratio, cap) per token; drop whole sequences whose
     # mean ratio leaves [1 / cap, cap]

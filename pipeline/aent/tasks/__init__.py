@@ -81,6 +81,16 @@ def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Questio
     return [task.train[i] for i in order[place * n : (place + 1) * n]]
 
 
+def replacements_for_step(task: Task, step: int, n: int, seed: int) -> Iterator[Question]:
+    """The training questions that are not among the ``n`` of ``step``, in an order of its own: they
+    stand in for questions that teach nothing. A function of nothing else, like the step's own, so
+    that a step repeated after a stop repeats them; other steps of the epoch may have them too.
+    """
+    taken = {q.index for q in questions_for_step(task, step, n, seed)}
+    order = random.Random(f"{seed}/{step}/replacements").sample(task.train, len(task.train))
+    return (q for q in order if q.index not in taken)
+
+
 def _dataset(section: TaskSection, seed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym imports

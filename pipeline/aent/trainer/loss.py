@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import policy_loss
+from aent.algorithm.losses import policy_loss, sequence_log_ratio
 from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
@@ -64,20 +64,17 @@ def micro_batch_loss(
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
 
-    The weights (``policy_weight``, ``entropy_weight``) sum to 1 over the mini-batch, so the
-    mini-batch's loss is the plain sum of these over micro-batches and data-parallel ranks. With
-    coefficient 0 the loss is the policy's alone, and no graph is kept for an entropy.
+    The weights (``policy_weight``, ``entropy_weight``) have the whole mini-batch's denominators, so
+    its loss is the plain sum of these over micro-batches and data-parallel ranks. With coefficient
+    0 the loss is the policy's alone, and no graph is kept for an entropy.
     """
-    f = micro_batch.fields
-    old, reference = f.get("old_logprobs"), f.get("reference_logprobs")
-    policy = policy_loss(
-        stats.log_prob,
-        old,
-        f["advantages"],
-        recipe.algorithm,
-        reference_logprobs=reference,
-        importance=f.get("importance"),
-    )
+    f = dict(micro_batch.fields)
+    if recipe.algorithm.policy_loss == "gspo" and "old_logprobs" in f:
+        # a micro-batch holds whole sequences, so the ratio needs no other rank
+        f["sequence_log_ratio"] = sequence_log_ratio(
+            stats.log_prob, f["old_logprobs"], f["sequence"]
+        )
+    policy = policy_loss(stats.log_prob, f, recipe.algorithm)
     loss = policy_term = (f["policy_weight"] * policy.loss).sum()
     if coefficient != 0:
         clamped = recipe.entropy.measure == "clamped"

@@ -46,7 +46,9 @@ class MicroBatch:
     packed: PackedSequences
     predicts: Tensor  # [N] int64: the place whose hidden state predicts each response token
     index: Tensor  # [N] int64: the response tokens' places in the mini-batch
-    fields: dict[str, Tensor]  # [N] each: targets and the Batch's per-token fields
+    # [N] each: targets, sequence (int64 in [0, N): which response of this micro-batch), and the
+    # Batch's per-token fields
+    fields: dict[str, Tensor]
 
 
 TOKEN_FIELDS = (
@@ -81,7 +83,8 @@ def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -
     if (packed.positions.cpu()[predicted] == 0).any():
         raise ValueError("loss_mask: the first token of a sequence is marked as a response token")
     index = source[predicted]
-    fields = {"targets": batch.tokens[index]}
+    _, sequence = torch.unique(batch.sequence_of_token[index], return_inverse=True)
+    fields = {"targets": batch.tokens[index], "sequence": sequence}
     for name in TOKEN_FIELDS:
         value = getattr(batch, name)
         if value is not None:

@@ -34,8 +34,8 @@ from aent.trainer.partition import make_units, partition
 class MinibatchResult:
     """What one mini-batch did, the same on every rank.
 
-    ``loss`` and ``policy_loss`` are the mini-batch's own (weighted sums whose weights sum to 1);
-    the other statistics are plain sums over its ``tokens`` response tokens.
+    ``loss`` and ``policy_loss`` are the mini-batch's own (sums weighted per token); the other
+    statistics are plain sums over its ``tokens`` response tokens.
     """
 
     loss: float  # policy_loss - coefficient * weighted mean entropy

@@ -1,0 +1,54 @@
+"""Dynamic sampling: which groups give their places to which questions."""
+
+from aent.batch import Sample
+from aent.sampling import Rollout, replace_groups
+from aent.tasks import Question
+from aent.tasks.judge import Verdict
+
+
+def group_of(place: int, question: Question) -> Rollout:
+    """Two responses; those to even questions get the same reward."""
+    rewards = [0.0, float(question.index % 2)]
+    samples = [Sample([1], [2], [0.0], [0], "stop", place, question.index, r) for r in rewards]
+    verdicts = [Verdict(r) for r in rewards]
+    return Rollout(samples, [question.prompt] * 2, ["a", "b"], verdicts)
+
+
+def sampled(indices: list[int], spare: list[int]) -> tuple[list[int], list[int], list[list]]:
+    """(items in each place, groups thrown away for it, what was asked for in each round)."""
+    rounds = []
+
+    def sample(places: list[tuple[int, Question]]) -> list[Rollout]:
+        rounds.append([(place, question.index) for place, question in places])
+        return [group_of(place, question) for place, question in places]
+
+    questions = [Question(i, f"question {i}", "") for i in (*indices, *spare)]
+    groups = [group_of(place, q) for place, q in enumerate(questions[: len(indices)])]
+    replace_groups(groups, iter(questions[len(indices) :]), sample)
+    joined = Rollout.join(groups)
+    assert [s.group for s in joined.samples] == [g for g in range(len(indices)) for _ in "ab"]
+    assert joined.prompts == [f"question {s.item}" for s in joined.samples]
+    return (
+        [s.item for s in joined.samples[::2]],
+        [s.replaced for s in joined.samples[::2]],
+        rounds,
+    )
+
+
+def test_groups_without_signal_are_replaced_until_all_have_some():
+    items, replaced, rounds = sampled([1, 2, 3, 4], spare=[6, 7, 8, 9, 11])
+    assert rounds == [[(1, 6), (3, 7)], [(1, 8)], [(1, 9)]]
+    assert items == [1, 9, 3, 7]  # 11 was not asked for
+    assert replaced == [0, 3, 0, 1]
+
+
+def test_a_place_keeps_its_first_group_when_the_budget_is_spent():
+    items, replaced, rounds = sampled([2, 4, 1], spare=[6, 7, 8])
+    assert rounds == [[(0, 6), (1, 7)], [(0, 8)]]
+    assert items == [2, 7, 1]
+    assert replaced == [2, 1, 0]
+
+
+def test_nothing_is_asked_for_where_nothing_is_wanted_or_left():
+    assert sampled([1, 3], spare=[5]) == ([1, 3], [0, 0], [])
+    assert sampled([2, 3], spare=[]) == ([2, 3], [0, 0], [])
