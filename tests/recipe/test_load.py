@@ -63,7 +63,7 @@ FAULTS = [
     ),
     ("steps: 0", [], "FILE: steps must be >= 1, got 0"),
     ("rollout: {temperature: 0}", [], "FILE: rollout.temperature must be > 0, got 0"),
-    ("algorithm: {clip_low: 1}", [], "FILE: algorithm.clip_low must be < 1, got 1"),
+    ("entropy: {drop_fraction: 1}", [], "FILE: entropy.drop_fraction must be < 1, got 1"),
     (
         "rollout: {engine: {gpu_memory_utilization: 1.5}}",
         [],
