@@ -1,0 +1,225 @@
+"""The Triton kernels' numbers, through Triton's interpreter, against the float64 reference.
+
+They are compiled too, for a GPU that is not there. The interpreter must be asked for before Triton
+is imported (vLLM may have done that in this process), so the tests that need it run in a process of
+their own, which the first one starts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from aent.entropy.kernels import NO_CUT, Gradient
+from entropy import reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+STYLES = ("normal", "wide", "grid", "constant", "one_hot", "tiny", "sorted")
+FORWARD = [(torch.float32, style) for style in STYLES]
+FORWARD += [(dtype, style) for dtype in DTYPES[1:] for style in ("normal", "grid")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+def test_in_the_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(("given", "inner"), [("bf16", "fp32"), ("fp64", "fp64")])
+def test_compiles_to_machine_code_of_a_gpu(
+    given: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For Hopper (sm_90): the interpreter lets pass what the compiler does not."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from aent.entropy.kernels import triton_kernels, triton_path
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"x": f"*{given}", "target": "*i64"}
+    types |= dict.fromkeys(["above", "inside", "columns", "cut", "missed"], "*i32")
+    numbers = ["k", "stride", "out_stride", "width", "start", "rows", "pitch", "capacity"]
+    types |= dict.fromkeys([*numbers, "first_rank", "last_rank"], "i32")
+    dtype = torch.float64 if inner == "fp64" else torch.float32
+    constants = {"BLOCK": 2048, "SAMPLE": 2048, "CAPACITY": 1024, "CLAMPED": True, "TARGET": True}
+    constants |= triton_path._keys(dtype)
+    for name in ("propose", "scan", "select", "search", "backward"):
+        kernel = getattr(triton_kernels, f"{name}_kernel")
+        out = inner if name == "propose" else given
+        named = types | {"out": f"*{out}"} | dict.fromkeys(constants, "constexpr")
+        signature = {a: named.get(a, f"*{inner}") for a in kernel.arg_names}
+        values = {a: constants[a] for a in kernel.arg_names if a in constants}
+        source = ASTSource(kernel, signature, values)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+
+
+@pytest.fixture(scope="module")
+def triton_path() -> ModuleType:
+    from aent.entropy.kernels import triton_path
+
+    return triton_path
+
+
+def kept(x: Tensor, threshold: Tensor, cut: Tensor, start: int = 0) -> Tensor:
+    """The set that a threshold and a tie cut name, bool [N, width]."""
+    wide, at = x.to(threshold.dtype), threshold[:, None]
+    ids = torch.arange(start, start + x.shape[1])
+    return (wide > at) | ((wide == at) & (ids <= cut[:, None]))
+
+
+def expected_sums(x: Tensor, mask: Tensor, temperature: float) -> list[Tensor]:
+    """peak, total, weighted, kept_total, kept_weighted in float64."""
+    z = x.double()
+    peak = z.amax(dim=1)
+    d = (z - peak[:, None]) / temperature
+    e = d.exp()
+    ed = torch.where(e > 0, e * d, 0)
+    return [peak, e.sum(1), ed.sum(1), (e * mask).sum(1), (ed * mask).sum(1)]
+
+
+def check_sums(sums: tuple[Tensor, ...], x: Tensor, mask: Tensor, temperature: float) -> None:
+    tol = 1e-12 if x.dtype == torch.float64 else 5e-6
+    for got, want in zip(sums, expected_sums(x, mask, temperature), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
+
+
+@interpreted
+@pytest.mark.parametrize(("dtype", "style"), FORWARD)
+def test_forward(triton_path: ModuleType, dtype: torch.dtype, style: str) -> None:
+    """Rows narrower and wider than the sample; rows whose interval misses, or is one long tie."""
+    for width, k in ((3, 1), (400, 268), (400, 399), (2500, 1675)):
+        x = reference.make_logits(2, width, dtype, style, style == "normal", seed=1)
+        sums, threshold, cut = triton_path.forward(x, k, 0.7)
+        mask = reference.kept_mask(x, k)
+        assert torch.equal(kept(x, threshold, cut), mask), (width, k)
+        assert sums.total.dtype == threshold.dtype
+        assert cut.dtype == torch.int32
+        check_sums(sums, x, mask, 0.7)
+
+
+@interpreted
+def test_rows_that_miss_are_searched(triton_path: ModuleType) -> None:
+    """Columns that the sample's stride always meets, and never: every interval is wrong."""
+    x = torch.randn(4, 6_144)
+    x[:, ::3] += 100
+    x[2:] *= -1
+    for k in (500, 4_116):
+        sums, threshold, cut = triton_path.forward(x, k, 1.0)
+        mask = reference.kept_mask(x, k)
+        assert torch.equal(kept(x, threshold, cut), mask), k
+        check_sums(sums, x, mask, 1.0)
+
+
+@interpreted
+def test_broken_rows_spoil_themselves_alone(triton_path: ModuleType) -> None:
+    x = torch.randn(4, 3000)
+    good, *_ = triton_path.forward(x, 2000, 1.0)
+    x[1, 17], x[2, 30] = math.nan, math.inf
+    sums, *_ = triton_path.forward(x, 2000, 1.0)
+    assert sums.total[1:3].isnan().all()
+    for got, want in zip(sums, good):
+        assert torch.equal(got[::3], want[::3])
+
+
+@interpreted
+def test_more_rows_than_a_block_of_rows(
+    triton_path: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_path, "ROWS", 4)
+    x = torch.randn(11, 20)
+    sums, threshold, cut = triton_path.forward(x, 7, 1.0)
+    mask = reference.kept_mask(x, 7)
+    assert torch.equal(kept(x, threshold, cut), mask)
+    check_sums(sums, x, mask, 1.0)
+    alone, *_ = triton_path.forward(x[5:6], 7, 1.0)
+    for got, want in zip(alone, sums):
+        assert torch.equal(got, want[5:6])
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_propose_and_scan(triton_path: ModuleType, dtype: torch.dtype) -> None:
+    x = reference.make_logits(3, 5000, dtype, "grid", True, seed=2)
+    high, low, largest, smallest = (
+        triton_path.propose(x, 0.3) * torch.tensor([1, -1, 1, -1])[:, None]
+    )
+    wide = x.to(high.dtype)
+    rank = (wide > high[:, None]).sum(1), (wide >= low[:, None]).sum(1)
+    assert (rank[0] <= 1500).all()
+    assert (rank[1] >= 1500).all()
+    assert (largest <= wide.amax(1)).all()
+    assert (smallest >= wide.masked_fill(x.isinf(), math.inf).amin(1)).all()
+
+    inside = (wide >= low[:, None]) & (wide <= high[:, None])
+    count = inside.sum(1)
+    scan = triton_path.scan(x, 0.7, low, high, int(count.max()) - 1)  # one row has no room
+    check_sums(scan.sums, x, wide > high[:, None], 0.7)
+    assert torch.equal(scan.above, (wide > high[:, None]).sum(1).int())
+    assert torch.equal(scan.inside, count.int())
+    for row in (count < count.max()).nonzero()[:, 0].tolist():
+        columns = inside[row].nonzero()[:, 0]
+        assert torch.equal(scan.columns[row, : len(columns)], columns.int())
+        assert torch.equal(scan.values[row, : len(columns)], wide[row, columns])
+
+    plain = triton_path.scan(x, 0.7, None, None, 0).sums
+    for got, want in zip(plain[:3], scan.sums):
+        assert torch.equal(got, want)
+    masked = triton_path.scan(torch.full_like(x, -math.inf), 1.0, low, high, 4).sums
+    assert not any(s.any() for s in masked[1:])  # of a shard whose tokens are all masked
+    for few in (0, 20):
+        assert (triton_path.propose(x[:, :few], 0.3) == -math.inf).all()
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_backward(triton_path: ModuleType, dtype: torch.dtype, in_place: bool) -> None:
+    """Padded rows at a stride; targets here and elsewhere; a cut among ties, in global ids."""
+    start, width, temperature = 1000, 4100, 0.7
+    padded = reference.make_logits(3, width + 28, dtype, "grid", True, seed=3)
+    x = padded[:, :width]
+    inner = torch.float64 if dtype == torch.float64 else torch.float32
+    g = torch.Generator().manual_seed(0)
+    a, b, kept_a, kept_b, g_target = torch.randn(5, 3, generator=g, dtype=inner)
+    at = x.to(inner).median(dim=1).values
+    cut = torch.tensor([start + 2000, NO_CUT, start - 1], dtype=torch.int32)
+    column = torch.tensor([7, -1, width - 1])
+    peak = x.to(inner).amax(dim=1) + 0.5  # another shard's
+
+    mask = kept(x, at, cut, start)
+    z = x.double()
+    d = torch.where(z.isinf(), 0, (z - peak[:, None]) / temperature)
+    e = torch.where(z.isinf(), 0, d.exp())
+    want = e * (a + kept_a * mask.t() + (b + kept_b * mask.t()) * d.t()).t()
+    for row in (0, 2):
+        want[row, column[row]] += g_target[row]
+
+    out = padded.clone() if not in_place else padded
+    gradient = Gradient(peak, a, b, kept_a, kept_b, at, cut, column, g_target)
+    triton_path.backward(x, out[:, :width], gradient, temperature, start)
+    tol = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}.get(dtype, 1e-12)
+    torch.testing.assert_close(out[:, :width].double(), want, rtol=tol, atol=tol)
+
+    rest = Gradient(peak, a, b, None, None, None, None, None, None)
+    other = torch.empty_like(out)
+    triton_path.backward(padded[:, :0] if in_place else x, other[:, :width], rest, temperature, 0)
+    if not in_place:
+        plain = e * (a[:, None] + b[:, None] * d)
+        torch.testing.assert_close(other[:, :width].double(), plain, rtol=tol, atol=tol)
