@@ -47,7 +47,10 @@ class Batch:
     advantages: Tensor | None = None  # [T] fp32, 0 off the mask
     old_logprobs: Tensor | None = None  # [T] fp32: the trainer's, before the step's first update
     reference_logprobs: Tensor | None = None  # [T] fp32: the frozen reference's
-    importance: Tensor | None = None  # [T] fp32: engine-versus-trainer weight, default 1
+    old_entropies: Tensor | None = None  # [T] fp32, nats, over the whole vocabulary: likewise old
+    # [T] fp32: factor on the surrogate, default 1 (engine-versus-trainer weights, entropy controls)
+    importance: Tensor | None = None
+    old_kl_weight: Tensor | None = None  # [T] fp32: of abs(log-prob - old log-prob) in the loss
     # weight of each token in the two means of the loss; their denominators are those of one whole
     # mini-batch (all its micro-batches and ranks), so that a loss is a plain weighted sum wherever
     # it is computed

@@ -6,7 +6,7 @@ Every rank runs it. What rank 0 does alone (engines, judges, MLflow) goes throug
 
 from __future__ import annotations
 
-from aent.algorithm import prepare
+from aent.algorithm import entropy_controls, prepare
 from aent.batch import Batch
 from aent.entropy import controllers
 from aent.run import Run
@@ -26,6 +26,7 @@ def train(run: Run) -> None:
             score(run, batch, step)
         with run.phases("train"):
             prepare.set_advantages(batch, recipe)
+            entropy_controls.apply(batch, recipe.entropy_controls, recipe.seed, step)
             mini_batches = prepare.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
@@ -51,13 +52,15 @@ def sample(run: Run, step: int) -> Batch:
 
 
 def score(run: Run, batch: Batch, step: int) -> None:
-    """Old and reference log-probs, where somebody needs them, before the first update.
+    """What the policy before the step's first update says of the batch, and the reference, where
+    somebody needs them.
 
     The first step always scores: engine and trainer must agree before anything is learnt.
     """
     recipe = run.recipe
-    if step == 0 or prepare.needs_old_logprobs(recipe.algorithm, recipe.trainer.mini_batches):
-        batch.old_logprobs = run.trainer.score(batch)
+    if step == 0 or prepare.needs_old_logprobs(recipe):
+        scores = run.trainer.score_tokens(batch)
+        batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
         check_gap(run, batch, step)
     if recipe.algorithm.kl_coefficient > 0:
         batch.reference_logprobs = run.trainer.score_reference(batch)

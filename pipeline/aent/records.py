@@ -53,6 +53,7 @@ def step_metrics(
         "policy/kl_behaviour": per_token("kl_behaviour"),
         "policy/kl_reference": per_token("kl_reference"),
         "policy/clip_fraction": per_token("clip_fraction"),
+        "policy/masked_share": masked_share(batch),
         "update/loss": per_update("loss"),
         "update/policy_loss": per_update("policy_loss"),
         "update/grad_norm": per_update("grad_norm"),
@@ -75,6 +76,13 @@ def groups_without_signal(batch: Batch) -> float:
         for g in batch.group.unique()
     ]
     return sum(flat) / len(flat)
+
+
+def masked_share(batch: Batch) -> float:
+    """Share of response tokens that corrections or entropy controls leave without a policy loss."""
+    if batch.importance is None:
+        return 0.0
+    return float((batch.importance[batch.loss_mask] == 0).double().mean())
 
 
 def groups_replaced(rollout: Rollout) -> int:

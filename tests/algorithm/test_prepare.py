@@ -9,7 +9,7 @@ from aent.algorithm import aggregation, importance, prepare
 from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
 from aent.algorithm.rewards import overlong_penalty
 from aent.batch import Batch, Sample
-from aent.recipe.schema import AlgorithmSection, Recipe
+from aent.recipe.schema import Recipe
 
 
 def make_batch(lengths=(1, 3, 2, 4), groups=(0, 0, 1, 1), rewards=(1.0, 0.0, 1.0, 1.0)) -> Batch:
@@ -152,8 +152,13 @@ def test_importance_masks_whole_sequences():
 
 
 @pytest.mark.parametrize(
-    ("kind", "mini_batches", "needed"),
-    [("none", 1, False), ("none", 2, True), ("truncated_token", 1, True)],
+    ("sections", "needed"),
+    [
+        ({}, False),
+        ({"trainer": {"mini_batches": 2}}, True),
+        ({"algorithm": {"importance": "truncated_token"}}, True),
+        ({"entropy_controls": [{"kind": "clip_cov"}]}, True),
+    ],
 )
-def test_who_needs_old_logprobs(kind, mini_batches, needed):
-    assert prepare.needs_old_logprobs(AlgorithmSection(importance=kind), mini_batches) is needed
+def test_who_needs_old_logprobs(sections, needed):
+    assert prepare.needs_old_logprobs(make_recipe(**sections)) is needed

@@ -63,7 +63,10 @@ def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
     )
 
 
-LINES = re.findall(r"`((?:algorithm|rollout): {.*?})`", (DOCS / "algorithms.md").read_text())
+LINES = re.findall(
+    r"`((?:algorithm|rollout|entropy_controls): [{\\[].*?[}\\]])`",
+    (DOCS / "algorithms.md").read_text(),
+)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -152,6 +155,28 @@ FAULTS = [
         ["rollout.replacement_prompts=4", "task.size=8"],
         "rollout.replacement_prompts=4: task.size=8 leaves no question beside "
         "rollout.prompts_per_step=8",
+    ),
+    (
+        ["entropy_controls=[{kind: clip_cov}, {kind: clip_cov}]"],
+        "entropy_controls[1] (clip_cov) stands there twice",
+    ),
+    (
+        ["entropy_controls=[{kind: clip_cov, low: 5}]"],
+        "entropy_controls[0] (clip_cov): low=5 is not below high=5",
+    ),
+    (
+        ["entropy_controls=[{kind: kl_cov}]"],
+        "entropy_controls[0] (kl_cov) changes nothing with trainer.mini_batches=1: the policy that "
+        "learns is the old one, and a distance of 0 has no gradient",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: response_entropy_advantage}]",
+            "rollout.samples_per_prompt=1",
+            "algorithm.advantage=reinforce_plus_plus",
+        ],
+        "entropy_controls[0] (response_entropy_advantage) compares responses: "
+        "rollout.samples_per_prompt must be 2 or more",
     ),
     (
         ["rollout.samples_per_prompt=1"],

@@ -33,7 +33,7 @@ def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
 class Expected:
     loss: Tensor
     log_prob: Tensor  # [N]
-    entropy: Tensor
+    entropy: Tensor  # [N]
     clamped_entropy: Tensor
     kept_mass: Tensor
 
@@ -70,6 +70,8 @@ def expected(
     per_token = -surrogate
     if batch.importance is not None:
         per_token = per_token * batch.importance[mask]
+    if batch.old_kl_weight is not None:
+        per_token = per_token + batch.old_kl_weight[mask] * (log_prob - old).abs()
     if batch.reference_logprobs is not None:
         d = batch.reference_logprobs[mask] - log_prob
         per_token = per_token + a.kl_coefficient * (d.exp() - d - 1)

@@ -50,6 +50,7 @@ def gradient_reaches(trainer: Any, coefficient: float) -> dict[str, Any]:
 OBJECTIVES = {
     "gspo": {"policy_loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.3},
     "cispo": {"policy_loss": "cispo", "clip_low": 1.0, "clip_high": 0.3},
+    "kl_cov": {},
 }
 
 
@@ -63,11 +64,14 @@ def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
     )
 
 
-def old_batch() -> Batch:
+def old_batch(name: str) -> Batch:
     """A mini-batch whose old log-probs lie so near the policy's (``formulas``) that some clip."""
     batch = tiny.mini_batch(tiny.RAGGED, seed=7)
     noise = torch.randn(batch.tokens.numel(), generator=torch.Generator().manual_seed(8))
     batch.old_logprobs = torch.where(batch.loss_mask, -6 + noise, 0.0)
+    if name == "kl_cov":  # with weights such as controls leave: some tokens without a surrogate
+        batch.old_kl_weight = (noise > 1).float()
+        batch.importance = (noise < 0.5).float()
     return batch
 
 
@@ -77,7 +81,7 @@ def objectives(trainer: Any) -> dict[Any, Any]:
     for name in OBJECTIVES:
         for tokens in (24, 60):
             trainer.recipe = objective_recipe(name, tokens)
-            result = trainer.train_minibatch(old_batch(), 0.0)
+            result = trainer.train_minibatch(old_batch(name), 0.0)
             gradient = torch.cat([p.main_grad.flatten() for p in trainer.policy.parameters()])
             out[name, tokens] = result.loss, result.clip_fraction, result.grad_norm, gradient
     return out
@@ -128,6 +132,7 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
         trainer.train_minibatch(BATCHES[0], 0.0)
         moved, kept = trainer.score(BATCHES[0]), trainer.score_reference(BATCHES[0])
         back = trainer.score(BATCHES[0])
+        out["entropies"] = Trainer(kl, Path(path)).score_tokens(BATCHES[0]).entropies
         out["reference"] = [
             torch.equal(kept, first), torch.equal(moved, back), torch.equal(moved, first)
         ]  # fmt: skip
@@ -210,13 +215,22 @@ def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
 
 
 @pytest.mark.slow
+def test_scoring_gives_the_entropies_too(ranks: list[dict], path: Path) -> None:
+    with torch.no_grad():
+        want = formulas.expected(formulas.load(path), BATCHES[0], recipe_of(), 0.0)
+    entropies, mask = ranks[0]["entropies"], BATCHES[0].loss_mask
+    torch.testing.assert_close(entropies[mask], want.entropy, atol=2e-5, rtol=1e-5)
+    assert not entropies[~mask].any()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_do_not_depend_on_micro_batches_and_ranks(
     ranks: list[dict], path: Path, name: str
 ) -> None:
     """A response's ratio is that of the whole response, wherever the mini-batch is cut."""
     model = formulas.load(path)
-    want = formulas.expected(model, old_batch(), objective_recipe(name, 60), 0.0)
+    want = formulas.expected(model, old_batch(name), objective_recipe(name, 60), 0.0)
     want.loss.backward()
     norm = math.sqrt(sum(float(g.square().sum()) for g in formulas.gradients(model).values()))
     (loss, clipped, grad_norm, few), (*_, many) = (

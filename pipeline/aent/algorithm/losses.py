@@ -28,7 +28,8 @@ def policy_loss(
     """The surrogate that the recipe names, with its options, per token.
 
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
-    - importance: a detached factor on the surrogate, for engine-versus-trainer mismatch
+    - importance: a detached factor on the surrogate (engine-versus-trainer mismatch, masks)
+    - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.kl_cov``)
     - KL to a frozen reference: + kl_coefficient * (e^d - d - 1), d = log pi_ref - log pi
       (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
 
@@ -37,7 +38,8 @@ def policy_loss(
         fields: [N] fp32 each, of the same tokens: ``advantages``, and where there are any
             ``old_logprobs`` (without them those before this step's first update are those of this
             very forward, a step of one mini-batch, so that r = 1), ``sequence_log_ratio`` (gspo
-            with old log-probs: see there), ``importance``, ``reference_logprobs``.
+            with old log-probs: see there), ``importance``, ``old_kl_weight`` (with old log-probs),
+            ``reference_logprobs``.
     """
     advantages, old = fields["advantages"], fields.get("old_logprobs")
     if settings.policy_loss == "gspo" and old is not None:
@@ -50,6 +52,8 @@ def policy_loss(
         loss, clipped = clipped_surrogate(log_ratio, advantages, settings)
     if "importance" in fields:
         loss = loss * fields["importance"]
+    if "old_kl_weight" in fields:
+        loss = loss + fields["old_kl_weight"] * (log_prob - fields["old_logprobs"]).abs()
     kl = None
     if "reference_logprobs" in fields:
         difference = fields["reference_logprobs"] - log_prob

@@ -15,9 +15,11 @@ CORRECTIONS = {
 }
 
 
-def needs_old_logprobs(settings: AlgorithmSection, mini_batches: int) -> bool:
-    """Whether a step must score its batch first: later mini-batches, and corrections, need it."""
-    return mini_batches > 1 or settings.importance != "none"
+def needs_old_logprobs(recipe: Recipe) -> bool:
+    """Whether a step must score its batch first: later mini-batches, corrections and entropy
+    controls need it."""
+    several = recipe.trainer.mini_batches > 1
+    return several or recipe.algorithm.importance != "none" or bool(recipe.entropy_controls)
 
 
 def set_advantages(batch: Batch, recipe: Recipe) -> None:

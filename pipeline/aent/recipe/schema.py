@@ -10,7 +10,7 @@ change when a run is resumed: ``same`` (a change would corrupt the run), ``warn`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -132,6 +132,56 @@ class EntropySection(Section):
     measure: Literal["clamped", "full"] = "clamped"
     drop_fraction: float | None = Field(None, ge=0, lt=1)  # of the vocabulary; default .33
     top_k: int | None = Field(None, ge=1)  # instead of drop_fraction
+
+
+class ControlSection(Section):
+    """Base of the entropy controls: what each does stands in algorithm/entropy_controls.py."""
+
+    RESUME: ClassVar[Resume] = "warn"
+
+
+class TopEntropyTokens(ControlSection):
+    """80/20 (arXiv 2506.01939): the policy loss of the most uncertain tokens alone."""
+
+    kind: Literal["top_entropy_tokens"]
+    share: float = Field(0.2, gt=0, lt=1)  # of the step's response tokens
+
+
+class ClipCov(ControlSection):
+    """Clip-Cov (arXiv 2505.22617): no policy loss for some tokens of high covariance."""
+
+    kind: Literal["clip_cov"]
+    share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
+    low: float = 1.0  # covariances between which they are drawn
+    high: float = 5.0
+
+
+class KlCov(ControlSection):
+    """KL-Cov (arXiv 2505.22617): a KL to the old policy for the tokens of highest covariance."""
+
+    kind: Literal["kl_cov"]
+    share: float = Field(2e-3, gt=0, lt=1)  # of the step's response tokens, one at least
+    coefficient: float = Field(1.0, gt=0)
+
+
+class EntropyAdvantage(ControlSection):
+    """Entropy-shaped advantage (arXiv 2506.14758): more for uncertain tokens."""
+
+    kind: Literal["entropy_advantage"]
+    scale: float = Field(0.4, gt=0)  # alpha, per nat
+    limit: float = Field(2.0, gt=1)  # kappa: at most abs(advantage) / limit is added
+
+
+class ResponseEntropyAdvantage(ControlSection):
+    """ETTRL's advantage reshaping, EAR (arXiv 2508.11356): less for uncertain responses."""
+
+    kind: Literal["response_entropy_advantage"]
+
+
+EntropyControl = Annotated[
+    TopEntropyTokens | ClipCov | KlCov | EntropyAdvantage | ResponseEntropyAdvantage,
+    Field(discriminator="kind"),
+]
 
 
 class ControllerSection(Section):
@@ -258,6 +308,8 @@ class Recipe(Section):
     rollout: RolloutSection = RolloutSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     entropy: EntropySection = EntropySection()
+    # applied to the advantages in this order; the coefficient's controller stands below
+    entropy_controls: tuple[EntropyControl, ...] = mark((), "warn")
     controller: ControllerSection
     trainer: TrainerSection = TrainerSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -54,6 +54,15 @@ class MinibatchResult:
     logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
 
 
+@dataclass
+class TokenScores:
+    """What a forward says of every response token: [T] fp32 on the CPU, 0 off the loss mask, the
+    same on every rank."""
+
+    logprobs: Tensor
+    entropies: Tensor  # nats, over the whole vocabulary
+
+
 class Trainer:
     """One rank's part of the policy in training. Every method is collective over all ranks."""
 
@@ -97,24 +106,30 @@ class Trainer:
 
     @on_device
     @torch.no_grad()
-    def score(self, batch: Batch) -> Tensor:
-        """Tempered log-probs of the response tokens, by a forward alone.
-
-        Returns:
-            [T] fp32 on the CPU, 0 off the loss mask, the same on every rank.
-        """
+    def score_tokens(self, batch: Batch) -> TokenScores:
+        """Log-probs and entropies of the tempered policy at the response tokens, by a forward
+        alone."""
         micro_batches = self._micro_batches(batch)
 
-        def log_prob(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
+        def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
             stats = self._statistics(micro_batch, hidden)
-            return _nothing(hidden), _one_token(), stats.log_prob
+            return _nothing(hidden), _one_token(), (stats.log_prob, stats.entropy)
 
         self.model.eval()
-        log_probs = self._run(micro_batches, log_prob, forward_only=True)
+        parts = self._run(micro_batches, scores, forward_only=True)
         self.model.train()
-        return self._gather_tokens(batch, micro_batches, log_probs).float()
+
+        def gather(which: int) -> Tensor:
+            values = [None if part is None else part[which] for part in parts]
+            return self._gather_tokens(batch, micro_batches, values).float()
+
+        return TokenScores(logprobs=gather(0), entropies=gather(1))
+
+    def score(self, batch: Batch) -> Tensor:
+        """The log-probs of ``score_tokens``, [T]."""
+        return self.score_tokens(batch).logprobs
 
     @on_device
     @torch.no_grad()
