@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from aent import failures, model_source
+from aent.algorithm.entropy_controls import CONTROLS
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.entropy.statistics import PAPER_DROP_FRACTION
@@ -47,7 +48,7 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
 
 
 def say_what_controls(recipe: Recipe) -> str:
-    """Two lines: which entropy is rewarded, and what becomes of its coefficient."""
+    """Which entropy is rewarded, what becomes of its coefficient, which other controls act."""
     entropy, settings = recipe.entropy, ControllerSettings(**recipe.controller.model_dump())
     if entropy.measure == "full":
         which = "the entropy over the whole vocabulary"
@@ -57,11 +58,15 @@ def say_what_controls(recipe: Recipe) -> str:
         dropped = PAPER_DROP_FRACTION if entropy.drop_fraction is None else entropy.drop_fraction
         which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
     if settings.kind == "constant" and settings.initial == 0:
-        return f"aent: no entropy bonus (coefficient 0); measured: {which}"
-    return (
-        f"aent: entropy bonus: coefficient x {which}\n"
-        f"aent: coefficient ({settings.kind}): {controllers.describe(settings)}"
-    )
+        lines = [f"no entropy bonus (coefficient 0); measured: {which}"]
+    else:
+        lines = [f"entropy bonus: coefficient x {which}"]
+        lines += [f"coefficient ({settings.kind}): {controllers.describe(settings)}"]
+    for control in recipe.entropy_controls:
+        values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
+        acts_on = CONTROLS[control.kind].acts_on
+        lines.append(f"entropy control ({acts_on}): {control.kind} {values}".rstrip())
+    return "\n".join(f"aent: {line}" for line in lines)
 
 
 def rank_environment(recipe: Recipe, ranks_here: int) -> dict[str, str]:

@@ -123,6 +123,7 @@ def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
             "prompt": prompt,
             "response": response,
             "reward": sample.reward,
+            "replaced": sample.replaced,
             "judge_error": verdict.error,
             "finish_reason": sample.finish_reason,
             "tokens": len(sample.response_ids),

@@ -150,6 +150,14 @@ def test_response_entropy_advantage_never_turns_a_sign():
     assert response(batch, batch.advantages)[-1] == 0
 
 
+@pytest.mark.parametrize("kind", entropy_controls.CONTROLS)
+def test_a_batch_that_was_not_scored_is_refused(kind):
+    batch = make_batch()
+    batch.old_logprobs = batch.old_entropies = None
+    with pytest.raises(ValueError, match=f"{kind} needs old_"):
+        applied(batch, {"kind": kind})
+
+
 def test_controls_are_applied_in_their_order():
     token, whole = {"kind": "entropy_advantage"}, {"kind": "response_entropy_advantage"}
     both = applied(make_batch(), token, whole).advantages

@@ -64,7 +64,7 @@ def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
 
 
 LINES = re.findall(
-    r"`((?:algorithm|rollout|entropy_controls): [{\\[].*?[}\\]])`",
+    r"`((?:algorithm|rollout|entropy_controls): [{\[].*?[}\]])`",
     (DOCS / "algorithms.md").read_text(),
 )
 

@@ -63,6 +63,13 @@ FAULTS = [
     ),
     ("steps: 0", [], "FILE: steps must be >= 1, got 0"),
     ("rollout: {temperature: 0}", [], "FILE: rollout.temperature must be > 0, got 0"),
+    (
+        "entropy_controls: [{kind: clip_covs}]",
+        [],
+        "FILE: entropy_controls[0].kind must be one of 'top_entropy_tokens', 'clip_cov', 'kl_cov', "
+        "'entropy_advantage', 'response_entropy_advantage', got \"clip_covs\"",
+    ),
+    ("entropy_controls: [{}]", [], "FILE: entropy_controls[0].kind is missing and has no default"),
     ("entropy: {drop_fraction: 1}", [], "FILE: entropy.drop_fraction must be < 1, got 1"),
     (
         "rollout: {engine: {gpu_memory_utilization: 1.5}}",

@@ -41,19 +41,24 @@ class Control:
     """One control of the registry."""
 
     acts_on: Literal["advantage", "token weight", "loss term"]
-    needs: Literal["old_entropies", "old_logprobs"]  # from the scoring pass
+    needs: Literal["old_entropies", "old_logprobs"]  # the field of the batch, by the scoring pass
     apply: Callable[[Batch, Any, torch.Generator], None]
 
 
 def apply(batch: Batch, controls: tuple[EntropyControl, ...], seed: int, step: int) -> None:
-    """Apply a recipe's controls in their order; ``advantages`` and what they need are there.
+    """Apply a recipe's controls in their order to a batch that has its ``advantages``.
 
     What is drawn at random follows from ``seed`` and ``step``: the same on every rank, and when the
     step is executed again.
+
+    Raises ValueError if the batch lacks what a control needs.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     for settings in controls:
-        CONTROLS[settings.kind].apply(batch, settings, generator)
+        control = CONTROLS[settings.kind]
+        if getattr(batch, control.needs) is None:
+            raise ValueError(f"entropy control {settings.kind} needs {control.needs}: score first")
+        control.apply(batch, settings, generator)
 
 
 def top_entropy_tokens(batch: Batch, settings: TopEntropyTokens, _: torch.Generator) -> None:
@@ -147,7 +152,7 @@ def covariance(batch: Batch) -> Tensor:
     """[N] fp32: (A - mean A) (log pi_old - mean log pi_old) of each response token, means over all
     of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy)."""
     assert batch.advantages is not None
-    assert batch.old_logprobs is not None, "a covariance needs the trainer's log-probs"
+    assert batch.old_logprobs is not None
     advantages = batch.advantages[batch.loss_mask].double()
     log_probs = batch.old_logprobs[batch.loss_mask].double()
     return ((advantages - advantages.mean()) * (log_probs - log_probs.mean())).float()
@@ -155,7 +160,7 @@ def covariance(batch: Batch) -> Tensor:
 
 def old_entropies(batch: Batch) -> Tensor:
     """[N] fp32: of the response tokens, nats."""
-    assert batch.old_entropies is not None, "this control needs the scoring pass's entropies"
+    assert batch.old_entropies is not None
     return batch.old_entropies[batch.loss_mask]
 
 

@@ -279,6 +279,11 @@ def _sentence(fault: dict[str, Any]) -> tuple[str, str]:
         return where, f"{where} must be {sign} {context[name]:g}{got}"
     if kind == "literal_error":
         return where, f"{where} must be {context['expected']}{got}"
+    if kind == "union_tag_not_found":
+        return where, f"{where}.kind is missing and has no default"
+    if kind == "union_tag_invalid":
+        where, got = f"{where}.kind", f", got {_shown(context['tag'])}"
+        return where, f"{where} must be one of {context['expected_tags']}{got}"
     if kind == "string_pattern_mismatch":
         return where, f"{where} must match {context['pattern']}{got}"
     return where, f"{where}: {_one_line(fault['msg'])}{got}"
