@@ -140,7 +140,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     if found is None:
         # another run may make it at this very moment: then it is there below
         with contextlib.suppress(MlflowException):
-            return client.createexperiment_id(name, location and location.as_uri())
+            return client.create_experiment(name, location and location.as_uri())
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
         raise RuntimeError(f"tracking.experiment: {name} was deleted in {look_command(uri)}")
