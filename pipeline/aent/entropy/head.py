@@ -60,7 +60,7 @@ def linear_token_statistics(
 
     Returns:
         TokenStatistics, as ``token_statistics`` does from the same logits. Differentiable with
-        respect to ``hidden`` and ``weight``; the two and 40 bytes a token are kept for it. The
+        respect to ``hidden`` and ``weight``; the two and 28 bytes a token are kept for it. The
         weight's gradient is complete for this rank's block, and accumulated over chunks in fp32 at
         least. **The gradient of hidden is this rank's part, through its own columns: the parts must
         be summed over tp_group.** That is for the function that brought ``hidden`` here, as for
