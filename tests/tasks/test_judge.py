@@ -47,7 +47,7 @@ def test_an_answer_that_hangs_costs_itself_only(processes):
 
 
 def test_an_answer_that_throws_costs_itself_only():
-    unreadable = Question(1, "?", "no mathematics here")
+    unreadable = Question(1, "?", "")
     with pool() as judge:
         good, thrown, wrong = judge.judge([SEVEN, unreadable, SEVEN], ["7", "7", "8"])
     assert (good, wrong) == (Verdict(1.0), Verdict(0.0))

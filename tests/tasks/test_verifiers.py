@@ -1,4 +1,5 @@
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,36 @@ def test_reasoning_gym(response, reward):
 def test_math_verify(response, answer, reward):
     verify = verifiers.make("math_verify", "chain_sum", {})
     assert verify(response, question(answer)) == reward
+
+
+def pairs():
+    lines = (Path(__file__).parent / "answers.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.slow
+def test_math_verify_judges_the_table_of_answers():
+    verify = verifiers.make("math_verify", "", {})
+    table = pairs()
+    assert len({tuple(row[:3]) for row in table}) == len(table) >= 290
+    assert {row[3] for row in table} == {"right", "wrong"}
+    surprises = []
+    for kind, reference, response, expected, *limit in table:
+        verdict = "right" if verify(response, question(reference)) else "wrong"
+        if (verdict == expected) is bool(limit):  # a limit that is none any more is news too
+            surprises.append((kind, reference, response, verdict, *limit))
+    assert surprises == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "delimited"),
+    [
+        (r"\frac{1}{2}", r"$\frac{1}{2}$"),
+        ("$x$", "$x$"),
+        (r"\boxed{7}", r"\boxed{7}"),
+        (r"\$18", r"$\$18$"),
+        ("the sum, $7$", "the sum, $7$"),
+    ],
+)
+def test_a_reference_is_set_in_mathematics_once(answer, delimited):
+    assert verifiers.in_mathematics(answer) == delimited

@@ -59,7 +59,11 @@ def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
 
 
 def _math_verify() -> Verifier:
-    """1 if math-verify finds the response's answer mathematically equal to the reference."""
+    """1 if math-verify finds the response's answer mathematically equal to the reference.
+
+    The reference may be bare LaTeX, as the public data sets have it. An interval and the inequality
+    that says the same are equal. What math-verify gets wrong: tests/tasks/answers.tsv.
+    """
     import math_verify
 
     math_verify.parse(
@@ -68,12 +72,28 @@ def _math_verify() -> Verifier:
 
     # its own time limits are off: the judge kills what takes too long, and counts it
     def verify(response: str, question: Question) -> float:
-        reference = math_verify.parse(question.answer, parsing_timeout=None, raise_on_error=True)
+        reference = math_verify.parse(
+            in_mathematics(question.answer), parsing_timeout=None, raise_on_error=True
+        )
         if not reference:
             raise ValueError(f"math-verify cannot read the reference answer {question.answer!r}")
         answer = math_verify.parse(response, parsing_timeout=None, raise_on_error=True)
         return float(
-            math_verify.verify(reference, answer, timeout_seconds=None, raise_on_error=True)
+            math_verify.verify(
+                reference,
+                answer,
+                allow_set_relation_comp=True,
+                timeout_seconds=None,
+                raise_on_error=True,
+            )
         )
 
     return verify
+
+
+def in_mathematics(answer: str) -> str:
+    """The reference answer between LaTeX's delimiters, unless it has some."""
+    delimited = any(mark in answer for mark in (r"\boxed", r"\(", r"\[")) or re.search(
+        r"(?<!\\)\$", answer
+    )
+    return answer if delimited else f"${answer}$"
