@@ -69,35 +69,132 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy as the recipe says, on this machine."""
-    loaded = _load(recipe, overrides)
+    loaded = _load(recipe, overrides, check=not dry_run)
     if dry_run:
-        from aent.recipe.estimate import describe, estimate
-        from aent.recipe.load import dump
-
-        print(dump(loaded))
-        print(describe(loaded))
-        print(estimate(loaded))
-        return
+        return _dry_run(loaded)
     from aent.launch import launch
 
     raise typer.Exit(launch(loaded))
 
 
+def _dry_run(recipe: Recipe) -> None:
+    """What would run, and what of it this machine cannot tell or does not have."""
+    from aent.recipe.check import check
+    from aent.recipe.estimate import describe, estimate
+    from aent.recipe.load import dump
+    from aent.recipe.model_facts import are_known, is_published
+
+    faults = check(recipe, machine=False)
+    if faults:
+        _refuse(faults)
+    print(dump(recipe))
+    if are_known(recipe.model):
+        print(describe(recipe))
+        print(estimate(recipe))
+    if is_published(recipe.model):
+        print(f"not checked: {recipe.model.path} is not here; sizes are those of its publication")
+    elif not are_known(recipe.model):
+        print(
+            f"not checked: {recipe.model.path} is not here, so neither is the layout, nor are "
+            "lengths and memory"
+        )
+    for fault in check(recipe):
+        print(f"would not start here: {fault}")
+
+
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A Hugging Face folder or a run folder.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Whose held-out tasks; default: the run's own.")
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a run folder, or an engine's URL.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Of the suite (samples=8 top_k=20 max_tokens=7168 ...) or of the recipe "
+            "(rollout.engine.tensor_parallel=2 ...).",
+            metavar="[key=value]...",
+        ),
     ] = None,
-    overrides: Overrides = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Default: a recipe's held-out questions.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Held-out questions, engine and judges; default: the run's own."),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the suites' files.")] = Path("data"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the answers.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of the model behind a URL.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the token that a URL asks for.")
+    ] = None,
 ) -> None:
-    """Score a policy on a recipe's held-out tasks, through a vLLM engine started for it."""
-    from aent.evaluation.command import run
+    """Score a policy on a suite, through vLLM: pass@k with intervals, every answer kept.
 
-    source = recipe or str(Path(model) / "recipe.yaml")
-    if recipe is None and not Path(source).is_file():
-        _refuse([f"{model} is no run folder (no recipe.yaml): name the tasks with --recipe FILE"])
-    raise typer.Exit(run(Path(model), _load(source, overrides, check=False)))
+    Stopped and started again, it goes on where it stopped.
+    """
+    from aent.evaluation import command, suites
+
+    own = Path(model) / "recipe.yaml"
+    source = recipe or (str(own) if own.is_file() else None)
+    of_suite = [o for o in overrides or [] if o.partition("=")[0] in suites.CHANGEABLE]
+    of_recipe = [o for o in overrides or [] if o not in of_suite]
+    if source is not None:
+        loaded = _load(source, of_recipe, check=False)
+    elif suite is not None:
+        loaded = _plain_recipe(of_recipe)
+    else:
+        _refuse([f"{model} is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"])
+    try:
+        asked = suites.find(suite, of_suite) if suite else suites.of_recipe(loaded, of_suite)
+    except ValueError as error:
+        _refuse([str(error)])
+    evaluation = command.Evaluation(model, asked, loaded, out, data, tokenizer, token_file)
+    raise typer.Exit(command.run(evaluation))
+
+
+def _plain_recipe(overrides: list[str]) -> Recipe:
+    """Every default, for a model that no recipe belongs to."""
+    from aent.recipe.load import RecipeError, resolve
+
+    data = {"name": "eval", "model": {}, "controller": {"initial": 0.0}}
+    try:
+        return resolve(data, "aent eval", overrides)
+    except RecipeError as error:
+        _refuse(str(error).splitlines())
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="Which questions, as math-500.", metavar="NAME")],
+    files: Annotated[
+        list[Path], typer.Argument(help="The public files (.jsonl, .parquet).", metavar="FILE...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Default: data/NAME.jsonl.")] = None,
+) -> None:
+    """Make a file of questions (columns question, answer) of public files."""
+    from aent.tasks import sources
+
+    if name not in sources.SOURCES:
+        _refuse([f"{name}: not one of {', '.join(sources.SOURCES)}"])
+    target = out or Path("data") / f"{name}.jsonl"
+    try:
+        done = sources.prepare(name, files, target)
+    except (OSError, ValueError) as error:
+        _refuse([str(error)])
+    print(
+        f"{target}: {done.written} questions of {done.read} rows "
+        f"({done.left_out} left out, {done.repeated} repeated)"
+    )
+    expected = sources.SOURCES[name].count
+    if done.written != expected:
+        print(
+            f"aent: {name} should have {expected} questions: are these all the files of "
+            f"{sources.SOURCES[name].where}?",
+            file=sys.stderr,
+        )
 
 
 @app.command()

@@ -13,9 +13,16 @@ from torch import Tensor
 from aent import tasks, tokenizer
 from aent.batch import Batch, Sample
 from aent.entropy.controllers import ControllerReport
-from aent.evaluation.heldout import evaluate
+from aent.evaluation import suites
+from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.recipe.schema import Recipe
-from aent.records import evaluation_metrics, sample_rows, step_metrics, time_metrics
+from aent.records import (
+    evaluation_metrics,
+    sample_rows,
+    step_metrics,
+    suite_metrics,
+    time_metrics,
+)
 from aent.rollout import registry, weight_transfer
 from aent.rollout.client import Completion, EngineClient, Fleet
 from aent.rollout.manifest import Manifest, expected_manifest
@@ -43,6 +50,7 @@ class RankZero:
     source: RolloutSource
     tracker: Tracker
     display: Display
+    suites: dict[str, list[tasks.Question]]  # by name
     progress: Callable[[], None]
     rollout: Rollout | None = None  # of the step under way
     probes: list[Completion] = field(default_factory=list)  # one per engine, of the newest weights
@@ -59,8 +67,8 @@ class RankZero:
         try:
             tracker = Tracker(run_dir, recipe)
             words = tokenizer.load(recipe.model, model_path)
-            task = tasks.load(recipe.task, recipe.seed)
-            progress()
+            task = _load_task(recipe, words, progress)
+            suite_questions = {s: _suite(s, recipe, words) for s in recipe.evaluation.suites}
             found = asyncio.run(find_engines(recipe, run_dir, progress))
             fleet = Fleet(found, recipe.rollout.min_engines)
             sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
@@ -79,6 +87,7 @@ class RankZero:
             source=source,
             tracker=tracker,
             display=Display(recipe.steps),
+            suites=suite_questions,
             progress=progress,
         )
 
@@ -139,13 +148,24 @@ class RankZero:
         return self.rollout.samples
 
     def evaluate(self, step: int) -> None:
-        """Score the held-out questions with the weights after ``step`` steps."""
+        """Score the held-out questions and the suites with the weights after ``step`` steps."""
+        for name, questions in self.suites.items():
+            result = self._score(questions, step)
+            self.tracker.log(step, suite_metrics(name, result))
+            self.display.message(
+                f"{name} after {step} steps: {result.accuracy:.3f} +- {result.standard_error:.3f} "
+                f"({len(questions)} questions x {self.recipe.evaluation.samples})"
+            )
+        if self.source.task.heldout:
+            self._evaluate_heldout(step)
+
+    def _score(self, questions: Sequence[tasks.Question], step: int) -> EvaluationResult:
         source, recipe = self.source, self.recipe
-        result = evaluate(
+        return evaluate(
             self.fleet,
             source.tokenizer,
             source.judge,
-            source.task.heldout,
+            questions,
             recipe.evaluation,
             system_prompt=recipe.task.system_prompt,
             max_response_tokens=recipe.rollout.max_response_tokens,
@@ -153,11 +173,14 @@ class RankZero:
             seed=recipe.seed,
             on_progress=self.progress,
         )
+
+    def _evaluate_heldout(self, step: int) -> None:
+        result = self._score(self.source.task.heldout, step)
         self.evaluations[step] = result.accuracy
         self.tracker.log(step, evaluation_metrics(result))
         self.display.message(
             f"held-out accuracy after {step} steps: {result.accuracy:.3f} "
-            f"+- {result.standard_error:.3f} ({len(source.task.heldout)} questions)"
+            f"+- {result.standard_error:.3f} ({len(self.source.task.heldout)} questions)"
         )
 
     def record(
@@ -208,6 +231,46 @@ class RankZero:
         """End the judges and give the terminal back."""
         self.display.__exit__(None, None, None)
         self.source.judge.close()
+
+
+def _load_task(
+    recipe: Recipe, words: tokenizer.Tokenizer, progress: Callable[[], None]
+) -> tasks.Task:
+    """The recipe's task; of a file, without the questions whose prompts are too long."""
+    task = tasks.load(recipe.task, recipe.seed)
+    progress()
+    if recipe.task.kind != "file":
+        return task
+
+    def length(prompt: str) -> int:
+        progress()
+        return len(words.chat_prompt(prompt, recipe.task.system_prompt))
+
+    kept = tasks.without_long_prompts(task, length, recipe.rollout.max_prompt_tokens)
+    dropped = len(task.train) + len(task.heldout) - len(kept.train) - len(kept.heldout)
+    if dropped:
+        print(
+            f"aent: {dropped} questions of {task.name} have more than rollout.max_prompt_tokens="
+            f"{recipe.rollout.max_prompt_tokens} tokens and are left out",
+            flush=True,
+        )
+    return kept
+
+
+def _suite(name: str, recipe: Recipe, words: tokenizer.Tokenizer) -> list[tasks.Question]:
+    """The suite's questions, in the form of the prompts that are trained on.
+
+    Raises ValueError if one is longer than the engines have room for.
+    """
+    suite = suites.find(name).model_copy(update={"instruction": recipe.task.instruction})
+    questions = suites.questions(suite)
+    longest = max(len(words.chat_prompt(q.prompt, recipe.task.system_prompt)) for q in questions)
+    if longest > recipe.rollout.max_prompt_tokens:
+        raise ValueError(
+            f"evaluation.suites: {name} has a question of {longest} tokens, more than "
+            f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
+        )
+    return questions
 
 
 async def find_engines(

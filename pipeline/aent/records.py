@@ -114,6 +114,14 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     }
 
 
+def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
+    """What a suite's evaluation found."""
+    return {
+        key.replace("evaluation/", f"evaluation/{name}/"): value
+        for key, value in evaluation_metrics(result).items()
+    }
+
+
 def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
     """The table of a step's samples: a row each."""
     return [

@@ -95,7 +95,7 @@ class Run:
 
     def evaluate(self, step: int) -> None:
         """Score the held-out questions on the engines, with the weights after ``step`` steps."""
-        if self.recipe.task.heldout:
+        if self.recipe.task.heldout or self.recipe.evaluation.suites:
             with self.phases("evaluate"):
                 self.alone(f"evaluation after {step} steps", lambda zero: zero.evaluate(step))
 

@@ -1,48 +1,148 @@
+import json
 import os
 
 import psutil
 import pytest
 
 from aent import model_source
-from aent.evaluation import command
+from aent.evaluation import command, suites
+from aent.evaluation.command import Evaluation
+from aent.recipe.load import dump
 from aent.recipe.schema import ModelSection, Recipe
+from aent.rollout import engine, registry
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "eval",
+        "model": {"bundled": "smollm2-135m-instruct"},  # not used: the folder's policy is
+        "task": {
+            "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+            "heldout": 8,
+            "size": 8,
+            "verifier": "last_number",
+        },
+        "rollout": {"max_response_tokens": 12, "engine": {"kv_cache_gib": 0.1}},
+        "controller": {"initial": 0.0},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AENT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return model_source.resolve(ModelSection(bundled="tiny-qwen2"))
+
+
+def started_here():
+    me = psutil.Process(os.getpid())
+    alive = (p for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE)
+    return {p for p in alive if "resource_tracker" not in " ".join(p.cmdline())}
 
 
 @pytest.mark.slow
-def test_tiny_model_is_evaluated_on_a_real_engine(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("AENT_CACHE", str(tmp_path / "cache"))
+def test_a_runs_held_out_questions_beside_its_mlflow_run(policy, tmp_path, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    folder = model_source.resolve(ModelSection(bundled="tiny-qwen2"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    (run_dir / "policy").symlink_to(folder)
-    recipe = Recipe.model_validate(
-        {
-            "name": "eval",
-            "model": {"bundled": "smollm2-135m-instruct"},  # not used: the run folder's policy is
-            "task": {
-                "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-                "heldout": 8,
-                "size": 8,
-                "verifier": "last_number",
-            },
-            "rollout": {"max_response_tokens": 12, "engine": {"kv_cache_gib": 0.1}},
-            "controller": {"initial": 0.0},
-        }
-    )
-    me = psutil.Process(os.getpid())
-    before = set(me.children(recursive=True))  # other tests' helpers, as multiprocessing's tracker
-    result = command.evaluate_folder(run_dir, recipe)
-    assert len(result.answers) == 8
-    assert len({a.question.prompt for a in result.answers}) == 8
-    for answer in result.answers:
+    (run_dir / "policy").symlink_to(policy)
+    (run_dir / "recipe.yaml").write_text(dump(RECIPE))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("x", (tmp_path / "artifacts").as_uri())
+    parent = client.create_run(experiment).info.run_id
+    (run_dir / "mlflow_run_id").write_text(parent + "\n")
+    asked = Evaluation(str(run_dir), suites.of_recipe(RECIPE), RECIPE)
+    before = started_here()
+    assert command.run(asked) == 0
+    assert started_here() == before
+
+    (folder,) = (run_dir / "evaluation").iterdir()
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert sorted(r["question"] for r in rows) == list(range(8))
+    for row in rows:
         # a token is a character, or a special token that is not shown, as the <eos> of the end
-        assert len(answer.response) <= answer.length <= 12
-        assert answer.length == 12 if answer.truncated else answer.length > len(answer.response)
-        assert answer.error == ""
+        assert len(row["response"]) <= row["length"] <= 12
+        assert row["error"] == ""
     # greedy answers differ with their prompts: the model is not uniform and does read
-    assert len({a.response for a in result.answers}) > 1
-    printed = command.describe(result)
-    assert f"{result.accuracy:.3f}" in printed
-    left = [p for p in me.children(recursive=True) if p.is_running() and p not in before]
-    assert [p.cmdline() for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert len({r["response"] for r in rows}) > 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"pass@1                {summary['pass_at_k']['1']:.3f}" in capsys.readouterr().out
+
+    # once more: nothing is asked, nothing is logged twice
+    monkeypatch.setattr(engine, "start", None)
+    assert command.run(asked) == 0
+    (child,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert child.info.status == "FINISHED"
+    assert child.data.metrics["suite/heldout/mean_reward"] == summary["mean_reward"]
+    assert {a.path for a in client.list_artifacts(child.info.run_id)} == {
+        "answers.jsonl",
+        "settings.json",
+        "summary.json",
+    }
+
+
+@pytest.mark.slow
+def test_a_suite_on_a_running_engine_goes_on_where_it_stopped(policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    questions = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(3)]
+    (tmp_path / "amc.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    suite = suites.find("amc", ["samples=2", "max_tokens=16", "instruction=null"])
+    settings = engine.EngineSettings(
+        model_path=policy,
+        served_name="tiny",
+        log_path=tmp_path / "engine.log",
+        max_model_len=256,
+        kv_cache_gib=0.05,
+        cpu_threads=1,
+        token_path=registry.make_token(tmp_path),
+    )
+    started = engine.start(settings)
+    try:
+        started.wait_ready(240)
+        asked = Evaluation(
+            started.url,
+            suite,
+            RECIPE,
+            out=tmp_path / "out",
+            data=tmp_path,
+            token_file=tmp_path / "token",
+        )
+        summary, answers = command.evaluate(asked)
+        assert (summary.questions, summary.samples, len(answers.rows)) == (3, 2, 6)
+        lines = answers.path.read_text().splitlines(keepends=True)
+        answers.path.write_text("".join(lines[:4]) + lines[4][:20])
+        _, again = command.evaluate(asked)
+        assert again.path.read_text().startswith("".join(lines[:4]))
+        assert again.rows.keys() == answers.rows.keys()
+        # the engine obeys top-k: with the likeliest token only, all samples are alike
+        likeliest = suites.changed(suite, ["top_k=1"])
+        other = Evaluation(
+            started.url, likeliest, RECIPE, tmp_path / "top", tmp_path, None, tmp_path / "token"
+        )
+        _, alike = command.evaluate(other)
+        for question in range(3):
+            assert alike.rows[question, 0].response == alike.rows[question, 1].response
+        # 300 more tokens than the engine has room for
+        long = Evaluation(
+            started.url,
+            suites.changed(suite, ["max_tokens=300"]),
+            RECIPE,
+            tmp_path / "long",
+            tmp_path,
+            policy,
+            tmp_path / "token",
+        )
+        with pytest.raises(ValueError, match=r"256 positions: give max_tokens=\d+ or less"):
+            command.evaluate(long)
+    finally:
+        started.stop()
+
+
+def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
+    assert command.run(Evaluation(str(tmp_path), suites.of_recipe(RECIPE), RECIPE)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+    assert "neither a Hugging Face folder" in line

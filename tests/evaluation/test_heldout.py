@@ -2,9 +2,7 @@ import math
 
 import pytest
 
-from aent.evaluation import command
 from aent.evaluation.heldout import Answer, summarize
-from aent.recipe.schema import Recipe
 from aent.tasks import Question
 
 
@@ -30,11 +28,3 @@ def test_error_is_that_of_the_questions_not_of_the_samples():
 
 def test_one_question_has_no_standard_error():
     assert math.isnan(summarize([answer(1.0)], 1).standard_error)
-
-
-def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
-    recipe = Recipe(name="x", model={"bundled": "tiny-qwen2"}, controller={"initial": 0.0})
-    assert command.run(tmp_path, recipe) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path) in line
-    assert "neither a Hugging Face folder" in line

@@ -249,3 +249,43 @@ def test_flatten_has_a_scalar_for_every_field(write):
 def test_shipped_recipes_load_and_round_trip(path, write):
     recipe = load(path)
     assert load(write(dump(recipe))) == recipe
+
+
+def test_a_recipe_may_be_changes_of_another(write, tmp_path):
+    (tmp_path / "whole.yaml").write_text(
+        BASE + "steps: 3\nentropy: {drop_fraction: .4}\ntrainer: {mini_batches: 2}\n"
+    )
+    path = write(
+        "base: whole.yaml\nchange:\n  name: y\n  entropy: {measure: full}\n"
+        "  trainer.tensor_parallel: 2\n"
+    )
+    recipe = load(path, ["steps=5"])
+    assert (recipe.name, recipe.steps) == ("y", 5)
+    assert (recipe.entropy.measure, recipe.entropy.drop_fraction) == ("full", None)  # the whole
+    assert (recipe.trainer.tensor_parallel, recipe.trainer.mini_batches) == (2, 2)
+    assert load(write("base: whole.yaml")) == load(tmp_path / "whole.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("base: none.yaml", "FOLDER/none.yaml: no such file"),
+        ("base: other.yaml", "FILE: base: other.yaml has a base itself; one level is all there is"),
+        ("base: 3", "FILE: base must be a file's name and change a mapping"),
+        ("base: whole.yaml\nchange: [1]", "FILE: base must be a file's name and change a mapping"),
+        ("base: whole.yaml\nsteps: 3", "FILE: beside base only change may stand, not steps"),
+        (
+            "base: whole.yaml\nchange: {stps: 3}",
+            "FILE: change: unknown key stps (nearest known: steps)",
+        ),
+        ("base: whole.yaml\nchange: {steps: 0}", "FILE: steps must be >= 1, got 0"),
+    ],
+)
+def test_faults_of_changes(write, tmp_path, text, sentence):
+    (tmp_path / "whole.yaml").write_text(BASE)
+    (tmp_path / "other.yaml").write_text("base: whole.yaml")
+    path = write(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    expected = sentence.replace("FILE", str(path)).replace("FOLDER", str(tmp_path))
+    assert str(caught.value) == expected

@@ -1,100 +1,203 @@
-"""``aent eval``: a policy's score on a recipe's held-out questions, on an engine of its own."""
+"""``aent eval``: a policy's score on a suite, or on a recipe's held-out questions."""
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import contextlib
+import hashlib
+import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from aent import model_source, tasks
-from aent.evaluation.heldout import EvaluationResult, evaluate
+from aent.evaluation import mlflow_run, suite, suites
+from aent.evaluation.answers import Answers
+from aent.evaluation.suite import Summary
+from aent.evaluation.suites import Suite
+from aent.recipe.model_facts import model_facts
 from aent.recipe.schema import ModelSection, Recipe
 from aent.rollout import engine
-from aent.rollout.client import INITIAL_VERSION, EngineError
-from aent.rollout.registry import make_token
+from aent.rollout.client import EngineClient, EngineError, Fleet
+from aent.rollout.registry import make_token, read_token
+from aent.tasks import Question
 from aent.tasks.judge import JudgePool
 
 SHOWN = 10  # answers printed
+HASH = 10  # characters of the settings' hash in a folder's name
 
 
-def run(model: Path, recipe: Recipe) -> int:
-    """Evaluate, print the result; return the exit code: 0, 1 (engine failed), 2 (bad input).
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked, of whom, with whose engine settings, and where the answers go."""
 
-    ``model`` is a Hugging Face folder, or a run folder, whose policy/ is one.
-    """
+    model: str  # a Hugging Face folder, a run folder, or the URL of a running engine
+    suite: Suite
+    recipe: Recipe  # the engine's and the judges' settings; the questions of ``heldout``
+    out: Path | None = None  # default: see ``_out``
+    data: Path = suites.DATA_FOLDER
+    tokenizer: Path | None = None  # of a URL's model; default: the folder that the engine names
+    token_file: Path | None = None  # of a URL: what it asks for
+
+
+def run(evaluation: Evaluation) -> int:
+    """Evaluate and print; return the exit code: 0, 1 (engine or MLflow failed), 2 (bad input)."""
     try:
-        result = evaluate_folder(model, recipe)
-    except EngineError as error:
+        summary, answers = evaluate(evaluation)
+    except (EngineError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"aent eval: {error}", file=sys.stderr)
         return 2
-    print(describe(result))
+    print(describe(summary, answers))
+    if not is_url(evaluation.model) and mlflow_run.is_run(Path(evaluation.model)):
+        return mlflow_run.log(Path(evaluation.model), summary, answers.folder)
     return 0
 
 
-def evaluate_folder(model: Path, recipe: Recipe) -> EvaluationResult:
-    """Start one engine on ``model``, evaluate the recipe's held-out questions, stop the engine.
+def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
+    """Have every answer that is not there yet written and judged; all of them, summed up.
 
-    The recipe's own engines and URLs are left alone. Raises FileNotFoundError or ValueError for a
-    folder or a recipe that cannot be evaluated, EngineError as the engine does.
+    Raises FileNotFoundError, PermissionError or ValueError for what cannot be evaluated,
+    EngineError as the engine does, RuntimeError if its weights change meanwhile.
     """
-    section = _model_section(model, recipe)
-    folder = model_source.resolve(section)
-    task = tasks.load(recipe.task, recipe.seed)
-    recipe = recipe.model_copy(update={"model": section})
+    target = _remote(evaluation) if is_url(evaluation.model) else _local(evaluation)
+    recipe, asked = evaluation.recipe, evaluation.suite
+    if asked.name == suites.HELDOUT:
+        task, questions = recipe.task, tasks.load(recipe.task, recipe.seed).heldout
+    else:
+        task, questions = asked.task, suites.questions(asked, evaluation.data)
+    questions = questions[: asked.limit]
+    settings = suite.settings_of(asked, questions, recipe.seed, target.weights)
+    answers = Answers.open(evaluation.out or _out(evaluation.model, asked, settings), settings)
+    if suite.missing(answers, asked, questions):
+        keep = {k: getattr(recipe.task, k) for k in ("judge_processes", "judge_timeout_s")}
+        with JudgePool(task.model_copy(update=keep)) as judge:
+            _ask(target, evaluation, judge, questions, answers)
+    summary = suite.summarize(asked, answers)
+    suite.write_summary(summary, answers.folder)
+    return summary, answers
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The policy: its folder (a URL's: the tokenizer's) and what tells its weights from others."""
+
+    section: ModelSection
+    folder: Path
+    weights: str
+    positions: int  # prompt and response together
+    client: EngineClient | None = None  # of a running engine
+
+
+def _ask(
+    target: _Target,
+    evaluation: Evaluation,
+    judge: JudgePool,
+    questions: list[Question],
+    answers: Answers,
+) -> None:
+    from aent import tokenizer  # late: imports NeMo
+
+    asked, recipe = evaluation.suite, evaluation.recipe
+    words = tokenizer.load(target.section, target.folder)
+    prompts = [words.chat_prompt(q.prompt, asked.system_prompt) for q in questions]
+    longest = max(map(len, prompts))
+    if longest + asked.max_tokens > target.positions:
+        room = target.positions - longest
+        hint = f": give max_tokens={room} or less" if room > 0 else ""
+        raise ValueError(
+            f"suite {asked.name}: its longest prompt ({longest} tokens) and max_tokens="
+            f"{asked.max_tokens} are more than the model's {target.positions} positions{hint}"
+        )
+    with contextlib.ExitStack() as stack:
+        client = target.client or stack.enter_context(
+            _started(recipe, target, longest, asked.max_tokens)
+        )
+        client.progress_timeout_s = recipe.rollout.progress_timeout_s
+        fleet = Fleet([client])
+        suite.ask(fleet, words, judge, asked, questions, prompts, answers, recipe.seed)
+
+
+@contextlib.contextmanager
+def _started(recipe: Recipe, target: _Target, prompt: int, response: int) -> Iterator[EngineClient]:
+    """A client of an engine of our own; the recipe's engines and URLs are left alone."""
+    lengths = {"max_prompt_tokens": prompt, "max_response_tokens": response}
+    rollout = recipe.rollout.model_copy(update=lengths)
+    recipe = recipe.model_copy(update={"model": target.section, "rollout": rollout})
     with tempfile.TemporaryDirectory(prefix="aent-eval-") as logs:
         make_token(Path(logs))
-        settings = engine.settings_of(recipe, folder, Path(logs), 0, first_gpu=0)
-        started = engine.start(dataclasses.replace(settings, port=0))
+        settings = engine.settings_of(recipe, target.folder, Path(logs), 0, first_gpu=0)
+        started = engine.start(settings)
         try:
-            from aent import tokenizer  # NeMo is imported while the engine starts
-
-            loaded = tokenizer.load(section, folder)
-            with JudgePool(recipe.task) as judge:
-                started.wait_ready(recipe.rollout.engine.start_timeout_s)
-                patience = recipe.rollout.progress_timeout_s
-                return evaluate(
-                    dataclasses.replace(started.client(), progress_timeout_s=patience),
-                    loaded,
-                    judge,
-                    task.heldout,
-                    recipe.evaluation,
-                    system_prompt=recipe.task.system_prompt,
-                    max_response_tokens=recipe.rollout.max_response_tokens,
-                    version=INITIAL_VERSION,
-                    seed=recipe.seed,
-                )
+            started.wait_ready(recipe.rollout.engine.start_timeout_s)
+            yield started.client()
         finally:
             started.stop()
 
 
-def describe(result: EvaluationResult) -> str:
-    """The result as lines of text, and the first answers."""
-    rows = [
-        ("accuracy (mean reward)", f"{result.accuracy:.3f}"),
-        ("its standard error", f"{result.standard_error:.3f}"),
-        ("mean length, tokens", f"{result.mean_length:.1f}"),
-        ("truncated share", f"{result.truncated_share:.3f}"),
-        ("judge errors", str(result.judge_errors)),
-        ("responses", str(len(result.answers))),
-    ]
-    lines = [f"{name:<24}{value:>8}" for name, value in rows]
-    lines += ["", "reward  expected  response (the first)"]
-    for answer in result.answers[:SHOWN]:
-        expected, response = answer.question.answer[:8], " ".join(answer.response.split())[:70]
-        lines.append(f"{answer.reward:6.2f}  {expected:>8}  {response} {answer.error}".rstrip())
-    return "\n".join(lines)
-
-
-def _model_section(model: Path, recipe: Recipe) -> ModelSection:
-    policy = model / "policy"
-    folder = policy if policy.is_dir() else model
+def _local(evaluation: Evaluation) -> _Target:
+    """Raises FileNotFoundError where ``model`` is no folder of the right kind."""
+    given = Path(evaluation.model)
+    folder = given / "policy" if (given / "policy").is_dir() else given
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{model} is neither a Hugging Face folder (config.json) nor a run folder with a "
+            f"{given} is neither a Hugging Face folder (config.json) nor a run folder with a "
             "trained policy (policy/config.json)"
         )
-    return recipe.model.model_copy(update={"path": str(folder), "bundled": None})
+    given_section = evaluation.recipe.model
+    section = given_section.model_copy(update={"path": str(folder), "bundled": None})
+    folder = model_source.resolve(section)
+    # contents would take minutes to read: names, sizes and times tell one policy from the next
+    files = sorted(folder.glob("*.safetensors"))
+    marks = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    weights = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
+    return _Target(section, folder, f"{folder} {weights}", model_facts(section).max_positions)
+
+
+def _remote(evaluation: Evaluation) -> _Target:
+    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer."""
+    url = evaluation.model.rstrip("/")
+    token = read_token(evaluation.token_file) if evaluation.token_file else None
+    client = EngineClient(url, token=token)
+    served = asyncio.run(client.call("GET", "/v1/models"))["data"][0]
+    folder = evaluation.tokenizer or Path(served["root"])
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the model that {url} serves is {folder}, and there is no such Hugging Face folder "
+            "here: give one with its tokenizer (--tokenizer FOLDER)"
+        )
+    section = evaluation.recipe.model.model_copy(update={"path": str(folder), "bundled": None})
+    version = asyncio.run(client.weight_version())
+    weights = f"{url} {served['id']} version {version}"
+    return _Target(section, folder, weights, served["max_model_len"], client)
+
+
+def _out(model: str, asked: Suite, settings: dict) -> Path:
+    """evaluation/SUITE-HASH in a run's folder, else evaluations/MODEL/SUITE-HASH: the same question
+    goes on where it stopped, another one has a folder of its own."""
+    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:HASH]
+    if is_url(model):
+        place = Path("evaluations") / model.partition("://")[2].rstrip("/").replace("/", "-")
+    elif mlflow_run.is_run(Path(model)):
+        place = Path(model) / "evaluation"
+    else:
+        place = Path("evaluations") / Path(model).resolve().name
+    return place / f"{asked.name}-{mark}"
+
+
+def is_url(model: str) -> bool:
+    """Whether ``aent eval``'s MODEL is a running engine's address."""
+    return model.startswith(("http://", "https://"))
+
+
+def describe(summary: Summary, answers: Answers) -> str:
+    """The result as lines of text, and the first answers."""
+    lines = [str(summary), "", "reward  expected  response (the first)"]
+    for row in sorted(answers.rows.values(), key=lambda r: (r.question, r.sample))[:SHOWN]:
+        response = " ".join(row.response.split())[-70:]  # its end, where the answer is
+        lines.append(f"{row.reward:6.2f}  {row.expected[:8]:>8}  {response} {row.error}".rstrip())
+    return "\n".join([*lines, "", f"every answer: {answers.path}"])

@@ -67,6 +67,8 @@ def evaluate(
             prompt_ids=tokenizer.chat_prompt(question.prompt, system_prompt),
             max_tokens=max_response_tokens,
             temperature=section.temperature,
+            top_p=section.top_p,
+            top_k=section.top_k,
             seed=random.Random(f"evaluation/{seed}/{i}").getrandbits(31),
             stop_token_ids=tokenizer.stop_ids,
         )

@@ -9,8 +9,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aent.entropy import controllers
-from aent.recipe.model_facts import ModelFacts, model_facts
+from aent.evaluation import suites
+from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import Recipe
+from aent.runtime.environment import data_path
+from aent.tasks import sources
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -22,7 +25,8 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     """One sentence per fault, each naming its field; empty if the run may start.
 
     Reads folders and writes nothing. ``machine=False`` leaves out what depends on this machine's
-    files (the model's folder, the run's folder), for a recipe that will run elsewhere.
+    files (the model's folder, questions, the run's folder), for a recipe that will run elsewhere;
+    a model that is not here is checked by its published sizes, if they are known.
     """
     faults = [
         *_batch(recipe),
@@ -30,14 +34,15 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_entropy_controls(recipe),
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
+        *_task(recipe, machine),
         *_engines(recipe),
-        *_evaluation(recipe),
+        *_evaluation(recipe, machine),
         *_optimizer(recipe),
         *_cluster(recipe),
     ]
     model_faults = list(_model(recipe, machine))
     faults += model_faults
-    if not model_faults and (machine or recipe.model.path is None):
+    if not model_faults and (machine or are_known(recipe.model)):
         try:
             facts = model_facts(recipe.model)
         except ValueError as error:
@@ -221,9 +226,37 @@ def _engines(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _evaluation(recipe: Recipe) -> Iterator[str]:
+def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
+    task = recipe.task
+    if task.kind == "reasoning_gym":
+        if task.path is not None:
+            yield "task.path has no meaning with task.kind=reasoning_gym"
+        return
+    if task.config:
+        yield "task.config has no meaning with task.kind=file"
+    if task.verifier == "reasoning_gym":
+        yield "task.verifier=reasoning_gym has no meaning with task.kind=file"
+    if task.path is None:
+        yield "task.kind=file needs task.path"
+    elif machine and not data_path(task.path).is_file():
+        yield f"task.path: no file {task.path}{sources.hint(task.path)}"
+
+
+def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
     evaluation = recipe.evaluation
-    if evaluation.every and not recipe.task.heldout:
+    for name in evaluation.suites:
+        try:
+            suite = suites.find(name)
+            if suite.dataset is not None or suite.verifier != recipe.task.verifier:
+                yield (
+                    f"evaluation.suites: {name} is judged by {suite.verifier}, and a run has the "
+                    f"judges of task.verifier={recipe.task.verifier} only"
+                )
+            elif machine:
+                suites.file(name)
+        except (ValueError, FileNotFoundError) as error:
+            yield f"evaluation.suites: {error}"
+    if evaluation.every and not recipe.task.heldout and not evaluation.suites:
         yield f"evaluation.every={evaluation.every} has nothing to score with task.heldout=0"
     if evaluation.samples > 1 and evaluation.temperature == 0:
         yield (

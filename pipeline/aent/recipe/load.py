@@ -61,7 +61,7 @@ def resolve(data: dict[str, Any], source: str, overrides: Sequence[str] = ()) ->
         try:
             return Recipe.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            faults = [named(*_sentence(dict(fault))) for fault in error.errors(include_url=False)]
+            faults = [named(*sentence(dict(fault))) for fault in error.errors(include_url=False)]
     more = len(faults) - MAX_FAULTS
     lines = faults[:MAX_FAULTS] + ([f"{source}: and {more} more"] if more > 0 else [])
     raise RecipeError("\n".join(lines))
@@ -129,8 +129,11 @@ for _kind, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
-def _parse(text: str, source: str) -> Any:
-    """The YAML value of ``text``; RecipeError with the line where it is malformed."""
+def parse_value(text: str, source: str) -> Any:
+    """The YAML value of ``text``; RecipeError with the line where it is malformed.
+
+    ``source`` is a file's path, or an override as it was given.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -145,6 +148,30 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The recipe in a file, which may be written as changes of another one.
+
+    ``base`` names that other file, beside this one, which stands for itself (one level only);
+    ``change`` has what would be overrides on the command line, dotted keys and their values.
+    """
+    data = _mapping(path)
+    if "base" not in data:
+        return data
+    base, change = data["base"], data.get("change", {})
+    others = sorted(str(key) for key in data if key not in ("base", "change"))
+    if others:
+        raise RecipeError(f"{path}: beside base only change may stand, not {', '.join(others)}")
+    if not isinstance(base, str) or not isinstance(change, dict):
+        raise RecipeError(f"{path}: base must be a file's name and change a mapping")
+    whole = _mapping(path.parent / base)
+    if "base" in whole:
+        raise RecipeError(f"{path}: base: {base} has a base itself; one level is all there is")
+    for key, value in change.items():
+        _check_key(str(key), f"{path}: change")
+        _put(whole, str(key), value)
+    return whole
+
+
+def _mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -153,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    data = _parse(text, str(path))
+    data = parse_value(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping (key: value lines), not {_shown(data)}")
     return data
@@ -195,22 +222,33 @@ def _apply(data: dict[str, Any], override: str) -> str:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {_one_line(override)}: expected key=value")
+    said = f"override {_one_line(override)}"
+    _check_key(key, said)
+    _put(data, key, parse_value(text, said))
+    return key
+
+
+def _check_key(key: str, said: str) -> None:
+    """RecipeError, beginning with what was ``said``, for a dotted key that is not in the schema."""
     parts = key.split(".")
     section: type[BaseModel] | None = Recipe
     for depth, part in enumerate(parts):
         if section is None or part not in section.model_fields:
             hint = _nearest(".".join(parts[:depth]), part)
-            raise RecipeError(f"override {_one_line(override)}: unknown key {key}{hint}")
+            raise RecipeError(f"{said}: unknown key {key}{hint}")
         if parts[: depth + 1] == ["task", "config"]:  # free below
             break
         section = _section(section, part)
-    value = _parse(text, f"override {_one_line(override)}")
-    for part in parts[:-1]:
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value under a dotted key, in place of whatever stands there."""
+    *sections, last = key.split(".")
+    for part in sections:
         if not isinstance(data.get(part), dict):
             data[part] = {}
         data = data[part]
-    data[parts[-1]] = value
-    return key
+    data[last] = value
 
 
 def _section(owner: type[BaseModel], field: str) -> type[BaseModel] | None:
@@ -260,8 +298,8 @@ _LIMITS = {
 }
 
 
-def _sentence(fault: dict[str, Any]) -> tuple[str, str]:
-    """(dotted path, sentence) of one of pydantic's errors."""
+def sentence(fault: dict[str, Any]) -> tuple[str, str]:
+    """(dotted path, sentence) of one of pydantic's errors, as ``ValidationError.errors`` has it."""
     where = ""
     for part in fault["loc"]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.model_source import hf_config
+from aent.recipe.published import PUBLISHED
 from aent.recipe.schema import ModelSection
 
 
@@ -61,15 +62,32 @@ class ModelFacts:
         return [(self.layers - last) // (stages - 1)] * (stages - 1) + [last]
 
 
+def is_published(model: ModelSection) -> bool:
+    """Whether the model is not here, and its sizes are those that were published for its name."""
+    if model.path is None:
+        return False
+    folder = Path(model.path).expanduser()
+    return folder.name in PUBLISHED and not folder.exists()
+
+
+def are_known(model: ModelSection) -> bool:
+    """Whether there is anything to read the model's facts from."""
+    path = model.path
+    here = path is None or (Path(path).expanduser() / "config.json").is_file()
+    return here or is_published(model)
+
+
 def model_facts(model: ModelSection) -> ModelFacts:
-    """Facts of the recipe's model, whose folder need not be made yet if it is a bundled one.
+    """Facts of the recipe's model: of its folder; of a bundled one, made or not; of a published one
+    (``recipe.published``) by its folder's name, where there is no such folder.
 
     Raises:
         ValueError: one sentence naming the file and field that is missing or wrong.
     """
     where = str(Path(model.path, "config.json")) if model.path is not None else str(model.bundled)
     try:
-        config = hf_config(model)
+        published = is_published(model)
+        config = PUBLISHED[Path(str(model.path)).name] if published else hf_config(model)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from error
     except OSError as error:

@@ -44,12 +44,14 @@ class ModelSection(Section):
 class TaskSection(Section):
     """Prompts and the verifier of the answers."""
 
-    kind: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = "chain_sum"  # the reasoning-gym dataset
-    config: dict[str, Any] = {}  # its configuration, passed on as it is
+    kind: Literal["reasoning_gym", "file"] = "reasoning_gym"
+    name: str = "chain_sum"  # reasoning_gym: the data set
+    config: dict[str, Any] = {}  # reasoning_gym: its configuration, passed on as it is
+    path: str | None = None  # file: JSONL or parquet with the columns question and answer
     size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
     heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
     system_prompt: str | None = None  # None: no system turn at all
+    instruction: str | None = None  # on a line of its own after every question
     # last_number: the response's last number equals the answer; reasoning_gym: the dataset's own
     # scorer; math_verify: mathematical equality
     verifier: Literal["last_number", "reasoning_gym", "math_verify"] = "reasoning_gym"
@@ -258,12 +260,15 @@ class TrainerSection(Section):
 
 
 class EvaluationSection(Section):
-    """Held-out tasks, scored before and after (and every n steps) on the same engines."""
+    """Held-out tasks and suites, scored before, after and every n steps, on the same engines."""
 
     RESUME: ClassVar[Resume] = "free"
     every: int = Field(0, ge=0)  # 0: only before the first and after the last step
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)  # 0: greedy
+    top_p: float = Field(1.0, gt=0, le=1)  # 1: off
+    top_k: int = Field(0, ge=0)  # 0: off
+    suites: tuple[str, ...] = ()  # of ``aent eval --suite``, scored too, with the settings above
 
 
 class TrackingSection(Section):

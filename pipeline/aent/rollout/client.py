@@ -36,15 +36,18 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One sample to be written. Sampling is from the whole tempered policy: no top-p, no top-k.
+    """One sample to be written, from the whole tempered policy.
 
-    Only ``stop_token_ids`` (kept in the response) and ``max_tokens`` end it: the engine knows no
-    end-of-sequence token of its own.
+    Unless ``top_p`` or ``top_k`` cut it, which training leaves off: log-probs are then those of the
+    cut policy. Only ``stop_token_ids`` (kept in the response) and ``max_tokens`` end it: the engine
+    knows no end-of-sequence token of its own.
     """
 
     prompt_ids: Sequence[int]
     max_tokens: int
     temperature: float = 1.0  # 0: greedy, with log-probs at temperature 1
+    top_p: float = 1.0  # 1: off
+    top_k: int = 0  # 0: off
     seed: int | None = None
     stop_token_ids: Sequence[int] = ()
     cache_salt: str | None = None  # requests share cached prefixes with those of equal salt only
@@ -99,8 +102,8 @@ class EngineClient:
             "sampling_params": {
                 "max_tokens": request.max_tokens,
                 "temperature": request.temperature,
-                "top_p": 1.0,
-                "top_k": 0,
+                "top_p": request.top_p,
+                "top_k": request.top_k,
                 "seed": request.seed,
                 "stop_token_ids": list(request.stop_token_ids),
                 "ignore_eos": True,
@@ -218,18 +221,21 @@ class Fleet:
         self,
         requests: Sequence[GenerationRequest],
         on_progress: Callable[[], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """``generate`` for callers without an event loop."""
-        return asyncio.run(self.generate(requests, on_progress))
+        return asyncio.run(self.generate(requests, on_progress, on_completion))
 
     async def generate(
         self,
         requests: Sequence[GenerationRequest],
         on_progress: Callable[[], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Have every sample written, each by the server with the fewest requests in flight.
 
-        Returns completions in the order of the requests; calls ``on_progress`` at each that ends.
+        Returns completions in the order of the requests; calls ``on_progress``, and
+        ``on_completion`` with the request's place, at each that ends.
         Raises EngineError, having cancelled the others: that of a healthy server at once, that of
         a lost one if fewer than ``min_engines`` are left.
         """
@@ -242,6 +248,8 @@ class Fleet:
                     done[index] = completion
                     if on_progress is not None:
                         on_progress()
+                    if on_completion is not None:
+                        on_completion(index, completion)
         finally:
             for engine in flight.engines:
                 engine.cancel()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aent.recipe.schema import TaskSection
 
@@ -44,14 +44,14 @@ def load(section: TaskSection, seed: int) -> Task:
     than ``size`` training questions where the task has fewer.
 
     Raises ValueError for an unknown data set or configuration key, a configuration that the data
-    set refuses, answers that the verifier cannot read, or fewer distinct questions than
-    ``heldout`` + 1.
+    set refuses, a file that is not as it must be, answers that the verifier cannot read, or fewer
+    distinct questions than ``heldout`` + 1; FileNotFoundError where there is no such file.
     """
-    dataset = _dataset(section, seed)
-    questions = list(_distinct(dataset, section.heldout + section.size))
+    questions = list(_file(section, seed) if section.kind == "file" else _generated(section, seed))
     if len(questions) <= section.heldout:
+        what = _name(section) + (" with this config" if section.kind == "reasoning_gym" else "")
         raise ValueError(
-            f"task.heldout: {section.name} with this config has about {len(questions)} distinct "
+            f"task.heldout: {what} has about {len(questions)} distinct "
             f"questions, too few to hold {section.heldout} out and train on another"
         )
     if section.verifier == "last_number":
@@ -60,10 +60,27 @@ def load(section: TaskSection, seed: int) -> Task:
         for question in questions:
             if last_number_in(question.answer) is None:
                 raise ValueError(
-                    f"task.verifier: last_number needs numbers for answers, {section.name} has "
+                    f"task.verifier: last_number needs numbers for answers, {_name(section)} has "
                     f"{question.answer!r}"
                 )
-    return Task(section.name, questions[section.heldout :], questions[: section.heldout])
+    return Task(_name(section), questions[section.heldout :], questions[: section.heldout])
+
+
+def without_long_prompts(task: Task, length: Callable[[str], int], limit: int) -> Task:
+    """The task without questions whose prompt has more than ``limit`` tokens (``length`` counts).
+
+    Raises ValueError if no training question is left.
+    """
+
+    def short(questions: list[Question]) -> list[Question]:
+        return [q for q in questions if length(q.prompt) <= limit]
+
+    kept = Task(task.name, short(task.train), short(task.heldout))
+    if not kept.train:
+        raise ValueError(
+            f"rollout.max_prompt_tokens={limit}: every training question of {task.name} is longer"
+        )
+    return kept
 
 
 def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Question]:
@@ -89,6 +106,27 @@ def replacements_for_step(task: Task, step: int, n: int, seed: int) -> Iterator[
     taken = {q.index for q in questions_for_step(task, step, n, seed)}
     order = random.Random(f"{seed}/{step}/replacements").sample(task.train, len(task.train))
     return (q for q in order if q.index not in taken)
+
+
+def _name(section: TaskSection) -> str:
+    return str(section.path) if section.kind == "file" else section.name
+
+
+def _file(section: TaskSection, seed: int) -> list[Question]:
+    """The file's questions in an order of the seed's; each keeps its place in the file as index."""
+    from aent.runtime.environment import data_path
+    from aent.tasks import files
+
+    assert section.path is not None  # recipe.check
+    questions = files.questions(data_path(section.path), section.instruction)
+    random.Random(f"file/{seed}").shuffle(questions)
+    return questions[: section.heldout + section.size]
+
+
+def _generated(section: TaskSection, seed: int) -> Iterator[Question]:
+    after = f"\n{section.instruction}" if section.instruction else ""
+    for question in _distinct(_dataset(section, seed), section.heldout + section.size):
+        yield dataclasses.replace(question, prompt=question.prompt + after)
 
 
 def _dataset(section: TaskSection, seed: int) -> Any:

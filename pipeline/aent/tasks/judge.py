@@ -52,6 +52,11 @@ class JudgePool:
         self._workers = [self._start() for _ in range(section.judge_processes)]
         self._closed = False
 
+    @property
+    def size(self) -> int:
+        """How many answers are judged at once."""
+        return self._section.judge_processes
+
     def judge(self, questions: Sequence[Question], responses: Sequence[str]) -> list[Verdict]:
         """Return one verdict per (question, response), in their order.
 

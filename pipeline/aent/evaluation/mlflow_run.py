@@ -1,0 +1,59 @@
+"""An evaluation in MLflow: a run of its own under the training run that it belongs to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from aent.evaluation.suite import Summary
+from aent.recipe.load import load
+from aent.tracking import journal
+from aent.tracking.store import RUN_ID_FILE, open_client, tracking_uri
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is a run's folder."""
+    return (folder / "recipe.yaml").is_file()
+
+
+def log(run_dir: Path, summary: Summary, folder: Path) -> int:
+    """Log the evaluation in ``folder``, once however often it is called; return an exit code.
+
+    A failure is one sentence on stderr: the answers are on disk, and the same command tries again.
+    """
+    try:
+        _log(run_dir, summary, folder)
+    except Exception as error:  # whatever MLflow and its store raise
+        print(
+            f"aent eval: MLflow did not take the result ({type(error).__name__}: {error}); the "
+            "same command tries again and asks nothing anew",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _log(run_dir: Path, summary: Summary, folder: Path) -> None:
+    from mlflow.entities import Metric, Param
+
+    if not (run_dir / RUN_ID_FILE).is_file():
+        raise FileNotFoundError(f"{run_dir} has no {RUN_ID_FILE}: aent mlflow-sync {run_dir}")
+    parent = (run_dir / RUN_ID_FILE).read_text().strip()
+    client = open_client(tracking_uri(load(run_dir / "recipe.yaml"), run_dir))
+    known = folder / RUN_ID_FILE
+    if not known.is_file():
+        experiment = client.get_run(parent).info.experiment_id
+        tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "aent eval"}
+        run = client.create_run(experiment, run_name=f"eval {summary.suite}", tags=tags)
+        known.write_text(run.info.run_id + "\n")
+    run_id = known.read_text().strip()
+    if client.get_run(run_id).info.status == "FINISHED":
+        return
+    settings = json.loads((folder / "settings.json").read_text())
+    params = [Param(k, str(v)[:500]) for k, v in settings.items()]
+    metrics = [Metric(k, v, journal.now(), 0) for k, v in summary.metrics().items()]
+    client.log_batch(run_id, metrics=metrics, params=params)
+    for name in ("answers.jsonl", "summary.json", "settings.json"):
+        client.log_artifact(run_id, str(folder / name))
+    client.set_terminated(run_id, "FINISHED")

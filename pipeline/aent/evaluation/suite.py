@@ -1,0 +1,200 @@
+"""A suite, asked of engines and judged: answers saved as they come, then pass@k."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aent.evaluation.answers import Answers, Row
+from aent.evaluation.pass_at_k import interval, pass_at_k
+from aent.evaluation.suites import Suite
+from aent.rollout.client import Completion, Fleet, GenerationRequest
+from aent.tasks import Question
+from aent.tasks.judge import JudgePool
+from aent.tokenizer import Tokenizer
+
+PROGRESS_LINES = 20  # of a whole evaluation
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an evaluation found. An answer is correct where its reward is 1."""
+
+    suite: str
+    questions: int
+    samples: int  # per question
+    pass_at_k: dict[int, float]  # k = 1, 2, 4, ... and ``samples``; 1: the mean over samples
+    intervals: dict[int, tuple[float, float]]  # 95%, over questions
+    mean_reward: float
+    mean_length: float  # tokens
+    truncated_share: float
+    judge_timeouts: int
+    judge_exceptions: int
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers under MLflow's names."""
+        found: dict[str, float] = {}
+        for k, value in self.pass_at_k.items():
+            low, high = self.intervals[k]
+            found |= {f"pass_at_{k}": value, f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
+        for name in ("mean_reward", "mean_length", "truncated_share"):
+            found[name] = getattr(self, name)
+        found["judge_errors"] = self.judge_timeouts + self.judge_exceptions
+        return {
+            f"suite/{self.suite}/{name}": float(value)
+            for name, value in found.items()
+            if not math.isnan(value)  # the interval of a single question
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            (f"pass@{k}", f"{value:.3f}  [{low:.3f}, {high:.3f}]")
+            for k, value in self.pass_at_k.items()
+            for low, high in (self.intervals[k],)
+        ]
+        rows += [
+            ("mean reward", f"{self.mean_reward:.3f}"),
+            ("mean length, tokens", f"{self.mean_length:.1f}"),
+            ("truncated share", f"{self.truncated_share:.3f}"),
+            ("judge: timeouts", str(self.judge_timeouts)),
+            ("judge: exceptions", str(self.judge_exceptions)),
+        ]
+        head = f"{self.suite}: {self.questions} questions x {self.samples} samples"
+        return "\n".join([head, *(f"{name:<22}{value}" for name, value in rows)])
+
+
+def settings_of(suite: Suite, questions: Sequence[Question], seed: int, model: str) -> dict:
+    """What must not change while an evaluation is under way. ``model`` names the weights."""
+    text = json.dumps([[q.prompt, q.answer] for q in questions])
+    return {
+        **suite.model_dump(),
+        "seed": seed,
+        "model": model,
+        "questions_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def missing(answers: Answers, suite: Suite, questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """(question, sample) of every answer that is not there yet, first samples first."""
+    everything = [(q, s) for s in range(suite.samples) for q in range(len(questions))]
+    return [place for place in everything if place not in answers.rows]
+
+
+def requests(
+    suite: Suite,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[tuple[int, int]],
+    stop_ids: Sequence[int],
+    seed: int,
+) -> list[GenerationRequest]:
+    """A request for each (question, sample): the same seed whenever it is asked again."""
+    return [
+        GenerationRequest(
+            prompt_ids=prompts[question],
+            max_tokens=suite.max_tokens,
+            temperature=suite.temperature,
+            top_p=suite.top_p,
+            top_k=suite.top_k,
+            seed=random.Random(f"{suite.name}/{seed}/{question}/{sample}").getrandbits(31),
+            stop_token_ids=stop_ids,
+        )
+        for question, sample in places
+    ]
+
+
+def ask(
+    fleet: Fleet,
+    tokenizer: Tokenizer,
+    judge: JudgePool,
+    suite: Suite,
+    questions: Sequence[Question],
+    prompts: Sequence[Sequence[int]],
+    answers: Answers,
+    seed: int,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> None:
+    """Have every answer that is missing written, judged, and saved as it comes.
+
+    Raises RuntimeError if the weights changed meanwhile, EngineError as the client does; what was
+    saved until then stays.
+    """
+    places = missing(answers, suite, questions)
+    total = suite.samples * len(questions)
+    pending: list[tuple[int, Completion]] = []
+    versions: set[int] = set()
+
+    def save() -> None:
+        asked = [questions[places[i][0]] for i, _ in pending]
+        texts = [tokenizer.decode(c.token_ids) for _, c in pending]
+        verdicts = judge.judge(asked, texts)
+        rows = [
+            Row(
+                *places[i],
+                expected=question.answer,
+                response=text,
+                reward=verdict.reward,
+                error=verdict.error,
+                length=len(done.token_ids),
+                truncated=done.finish_reason == "length",
+            )
+            for (i, done), question, text, verdict in zip(pending, asked, texts, verdicts)
+        ]
+        before = len(answers.rows) * PROGRESS_LINES // total
+        answers.add(rows)
+        pending.clear()
+        if len(answers.rows) * PROGRESS_LINES // total > before:
+            right = statistics.fmean(row.reward >= 1 for row in answers.rows.values())
+            say(f"{suite.name}: {len(answers.rows)} of {total} answers, {right:.3f} of them right")
+
+    def take(index: int, done: Completion) -> None:
+        versions.update(done.versions)
+        if len(versions) > 1:
+            raise RuntimeError(f"the engine's weights changed meanwhile: {sorted(versions)}")
+        pending.append((index, done))
+        if len(pending) >= judge.size:  # every judge has one
+            save()
+
+    wanted = requests(suite, prompts, places, tokenizer.stop_ids, seed)
+    fleet.generate_sync(wanted, on_completion=take)
+    if pending:
+        save()
+
+
+def summarize(suite: Suite, answers: Answers) -> Summary:
+    """Numbers of an evaluation all of whose answers are there."""
+    rows = list(answers.rows.values())
+    correct: dict[int, int] = {}
+    for row in rows:
+        correct[row.question] = correct.get(row.question, 0) + (row.reward >= 1)
+    n = suite.samples
+    ks = sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n})
+    values = {k: [pass_at_k(n, c, k) for c in correct.values()] for k in ks}
+    return Summary(
+        suite=suite.name,
+        questions=len(correct),
+        samples=n,
+        pass_at_k={k: statistics.fmean(values[k]) for k in ks},
+        intervals={k: interval(values[k], draws=n) for k in ks},
+        mean_reward=statistics.fmean(r.reward for r in rows),
+        mean_length=statistics.fmean(r.length for r in rows),
+        truncated_share=statistics.fmean(r.truncated for r in rows),
+        judge_timeouts=sum(r.error == "timeout" for r in rows),
+        judge_exceptions=sum(bool(r.error) and r.error != "timeout" for r in rows),
+    )
+
+
+def write_summary(summary: Summary, folder: Path) -> Path:
+    """``summary.json`` in ``folder``."""
+    path = folder / "summary.json"
+    data: dict[str, Any] = asdict(summary)
+    known = {k: v for k, v in summary.intervals.items() if not math.isnan(v[0])}
+    path.write_text(json.dumps(data | {"intervals": known}, indent=2) + "\n")
+    return path

@@ -1,0 +1,193 @@
+"""From public files to files of questions (``aent data NAME FILE...``): which, from where, how.
+
+Nothing is downloaded: a cluster's nodes often cannot, and whoever runs an evaluation should know
+which file it was. ``count`` is what a source publishes, or what is known to be left of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aent.tasks import files
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One public data set, as this project uses it."""
+
+    where: str  # what to fetch
+    count: int  # questions that come out
+    question: Callable[[Row], str | None]  # None: this row is left out
+    answer: Callable[[Row], str | None]  # None: this row is left out
+    keep: Callable[[Row], bool] = lambda row: True
+    sample: int | None = None  # so many of what is left, drawn with seed 0
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} (or \\boxed 7) of a solution."""
+    _, found, rest = text.rpartition("\\boxed")
+    rest = rest.strip()
+    if not found or not rest:
+        return None
+    if rest[0] != "{":
+        return rest.split("$")[0].strip() or None
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:place].strip() or None
+    return None
+
+
+def _column(name: str) -> Callable[[Row], str | None]:
+    return lambda row: files.as_text(row[name]) or None
+
+
+def _after_hashes(row: Row) -> str | None:
+    """GSM8K ends a solution with a line '#### 1,234'."""
+    _, found, answer = row["answer"].rpartition("####")
+    return answer.strip().replace(",", "") if found else None
+
+
+def _boxed_solution(row: Row) -> str | None:
+    return last_boxed(row["solution"])
+
+
+def _final_answers(row: Row) -> str | None:
+    """OlympiadBench has a list of answers, each between dollar signs."""
+    return ", ".join(a.strip().strip("$") for a in row["final_answer"]) or None
+
+
+def _some_generation_is_right(row: Row) -> bool:
+    """At least one of OpenR1's own generations was found right by math-verify: the answer can be
+    verified."""
+    return any(row["correctness_math_verify"] or ())
+
+
+_HENDRYCKS = (
+    "EleutherAI/hendrycks_math on Hugging Face, the {split} parquet files of all seven subjects"
+)
+_GSM8K = "openai/gsm8k on Hugging Face (main), or github.com/openai/grade-school-math, {split}"
+
+SOURCES: dict[str, Source] = {
+    # evaluation
+    "math-500": Source(
+        "HuggingFaceH4/MATH-500 on Hugging Face, test.jsonl",
+        500,
+        _column("problem"),
+        _column("answer"),
+    ),
+    "math-hard": Source(
+        _HENDRYCKS.format(split="test"),
+        1324,
+        _column("problem"),
+        _boxed_solution,
+        keep=lambda row: row["level"] == "Level 5",
+    ),
+    "aime24": Source(
+        "HuggingFaceH4/aime_2024 on Hugging Face, the train parquet file",
+        30,
+        _column("problem"),
+        _column("answer"),
+    ),
+    "amc": Source(
+        "math-ai/amc23 on Hugging Face, the test file",
+        40,
+        _column("question"),
+        _column("answer"),
+    ),
+    "minerva": Source(
+        "math-ai/minervamath on Hugging Face, the test file",
+        272,
+        _column("question"),
+        _column("answer"),
+    ),
+    "olympiadbench": Source(
+        "Hothan/OlympiadBench on Hugging Face, OE_TO_maths_en_COMP",
+        674,
+        _column("question"),
+        _final_answers,
+    ),
+    "gsm8k": Source(_GSM8K.format(split="test"), 1319, _column("question"), _after_hashes),
+    # training
+    "math-train": Source(
+        _HENDRYCKS.format(split="train"), 7500, _column("problem"), _boxed_solution
+    ),
+    "gsm8k-train": Source(_GSM8K.format(split="train"), 7473, _column("question"), _after_hashes),
+    "openr1-math-40k": Source(
+        "open-r1/OpenR1-Math-220k on Hugging Face, the parquet files of the default subset",
+        40_000,
+        _column("problem"),
+        _column("answer"),
+        keep=_some_generation_is_right,
+        sample=40_000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of the rows of the public files."""
+
+    read: int
+    left_out: int  # by the source's rule, or without a question or an answer that can be read
+    repeated: int  # the same question again
+    written: int
+
+
+def hint(path: str | Path) -> str:
+    """How to come by a file that is not there, if its name is one of ours; else nothing."""
+    name = Path(path).stem
+    if name not in SOURCES:
+        return ""
+    return f": get {SOURCES[name].where}, then: aent data {name} FILE... --out {path}"
+
+
+def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
+    """Write the questions of the public files at ``paths`` to ``out`` (JSONL), in their order.
+
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong with it; ``out`` is
+    whole or untouched.
+    """
+    source = SOURCES[name]
+    read, found = 0, dict[str, str]()
+    repeated = left_out = 0
+    for path in paths:
+        for row in files.rows(path):
+            read += 1
+            try:
+                kept = source.keep(row)
+                question, answer = source.question(row), source.answer(row)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} is not from {source.where}: row with {', '.join(map(repr, row))} "
+                    f"({type(error).__name__}: {error})"
+                ) from None
+            if not kept or question is None or answer is None:
+                left_out += 1
+            elif question in found:
+                repeated += 1
+            else:
+                found[question] = answer
+    pairs = list(found.items())
+    if source.sample is not None and len(pairs) > source.sample:
+        chosen = sorted(random.Random(0).sample(range(len(pairs)), source.sample))
+        left_out += len(pairs) - source.sample
+        pairs = [pairs[i] for i in chosen]
+    if not pairs:
+        raise ValueError(f"{', '.join(map(str, paths))}: no question of {name} is in there")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(out.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        for question, answer in pairs:
+            file.write(json.dumps({"question": question, "answer": answer}) + "\n")
+    os.replace(beside, out)
+    return Prepared(read, left_out, repeated, len(pairs))

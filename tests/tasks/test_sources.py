@@ -1,0 +1,128 @@
+import json
+
+import pytest
+
+from aent.recipe.schema import TaskSection
+from aent.tasks import files, load, sources, without_long_prompts
+
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"so $x = \boxed{7}$.", "7"),
+        (r"\boxed{1} is wrong, $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
+        (r"\boxed{\{1, \sqrt{2}\}}", r"\{1, \sqrt{2}\}"),
+        (r"we get $\boxed 5$ in all", "5"),
+        (r"no answer", None),
+        (r"\boxed{7", None),
+        (r"\boxed{ }", None),
+    ],
+)
+def test_last_boxed(solution, answer):
+    assert sources.last_boxed(solution) == answer
+
+
+def test_math_hard_of_hendrycks_files(tmp_path):
+    rows = [
+        {"problem": "a?", "level": "Level 5", "type": "Algebra", "solution": r"$\boxed{1}$"},
+        {"problem": "b?", "level": "Level 4", "type": "Algebra", "solution": r"$\boxed{2}$"},
+        {"problem": "a?", "level": "Level 5", "type": "Algebra", "solution": r"$\boxed{1}$"},
+        {"problem": "c?", "level": "Level 5", "type": "Algebra", "solution": "none"},
+    ]
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "algebra.parquet")
+    more = write(tmp_path / "geometry.jsonl", [dict(rows[0], problem="d?")])
+    out = tmp_path / "data" / "math-hard.jsonl"
+    done = sources.prepare("math-hard", [tmp_path / "algebra.parquet", more], out)
+    assert done == sources.Prepared(read=5, left_out=2, repeated=1, written=2)
+    assert [(q.prompt, q.answer) for q in files.questions(out)] == [("a?", "1"), ("d?", "1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "answer"),
+    [
+        ("gsm8k", {"question": "n?", "answer": "6*7=<<6*7=42>>42\n#### 1,042"}, "n?", "1042"),
+        ("amc", {"id": 0, "question": "n?", "answer": 27.0, "url": ""}, "n?", "27"),
+        ("aime24", {"problem": "n?", "answer": "073", "solution": "-"}, "n?", "073"),
+        ("olympiadbench", {"question": "n?", "final_answer": ["$2$", "$3$"]}, "n?", "2, 3"),
+        (
+            "openr1-math-40k",
+            {"problem": "n?", "answer": "x^2", "correctness_math_verify": [False, True]},
+            "n?",
+            "x^2",
+        ),
+    ],
+)
+def test_columns_of_the_public_files(tmp_path, name, row, question, answer):
+    file = write(tmp_path / "raw.jsonl", [row])
+    out = tmp_path / "out.jsonl"
+    assert sources.prepare(name, [file], out).written == 1
+    (found,) = files.questions(out)
+    assert (found.prompt, found.answer) == (question, answer)
+
+
+def test_a_draw_is_the_same_every_time_and_in_the_files_order(tmp_path, monkeypatch):
+    rows = [
+        {"problem": f"{i:02}?", "answer": "1", "correctness_math_verify": [i % 2 == 0]}
+        for i in range(40)
+    ]
+    file, name = write(tmp_path / "raw.jsonl", rows), "openr1-math-40k"
+    few = sources.SOURCES[name].__class__(**vars(sources.SOURCES[name]) | {"sample": 8})
+    monkeypatch.setitem(sources.SOURCES, name, few)
+    done = sources.prepare(name, [file], tmp_path / "a.jsonl")
+    assert done == sources.Prepared(read=40, left_out=32, repeated=0, written=8)
+    sources.prepare(name, [file], tmp_path / "b.jsonl")
+    drawn = [q.prompt for q in files.questions(tmp_path / "a.jsonl")]
+    assert drawn == [q.prompt for q in files.questions(tmp_path / "b.jsonl")] == sorted(drawn)
+    assert all(int(prompt[:2]) % 2 == 0 for prompt in drawn)
+
+
+def test_a_file_of_something_else_leaves_nothing_behind(tmp_path):
+    file, out = write(tmp_path / "raw.jsonl", [{"text": "x"}]), tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match=r"raw\.jsonl is not from .*MATH-500.*'text'"):
+        sources.prepare("math-500", [file], out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"question": "a", "answer": "1"}\n{', "line 2 is not JSON"),
+        ("[1]", "line 1 is not a JSON object"),
+        ('{"problem": "a", "answer": "1"}', "row 1 has no column 'question'.*'problem'"),
+        ('{"question": "a", "answer": ""}', "row 1: 'answer' must be a text"),
+        ('{"question": null, "answer": "1"}', "row 1: 'question' must be a text"),
+        ("", "has no rows"),
+    ],
+)
+def test_faults_of_a_file_are_one_sentence(tmp_path, text, sentence):
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        files.questions(tmp_path / "q.jsonl")
+
+
+def test_a_task_of_a_file(tmp_path):
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(20)]
+    path = str(write(tmp_path / "q.jsonl", rows))
+    section = TaskSection(kind="file", path=path, size=10, heldout=4, instruction="Think.")
+    task = load(section, seed=0)
+    assert (len(task.train), len(task.heldout)) == (10, 4)
+    assert load(section, seed=0) == task
+    assert load(section, seed=1).heldout != task.heldout
+    everything = task.train + task.heldout
+    assert len({q.index for q in everything}) == 14
+    assert all(q.prompt == f"{q.index}?\nThink." and q.answer == str(q.index) for q in everything)
+    assert load(section.model_copy(update={"size": 3}), seed=0).heldout == task.heldout
+    few = without_long_prompts(task, len, len("1?\nThink."))
+    assert {len(q.prompt) for q in few.train} == {len("1?\nThink.")}
+    with pytest.raises(ValueError, match=r"max_prompt_tokens=2: every training question"):
+        without_long_prompts(task, len, 2)
+    with pytest.raises(ValueError, match=r"q\.jsonl has about 20 distinct questions"):
+        load(section.model_copy(update={"heldout": 20}), seed=0)
