@@ -178,7 +178,7 @@ def data(
     from aent.tasks import sources
 
     if name not in sources.SOURCES:
-        _refuse([f"{name}: not one of {', '.join(sources.SOURCES)}"])
+        _refuse([f"{name}: not one of {', '.join(sorted(sources.SOURCES))}"])
     target = out or Path("data") / f"{name}.jsonl"
     try:
         done = sources.prepare(name, files, target)

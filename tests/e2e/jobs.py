@@ -18,10 +18,10 @@ TINY = "recipes/cpu/tiny.yaml"
 class Job:
     """A running ``aent train`` and what belongs to it."""
 
-    def __init__(self, folder: Path, *overrides: str) -> None:
+    def __init__(self, folder: Path, *overrides: str, recipe: str = TINY) -> None:
         self.run_dir = folder / "run"
         self.output = folder / "output.txt"
-        argv = [sys.executable, "-m", "aent.cli", "train", TINY, f"run_dir={self.run_dir}"]
+        argv = [sys.executable, "-m", "aent.cli", "train", recipe, f"run_dir={self.run_dir}"]
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(

@@ -3,8 +3,10 @@ import os
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from aent import model_source
+from aent.cli import app
 from aent.evaluation import command, suites
 from aent.evaluation.command import Evaluation
 from aent.recipe.load import dump
@@ -146,3 +148,34 @@ def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path) in line
     assert "neither a Hugging Face folder" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"),
+        (["--suite", "amcs"], "there is no suite 'amcs', did you mean amc?"),
+        (["--suite", "amc", "samples=x"], 'suite amc: samples must be a whole number, got "x"'),
+        (["--suite", "amc", "sample=2"], "override sample=2: unknown key sample"),
+        (["--suite", "amc"], "suite amc: there is no file data/amc.jsonl: get math-ai/amc23"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    policy, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    options = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    done = CliRunner().invoke(app, ["eval", str(policy), *overrides, *options])
+    assert done.exit_code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert sentence in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_response_that_does_not_fit_is_refused_before_an_engine_starts(policy, tmp_path, capsys):
+    (tmp_path / "amc.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
+    asked = Evaluation(str(policy), suites.find("amc"), RECIPE, out=tmp_path / "out", data=tmp_path)
+    assert command.run(asked) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "max_tokens=3072 are more than the model's 1024 positions: give max_tokens=" in error

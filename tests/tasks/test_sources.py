@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
+from aent.cli import app
 from aent.recipe.schema import TaskSection
 from aent.tasks import files, load, sources, without_long_prompts
 
@@ -126,3 +128,24 @@ def test_a_task_of_a_file(tmp_path):
         without_long_prompts(task, len, 2)
     with pytest.raises(ValueError, match=r"q\.jsonl has about 20 distinct questions"):
         load(section.model_copy(update={"heldout": 20}), seed=0)
+
+
+def test_the_command_prints_counts_and_says_when_they_are_not_the_published_ones(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    row = {"problem": "a?", "answer": "1"}
+    write(tmp_path / "test.jsonl", [row, row, {"problem": "b?", "answer": ""}])
+    done = CliRunner().invoke(app, ["data", "math-500", "test.jsonl"])
+    assert done.exit_code == 0
+    assert "data/math-500.jsonl: 1 questions of 3 rows (1 left out, 1 repeated)" in done.output
+    assert "math-500 should have 500 questions" in done.output
+    assert [q.prompt for q in files.questions(tmp_path / "data" / "math-500.jsonl")] == ["a?"]
+    for arguments, sentence in (
+        (["math-501", "test.jsonl"], "math-501: not one of aime24, amc, "),
+        (["math-500", "none.jsonl"], "there is no file none.jsonl"),
+        (["math-500", "test.csv"], "there is no file test.csv"),
+    ):
+        done = CliRunner().invoke(app, ["data", *arguments])
+        assert done.exit_code == 2
+        assert sentence in done.output

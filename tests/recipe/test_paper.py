@@ -1,0 +1,175 @@
+"""The paper's runs, and the scale recipes: their values, arms, layouts and memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from aent import tasks
+from aent.algorithm.advantages import group_advantages
+from aent.cli import app
+from aent.cluster.layout import layout
+from aent.model_source import TINY_CONFIG
+from aent.recipe.check import check
+from aent.recipe.estimate import estimate
+from aent.recipe.load import flatten, load
+from aent.recipe.published import PUBLISHED
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SETTINGS = ("math", "openr1", "gsm8k")
+ARMS = ("aent", "grpo", "full", "full-controlled")
+REMOTE = [RECIPES / "paper" / f"{s}-{arm}.yaml" for s in SETTINGS for arm in ARMS]
+SCALE = sorted((RECIPES / "scale").glob("*.yaml"))
+CARD = 80e9  # bytes
+TWO_NODES = ("cluster.nodes=2", "trainer.data_parallel=8", "rollout.engines=8")
+
+# arXiv 2509.03493, of its settings; None: not reported
+REPORTED = {
+    "rollout.prompts_per_step": (512, 256, None),
+    "rollout.samples_per_prompt": (16, 8, 8),
+    "rollout.max_prompt_tokens": (1024, 1024, None),
+    "rollout.max_response_tokens": (3072, 7168, None),
+    "rollout.temperature": (1.0, 1.0, 1.0),
+    "algorithm.clip_low": (0.2, 0.2, 0.4),
+    "algorithm.clip_high": (0.2, 0.2, 0.4),
+    "algorithm.dual_clip": (3.0, 3.0, None),
+    "algorithm.kl_coefficient": (0.0, 0.0, None),
+    "algorithm.aggregation": ("token_mean", "token_mean", None),
+    "entropy.measure": ("clamped", "clamped", "clamped"),
+    "entropy.drop_fraction": (0.33, 0.25, 0.4),
+    "controller.kind": ("band", "band", "band"),
+    "controller.initial": (0.002, 0.0003, 2e-4),
+    "controller.low": (0.15, 0.35, 0.05),
+    "controller.high": (0.24, 0.62, 0.23),
+    "controller.step_size": (0.002, 1e-4, 0.001),
+    "controller.min": (6e-4, 4e-5, 1e-5),
+    "controller.max": (9e-3, 1e-3, 0.003),
+    "controller.warmup_steps": (30, 156, 29),
+    "trainer.optimizer.lr": (2e-6, 1e-6, 1.5e-5),
+    "trainer.optimizer.weight_decay": (0.01, 0.01, None),
+    "trainer.optimizer.clip_grad": (1.0, 1.0, None),
+    "trainer.schedule.kind": ("constant", "constant", None),
+    "evaluation.samples": (4, 4, None),
+    "evaluation.temperature": (0.6, 0.6, None),
+    "evaluation.top_p": (0.95, 0.95, None),
+    "evaluation.top_k": (20, 0, None),
+}
+
+
+def recipe(name, *overrides):
+    return load(RECIPES / "paper" / f"{name}.yaml", overrides)
+
+
+@pytest.mark.parametrize("place", range(3), ids=SETTINGS)
+def test_values_are_those_of_the_paper(place):
+    found = recipe(f"{SETTINGS[place]}-aent")
+    flat = flatten(found)
+    reported = {k: v[place] for k, v in REPORTED.items() if v[place] is not None}
+    assert {k: flat[k] for k in reported} == reported
+    mini_batch = found.rollout.prompts_per_step // found.trainer.mini_batches
+    assert mini_batch == (128, 64, 64)[place]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_arms_differ_in_their_entropy_bonus_alone(setting):
+    whole = flatten(recipe(f"{setting}-aent"))
+    for arm, sections in (
+        ("grpo", {"controller"}),
+        ("full", {"controller", "entropy"}),
+        ("full-controlled", {"entropy"}),
+    ):
+        flat = flatten(recipe(f"{setting}-{arm}"))
+        assert flat["name"] == f"{setting}-{arm}"
+        changed = {k for k in flat.keys() | whole.keys() if flat.get(k) != whole.get(k)}
+        assert {k.partition(".")[0] for k in changed} - {"name"} == sections
+    assert recipe(f"{setting}-grpo").controller.initial == 0
+    assert recipe(f"{setting}-full").entropy.measure == "full"
+    assert recipe(f"{setting}-full").controller.kind == "constant"
+
+
+@pytest.mark.parametrize("path", REMOTE + SCALE, ids=lambda p: p.stem)
+def test_fits_its_nodes_and_their_gpus(path):
+    variants = [()] + ([TWO_NODES] if path in REMOTE else [])
+    for overrides in variants:
+        found = load(path, overrides)
+        assert check(found, machine=False) == []
+        cluster = found.cluster
+        layout(found, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
+        memory = estimate(found)
+        # what the allocator and the kernels take comes on top
+        assert max(rank.total for rank in memory.per_rank) < 0.9 * CARD
+        weights = memory.engines[0].weights / found.rollout.engine.tensor_parallel
+        assert weights < found.rollout.engine.gpu_memory_utilization * CARD / 2  # room for a cache
+
+
+def test_a_dry_run_says_what_it_cannot_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["train", "recipes/paper/math-aent.yaml", "--dry-run"])
+    assert done.exit_code == 0
+    for words in (
+        "trainer: 4 ranks = tensor 1 x data 4 x pipeline 1",
+        "rank 3",
+        "not checked: models/Qwen2.5-Math-1.5B is not here; sizes are those of its publication",
+        "would not start here: model.path: no folder models/Qwen2.5-Math-1.5B",
+        "would not start here: task.path: no file data/math-train.jsonl: get EleutherAI/",
+    ):
+        assert words in done.output
+    unknown = ["model.path=models/mine"]
+    done = CliRunner().invoke(app, ["train", "recipes/paper/math-aent.yaml", "--dry-run", *unknown])
+    assert done.exit_code == 0
+    assert "not checked: models/mine is not here, so neither is the layout" in done.output
+    done = CliRunner().invoke(
+        app, ["train", "recipes/paper/math-aent.yaml", "--dry-run", "trainer.tensor_parallel=5"]
+    )
+    assert done.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_is_read_instead_of_what_was_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models" / "Qwen2.5-Math-1.5B"
+    folder.mkdir(parents=True)
+    config = PUBLISHED["Qwen2.5-Math-1.5B"] | {"num_attention_heads": 7, "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"")
+    (fault,) = check(recipe("math-aent", "trainer.tensor_parallel=2"), machine=False)
+    assert fault == "trainer.tensor_parallel=2 does not divide the model's 7 attention heads"
+
+
+def test_published_sizes_give_the_published_numbers_of_parameters():
+    from aent.recipe.model_facts import model_facts
+    from aent.recipe.schema import ModelSection
+
+    for name, billions in (  # of the model cards
+        ("Qwen2.5-Math-1.5B", 1.54),
+        ("Qwen2.5-7B-Instruct", 7.61),
+        ("Qwen2.5-32B-Instruct", 32.5),
+        ("Qwen2.5-72B-Instruct", 72.7),
+    ):
+        facts = model_facts(ModelSection(path=f"/nowhere/{name}"))
+        assert facts.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_shifted_and_scaled_rewards_have_the_same_group_normalized_advantages():
+    reward = torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    group = torch.arange(8) // 4
+    plain = group_advantages(reward, group, True)
+    assert torch.allclose(group_advantages((reward - 0.5) * 10, group, True), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_smoke_recipe_keeps_the_method_and_the_proportions(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole, smoke = recipe(f"{setting}-aent"), recipe(f"{setting}-smoke")
+    assert check(smoke) == []
+    for section in ("algorithm", "entropy", "controller"):
+        assert getattr(smoke, section) == getattr(whole, section)
+    assert smoke.trainer.optimizer == whole.trainer.optimizer
+    assert smoke.trainer.mini_batches == whole.trainer.mini_batches
+    assert PUBLISHED[Path(whole.model.path).name]["model_type"] == TINY_CONFIG["model_type"]
+    task = tasks.load(smoke.task, smoke.seed)
+    assert (len(task.train), len(task.heldout)) == (8, 4)
+    longest = max(len(q.prompt) for q in task.train + task.heldout)
+    assert longest + len("<bos>user: \nassistant: ") < smoke.rollout.max_prompt_tokens
