@@ -1,5 +1,5 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-fast test-cluster test-gpu lint lock clean
+.PHONY: quickstart install test test-fast test-faults test-cluster test-gpu lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -8,10 +8,14 @@ install:
 	@tools/install.sh
 
 test: install
-	.venv/bin/python -m pytest -m "not gpu and not cluster"
+	.venv/bin/python -m pytest -m "not gpu and not cluster and not faults"
 
 test-fast: install
 	.venv/bin/python -m pytest -m "not gpu and not cluster and not slow"
+
+# Kills the launcher between any two phases of a step, resumes, and compares.
+test-faults: install
+	.venv/bin/python -m pytest -m faults
 
 # On a Slurm cluster of its own: needs root and Debian packages, and prints the reason where it cannot.
 test-cluster: install

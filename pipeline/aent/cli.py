@@ -48,6 +48,8 @@ def _load(
         recipe = load(data_path(path), overrides or [])
     except RecipeError as error:
         _refuse(str(error).splitlines())
+    if check and recipe.run_dir is None and recipe.resume != "never":
+        _refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
     if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
         stamp = time.strftime("%Y%m%d-%H%M%S")
         recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
@@ -64,12 +66,16 @@ def _load(
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in run_dir.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option(help="Print the resolved recipe, layout and memory; start nothing.")
     ] = False,
 ) -> None:
     """Train a policy as the recipe says, on this machine."""
-    loaded = _load(recipe, overrides, check=not dry_run)
+    arguments = [*(overrides or []), *(["resume=required"] if resume else [])]
+    loaded = _load(recipe, arguments, check=not dry_run)
     if dry_run:
         return _dry_run(loaded)
     from aent.launch import launch

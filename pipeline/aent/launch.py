@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aent.checkpoint import CheckpointError
 from aent.prepare import prepare, rank_environment
 from aent.recipe.schema import Recipe
 from aent.rollout import engine, registry
 from aent.runtime.children import Child, free_port, stop_all
+from aent.runtime.signals import CHECKPOINTED, STOP, held
 from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
@@ -30,20 +32,24 @@ FOLLOWED_RANK_0 = "RankZeroFailed"
 
 @dataclass
 class Signals:
-    """The first SIGINT or SIGTERM that reached this process, 0 before."""
+    """What reached this process."""
 
-    received: int = 0
+    received: int = 0  # the first SIGINT or SIGTERM; 0 before
+    stop: bool = False  # SIGUSR1: a stop with a checkpoint is asked for (runtime.signals)
 
 
 @contextmanager
 def caught_signals() -> Iterator[Signals]:
-    """Note SIGINT and SIGTERM instead of dying of them."""
+    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them."""
     signals = Signals()
 
     def note(number: int, frame: object) -> None:
-        signals.received = signals.received or number
+        if number == STOP:
+            signals.stop = True
+        else:
+            signals.received = signals.received or number
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, STOP)}
     try:
         yield signals
     finally:
@@ -52,14 +58,20 @@ def caught_signals() -> Iterator[Signals]:
 
 
 def launch(recipe: Recipe) -> int:
-    """Run the recipe; return the exit code: 0, 1 (a child failed), 128 + the signal's number."""
-    run_dir, model_path = prepare(recipe)
+    """Run the recipe; return the exit code: 0, 1 (a child failed), 2 (it cannot be resumed),
+    ``CHECKPOINTED`` (stopped by SIGUSR1, to be resumed), 128 + the signal's number."""
+    try:
+        run_dir, model_path = prepare(recipe)
+    except CheckpointError as error:
+        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
     children: list[Child] = []
     failure: str | None = None
     with caught_signals() as signals:
         try:
             start_engines(recipe, model_path, run_dir, children)
-            ranks = start_ranks(recipe, model_path, run_dir)
+            with held():
+                ranks = start_ranks(recipe, model_path, run_dir)
             children += ranks
             failure = watch(children, ranks, signals)
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
@@ -74,6 +86,9 @@ def launch(recipe: Recipe) -> int:
         print(failure, file=sys.stderr)
         mark_ended(run_dir, "FAILED")
         return 1
+    if all(rank.poll() == CHECKPOINTED for rank in ranks):
+        print("aent: stopped by SIGUSR1, with a checkpoint: --resume goes on", file=sys.stderr)
+        return CHECKPOINTED
     return 0
 
 
@@ -113,13 +128,19 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
 def watch(children: list[Child], ranks: list[Child], signals: Signals) -> str | None:
     """Wait for every rank to end well; return what to tell when one did not, or an engine died.
 
-    Returns None on a signal too.
+    Returns None on a signal too; SIGUSR1 is passed on to the ranks.
     """
+    asked = False
     while not signals.received:
-        dead = [c for c in children if c.poll() is not None and (c.poll() != 0 or c not in ranks)]
+        if signals.stop and not asked:
+            asked = True
+            for rank in ranks:
+                rank.process.send_signal(STOP)
+        ended = [c for c in children if c.poll() is not None]
+        dead = [c for c in ended if c not in ranks or c.poll() not in (0, CHECKPOINTED)]
         if dead:
             return first_failure(dead, ranks)
-        if all(rank.poll() == 0 for rank in ranks):
+        if all(rank in ended for rank in ranks):
             return None
         time.sleep(POLL_S)
     return None

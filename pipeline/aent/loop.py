@@ -13,15 +13,19 @@ from aent.run import Run
 from aent.trainer.trainer import MinibatchResult
 
 
-def train(run: Run) -> None:
-    """Train from step 0 to ``recipe.steps`` and save the policy to ``run_dir/policy``."""
-    recipe = run.recipe
-    settings = run.controller
-    state = controllers.initial_state(settings)
-    run.sync(version=0)
-    run.evaluate(step=0)
-    for step in range(recipe.steps):
-        batch = sample(run, step)
+def train(run: Run) -> bool:
+    """Train to ``recipe.steps`` and save the policy to ``run_dir/policy``.
+
+    Returns False where the run was asked to stop: it has a checkpoint to go on from.
+    """
+    recipe, settings = run.recipe, run.controller
+    state = run.start()
+    run.sync(version=run.first_step)
+    if run.first_step == 0:
+        run.evaluate(step=0)
+        run.checkpoint(0, state, gap=None)
+    for step in range(run.first_step, recipe.steps):
+        batch = run.next_batch(step)
         with run.phases("score"):
             score(run, batch, step)
         with run.phases("train"):
@@ -33,48 +37,35 @@ def train(run: Run) -> None:
         state, report = controllers.update(settings, state, measured_entropy(run, results))
         if batch.old_logprobs is None:  # one mini-batch, whose forward came before its update
             batch.old_logprobs = results[0].logprobs
-            check_gap(run, batch, step)
+            run.check_gap(step, batch.logprob_gap)
         run.sync(version=step + 1)
         run.record(step, batch, results, report)
-        if recipe.evaluation.every and (step + 1) % recipe.evaluation.every == 0:
-            run.evaluate(step=step + 1)
-    if not (recipe.evaluation.every and recipe.steps % recipe.evaluation.every == 0):
-        run.evaluate(step=recipe.steps)
+        run.evaluate(step=step + 1)
+        if run.checkpoint(step + 1, state, batch.logprob_gap):
+            return False
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")
     run.finish()
-
-
-def sample(run: Run, step: int) -> Batch:
-    """This step's rewarded batch, on every rank."""
-    with run.phases("sample"):
-        return run.next_batch(step)
+    return True
 
 
 def score(run: Run, batch: Batch, step: int) -> None:
     """What the policy before the step's first update says of the batch, and the reference, where
     somebody needs them.
 
-    The first step always scores: engine and trainer must agree before anything is learnt.
+    The first step after a start is always scored: engine and trainer must agree before anything is
+    learnt.
     """
     recipe = run.recipe
-    if step == 0 or prepare.needs_old_logprobs(recipe):
+    needed = prepare.needs_old_logprobs(recipe)
+    if needed or step == run.first_step:
         scores = run.trainer.score_tokens(batch)
         batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
-        check_gap(run, batch, step)
+        run.check_gap(step, batch.logprob_gap)
+    if not needed:  # a repeated step must be the same step, by those of its own forward
+        batch.old_logprobs = batch.old_entropies = None
     if recipe.algorithm.kl_coefficient > 0:
         batch.reference_logprobs = run.trainer.score_reference(batch)
-
-
-def check_gap(run: Run, batch: Batch, step: int) -> None:
-    """Stop the run when engine and trainer disagree about the same tokens and weights."""
-    gap, bound = batch.logprob_gap, run.recipe.rollout.max_logprob_gap
-    if not gap <= bound:  # NaN must stop it too
-        raise RuntimeError(
-            f"step {step}: engine and trainer log-probs differ by {gap:.4g} on average, more than "
-            f"rollout.max_logprob_gap={bound:g}: the engine does not sample from the policy that "
-            "is being trained"
-        )
 
 
 def measured_entropy(run: Run, results: list[MinibatchResult]) -> float:

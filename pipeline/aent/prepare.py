@@ -13,19 +13,22 @@ from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.check import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
+from aent.resume import choose_start
 from aent.rollout import registry
 from aent.runtime.environment import device_kind
 
 
 def prepare(recipe: Recipe) -> tuple[Path, Path]:
-    """Make the run's folder (the resolved recipe, the engines' token) and a bundled model.
+    """Make the run's folder (the resolved recipe, the point to start from, the engines' token) and
+    a bundled model.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
-    ``model_source.resolve``, with nothing written.
+    ``model_source.resolve`` and ``resume.choose_start``, with nothing written.
     """
     run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
     run_dir.mkdir(parents=True, exist_ok=True)
+    choose_start(recipe, run_dir)
     (run_dir / "recipe.yaml").write_text(dump(recipe))
     registry.make_token(run_dir)
     registry.clear(run_dir)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from aent import tasks, tokenizer
+from aent import resume, rollout_files, tasks, tokenizer
 from aent.batch import Batch, Sample
+from aent.checkpoint import LoopState
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation import suites
 from aent.evaluation.heldout import EvaluationResult, evaluate
@@ -32,7 +33,9 @@ from aent.runtime.environment import device_kind
 from aent.runtime.network import is_local, own_address
 from aent.sampling import Rollout, RolloutSource
 from aent.tasks.judge import JudgePool
+from aent.tracking import journal
 from aent.tracking.display import Display, StepLine, summary
+from aent.tracking.journal import JOURNAL_FILE
 from aent.tracking.tracker import Tracker
 from aent.trainer.trainer import MinibatchResult
 
@@ -65,7 +68,9 @@ class RankZero:
         """Start judges and tracking, load the task, and wait for the engines."""
         judge = JudgePool(recipe.task)
         try:
-            tracker = Tracker(run_dir, recipe)
+            folder = resume.chosen(run_dir)
+            run_id = None if folder is None else LoopState.read(folder).mlflow_run_id
+            tracker = Tracker(run_dir, recipe, run_id or "")
             words = tokenizer.load(recipe.model, model_path)
             task = _load_task(recipe, words, progress)
             suite_questions = {s: _suite(s, recipe, words) for s in recipe.evaluation.suites}
@@ -142,9 +147,33 @@ class RankZero:
                     f"by {gap:.4g}, more than rollout.probe_tolerance={tolerance:g}: {cause}"
                 )
 
+    def restore(self, step: int, same_layout: bool) -> int:
+        """Take up what earlier starts left of the run's first ``step`` steps; return the first
+        step whose rollouts are not on disk."""
+        path = self.run_dir / JOURNAL_FILE
+        rewards = {}
+        for point in journal.read(path) if path.exists() else ():
+            if point.key == "reward/mean" and point.step < step:
+                rewards[point.step] = point.value
+            elif point.key == "evaluation/accuracy" and point.step <= step:
+                self.evaluations[point.step] = point.value
+        self.rewards = [rewards[s] for s in sorted(rewards)]
+        if not same_layout:
+            self.display.message(
+                "the layout is not that of the checkpoint: random streams begin anew"
+            )
+        fresh_from = rollout_files.recorded_until(self.run_dir, step)
+        rollout_files.forget(self.run_dir, from_step=fresh_from)  # behind a gap: not this policy's
+        return fresh_from
+
     def sample(self, step: int) -> list[Sample]:
-        """This step's samples, rewarded."""
-        self.rollout = self.source.next(step)
+        """This step's samples, rewarded: those on disk where the step was begun before, else new
+        ones, which are on disk before anything is learnt from them."""
+        self.rollout = rollout_files.read(self.run_dir, step)
+        if self.rollout is None:
+            self.rollout = self.source.next(step)
+            if self.recipe.checkpoint.every:
+                rollout_files.write(self.run_dir, step, self.rollout)
         return self.rollout.samples
 
     def evaluate(self, step: int) -> None:
@@ -226,6 +255,11 @@ class RankZero:
             "look": self.tracker.look,
         }
         print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
+
+    def suspend(self) -> None:
+        """Send what MLflow has not yet; its run stays open for the start that goes on."""
+        self.display.__exit__(None, None, None)
+        self.tracker.finish(None)
 
     def close(self) -> None:
         """End the judges and give the terminal back."""

@@ -6,21 +6,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
+from aent import checkpoint, resume
 from aent.batch import Batch, broadcast_batch
-from aent.entropy.controllers import ControllerReport, ControllerSettings
+from aent.checkpoint import LoopState
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerReport, ControllerSettings, ControllerState
+from aent.gap import check_gap
 from aent.phases import Phases
 from aent.rank_zero import RankZero
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.control import Control
+from aent.runtime.signals import StopRequest
 from aent.trainer.trainer import MinibatchResult, Trainer
 
 T = TypeVar("T")
@@ -36,14 +43,22 @@ class Run:
     control: Control
     controller: ControllerSettings
     zero: RankZero | None  # on rank 0 only
-    phases: Phases = field(default_factory=Phases)
+    phases: Phases
+    stop: StopRequest
+    first_step: int = 0  # of this start
+    fresh_from: int = 0  # first step that is sampled anew, not read from an earlier start
+    gap_before: float | None = None  # trainer against engine, before the stop
 
     @staticmethod
     @contextmanager
-    def open(recipe: Recipe, run_dir: Path, model_path: Path) -> Iterator[Run]:
+    def open(recipe: Recipe, run_dir: Path, model_path: Path, stop: StopRequest) -> Iterator[Run]:
         """Join the job, build the model, and on rank 0 reach the engines."""
+        rank = int(os.environ["RANK"])
+        heartbeats = run_dir / "heartbeats"
+        heartbeats.mkdir(exist_ok=True)
+        phases = Phases(heartbeats / f"rank{rank}.json")
+        phases.begin("start")
         distributed.initialize(recipe.trainer, recipe.seed)
-        rank = dist.get_rank()
         deadline = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
         control = Control(dist.distributed_c10d._get_default_store(), rank, deadline)
         trainer = Trainer(recipe, model_path)
@@ -53,18 +68,44 @@ class Run:
         )
         settings = ControllerSettings(**recipe.controller.model_dump())
         try:
-            yield Run(recipe, run_dir, trainer, control, settings, zero)
+            yield Run(recipe, run_dir, trainer, control, settings, zero, phases, stop)
         finally:
             if zero is not None:
                 zero.close()
         distributed.shutdown()
 
+    def start(self) -> ControllerState:
+        """The controller's state before the first step; everything else is brought to it too."""
+        folder = resume.chosen(self.run_dir)
+        if folder is None:
+            return controllers.initial_state(self.controller)
+        with self.phases("restore"):
+            state = LoopState.read(folder)
+            same_layout = self.trainer.load_state(folder / "trainer")
+            until = self.alone(
+                "reading what was recorded", lambda zero: zero.restore(state.step, same_layout)
+            )
+            self.first_step = self.phases.step = state.step
+            self.gap_before = state.logprob_gap
+            fresh_from = torch.tensor([until or 0])
+            dist.broadcast(fresh_from, 0, group=distributed.control_group())
+            self.fresh_from = int(fresh_from)
+        return state.controller
+
     def next_batch(self, step: int) -> Batch:
         """Sample, judge, and give the batch to every rank."""
-        batch = self.alone(
-            f"sampling of step {step}", lambda zero: Batch.from_samples(zero.sample(step))
-        )
-        return broadcast_batch(batch, distributed.control_group())
+        self.phases.step = step
+        with self.phases("sample"):
+            batch = self.alone(
+                f"sampling of step {step}", lambda zero: Batch.from_samples(zero.sample(step))
+            )
+            return broadcast_batch(batch, distributed.control_group())
+
+    def check_gap(self, step: int, gap: float) -> None:
+        """Stop the run when engine and trainer disagree about the same tokens and weights; see
+        ``aent.gap``."""
+        before = self.gap_before if step == self.fresh_from else None
+        check_gap(step, gap, self.recipe.rollout.max_logprob_gap, before)
 
     def sync(self, version: int) -> None:
         """Give the engines the trainer's weights, and prove that they sample from them."""
@@ -90,14 +131,33 @@ class Run:
     ) -> None:
         """Log and show the step (rank 0)."""
         seconds = self.phases.take()
-        if self.zero is not None:
-            self.zero.record(step, batch, results, report, seconds)
+        with self.phases("record"):
+            if self.zero is not None:
+                self.zero.record(step, batch, results, report, seconds)
 
     def evaluate(self, step: int) -> None:
-        """Score the held-out questions on the engines, with the weights after ``step`` steps."""
-        if self.recipe.task.heldout or self.recipe.evaluation.suites:
+        """Score the held-out questions and the suites on the engines, with the weights after
+        ``step`` steps, where it is time to: before the first, after the last, and every so many."""
+        there_are = self.recipe.task.heldout or self.recipe.evaluation.suites
+        if there_are and self._is_due(step, self.recipe.evaluation.every):
             with self.phases("evaluate"):
                 self.alone(f"evaluation after {step} steps", lambda zero: zero.evaluate(step))
+
+    def checkpoint(self, step: int, controller: ControllerState, gap: float | None) -> bool:
+        """Write a checkpoint of the run after ``step`` steps, where it is time to or a signal has
+        asked for it. Returns whether the run is to stop here: the ranks agree on it."""
+        asked = torch.tensor([self.stop.received], dtype=torch.int64)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=distributed.control_group())
+        every = self.recipe.checkpoint.every
+        if asked or (every and self._is_due(step, every)):
+            checkpoint.save(self, step, controller, gap)
+        if not asked or step == self.recipe.steps:
+            return False
+        self.alone("the last words", lambda zero: zero.suspend())
+        return True
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step in (0, self.recipe.steps) or bool(every and step % every == 0)
 
     def finish(self) -> None:
         """Say goodbye (rank 0): MLflow's run is FINISHED."""

@@ -6,21 +6,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from aent import failures, loop
-from aent.recipe.load import load
-from aent.run import Run
-from aent.runtime import children
-from aent.runtime.rank import read_place
+from aent.runtime import children, signals
 
 
-def main(run_dir: Path, model_path: Path) -> None:
-    """Build this rank's run, train, leave."""
+def main(run_dir: Path, model_path: Path) -> int:
+    """Build this rank's run, train, leave; return the exit code."""
     children.die_with_parent()
+    stop = signals.listen()  # before the imports, which take seconds: the signal would kill us
+    from aent import failures, loop
+    from aent.recipe.load import load
+    from aent.run import Run
+    from aent.runtime.rank import read_place
+
     recipe = load(run_dir / "recipe.yaml", [])
     rank = read_place()
-    with failures.recorded(run_dir, rank), Run.open(recipe, run_dir, model_path) as run:
-        loop.train(run)
+    with failures.recorded(run_dir, rank), Run.open(recipe, run_dir, model_path, stop) as run:
+        ended = loop.train(run)
+    return 0 if ended else signals.CHECKPOINTED
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,16 +18,29 @@ TINY = "recipes/cpu/tiny.yaml"
 
 
 class Job:
-    """A running ``aent train`` and what belongs to it."""
+    """A running ``aent train`` and what belongs to it.
 
-    def __init__(self, folder: Path, *overrides: str, recipe: str = TINY) -> None:
+    ``overrides`` may hold options too (``--resume``); ``env`` is added to the environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *overrides: str,
+        recipe: str = TINY,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.run_dir = folder / "run"
         self.output = folder / "output.txt"
+        self.mark = uuid.uuid4().hex  # in the environment of every process of the job
         argv = [sys.executable, "-m", "aent.cli", "train", recipe, f"run_dir={self.run_dir}"]
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*argv, *overrides], stdout=output, stderr=subprocess.STDOUT, env=env
+                [*argv, *overrides],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**inherited, **(env or {}), "AENT_TEST_JOB": self.mark},
             )
 
     @property
@@ -51,12 +66,24 @@ class Job:
         """Every process that the job has started, itself left out."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def survivors(self) -> list[psutil.Process]:
+        """Every process of the job that still runs, whoever its parent is by now."""
+        return [p for p in psutil.process_iter() if self.mark in job_mark(p)]
+
     def status(self) -> str:
         """The status of the job's run in MLflow's store."""
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(f"sqlite:///{self.run_dir.parent / 'mlflow.db'}")
         return client.get_run((self.run_dir / "mlflow_run_id").read_text().strip()).info.status
+
+
+def job_mark(process: psutil.Process) -> str:
+    """The job that a process belongs to; empty for none, a zombie, or where it has just ended."""
+    try:
+        return process.environ().get("AENT_TEST_JOB", "")
+    except psutil.Error:
+        return ""
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:

@@ -305,6 +305,18 @@ def test_faults_of_the_model_folder(recipe, tmp_path):
     assert check(recipe(), machine=False) == []
 
 
+def test_a_run_may_be_resumed_in_its_folder(recipe, tmp_path):
+    run = tmp_path / "run"
+    assert check(recipe("resume=auto")) == []
+    assert check(recipe("resume=required")) == [f"run_dir: no folder {run} to resume from"]
+    run.mkdir()
+    (run / "recipe.yaml").write_text("")
+    assert check(recipe("resume=auto")) == check(recipe("resume=required")) == []
+    assert check(recipe()) == [
+        f"run_dir: the folder {run} is not empty (--resume goes on with the run in it)"
+    ]
+
+
 def test_faults_of_the_run_folder(recipe, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -312,6 +324,7 @@ def test_faults_of_the_run_folder(recipe, tmp_path):
     (run / "a").write_text("")
     assert check(recipe()) == [f"run_dir: the folder {run} is not empty"]
     assert check(recipe(), machine=False) == []
+    assert check(recipe("resume=auto")) == check(recipe())  # whatever it is, it is no run
     assert check(recipe(f"run_dir={run}/a")) == [f"run_dir: {run}/a is a file, not a folder"]
 
 

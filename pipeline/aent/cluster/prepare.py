@@ -11,6 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from aent.checkpoint import CheckpointError
 from aent.cluster.layout import Layout, layout
 from aent.cluster.sweep import parent_run
 from aent.prepare import prepare, rank_environment
@@ -46,7 +47,11 @@ def main(arguments: list[str]) -> int:
         tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
         update = {"tracking": recipe.tracking.model_copy(update=tracking)}
         recipe = recipe.model_copy(update=update)
-    run_dir, model_path = prepare(recipe)
+    try:
+        run_dir, model_path = prepare(recipe)
+    except CheckpointError as error:
+        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
     (run_dir / "logs").mkdir(exist_ok=True)
     (run_dir / "job.env").write_text(job_environment(recipe, place, model_path))
     return 0

@@ -309,9 +309,13 @@ def _attention(recipe: Recipe) -> Iterator[str]:
 
 def _run_folder(recipe: Recipe) -> Iterator[str]:
     folder = run_folder(recipe)
+    if recipe.resume == "required" and not folder.is_dir():
+        yield f"run_dir: no folder {folder} to resume from"
     if folder.is_dir():
-        if any(folder.iterdir()):
-            yield f"run_dir: the folder {folder} is not empty"
+        is_run = (folder / "recipe.yaml").is_file()
+        if any(folder.iterdir()) and (recipe.resume == "never" or not is_run):
+            hint = " (--resume goes on with the run in it)" if is_run else ""
+            yield f"run_dir: the folder {folder} is not empty{hint}"
         elif not os.access(folder, os.W_OK | os.X_OK):
             yield f"run_dir: the folder {folder} is not writable"
     elif folder.exists():

@@ -271,12 +271,22 @@ class EvaluationSection(Section):
     suites: tuple[str, ...] = ()  # of ``aent eval --suite``, scored too, with the settings above
 
 
+class CheckpointSection(Section):
+    """Checkpoints of the whole run, in ``run_dir/checkpoints``, made between steps only."""
+
+    RESUME: ClassVar[Resume] = "free"
+    # steps; also before the first and after the last one. 0: only where a signal asks for one
+    every: int = Field(10, ge=0)
+    keep: int = Field(2, ge=1)  # the newest ones
+
+
 class TrackingSection(Section):
     """MLflow."""
 
     RESUME: ClassVar[Resume] = "free"
-    uri: str | None = None  # default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs
-    experiment: str = "aent"
+    # default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs
+    uri: str | None = mark(None, "warn")  # the run's id must be known there too
+    experiment: str = mark("aent", "warn")
     samples_every: int = Field(1, ge=0)  # steps between tables of sampled responses; 0: never
     system_metrics_every_s: float = Field(10.0, ge=0)  # rank 0's machine: CPU, memory, GPUs; 0: off
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
@@ -304,10 +314,16 @@ class ClusterSection(Section):
 class Recipe(Section):
     """One run."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9._-]+$", json_schema_extra={"resume": "free"}
+    )
     seed: int = 0
-    steps: int = mark(ge=1, default=1, resume="free")
-    run_dir: str | None = mark(None, "free")  # must be empty or absent; default: runs/NAME-TIME
+    steps: int = mark(1, "warn", ge=1)  # schedules of the learning rate follow it
+    # empty or absent, unless the run in it is to be resumed; default: runs/NAME-TIME
+    run_dir: str | None = mark(None, "free")
+    # go on from run_dir's newest checkpoint: never; auto: where the run in it has begun;
+    # required: always (what --resume says)
+    resume: Literal["never", "auto", "required"] = mark("never", "free")
     model: ModelSection
     task: TaskSection = TaskSection()
     rollout: RolloutSection = RolloutSection()
@@ -318,5 +334,6 @@ class Recipe(Section):
     controller: ControllerSection
     trainer: TrainerSection = TrainerSection()
     evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()

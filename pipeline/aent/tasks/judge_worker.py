@@ -20,7 +20,8 @@ MEMORY_LIMIT = 4 << 30  # bytes of address space: a power tower must not take th
 def main(fd: int, parent: int) -> None:
     """Judge until the parent closes the pipe or dies."""
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGUSR1):  # Ctrl-C, runtime.signals: the parent's
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     logging.disable(logging.WARNING)  # math-verify warns at every call without its own time limit
     pipe = Connection(fd)

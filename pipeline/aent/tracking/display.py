@@ -86,7 +86,10 @@ class Display:
         done = self._lines[1:] or self._lines
         if not done:
             return math.nan
-        return sum(line.total_s for line in done) / len(done) * (self.steps - len(self._lines))
+        mean = sum(line.total_s for line in done) / len(done)
+        return mean * (
+            self.steps - self._lines[-1].step - 1
+        )  # a resumed run has shown the last few
 
     def _plain(self, line: StepLine) -> str:
         phases = " ".join(f"{name} {s:.1f}" for name, s in line.seconds.items())
@@ -112,7 +115,7 @@ class Display:
                 *(f"{line.seconds[p]:.1f}" if p in line.seconds else "" for p in phases),
             )
         table.add_section()
-        bar = ProgressBar(total=self.steps, completed=len(self._lines), width=20)
+        bar = ProgressBar(total=self.steps, completed=self._lines[-1].step + 1, width=20)
         outer = Table.grid(padding=(0, 1))
         outer.add_row(table)
         foot = Table.grid(padding=(0, 2))

@@ -49,7 +49,6 @@ class Tracker:
         self._metrics: dict[str, dict[int, float]] = {}  # by key and step; what the journal has
         self._tables: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
-        self._status: Status | None = None
         self._figure_due = False
         self._reported: set[str] = set()
         self._lock = threading.Lock()  # of the journal and of what it has
@@ -109,15 +108,16 @@ class Tracker:
         self._figure_due = True
         self._wake.set()
 
-    def finish(self, status: Status, timeout_s: float = 30.0) -> bool:
-        """Draw the figure, send what is left, and set the run's status.
+    def finish(self, status: Status | None, timeout_s: float = 30.0) -> bool:
+        """Draw the figure, send what is left, and set the run's status (None: it goes on later, and
+        stays RUNNING).
 
         Returns whether MLflow has everything within ``timeout_s``; if not, what it lacks is said on
         stderr, and ``aent mlflow-sync`` sends it.
         """
         self._figure_due = True
-        self._append([StatusEntry(journal.now(), status)])
-        self._status = status
+        if status is not None:
+            self._append([StatusEntry(journal.now(), status)])
         self._ended.set()
         self._wake.set()
         self._thread.join(timeout_s)

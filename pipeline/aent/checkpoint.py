@@ -1,0 +1,188 @@
+"""The state of the whole loop, saved and restored as one thing.
+
+``run_dir/checkpoints/step_000010/`` is the run after 10 steps: step 10 comes next, and the weight
+version is 10. In it:
+
+- ``state.json``: what ``LoopState`` holds;
+- ``recipe.yaml``: of the run that wrote it;
+- ``trainer/``: model, optimizer, schedule and random streams (``trainer.state``);
+- ``SHA256SUMS``: of every other file (``sha256sum -c`` reads it).
+
+It is written under a temporary name and renamed when it is whole. There is no data cursor: a step's
+prompts and seeds are functions of the run's seed and the step (``sampling``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from aent import rollout_files
+from aent.entropy.controllers import ControllerState
+from aent.recipe.load import dump
+from aent.runtime import distributed
+
+if TYPE_CHECKING:
+    from aent.run import Run
+
+FOLDER = "checkpoints"
+SUMS = "SHA256SUMS"
+
+
+class CheckpointError(RuntimeError):
+    """A run cannot be resumed from what is on disk."""
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What the loop goes on from, the trainer's part apart."""
+
+    step: int  # done before; also the number of the next one, and the weight version
+    controller: ControllerState
+    logprob_gap: float | None  # of the last step, trainer against engine; None before the first
+    journal_bytes: int  # length of the journal: every point of the steps done is within
+    mlflow_run_id: str | None  # None where no server has been reached yet
+
+    @classmethod
+    def read(cls, folder: Path) -> LoopState:
+        """Raises KeyError or TypeError for a state of another version of this package."""
+        saved = json.loads((folder / "state.json").read_text())
+        return cls(**saved | {"controller": ControllerState.from_dict(saved["controller"])})
+
+    def write(self, folder: Path) -> None:
+        values = vars(self) | {"controller": self.controller.to_dict()}
+        (folder / "state.json").write_text(json.dumps(values, indent=1))
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"step_{step:06d}"
+
+
+def save(run: Run, step: int, controller: ControllerState, logprob_gap: float | None) -> None:
+    """Write the run after ``step`` steps. Collective."""
+    target = path_of(run.run_dir, step)
+    partial = target.with_name(target.name + ".partial")
+    with run.phases("checkpoint"):
+        run.alone(f"room for {target.name}", lambda zero: _make_folder(partial))
+        run.trainer.save_state(partial / "trainer")
+        sums = _checksums(partial)
+
+    def publish() -> None:
+        journal, run_id = run.run_dir / "journal.jsonl", run.run_dir / "mlflow_run_id"
+        LoopState(
+            step=step,
+            controller=controller,
+            logprob_gap=logprob_gap,
+            journal_bytes=journal.stat().st_size if journal.exists() else 0,
+            mlflow_run_id=run_id.read_text().strip() if run_id.exists() else None,
+        ).write(partial)
+        (partial / "recipe.yaml").write_text(dump(run.recipe))
+        for name in ("state.json", "recipe.yaml"):
+            sums[name] = _checksum(partial / name)
+        (partial / SUMS).write_text("".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+        _checksum(partial / SUMS)  # to the disk
+        _rename(partial, target)
+        _prune(run.run_dir, run.recipe.checkpoint.keep)
+
+    with run.phases("publish"):
+        run.alone(f"publishing {target.name}", lambda zero: publish())
+
+
+def pick(run_dir: Path) -> Path:
+    """The newest whole checkpoint. Newer ones that are damaged or half-written are named on stderr
+    and set aside, under the name they had with ``.damaged``.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    names = []
+    for folder in sorted((run_dir / FOLDER).glob("step_*"), reverse=True):
+        if folder.suffix == ".damaged":  # found by an earlier start
+            names.append(folder.stem)
+            continue
+        fault = "it was not finished" if folder.suffix == ".partial" else damage(folder)
+        if not fault:
+            return folder
+        names.append(folder.name)
+        print(f"aent: checkpoint {folder} is skipped: {fault}", file=sys.stderr)
+        if not folder.suffix:
+            aside = folder.with_name(folder.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            _rename(folder, aside)
+    found = f"only damaged ones ({', '.join(names)})" if names else "none"
+    raise CheckpointError(
+        f"run_dir: no checkpoint to resume from in {run_dir / FOLDER}: {found}. To begin anew, "
+        "name another run_dir"
+    )
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint's files, as a clause; empty if they are as written."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
+            found = pool.map(_checksum, [folder / name for name in sums])
+            for name, digest in zip(sums, found):
+                if digest != sums[name]:
+                    return f"{name} is not what was written (SHA-256)"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(folder)} is missing"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read ({type(error).__name__}: {error})"
+    return "" if sums else f"{SUMS} is empty"
+
+
+def _make_folder(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
+    (partial / "trainer").mkdir(parents=True)
+
+
+def _checksums(partial: Path) -> dict[str, str]:
+    """SHA-256 of the trainer's files by their names, on every rank; each rank takes its share."""
+    group, rank, world = distributed.control_group(), dist.get_rank(), dist.get_world_size()
+    names: list[list[str]] = [[]]
+    if rank == 0:
+        files = sorted(p for p in partial.rglob("*") if p.is_file())
+        names = [[str(p.relative_to(partial)) for p in files]]
+    dist.broadcast_object_list(names, 0, group=group)
+    mine = {name: _checksum(partial / name) for name in names[0][rank::world]}
+    everyones: list[dict[str, str]] = [{}] * world
+    dist.all_gather_object(everyones, mine, group=group)
+    return {name: digest for part in everyones for name, digest in part.items()}
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file that is on the disk when this returns."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a folder so that it lasts."""
+    os.replace(source, target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(run_dir: Path, keep: int) -> None:
+    """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest."""
+    folders = sorted((run_dir / FOLDER).iterdir())
+    whole = [f for f in folders if not f.suffix]
+    for folder in [*whole[:-keep], *(f for f in folders if f.suffix == ".partial")]:
+        shutil.rmtree(folder)
+    oldest = int(whole[-keep:][0].name.removeprefix("step_"))
+    rollout_files.forget(run_dir, before=oldest)

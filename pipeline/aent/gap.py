@@ -1,0 +1,27 @@
+"""The gap between engine and trainer: mean |difference| of their log-probs of the same tokens under
+the same weights, in nats."""
+
+from __future__ import annotations
+
+# steps differ in their tokens: only more than this is a jump
+JUMP, NOISE = 3.0, 1e-3  # factor; nats
+
+
+def check_gap(step: int, gap: float, bound: float, before: float | None) -> None:
+    """Compare a step's gap with the recipe's bound and, where ``before`` is given (at the first
+    fresh samples after a resume), with the one before the stop.
+
+    Raises RuntimeError for a gap above the bound, or far above the one before.
+    """
+    if not gap <= bound:  # NaN must stop it too
+        raise RuntimeError(
+            f"step {step}: engine and trainer log-probs differ by {gap:.4g} on average, more than "
+            f"rollout.max_logprob_gap={bound:g}: the engine does not sample from the policy that "
+            "is being trained"
+        )
+    if before is not None and gap > JUMP * before + NOISE:
+        raise RuntimeError(
+            f"step {step}, the first samples after the resume: engine and trainer log-probs differ "
+            f"by {gap:.4g} on average, before the stop by {before:.4g}: what was restored is not "
+            "what was trained"
+        )

@@ -1,0 +1,45 @@
+"""SIGUSR1 asks a run to stop at its next step boundary, with a checkpoint to go on from.
+
+The launcher passes it on to every rank; on a cluster the batch script's ``srun`` does. A rank only
+notes it: the ranks agree at the boundary (``Run.checkpoint``).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+STOP = signal.SIGUSR1
+CHECKPOINTED = 85  # exit code, of ranks and launcher: stopped as asked, may be resumed
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    received: bool = False
+
+
+def listen() -> StopRequest:
+    """Note the signal from here on, one that came while it was held included."""
+    request = StopRequest()
+
+    def note(number: int, frame: object) -> None:
+        request.received = True
+
+    signal.signal(STOP, note)
+    signal.siginterrupt(STOP, False)  # libraries need not know about it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})
+    return request
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Processes started within do not die of the signal before they ``listen``: it waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

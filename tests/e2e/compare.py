@@ -1,0 +1,37 @@
+"""Two runs that must have been the same one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+# what the trainer computes. The engine's own log-probs (policy/logprob_gap, policy/kl_behaviour)
+# depend in their last bits on which requests share a batch, and enter no loss here.
+EXACT = (
+    "reward/mean", "response/length_mean", "policy/entropy", "policy/clamped_entropy",
+    "policy/kept_mass", "policy/clip_fraction", "update/loss", "update/policy_loss",
+    "update/grad_norm", "update/lr", "controller/coefficient", "controller/next_coefficient",
+    "evaluation/accuracy",
+)  # fmt: skip
+
+
+def series(run_dir: Path) -> dict[str, dict[int, set[float]]]:
+    """{metric: {step: every value that the journal has}}."""
+    found: dict[str, dict[int, set[float]]] = {key: {} for key in EXACT}
+    for line in (run_dir / "journal.jsonl").read_text().splitlines():
+        point = json.loads(line)
+        if point.get("key") in found:  # else a status, a file, another metric
+            found[point["key"]].setdefault(point["step"], set()).add(point["value"])
+    return found
+
+
+def assert_same_run(run_dir: Path, reference: Path, steps: int) -> None:
+    """Coefficients, losses, rewards and final weights are equal to the last bit."""
+    got, want = series(run_dir), series(reference)
+    for key in EXACT:
+        assert got[key] == want[key], key
+        assert len(got[key]) == steps or key == "evaluation/accuracy"
+    for log in (run_dir / "logs").glob("rank0.log*"):  # the tracker's warning of a repeated step
+        assert "was executed again" not in log.read_text()
+    weights = [(d / "policy" / "model.safetensors").read_bytes() for d in (run_dir, reference)]
+    assert weights[0] == weights[1]

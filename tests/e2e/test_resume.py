@@ -1,0 +1,132 @@
+"""One run in four parts (stopped by SIGUSR1, killed, damaged) against the same run in one."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import psutil
+import pytest
+
+from aent.runtime.signals import CHECKPOINTED
+from e2e.compare import assert_same_run
+from e2e.jobs import Job, assert_gone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the fixtures are four starts
+
+STEPS = 6
+RUN = (f"steps={STEPS}", "task.heldout=4", "checkpoint.every=2", "checkpoint.keep=3")
+
+
+@pytest.fixture(scope="module")
+def start():
+    """``Job``, whose process ends with the tests."""
+    jobs: list[Job] = []
+
+    def start(*arguments) -> Job:
+        jobs.append(Job(*arguments))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.process.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory):
+    job = start(tmp_path_factory.mktemp("undisturbed"), *RUN)
+    assert job.wait(500) == 0, job.text
+    return job
+
+
+@pytest.fixture(scope="module")
+def parts(start, tmp_path_factory):
+    """The outputs of every start, and the run's folder."""
+    folder = tmp_path_factory.mktemp("parts")
+    outputs = []
+
+    job = start(folder, *RUN)
+    job.wait_for("step 1/6")
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == CHECKPOINTED, job.text
+    assert job.status() == "RUNNING"
+    assert_gone(job.survivors())
+    outputs.append(job.text)
+    run_id = (job.run_dir / "mlflow_run_id").read_text()
+
+    job = start(folder, *RUN, "--resume")
+    job.wait_for("step 5/6")  # after the checkpoint of 4 steps
+    job.process.kill()
+    psutil.wait_procs(job.survivors(), timeout=15)
+    assert_gone(job.survivors())
+    outputs.append(job.text)
+
+    newest = max((job.run_dir / "checkpoints").glob("step_??????"))
+    state = newest / "state.json"
+    state.write_text(state.read_text() + " ")
+    job = start(folder, *RUN, "resume=auto")
+    assert job.wait(500) == 0, job.text
+    outputs.append(job.text)
+    assert (job.run_dir / "mlflow_run_id").read_text() == run_id
+    return outputs, job, newest
+
+
+def test_run_in_parts_equals_the_run_in_one(undisturbed, parts):
+    assert_same_run(parts[1].run_dir, undisturbed.run_dir, STEPS)
+
+
+def test_mlflow_has_one_run_with_one_curve(parts):
+    from mlflow.tracking import MlflowClient
+
+    job = parts[1]
+    client = MlflowClient(f"sqlite:///{job.run_dir.parent / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'aent'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "controller/coefficient")
+    assert [p.step for p in points] == list(range(STEPS))
+
+
+def test_each_start_says_where_it_goes_on(parts):
+    (first, second, third), _, newest = parts
+    assert "stopped by SIGUSR1, with a checkpoint" in first
+    assert "resumes after" in second
+    assert f"checkpoint {newest} is skipped: state.json is not what was written" in third
+    assert "resumes after" in third
+
+
+def test_newest_checkpoints_are_kept_and_rollouts_that_they_need(parts):
+    run_dir = parts[1].run_dir
+    checkpoints = sorted(p.name for p in (run_dir / "checkpoints").iterdir() if not p.suffix)
+    assert len(checkpoints) == 3
+    assert checkpoints[-1] == f"step_{STEPS:06d}"
+    oldest = int(checkpoints[0].removeprefix("step_"))
+    rollouts = sorted(p.name for p in (run_dir / "rollouts").iterdir())
+    assert rollouts == [f"step_{step:06d}.npz" for step in range(oldest, STEPS)]
+
+
+def test_every_rank_has_a_heartbeat(parts):
+    files = sorted((parts[1].run_dir / "heartbeats").iterdir())
+    assert [f.name for f in files] == [f"rank{r}.json" for r in range(4)]
+    assert {json.loads(f.read_text())["phase"] for f in files} == {"save"}
+
+
+def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
+    before = sorted(parts[1].run_dir.rglob("*"))
+    job = start(parts[1].run_dir.parent, *RUN, "--resume", "seed=5")
+    assert job.wait(60) == 2
+    assert "seed: 1 before, 5 now" in job.text
+    assert sorted(parts[1].run_dir.rglob("*")) == before
+
+
+def test_a_run_goes_on_beyond_its_end_by_another_layout(start, parts):
+    run_dir = parts[1].run_dir
+    job = start(
+        run_dir.parent, *RUN[1:], "--resume", f"steps={STEPS + 1}", "trainer.pipeline_parallel=1"
+    )
+    assert job.wait(300) == 0, job.text
+    assert f"steps: {STEPS} before, {STEPS + 1} now" in job.text
+    assert "random streams begin anew" in job.text
+    assert f"step {STEPS + 1}/{STEPS + 1}" in job.text
+    assert (run_dir / "policy").is_dir()
+    assert (run_dir / f"policy-step_{STEPS:06d}").is_dir()

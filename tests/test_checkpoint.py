@@ -1,0 +1,183 @@
+"""Which checkpoint a run goes on from, and what makes it refuse. The trainer's part is only files
+here; tests/trainer/test_state.py and tests/e2e/test_resume.py have the real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aent import checkpoint, resume, rollout_files
+from aent.checkpoint import CheckpointError, LoopState
+from aent.entropy.controllers import ControllerSettings, initial_state
+from aent.recipe.load import dump, load
+from aent.recipe.schema import Recipe
+from test_rollout_files import rollout
+
+TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\nsteps: 20\n"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text(TEXT)
+    return lambda *overrides: load(tmp_path / "r.yaml", overrides)
+
+
+@pytest.fixture
+def run_dir(tmp_path, recipe) -> Path:
+    """A run with checkpoints after 5 and 10 steps."""
+    folder = tmp_path / "run"
+    for step in (5, 10):
+        write(folder, step, recipe())
+    (folder / "journal.jsonl").write_text("x" * 100)
+    return folder
+
+
+def write(run_dir: Path, step: int, recipe: Recipe) -> Path:
+    """A checkpoint, its sums by coreutils."""
+    folder = checkpoint.path_of(run_dir, step)
+    (folder / "trainer").mkdir(parents=True)
+    (folder / "trainer" / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
+    (folder / "recipe.yaml").write_text(dump(recipe))
+    state = initial_state(ControllerSettings(kind="constant", initial=0.1))
+    LoopState(step, dataclasses.replace(state, step=step), 1e-6, 100, "abc").write(folder)
+    names = ["trainer/__0_0.distcp", "state.json", "recipe.yaml"]
+    sums = subprocess.run(
+        ["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True
+    )
+    (folder / "SHA256SUMS").write_text(sums.stdout)
+    return folder
+
+
+def start(recipe: Recipe, run_dir: Path) -> Path | None:
+    run_dir.mkdir(exist_ok=True)
+    resume.choose_start(recipe, run_dir)
+    return resume.chosen(run_dir)
+
+
+def cut(folder: Path) -> None:
+    path = folder / "trainer" / "__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace("1e-06", "2e-06"))
+
+
+def lose(folder: Path) -> None:
+    (folder / "trainer" / "__0_0.distcp").unlink()
+
+
+def no_sums(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink()
+
+
+def test_newest_is_picked_and_its_state_comes_back(run_dir):
+    folder = checkpoint.pick(run_dir)
+    state = LoopState.read(folder)
+    assert (folder.name, state.step, state.controller.step) == ("step_000010", 10, 10)
+    assert (state.logprob_gap, state.journal_bytes, state.mlflow_run_id) == (1e-6, 100, "abc")
+
+
+@pytest.mark.parametrize("harm", [cut, flip, lose, no_sums])
+def test_a_damaged_one_is_named_and_the_one_before_is_taken(run_dir, capsys, harm):
+    newest = checkpoint.path_of(run_dir, 10)
+    harm(newest)
+    assert checkpoint.pick(run_dir).name == "step_000005"
+    assert f"checkpoint {newest} is skipped" in capsys.readouterr().err
+    assert sorted(p.name for p in newest.parent.iterdir()) == [
+        "step_000005",
+        "step_000010.damaged",
+    ]
+
+
+def test_a_half_written_one_is_named_and_the_one_before_is_taken(run_dir, capsys):
+    (run_dir / "checkpoints" / "step_000015.partial").mkdir()
+    assert checkpoint.pick(run_dir).name == "step_000010"
+    assert "step_000015.partial is skipped: it was not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_no_whole_checkpoint_is_an_error(run_dir, recipe, mode):
+    for step in (5, 10):
+        cut(checkpoint.path_of(run_dir, step))
+    with pytest.raises(CheckpointError, match=r"only damaged ones \(step_000010, step_000005\)"):
+        start(recipe(f"resume={mode}"), run_dir)
+    assert not (run_dir / "start.json").exists()
+
+
+def test_auto_begins_where_nothing_has_begun(tmp_path, recipe):
+    assert start(recipe("resume=auto"), tmp_path / "new") is None
+    assert start(recipe("resume=auto"), tmp_path / "new") is None  # begun, killed before a step
+
+
+def test_auto_goes_on_where_something_has_begun(run_dir, recipe):
+    assert start(recipe("resume=auto"), run_dir) == checkpoint.path_of(run_dir, 10)
+
+
+def test_auto_without_a_checkpoint_after_a_step_is_an_error(tmp_path, recipe):
+    rollout_files.write(tmp_path, 0, rollout())
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        start(recipe("resume=auto"), tmp_path)
+
+
+def test_required_never_begins_anew(tmp_path, recipe):
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        start(recipe("resume=required"), tmp_path / "new")
+
+
+def test_a_change_that_would_corrupt_the_run_is_refused_by_name(run_dir, recipe):
+    changed = recipe("resume=required", "seed=3", "rollout.temperature=.5", "steps=30")
+    with pytest.raises(CheckpointError) as error:
+        start(changed, run_dir)
+    assert str(error.value).splitlines() == [
+        "seed: 0 before, 3 now (cannot change in a run)",
+        "rollout.temperature: 1.0 before, 0.5 now (cannot change in a run)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "warned"), [("trainer.optimizer.lr=1e-3", True), ("checkpoint.keep=5", False)]
+)
+def test_another_policys_rollouts_are_dropped(run_dir, recipe, capsys, override, warned):
+    for step in (9, 10, 11):
+        rollout_files.write(run_dir, step, rollout())
+    start(recipe("resume=required", override), run_dir)
+    out = capsys.readouterr().out
+    assert "resumes after 10 steps" in out
+    assert ("this may change what is learnt" in out) == warned
+    assert rollout_files.recorded_until(run_dir, 10) == (10 if warned else 12)
+    assert rollout_files.recorded_until(run_dir, 9) == (10 if warned else 12)
+
+
+def test_policy_of_an_earlier_end_is_kept(run_dir, recipe):
+    for text in ("first", "second"):
+        (run_dir / "policy").mkdir()
+        (run_dir / "policy" / "config.json").write_text(text)
+        start(recipe("resume=required"), run_dir)
+        assert not (run_dir / "policy").exists()
+        assert (run_dir / "policy-step_000010" / "config.json").read_text() == text
+
+
+def test_a_shortened_journal_is_said(run_dir, recipe, capsys):
+    (run_dir / "journal.jsonl").write_text("x")
+    start(recipe("resume=required"), run_dir)
+    assert "journal.jsonl is shorter" in capsys.readouterr().err
+
+
+def test_a_state_of_another_version_is_an_error_not_a_damage(run_dir, recipe):
+    folder = checkpoint.path_of(run_dir, 10)
+    saved = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(saved | {"new": 1}))
+    sums = subprocess.run(
+        ["sha256sum", "trainer/__0_0.distcp", "state.json", "recipe.yaml"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (folder / "SHA256SUMS").write_text(sums.stdout)
+    with pytest.raises(CheckpointError, match="this version of aent cannot read"):
+        start(recipe("resume=required"), run_dir)
+    assert folder.is_dir()
