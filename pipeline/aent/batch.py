@@ -50,6 +50,10 @@ class Batch:
     old_entropies: Tensor | None = None  # [T] fp32, nats, over the whole vocabulary: likewise old
     # [T] fp32: factor on the surrogate, default 1 (engine-versus-trainer weights, entropy controls)
     importance: Tensor | None = None
+    kl_weight: Tensor | None = None  # [T] fp32: of the KL to the reference, default kl_coefficient
+    # [T] fp32, nats: between them a token's entropy must lie for it to have a policy loss
+    entropy_low: Tensor | None = None
+    entropy_high: Tensor | None = None
     old_kl_weight: Tensor | None = None  # [T] fp32: of abs(log-prob - old log-prob) in the loss
     # weight of each token in the two means of the loss; their denominators are those of one whole
     # mini-batch (all its micro-batches and ranks), so that a loss is a plain weighted sum wherever

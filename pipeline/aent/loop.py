@@ -30,7 +30,7 @@ def train(run: Run) -> bool:
             score(run, batch, step)
         with run.phases("train"):
             prepare.set_advantages(batch, recipe)
-            entropy_controls.apply(batch, recipe.entropy_controls, recipe.seed, step)
+            entropy_controls.apply(batch, recipe, step)
             mini_batches = prepare.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]

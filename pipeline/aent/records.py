@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from aent.batch import Batch
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
@@ -53,7 +55,8 @@ def step_metrics(
         "policy/kl_behaviour": per_token("kl_behaviour"),
         "policy/kl_reference": per_token("kl_reference"),
         "policy/clip_fraction": per_token("clip_fraction"),
-        "policy/masked_share": masked_share(batch),
+        "policy/masked_share": zero_share(batch, batch.importance),
+        "policy/kl_clamped_share": zero_share(batch, batch.kl_weight),
         "update/loss": per_update("loss"),
         "update/policy_loss": per_update("policy_loss"),
         "update/grad_norm": per_update("grad_norm"),
@@ -78,11 +81,9 @@ def groups_without_signal(batch: Batch) -> float:
     return sum(flat) / len(flat)
 
 
-def masked_share(batch: Batch) -> float:
-    """Share of response tokens that corrections or entropy controls leave without a policy loss."""
-    if batch.importance is None:
-        return 0.0
-    return float((batch.importance[batch.loss_mask] == 0).double().mean())
+def zero_share(batch: Batch, weight: Tensor | None) -> float:
+    """Share of response tokens whose weight [T] is 0: without a policy loss, or without a KL."""
+    return 0.0 if weight is None else float((weight[batch.loss_mask] == 0).double().mean())
 
 
 def groups_replaced(rollout: Rollout) -> int:

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from aent.algorithm import entropy_controls
 from aent.algorithm.losses import policy_loss
 from aent.batch import Batch, Sample
-from aent.recipe.schema import AlgorithmSection, EntropyControl
+from aent.recipe.schema import AlgorithmSection, Recipe
 
 LENGTHS, GROUPS = (3, 2, 4, 1), (0, 0, 1, 1)
 N = sum(LENGTHS)
@@ -31,8 +30,17 @@ def make_batch(seed: int = 0) -> Batch:
 
 
 def applied(batch: Batch, *controls: dict, step: int = 0) -> Batch:
-    adapter = TypeAdapter(tuple[EntropyControl, ...])
-    entropy_controls.apply(batch, adapter.validate_python(controls), seed=3, step=step)
+    recipe = Recipe.model_validate(
+        {
+            "name": "x",
+            "seed": 3,
+            "model": {"path": "none"},
+            "controller": {"initial": 0.0},
+            "algorithm": {"kl_coefficient": 0.6},
+            "entropy_controls": controls,
+        }
+    )
+    entropy_controls.apply(batch, recipe, step)
     return batch
 
 
@@ -150,11 +158,43 @@ def test_response_entropy_advantage_never_turns_a_sign():
     assert response(batch, batch.advantages)[-1] == 0
 
 
+def test_entropy_ratio_clip_gates_the_surrogate_and_not_the_reference():
+    batch = applied(make_batch(), {"kind": "entropy_ratio_clip", "low": 0.1, "high": 0.2})
+    mask = batch.loss_mask
+    old, change = batch.old_entropies[mask], torch.tensor([0.0, -0.09, -0.11, 0.19, 0.21] * 2)
+    outside = [False, False, True, False, True] * 2
+    log_prob = batch.old_logprobs[mask].requires_grad_()
+    given = {"advantages": batch.advantages[mask], "old_logprobs": log_prob.detach()}
+    plain = policy_loss(log_prob, given, AlgorithmSection())
+    assert not plain.clipped.any()
+    given |= {name: getattr(batch, name)[mask] for name in ("entropy_low", "entropy_high")}
+    given |= {"entropy": old * (1 + change), "reference_logprobs": log_prob.detach() - 0.5}
+    gated = policy_loss(log_prob, given, AlgorithmSection(kl_coefficient=0.3))
+    kept = torch.tensor([0.0 if out else 1.0 for out in outside])
+    torch.testing.assert_close(gated.loss, plain.loss * kept + 0.3 * gated.kl_reference)
+    assert gated.clipped.tolist() == outside
+
+
+def test_advantage_kl_weighs_the_reference_by_what_a_response_lacks():
+    batch = make_batch()
+    batch.reference_logprobs = batch.old_logprobs - 0.5
+    applied(batch, {"kind": "advantage_kl"})
+    weight = response(batch, batch.kl_weight)
+    each = [max(0.0, 0.6 - a) for a in response(batch, batch.advantages)]  # 0, 1.6, .1, 1.1
+    assert weight == pytest.approx(each)
+
+    mask = batch.loss_mask
+    given = {"advantages": torch.zeros(N), "reference_logprobs": batch.reference_logprobs[mask]}
+    given["kl_weight"] = batch.kl_weight[mask]
+    loss = policy_loss(batch.old_logprobs[mask], given, AlgorithmSection(kl_coefficient=0.6))
+    torch.testing.assert_close(loss.loss, torch.tensor(each) * loss.kl_reference)
+
+
 @pytest.mark.parametrize("kind", entropy_controls.CONTROLS)
 def test_a_batch_that_was_not_scored_is_refused(kind):
     batch = make_batch()
     batch.old_logprobs = batch.old_entropies = None
-    with pytest.raises(ValueError, match=f"{kind} needs old_"):
+    with pytest.raises(ValueError, match=f"{kind} needs (old|reference)_"):
         applied(batch, {"kind": kind})
 
 

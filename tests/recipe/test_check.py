@@ -73,7 +73,10 @@ LINES = re.findall(
 @pytest.mark.parametrize("line", LINES)
 def test_every_line_of_the_documentation_is_sound(recipe, line):
     section, value = line.split(": ", 1)
-    loaded = recipe(f"{section}={value}", "trainer.mini_batches=2")
+    needed = ["trainer.mini_batches=2"]
+    if "advantage_kl" in line:
+        needed.append("algorithm.kl_coefficient=0.05")
+    loaded = recipe(f"{section}={value}", *needed)
     assert check(loaded, machine=False) == []
     assert getattr(loaded, section) != getattr(recipe(), section) or "ppo_clip" in line
 
@@ -168,7 +171,12 @@ FAULTS = [
     (
         ["entropy_controls=[{kind: kl_cov}]"],
         "entropy_controls[0] (kl_cov) changes nothing with trainer.mini_batches=1: the policy that "
-        "learns is the old one, and a distance of 0 has no gradient",
+        "learns is the old one",
+    ),
+    (
+        ["entropy_controls=[{kind: advantage_kl}]"],
+        "entropy_controls[0] (advantage_kl) needs a reference: algorithm.kl_coefficient must be "
+        "above 0",
     ),
     (
         [

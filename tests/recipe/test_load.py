@@ -67,7 +67,8 @@ FAULTS = [
         "entropy_controls: [{kind: clip_covs}]",
         [],
         "FILE: entropy_controls[0].kind must be one of 'top_entropy_tokens', 'clip_cov', 'kl_cov', "
-        "'entropy_advantage', 'response_entropy_advantage', got \"clip_covs\"",
+        "'entropy_advantage', 'response_entropy_advantage', 'entropy_ratio_clip', 'advantage_kl', "
+        'got "clip_covs"',
     ),
     ("entropy_controls: [{}]", [], "FILE: entropy_controls[0].kind is missing and has no default"),
     ("entropy: {drop_fraction: 1}", [], "FILE: entropy.drop_fraction must be < 1, got 1"),

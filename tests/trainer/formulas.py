@@ -70,11 +70,15 @@ def expected(
     per_token = -surrogate
     if batch.importance is not None:
         per_token = per_token * batch.importance[mask]
+    if batch.entropy_low is not None:
+        h = -(p * logp).sum(1).detach()
+        per_token = per_token * (h >= batch.entropy_low[mask]) * (h <= batch.entropy_high[mask])
     if batch.old_kl_weight is not None:
         per_token = per_token + batch.old_kl_weight[mask] * (log_prob - old).abs()
     if batch.reference_logprobs is not None:
         d = batch.reference_logprobs[mask] - log_prob
-        per_token = per_token + a.kl_coefficient * (d.exp() - d - 1)
+        beta = a.kl_coefficient if batch.kl_weight is None else batch.kl_weight[mask]
+        per_token = per_token + beta * (d.exp() - d - 1)
     loss = (batch.policy_weight[mask] * per_token).sum()
     loss = loss - coefficient * (batch.entropy_weight[mask] * clamped).sum()
     return Expected(

@@ -50,7 +50,7 @@ def gradient_reaches(trainer: Any, coefficient: float) -> dict[str, Any]:
 OBJECTIVES = {
     "gspo": {"policy_loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.3},
     "cispo": {"policy_loss": "cispo", "clip_low": 1.0, "clip_high": 0.3},
-    "kl_cov": {},
+    "controls": {"kl_coefficient": 0.1},
 }
 
 
@@ -69,9 +69,13 @@ def old_batch(name: str) -> Batch:
     batch = tiny.mini_batch(tiny.RAGGED, seed=7)
     noise = torch.randn(batch.tokens.numel(), generator=torch.Generator().manual_seed(8))
     batch.old_logprobs = torch.where(batch.loss_mask, -6 + noise, 0.0)
-    if name == "kl_cov":  # with weights such as controls leave: some tokens without a surrogate
+    if name == "controls":  # what entropy controls leave in a batch
         batch.old_kl_weight = (noise > 1).float()
         batch.importance = (noise < 0.5).float()
+        batch.entropy_low = torch.full_like(noise, 0.5)
+        batch.entropy_high = torch.full_like(noise, 2.0)
+        batch.reference_logprobs = batch.old_logprobs
+        batch.kl_weight = noise.clamp(min=0)
     return batch
 
 

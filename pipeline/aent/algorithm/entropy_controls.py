@@ -9,7 +9,8 @@ learnt from; with one mini-batch a step that is the same policy. A control may c
 
 - the advantages (``Batch.advantages``),
 - a factor on each token's surrogate (``Batch.importance``; denominators stay as they are),
-- a term of the loss (``Batch.old_kl_weight``).
+- a term of the loss (``Batch.old_kl_weight``, ``Batch.kl_weight``),
+- a gate of the gradient (``Batch.entropy_low``, ``Batch.entropy_high``).
 
 The coefficient of the entropy bonus has controllers of its own (``entropy.controllers``), and
 clip-higher is ``algorithm.clip_high``.
@@ -27,10 +28,12 @@ from torch import Tensor
 
 from aent.batch import Batch
 from aent.recipe.schema import (
+    AdvantageKl,
     ClipCov,
     EntropyAdvantage,
-    EntropyControl,
+    EntropyRatioClip,
     KlCov,
+    Recipe,
     ResponseEntropyAdvantage,
     TopEntropyTokens,
 )
@@ -40,28 +43,39 @@ from aent.recipe.schema import (
 class Control:
     """One control of the registry."""
 
-    acts_on: Literal["advantage", "token weight", "loss term"]
-    needs: Literal["old_entropies", "old_logprobs"]  # the field of the batch, by the scoring pass
-    apply: Callable[[Batch, Any, torch.Generator], None]
+    acts_on: Literal["advantage", "token weight", "loss term", "gradient gate"]
+    # the field of the batch, by the scoring pass
+    needs: Literal["old_entropies", "old_logprobs", "reference_logprobs"]
+    apply: Callable[[Batch, Any, Context], None]
 
 
-def apply(batch: Batch, controls: tuple[EntropyControl, ...], seed: int, step: int) -> None:
-    """Apply a recipe's controls in their order to a batch that has its ``advantages``.
+@dataclass(frozen=True)
+class Context:
+    """What a control may ask for besides the batch and its own settings."""
 
-    What is drawn at random follows from ``seed`` and ``step``: the same on every rank, and when the
-    step is executed again.
+    recipe: Recipe
+    step: int
+
+    def generator(self) -> torch.Generator:
+        """For what is drawn at random: the same on every rank, and when the step is executed
+        again."""
+        return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+
+
+def apply(batch: Batch, recipe: Recipe, step: int) -> None:
+    """Apply the recipe's controls in their order to a batch that has its ``advantages``.
 
     Raises ValueError if the batch lacks what a control needs.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    for settings in controls:
+    context = Context(recipe, step)
+    for settings in recipe.entropy_controls:
         control = CONTROLS[settings.kind]
         if getattr(batch, control.needs) is None:
             raise ValueError(f"entropy control {settings.kind} needs {control.needs}: score first")
-        control.apply(batch, settings, generator)
+        control.apply(batch, settings, context)
 
 
-def top_entropy_tokens(batch: Batch, settings: TopEntropyTokens, _: torch.Generator) -> None:
+def top_entropy_tokens(batch: Batch, settings: TopEntropyTokens, _: Context) -> None:
     """80/20 (arXiv 2506.01939): only the ``share`` of the step's response tokens with the highest
     entropy have a policy loss; ties at the threshold are kept.
 
@@ -75,7 +89,7 @@ def top_entropy_tokens(batch: Batch, settings: TopEntropyTokens, _: torch.Genera
     weigh(batch, entropies >= threshold)
 
 
-def clip_cov(batch: Batch, settings: ClipCov, generator: torch.Generator) -> None:
+def clip_cov(batch: Batch, settings: ClipCov, context: Context) -> None:
     """Clip-Cov (arXiv 2505.22617): tokens drawn from those with low < cov < high, ``share`` of all
     response tokens (at least one), have no policy loss.
 
@@ -85,13 +99,13 @@ def clip_cov(batch: Batch, settings: ClipCov, generator: torch.Generator) -> Non
     cov = covariance(batch)
     candidates = ((cov > settings.low) & (cov < settings.high)).nonzero()[:, 0]
     count = max(1, int(settings.share * cov.numel()))
-    order = torch.randperm(candidates.numel(), generator=generator)
+    order = torch.randperm(candidates.numel(), generator=context.generator())
     kept = torch.ones(cov.numel(), dtype=torch.bool)
     kept[candidates[order[:count]]] = False
     weigh(batch, kept)
 
 
-def kl_cov(batch: Batch, settings: KlCov, _: torch.Generator) -> None:
+def kl_cov(batch: Batch, settings: KlCov, _: Context) -> None:
     """KL-Cov (arXiv 2505.22617): + coefficient * abs(log pi - log pi_old) in the loss of the
     ``share`` of response tokens (at least one) with the highest covariance.
 
@@ -105,7 +119,7 @@ def kl_cov(batch: Batch, settings: KlCov, _: torch.Generator) -> None:
     batch.old_kl_weight = over_response(batch, weight)
 
 
-def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: torch.Generator) -> None:
+def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: Context) -> None:
     """A + min(scale * H, abs(A) / limit) per token (arXiv 2506.14758): more for uncertain tokens,
     never enough to turn a sign.
 
@@ -119,7 +133,7 @@ def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: torch.Generat
 
 
 def response_entropy_advantage(
-    batch: Batch, settings: ResponseEntropyAdvantage, _: torch.Generator
+    batch: Batch, _settings: ResponseEntropyAdvantage, _: Context
 ) -> None:
     """ETTRL's EAR (arXiv 2508.11356): A * max(0, 1 + (mean H of the group - H_i) / mean H of the
     group), H_i the mean entropy of response i: less for a response that was uncertain.
@@ -139,12 +153,39 @@ def response_entropy_advantage(
     batch.advantages = batch.advantages * factor[batch.sequence_of_token]
 
 
+def entropy_ratio_clip(batch: Batch, settings: EntropyRatioClip, _: Context) -> None:
+    """ERC (arXiv 2512.05591): a token has no policy loss while its entropy, in the forward that is
+    learnt from, is below 1 - low or above 1 + high times its old entropy.
+
+    Certainty: ERC-style. The rule is from a secondary note, the bounds (1 +- .05) from memory; that
+    it is a gate on the surrogate beside PPO's clip, and nothing else, is our reading.
+    """
+    old = over_response(batch, old_entropies(batch))
+    batch.entropy_low, batch.entropy_high = (1 - settings.low) * old, (1 + settings.high) * old
+
+
+def advantage_kl(batch: Batch, _settings: AdvantageKl, context: Context) -> None:
+    """ADRPO (arXiv 2510.18053): the KL to the reference weighs max(0, kl_coefficient - A), more for
+    a response that did badly.
+
+    Certainty: ADRPO-style. The rule is from a secondary note; no bound was found in it, and that at
+    0 is ours, without which a good response would be pushed away from the reference.
+    ``policy/kl_clamped_share`` says for how many tokens it holds.
+    """
+    assert batch.advantages is not None
+    coefficient = context.recipe.algorithm.kl_coefficient
+    weight = (coefficient - batch.advantages[batch.loss_mask]).clamp(min=0)
+    batch.kl_weight = over_response(batch, weight)
+
+
 CONTROLS: dict[str, Control] = {
     "top_entropy_tokens": Control("token weight", "old_entropies", top_entropy_tokens),
     "clip_cov": Control("token weight", "old_logprobs", clip_cov),
     "kl_cov": Control("loss term", "old_logprobs", kl_cov),
     "entropy_advantage": Control("advantage", "old_entropies", entropy_advantage),
     "response_entropy_advantage": Control("advantage", "old_entropies", response_entropy_advantage),
+    "entropy_ratio_clip": Control("gradient gate", "old_entropies", entropy_ratio_clip),
+    "advantage_kl": Control("loss term", "reference_logprobs", advantage_kl),
 }
 
 

@@ -29,17 +29,20 @@ def policy_loss(
 
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
     - importance: a detached factor on the surrogate (engine-versus-trainer mismatch, masks)
+    - ERC: no surrogate where the entropy is below entropy_low or above entropy_high
+      (``entropy_controls.entropy_ratio_clip``)
     - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.kl_cov``)
-    - KL to a frozen reference: + kl_coefficient * (e^d - d - 1), d = log pi_ref - log pi
-      (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
+    - KL to a frozen reference: + kl_weight (default kl_coefficient) * (e^d - d - 1), with
+      d = log pi_ref - log pi (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
 
     Args:
         log_prob: [N] fp32, differentiable: tempered log-probs of the policy in training.
         fields: [N] fp32 each, of the same tokens: ``advantages``, and where there are any
             ``old_logprobs`` (without them those before this step's first update are those of this
             very forward, a step of one mini-batch, so that r = 1), ``sequence_log_ratio`` (gspo
-            with old log-probs: see there), ``importance``, ``old_kl_weight`` (with old log-probs),
-            ``reference_logprobs``.
+            with old log-probs: see there), ``importance``, ``entropy_low`` and ``entropy_high``
+            (with ``entropy``, detached: of the policy in training), ``old_kl_weight`` (with old
+            log-probs), ``reference_logprobs``, ``kl_weight``.
     """
     advantages, old = fields["advantages"], fields.get("old_logprobs")
     if settings.policy_loss == "gspo" and old is not None:
@@ -52,13 +55,17 @@ def policy_loss(
         loss, clipped = clipped_surrogate(log_ratio, advantages, settings)
     if "importance" in fields:
         loss = loss * fields["importance"]
+    if "entropy_low" in fields:
+        entropy, low, high = (fields[n] for n in ("entropy", "entropy_low", "entropy_high"))
+        inside = (entropy >= low) & (entropy <= high)
+        loss, clipped = loss * inside, clipped | ~inside
     if "old_kl_weight" in fields:
         loss = loss + fields["old_kl_weight"] * (log_prob - fields["old_logprobs"]).abs()
     kl = None
     if "reference_logprobs" in fields:
         difference = fields["reference_logprobs"] - log_prob
         kl = torch.exp(difference) - difference - 1
-        loss = loss + settings.kl_coefficient * kl
+        loss = loss + fields.get("kl_weight", settings.kl_coefficient) * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
 
 

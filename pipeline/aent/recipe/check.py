@@ -193,11 +193,13 @@ def _entropy_controls(recipe: Recipe) -> Iterator[str]:
             yield f"{name} stands there twice"
         if control.kind == "clip_cov" and control.low >= control.high:
             yield f"{name}: low={control.low:g} is not below high={control.high:g}"
-        if control.kind == "kl_cov" and recipe.trainer.mini_batches == 1:
+        if control.kind in ("kl_cov", "entropy_ratio_clip") and recipe.trainer.mini_batches == 1:
             yield (
                 f"{name} changes nothing with trainer.mini_batches=1: the policy that learns is "
-                "the old one, and a distance of 0 has no gradient"
+                "the old one"
             )
+        if control.kind == "advantage_kl" and recipe.algorithm.kl_coefficient == 0:
+            yield f"{name} needs a reference: algorithm.kl_coefficient must be above 0"
         alone = recipe.rollout.samples_per_prompt == 1
         if control.kind == "response_entropy_advantage" and alone:
             yield f"{name} compares responses: rollout.samples_per_prompt must be 2 or more"

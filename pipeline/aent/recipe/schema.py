@@ -180,8 +180,28 @@ class ResponseEntropyAdvantage(ControlSection):
     kind: Literal["response_entropy_advantage"]
 
 
+class EntropyRatioClip(ControlSection):
+    """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
+
+    kind: Literal["entropy_ratio_clip"]
+    low: float = Field(0.05, gt=0, le=1)  # entropy over old entropy: from 1 - low
+    high: float = Field(0.05, gt=0)  # to 1 + high
+
+
+class AdvantageKl(ControlSection):
+    """ADRPO (arXiv 2510.18053): algorithm.kl_coefficient less the advantage, not below 0."""
+
+    kind: Literal["advantage_kl"]
+
+
 EntropyControl = Annotated[
-    TopEntropyTokens | ClipCov | KlCov | EntropyAdvantage | ResponseEntropyAdvantage,
+    TopEntropyTokens
+    | ClipCov
+    | KlCov
+    | EntropyAdvantage
+    | ResponseEntropyAdvantage
+    | EntropyRatioClip
+    | AdvantageKl,
     Field(discriminator="kind"),
 ]
 

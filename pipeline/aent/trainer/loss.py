@@ -74,6 +74,7 @@ def micro_batch_loss(
         f["sequence_log_ratio"] = sequence_log_ratio(
             stats.log_prob, f["old_logprobs"], f["sequence"]
         )
+    f["entropy"] = stats.entropy.detach()
     policy = policy_loss(stats.log_prob, f, recipe.algorithm)
     loss = policy_term = (f["policy_weight"] * policy.loss).sum()
     if coefficient != 0:

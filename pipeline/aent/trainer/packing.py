@@ -53,7 +53,7 @@ class MicroBatch:
 
 TOKEN_FIELDS = (
     "behaviour_logprobs", "advantages", "old_logprobs", "reference_logprobs", "importance",
-    "old_kl_weight", "policy_weight", "entropy_weight",
+    "old_kl_weight", "kl_weight", "entropy_low", "entropy_high", "policy_weight", "entropy_weight",
 )  # fmt: skip
 
 
