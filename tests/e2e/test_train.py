@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 STEPS = 3
 STEP_METRICS = {
-    "reward/mean", "response/length_mean", "response/truncated_share",
+    "reward/mean", "reward/groups_replaced", "reward/penalty",
+    "response/length_mean", "response/truncated_share", "policy/masked_share",
     "policy/entropy", "policy/clamped_entropy", "policy/kept_mass", "policy/logprob_gap",
     "policy/kl_behaviour", "policy/clip_fraction", "update/grad_norm",
     "controller/coefficient", "controller/next_coefficient",
