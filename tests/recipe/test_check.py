@@ -73,7 +73,7 @@ LINES = re.findall(
 @pytest.mark.parametrize("line", LINES)
 def test_every_line_of_the_documentation_is_sound(recipe, line):
     section, value = line.split(": ", 1)
-    needed = ["trainer.mini_batches=2"]
+    needed = ["trainer.mini_batches=2", "rollout.max_prompt_tokens=256"]
     if "advantage_kl" in line:
         needed.append("algorithm.kl_coefficient=0.05")
     loaded = recipe(f"{section}={value}", *needed)
