@@ -29,6 +29,7 @@ class Job:
         *overrides: str,
         recipe: str = TINY,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.run_dir = folder / "run"
         self.output = folder / "output.txt"
@@ -41,6 +42,7 @@ class Job:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**inherited, **(env or {}), "AENT_TEST_JOB": self.mark},
+                cwd=cwd,
             )
 
     @property

@@ -54,6 +54,8 @@ def test_math_hard_of_hendrycks_files(tmp_path):
         ("amc", {"id": 0, "question": "n?", "answer": 27.0, "url": ""}, "n?", "27"),
         ("aime24", {"problem": "n?", "answer": "073", "solution": "-"}, "n?", "073"),
         ("olympiadbench", {"question": "n?", "final_answer": ["$2$", "$3$"]}, "n?", "2, 3"),
+        ("olympiadbench", {"question": "n?", "final_answer": ["$2$,$3$"]}, "n?", "2,3"),
+        ("minerva", {"problem": "n?", "solution": r"$\boxed{\$5}$"}, "n?", r"\$5"),
         (
             "openr1-math-40k",
             {"problem": "n?", "answer": "x^2", "correctness_math_verify": [False, True]},

@@ -46,7 +46,7 @@ def run(evaluation: Evaluation) -> int:
     """Evaluate and print; return the exit code: 0, 1 (engine or MLflow failed), 2 (bad input)."""
     try:
         summary, answers = evaluate(evaluation)
-    except (EngineError, RuntimeError) as error:
+    except (EngineError, RuntimeError, TimeoutError) as error:
         print(error, file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
@@ -163,8 +163,12 @@ def _remote(evaluation: Evaluation) -> _Target:
     url = evaluation.model.rstrip("/")
     token = read_token(evaluation.token_file) if evaluation.token_file else None
     client = EngineClient(url, token=token)
-    served = asyncio.run(client.call("GET", "/v1/models"))["data"][0]
-    folder = evaluation.tokenizer or Path(served["root"])
+    try:
+        served = asyncio.run(client.call("GET", "/v1/models"))["data"][0]
+        name, root, positions = served["id"], served["root"], served["max_model_len"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise client.error(f"/v1/models: {error!r}: is it a vLLM server?") from None
+    folder = evaluation.tokenizer or Path(root)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"the model that {url} serves is {folder}, and there is no such Hugging Face folder "
@@ -172,8 +176,8 @@ def _remote(evaluation: Evaluation) -> _Target:
         )
     section = evaluation.recipe.model.model_copy(update={"path": str(folder), "bundled": None})
     version = asyncio.run(client.weight_version())
-    weights = f"{url} {served['id']} version {version}"
-    return _Target(section, folder, weights, served["max_model_len"], client)
+    weights = f"{url} {name} version {version}"
+    return _Target(section, folder, weights, positions, client)
 
 
 def _out(model: str, asked: Suite, settings: dict) -> Path:

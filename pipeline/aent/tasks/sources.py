@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ def _boxed_solution(row: Row) -> str | None:
 
 
 def _final_answers(row: Row) -> str | None:
-    """OlympiadBench has a list of answers, each between dollar signs."""
-    return ", ".join(a.strip().strip("$") for a in row["final_answer"]) or None
+    """OlympiadBench has a list of answers."""
+    return ", ".join(row["final_answer"]) or None
 
 
 def _some_generation_is_right(row: Row) -> bool:
@@ -75,7 +76,8 @@ def _some_generation_is_right(row: Row) -> bool:
 _HENDRYCKS = (
     "EleutherAI/hendrycks_math on Hugging Face, the {split} parquet files of all seven subjects"
 )
-_GSM8K = "openai/gsm8k on Hugging Face (main), or github.com/openai/grade-school-math, {split}"
+_GSM8K = "grade_school_math/data/{split}.jsonl of github.com/openai/grade-school-math"
+_QWEN = "evaluation/data/{name}/test.jsonl of github.com/QwenLM/Qwen2.5-Math"
 
 SOURCES: dict[str, Source] = {
     # evaluation
@@ -93,26 +95,26 @@ SOURCES: dict[str, Source] = {
         keep=lambda row: row["level"] == "Level 5",
     ),
     "aime24": Source(
-        "HuggingFaceH4/aime_2024 on Hugging Face, the train parquet file",
+        _QWEN.format(name="aime24"),
         30,
         _column("problem"),
         _column("answer"),
     ),
     "amc": Source(
-        "math-ai/amc23 on Hugging Face, the test file",
+        _QWEN.format(name="amc23"),
         40,
         _column("question"),
         _column("answer"),
     ),
     "minerva": Source(
-        "math-ai/minervamath on Hugging Face, the test file",
+        _QWEN.format(name="minerva_math"),
         272,
-        _column("question"),
-        _column("answer"),
+        _column("problem"),
+        _boxed_solution,
     ),
     "olympiadbench": Source(
-        "Hothan/OlympiadBench on Hugging Face, OE_TO_maths_en_COMP",
-        674,
+        _QWEN.format(name="olympiadbench"),
+        675,
         _column("question"),
         _final_answers,
     ),
@@ -176,7 +178,8 @@ def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
             elif question in found:
                 repeated += 1
             else:
-                found[question] = answer
+                # '$3$, $4$' and '3, 4' are one answer, which a judge reads in the second form only
+                found[question] = re.sub(r"(?<!\\)\$", "", answer).strip()
     pairs = list(found.items())
     if source.sample is not None and len(pairs) > source.sample:
         chosen = sorted(random.Random(0).sample(range(len(pairs)), source.sample))
