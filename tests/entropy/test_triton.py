@@ -11,14 +11,17 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy.kernels import NO_CUT, Gradient
+from aent.entropy import kernels, token_statistics
+from aent.entropy.kernels import NO_CUT, Gradient, torch_path
 from entropy import reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -33,7 +36,7 @@ FORWARD += [(dtype, style) for dtype in DTYPES[1:] for style in ("normal", "grid
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
@@ -75,6 +78,16 @@ def triton_path() -> ModuleType:
     from aent.entropy.kernels import triton_path
 
     return triton_path
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dist.ProcessGroup]:
+    """One rank is group enough for every round of the exchange."""
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield dist.group.WORLD
+    dist.destroy_process_group()
 
 
 def kept(x: Tensor, threshold: Tensor, cut: Tensor, start: int = 0) -> Tensor:
@@ -223,3 +236,59 @@ def test_backward(triton_path: ModuleType, dtype: torch.dtype, in_place: bool) -
     if not in_place:
         plain = e * (a[:, None] + b[:, None] * d)
         torch.testing.assert_close(other[:, :width].double(), plain, rtol=tol, atol=tol)
+
+
+@interpreted
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_token_statistics(
+    triton_path: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    group: dist.ProcessGroup,
+    dtype: torch.dtype,
+    sharded: bool,
+) -> None:
+    """The whole function on these kernels, alone and by way of the rounds over ranks."""
+    monkeypatch.setattr(kernels, "choose", lambda x: triton_path)
+    vocab, columns = 700, 720
+    targets = torch.tensor([3, 699, 0])
+    weights = torch.randn(3, 3, generator=torch.Generator().manual_seed(4))
+    tol = 1e-11 if dtype == torch.float64 else 2e-5
+    for style, k in (("normal", 470), ("grid", 470), ("sorted", 20), ("tiny", 700)):
+        logits = torch.full((3, columns), 9.0, dtype=dtype)
+        logits[:, :vocab] = reference.make_logits(3, vocab, dtype, style, False, seed=5)
+        problem = (logits, targets, 0.8, k, vocab)
+        leaf = logits.clone().requires_grad_()
+        stats = token_statistics(
+            leaf, targets, 0.8, top_k=k, vocab_size=vocab, tp_group=group if sharded else None
+        )
+        terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
+        sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
+        for got, want in zip((*terms, stats.kept_mass), reference.statistics(*problem)):
+            torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
+        assert leaf.grad is not None
+        gradient = reference.gradient(*problem, weights)
+        rounding = max(tol, {torch.bfloat16: 1e-2}.get(dtype, 0))
+        torch.testing.assert_close(leaf.grad.double(), gradient, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_as_by_torch_operations(
+    triton_path: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    g = torch.Generator("cuda").manual_seed(0)
+    logits = (3 * torch.randn(64, 151_936, generator=g, device="cuda")).to(dtype)
+    targets = torch.randint(0, 151_900, (64,), generator=g, device="cuda")
+    results = []
+    for backend in (torch_path, triton_path):
+        monkeypatch.setattr(kernels, "choose", lambda x, chosen=backend: chosen)
+        leaf = logits.clone().requires_grad_()
+        stats = token_statistics(leaf, targets, 0.8, vocab_size=151_900)
+        (stats.log_prob + 0.7 * stats.entropy - 1.3 * stats.clamped_entropy).sum().backward()
+        assert leaf.grad is not None
+        terms = stats.log_prob, stats.entropy, stats.clamped_entropy, stats.kept_mass
+        results.append([*(t.detach() for t in terms), leaf.grad.float()])
+    for by_triton, by_torch in zip(results[1], results[0]):
+        tol = 1e-2 if dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(by_triton, by_torch, rtol=tol, atol=1e-6)
