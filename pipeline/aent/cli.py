@@ -249,6 +249,25 @@ def replay(
     run(_recorded(source, overrides), bool(overrides), plot)
 
 
+@app.command()
+def suggest(
+    source: SourceArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="For a CSV: controller.initial=...", metavar="[key=value]..."),
+    ] = None,
+    most: Annotated[float | None, typer.Option("--max", help="Largest coefficient.")] = None,
+) -> None:
+    """Propose a band and a step size from a run with a constant coefficient, and say why."""
+    from aent.suggest import suggest as propose
+    from aent.tracking.recorded import SourceError
+
+    try:
+        print(propose(_recorded(source, overrides), most))
+    except SourceError as error:
+        _refuse([str(error)])
+
+
 @app.command(name="mlflow-sync")
 def mlflow_sync(
     run_dir: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")],
