@@ -78,8 +78,12 @@ class Batch:
     @property
     def response_lengths(self) -> Tensor:
         """[S] int64: tokens under the loss mask, per sequence."""
-        counts = torch.zeros(self.num_sequences, dtype=torch.int64)
-        return counts.index_add(0, self.sequence_of_token, self.loss_mask.long())
+        return self.sum_by_response(torch.ones_like(self.tokens))
+
+    def sum_by_response(self, values: Tensor) -> Tensor:
+        """[S]: the sum of ``values`` [T] over each sequence's tokens under the loss mask."""
+        sums = torch.zeros(self.num_sequences, dtype=values.dtype)
+        return sums.index_add(0, self.sequence_of_token, values * self.loss_mask)
 
     @property
     def logprob_gap(self) -> float:

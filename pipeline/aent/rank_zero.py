@@ -19,6 +19,7 @@ from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.recipe.schema import Recipe
 from aent.records import (
     evaluation_metrics,
+    response_entropies,
     sample_rows,
     step_metrics,
     suite_metrics,
@@ -227,7 +228,9 @@ class RankZero:
         self.tracker.log(step, metrics)
         every = self.recipe.tracking.samples_every
         if every and step % every == 0:
-            self.tracker.log_samples(step, sample_rows(self.rollout))
+            self.tracker.log_samples(
+                step, sample_rows(self.rollout, response_entropies(batch, results))
+            )
         self.tracker.refresh_figure()
         self.rewards.append(metrics["reward/mean"])
         for phase, value in seconds.items():

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from aent.algorithm.prepare import mini_batch_sequences
 from aent.batch import Batch
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
@@ -35,6 +37,11 @@ def step_metrics(
     def per_update(name: str) -> float:
         return sum(getattr(r, name) for r in results) / len(results)
 
+    # the mini-batches' norms, as a root mean square: a step's own gradient is that of no logits
+    policy, entropy = (
+        math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
+    )
+    bonus = report.coefficient * entropy
     aim = {"controller/low": report.low, "controller/high": report.high}
     if math.isnan(report.low):  # a constant has none, an automatic band not yet
         aim = {}
@@ -57,6 +64,9 @@ def step_metrics(
         "policy/clip_fraction": per_token("clip_fraction"),
         "policy/masked_share": zero_share(batch, batch.importance),
         "policy/kl_clamped_share": zero_share(batch, batch.kl_weight),
+        "gradient/policy": policy,
+        "gradient/entropy": entropy,
+        "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
         "update/loss": per_update("loss"),
         "update/policy_loss": per_update("policy_loss"),
         "update/grad_norm": per_update("grad_norm"),
@@ -123,7 +133,15 @@ def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
     }
 
 
-def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
+def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list[float]:
+    """Mean entropy of each of the step's responses, of the recipe's measure, in their order."""
+    entropies = torch.zeros(batch.num_sequences)
+    for chosen, result in zip(mini_batch_sequences(batch, len(results)), results):
+        entropies[chosen] = result.response_entropy
+    return entropies.tolist()
+
+
+def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:
     """The table of a step's samples: a row each."""
     return [
         {
@@ -133,13 +151,14 @@ def sample_rows(rollout: Rollout) -> list[dict[str, Any]]:
             "response": response,
             "reward": sample.reward,
             "replaced": sample.replaced,
+            "entropy": entropy,
             "judge_error": verdict.error,
             "finish_reason": sample.finish_reason,
             "tokens": len(sample.response_ids),
             "logprob_mean": sum(sample.logprobs) / len(sample.logprobs),
             "version": sample.versions[-1],
         }
-        for sample, prompt, response, verdict in zip(
-            rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts
+        for sample, prompt, response, verdict, entropy in zip(
+            rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts, entropies
         )
     ]

@@ -20,7 +20,9 @@ STEP_METRICS = {
     "response/length_mean", "response/truncated_share", "policy/masked_share",
     "policy/entropy", "policy/clamped_entropy", "policy/kept_mass", "policy/logprob_gap",
     "policy/kl_behaviour", "policy/clip_fraction", "update/grad_norm",
-    "controller/coefficient", "controller/next_coefficient",
+    "controller/coefficient", "controller/next_coefficient", "controller/low", "controller/high",
+    "controller/error", "controller/move", "controller/at_bound", "controller/steps_at_bound",
+    "gradient/policy", "gradient/entropy", "gradient/bonus_share",
     "time/sample", "time/train", "time/sync", "tokens/per_s",
 }  # fmt: skip
 
@@ -97,6 +99,24 @@ def test_samples_carry_the_version_that_wrote_them(finished):
         table = json.loads(path.read_text())
         column = table["columns"].index("version")
         assert {row[column] for row in table["data"]} == {step}
+
+
+def test_the_entropy_of_the_samples_is_that_of_the_step(finished, recorded):
+    """Token-weighted, over two mini-batches and a pipeline: each response has its own."""
+    measured = series(recorded, "policy/clamped_entropy")
+    tables = sorted((finished.run_dir / "samples").glob("*.json"))
+    for path, expected in zip(tables, measured, strict=True):
+        table = json.loads(path.read_text())
+        entropy, tokens = (table["columns"].index(name) for name in ("entropy", "tokens"))
+        total = sum(row[entropy] * row[tokens] for row in table["data"])
+        mean = total / sum(row[tokens] for row in table["data"])
+        assert mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_bonus_has_a_share_of_the_gradient_while_it_has_a_coefficient(recorded):
+    shares = series(recorded, "gradient/bonus_share")
+    for coefficient, share in zip(series(recorded, "controller/coefficient"), shares):
+        assert (0 < share < 1) if coefficient > 0 else share == 0
 
 
 def test_policy_is_a_hugging_face_folder_that_training_has_changed(finished):

@@ -41,7 +41,12 @@ class Expected:
 def expected(
     model: torch.nn.Module, batch: Batch, recipe: Recipe, coefficient: float, drop: float = 0.33
 ) -> Expected:
-    z = response_logits(model, batch)
+    return expected_from_logits(response_logits(model, batch), batch, recipe, coefficient, drop)
+
+
+def expected_from_logits(
+    z: Tensor, batch: Batch, recipe: Recipe, coefficient: float, drop: float = 0.33
+) -> Expected:
     mask = batch.loss_mask
     logp = torch.log_softmax(z / recipe.rollout.temperature, dim=-1)
     p = logp.exp()

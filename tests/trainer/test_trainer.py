@@ -33,8 +33,10 @@ def gradient_reaches(trainer: Any, coefficient: float) -> dict[str, Any]:
     reached = set()
     compute = loss.token_statistics
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        stats = compute(*args, **kwargs)
+    def watched(logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        stats = compute(logits, *args, **kwargs)
+        if logits.is_leaf:  # the sample of the gradients' share: nothing of the model
+            return stats
         for name in ("entropy", "clamped_entropy", "log_prob"):
             getattr(stats, name).register_hook(lambda _g, name=name: reached.add(name))
         return stats
@@ -111,6 +113,23 @@ def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
     }
 
 
+def measured_on_every_token(trainer: Any) -> dict[str, Any]:
+    """The gradients' squares when the sample is all tokens, and the entropy of each response."""
+    from aent.trainer import gradient_share
+
+    before = gradient_share.ONE_IN, gradient_share.AT_MOST
+    gradient_share.ONE_IN, gradient_share.AT_MOST = 1, 1000
+    try:
+        result = trainer.train_minibatch(BATCHES[0], 0.0)
+    finally:
+        gradient_share.ONE_IN, gradient_share.AT_MOST = before
+    return {
+        "policy": result.policy_gradient_square,
+        "entropy": result.entropy_gradient_square,
+        "responses": result.response_entropy.tolist(),
+    }
+
+
 def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
     from aent.trainer.trainer import Trainer
 
@@ -133,7 +152,7 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
     with tiny.world(kl.trainer, rank, folder, "reference"):
         trainer = Trainer(kl, Path(path))
         first = trainer.score(BATCHES[0])
-        trainer.train_minibatch(BATCHES[0], 0.0)
+        out["measured"] = measured_on_every_token(trainer)
         moved, kept = trainer.score(BATCHES[0]), trainer.score_reference(BATCHES[0])
         back = trainer.score(BATCHES[0])
         out["entropies"] = Trainer(kl, Path(path)).score_tokens(BATCHES[0]).entropies
@@ -245,6 +264,33 @@ def test_objectives_do_not_depend_on_micro_batches_and_ranks(
     assert 0 < clipped < 63
     assert ranks[0]["objectives"][name, 24][0] == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(many, few, atol=1e-5 * float(few.abs().max()), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) -> None:
+    """Two tensor-parallel ranks against autograd on the whole vocabulary in float64."""
+    batch = BATCHES[0]
+    z = formulas.response_logits(formulas.load(path), batch).detach().double().requires_grad_()
+    policy = formulas.expected_from_logits(z, batch, recipe_of(), 0.0)
+    with_bonus = formulas.expected_from_logits(z, batch, recipe_of(), 1.0)
+    (policy_gradient,) = torch.autograd.grad(policy.loss, z, retain_graph=True)
+    (entropy_gradient,) = torch.autograd.grad(with_bonus.loss - policy.loss, z)
+    for rank in ranks:
+        seen = rank["measured"]
+        assert seen["policy"] == pytest.approx(float(policy_gradient.square().sum()), rel=1e-4)
+        assert seen["entropy"] == pytest.approx(float(entropy_gradient.square().sum()), rel=1e-4)
+        entropies = policy.clamped_entropy.split(batch.response_lengths.tolist())
+        assert seen["responses"] == pytest.approx([float(e.mean()) for e in entropies], rel=1e-4)
+
+
+def test_the_sample_of_tokens_is_fixed_small_and_without_repetition() -> None:
+    from aent.trainer.gradient_share import sampled_tokens
+
+    for count, size in ((1, 1), (16, 1), (17, 2), (500, 32), (5000, 64)):
+        chosen = sampled_tokens(count, torch.device("cpu"))
+        assert len(set(chosen.tolist())) == len(chosen) == size
+        assert torch.equal(chosen, sampled_tokens(count, torch.device("cpu")))
+        assert 0 <= int(chosen.min()) <= int(chosen.max()) < count
 
 
 @pytest.mark.slow

@@ -53,10 +53,8 @@ def sequence_advantages(batch: Batch, settings: AlgorithmSection) -> Tensor:
 
 def split_mini_batches(batch: Batch, recipe: Recipe) -> list[Batch]:
     """Mini-batches of whole groups, in order, each with its own weights per token."""
-    groups = torch.unique(batch.group)  # sorted
     mini_batches = []
-    for part in torch.tensor_split(groups, recipe.trainer.mini_batches):
-        chosen = torch.isin(batch.group, part).nonzero().flatten().tolist()
+    for chosen in mini_batch_sequences(batch, recipe.trainer.mini_batches):
         mini = batch.select(chosen)
         mini.policy_weight = policy_weight(mini, recipe)
         mini.entropy_weight = aggregation.token_mean(mini)
@@ -71,3 +69,12 @@ def policy_weight(mini_batch: Batch, recipe: Recipe) -> Tensor:
         return aggregation.constant_length(mini_batch, recipe.rollout.max_response_tokens)
     mean = aggregation.token_mean if kind == "token_mean" else aggregation.sequence_mean
     return mean(mini_batch)
+
+
+def mini_batch_sequences(batch: Batch, count: int) -> list[list[int]]:
+    """Which of the batch's sequences stand in each mini-batch, in their order there."""
+    groups = torch.unique(batch.group)  # sorted
+    return [
+        torch.isin(batch.group, part).nonzero().flatten().tolist()
+        for part in torch.tensor_split(groups, count)
+    ]

@@ -13,6 +13,7 @@ from aent.algorithm.losses import policy_loss, sequence_log_ratio
 from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
+from aent.trainer import gradient_share
 from aent.trainer.model import PolicyModel
 from aent.trainer.packing import MicroBatch
 
@@ -20,6 +21,7 @@ from aent.trainer.packing import MicroBatch
 SUMS = (
     "loss", "policy_loss", "entropy", "clamped_entropy", "kept_mass", "clip_fraction",
     "kl_behaviour", "logprob_gap", "kl_reference", "tokens",
+    "policy_gradient_square", "entropy_gradient_square",
 )  # fmt: skip
 
 
@@ -30,6 +32,7 @@ class MicroBatchLoss:
     loss: Tensor  # scalar fp32, differentiable
     sums: Tensor  # [len(SUMS)] float64
     log_prob: Tensor  # [N] fp32, detached
+    entropy: Tensor  # [N] fp32, detached: the recipe's measure
 
 
 def statistics(
@@ -40,17 +43,7 @@ def statistics(
     Args:
         vocab_size: true V.
     """
-    drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
-    if drop_fraction is None and top_k is None:
-        drop_fraction = PAPER_DROP_FRACTION
-    group = parallel_state.get_tensor_model_parallel_group()
-    settings: dict[str, Any] = {
-        "temperature": recipe.rollout.temperature,
-        "drop_fraction": drop_fraction,
-        "top_k": top_k,
-        "vocab_size": vocab_size,
-        "tp_group": group if group.size() > 1 else None,
-    }
+    settings = _settings(recipe, vocab_size)
     targets = micro_batch.fields["targets"]
     chosen, weight = policy.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
@@ -60,26 +53,27 @@ def statistics(
 
 
 def micro_batch_loss(
-    stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe, coefficient: float
+    stats: TokenStatistics,
+    micro_batch: MicroBatch,
+    recipe: Recipe,
+    coefficient: float,
+    squares: Tensor,
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
 
     The weights (``policy_weight``, ``entropy_weight``) have the whole mini-batch's denominators, so
     its loss is the plain sum of these over micro-batches and data-parallel ranks. With coefficient
     0 the loss is the policy's alone, and no graph is kept for an entropy.
+
+    Args:
+        squares: what ``gradient_squares`` says of this micro-batch.
     """
-    f = dict(micro_batch.fields)
-    if recipe.algorithm.policy_loss == "gspo" and "old_logprobs" in f:
-        # a micro-batch holds whole sequences, so the ratio needs no other rank
-        f["sequence_log_ratio"] = sequence_log_ratio(
-            stats.log_prob, f["old_logprobs"], f["sequence"]
-        )
-    f["entropy"] = stats.entropy.detach()
+    f = _fields(stats, micro_batch, recipe)
     policy = policy_loss(stats.log_prob, f, recipe.algorithm)
     loss = policy_term = (f["policy_weight"] * policy.loss).sum()
+    clamped = recipe.entropy.measure == "clamped"
+    bonus = stats.clamped_entropy if clamped else stats.entropy
     if coefficient != 0:
-        clamped = recipe.entropy.measure == "clamped"
-        bonus = stats.clamped_entropy if clamped else stats.entropy
         loss = policy_term - coefficient * (f["entropy_weight"] * bonus).sum()
     log_prob = stats.log_prob.detach()
     gap = log_prob - f["behaviour_logprobs"]
@@ -95,5 +89,53 @@ def micro_batch_loss(
         "kl_reference": policy.kl_reference if policy.kl_reference is not None else gap * 0,
         "tokens": torch.ones_like(gap),
     }
+    values["policy_gradient_square"], values["entropy_gradient_square"] = squares
     sums = torch.stack([values[name].double().sum() for name in SUMS])
-    return MicroBatchLoss(loss, sums, log_prob)
+    return MicroBatchLoss(loss, sums, log_prob, bonus.detach())
+
+
+def gradient_squares(
+    policy: PolicyModel,
+    hidden: Tensor,
+    stats: TokenStatistics,
+    micro_batch: MicroBatch,
+    recipe: Recipe,
+    vocab_size: int,
+) -> Tensor:
+    """[2] float64 of ``gradient_share.squared_norms``; nothing here reaches the model's graph."""
+    count = len(micro_batch.predicts)
+    chosen = gradient_share.sampled_tokens(count, hidden.device)
+    with torch.no_grad():
+        logits = policy.logits(*policy.head_inputs(hidden, micro_batch.predicts[chosen]))
+    logits.requires_grad_()
+    every = _fields(stats, micro_batch, recipe)
+    fields = {name: value[chosen] for name, value in every.items()}
+    sampled = token_statistics(logits, fields["targets"], **_settings(recipe, vocab_size))
+    return gradient_share.squared_norms(logits, sampled, fields, recipe, count)
+
+
+def _fields(stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe) -> dict[str, Tensor]:
+    """[N] each: what the policy loss wants of every token besides its log-prob."""
+    fields = dict(micro_batch.fields)
+    if recipe.algorithm.policy_loss == "gspo" and "old_logprobs" in fields:
+        # a micro-batch holds whole sequences, so the ratio needs no other rank
+        fields["sequence_log_ratio"] = sequence_log_ratio(
+            stats.log_prob, fields["old_logprobs"], fields["sequence"]
+        )
+    fields["entropy"] = stats.entropy.detach()
+    return fields
+
+
+def _settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    """Which statistics the recipe wants, on these ranks."""
+    drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
+    if drop_fraction is None and top_k is None:
+        drop_fraction = PAPER_DROP_FRACTION
+    group = parallel_state.get_tensor_model_parallel_group()
+    return {
+        "temperature": recipe.rollout.temperature,
+        "drop_fraction": drop_fraction,
+        "top_k": top_k,
+        "vocab_size": vocab_size,
+        "tp_group": group if group.size() > 1 else None,
+    }

@@ -51,7 +51,11 @@ class MinibatchResult:
     kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
     logprob_gap: float  # |log-prob - behaviour log-prob|
     kl_reference: float  # k3 estimate, 0 without a reference
+    # squared norms with respect to the logits (gradient_share.py); of the entropy at coefficient 1
+    policy_gradient_square: float
+    entropy_gradient_square: float
     logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
+    response_entropy: Tensor  # [S] fp32 CPU: mean per response, of the recipe's measure, nats
 
 
 @dataclass
@@ -160,8 +164,11 @@ class Trainer:
             if not len(micro_batch.predicts):
                 return _nothing(hidden), _one_token(), None
             stats = self._statistics(micro_batch, hidden)
-            part = loss.micro_batch_loss(stats, micro_batch, self.recipe, coefficient)
-            return part.loss, _one_token(), (part.sums, part.log_prob)
+            squares = loss.gradient_squares(
+                self.policy, hidden, stats, micro_batch, self.recipe, self.bridge.vocab_size
+            )
+            part = loss.micro_batch_loss(stats, micro_batch, self.recipe, coefficient, squares)
+            return part.loss, _one_token(), (part.sums, part.log_prob, part.entropy)
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -259,13 +266,17 @@ class Trainer:
             if part is not None:
                 sums += part[0].cpu()
         totals = dict(zip(loss.SUMS, self._sum_over_ranks(sums).tolist()))
-        log_probs = [None if part is None else part[1] for part in parts]
+        log_probs, entropies = (
+            self._gather_tokens(batch, micro_batches, [part and part[i] for part in parts]).float()
+            for i in (1, 2)
+        )
         return MinibatchResult(
             **totals | {"tokens": round(totals["tokens"])},
             grad_norm=update.grad_norm,
             lr=lr,
             update_skipped=update.skipped,
-            logprobs=self._gather_tokens(batch, micro_batches, log_probs).float(),
+            logprobs=log_probs,
+            response_entropy=batch.sum_by_response(entropies) / batch.response_lengths,
         )
 
 
