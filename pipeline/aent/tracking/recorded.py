@@ -119,7 +119,7 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
         metrics = {
             key: {m.step: m.value for m in client.get_metric_history(run_id, key)}
             for key in keys
-            if key.partition("/")[0] in ("policy", "controller", "update", "reward")
+            if key.partition("/")[0] in ("policy", "controller", "gradient")
         }
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, "recipe.yaml", folder)
