@@ -9,7 +9,6 @@ from aent import failures, model_source
 from aent.algorithm.entropy_controls import CONTROLS
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
-from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.check import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
@@ -58,7 +57,9 @@ def say_what_controls(recipe: Recipe) -> str:
     elif entropy.top_k is not None:
         which = f"the entropy renormalised on the {entropy.top_k} likeliest tokens"
     else:
-        dropped = PAPER_DROP_FRACTION if entropy.drop_fraction is None else entropy.drop_fraction
+        dropped = entropy.drop_fraction
+        if dropped is None:
+            from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
         which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
     if settings.kind == "constant" and settings.initial == 0:
         lines = [f"no entropy bonus (coefficient 0); measured: {which}"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +137,13 @@ def test_constant_stays() -> None:
 def test_wrong_settings_name_the_field(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(BAND, **changes)
+
+
+def test_who_needs_controllers_alone_does_not_import_torch() -> None:
+    """A recipe's check and a replay answer at once."""
+    code = "import sys, aent.cli, aent.launch, aent.recipe.check, aent.replay, aent.suggest\n"
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 # -- the other kinds, by hand

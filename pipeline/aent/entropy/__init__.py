@@ -1,6 +1,21 @@
-"""Token statistics of a sharded vocabulary and entropy controllers; depends on torch alone."""
+"""Token statistics of a sharded vocabulary and entropy controllers; depends on torch alone.
 
-from aent.entropy.head import linear_token_statistics
-from aent.entropy.statistics import TokenStatistics, token_statistics
+torch is imported with the first statistic that is asked for: the controllers need none, and neither
+does a command that checks a recipe or replays a run.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aent.entropy.head import linear_token_statistics
+    from aent.entropy.statistics import TokenStatistics, token_statistics
 
 __all__ = ["TokenStatistics", "linear_token_statistics", "token_statistics"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "head" if name == "linear_token_statistics" else "statistics"
+    return getattr(import_module(f"aent.entropy.{module}"), name)

@@ -149,3 +149,7 @@ def sync(run_dir: Path, from_start: bool = True) -> str:
     run_id = (run_dir / RUN_ID_FILE).read_text().strip()
     look = look_command(tracking_uri(recipe, run_dir))
     return f"MLflow has all of {run_dir}: run {run_id}, {status} ({look})"
+
+
+if __name__ == "__main__":  # for mark_ended, which may have to kill it
+    sync(Path(sys.argv[1]), from_start=False)

@@ -21,7 +21,7 @@ from aent.recipe.schema import Recipe
 from aent.tracking import figures, journal
 from aent.tracking.journal import JOURNAL_FILE, File, Point
 from aent.tracking.journal import Status as StatusEntry
-from aent.tracking.sender import FIGURE_FILE, Sender, everything_sent, sync
+from aent.tracking.sender import FIGURE_FILE, Sender, everything_sent
 from aent.tracking.store import RUN_ID_FILE, look_command, tracking_uri
 from aent.tracking.system_metrics import sample_system
 
@@ -53,6 +53,7 @@ class Tracker:
         self._reported: set[str] = set()
         self._lock = threading.Lock()  # of the journal and of what it has
         self._wake, self._ended = threading.Event(), threading.Event()
+        self._watched = threading.Event()  # no more of the system's metrics
         if run_id:
             (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
         self._try("read the journal", self._read_journal)
@@ -61,8 +62,8 @@ class Tracker:
         self._wake.set()  # open the run at once
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
-        if recipe.tracking.system_metrics_every_s:
-            threading.Thread(target=self._watch_system, name="system", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch_system, name="system", daemon=True)
+        self._watcher.start()
 
     @property
     def look(self) -> str:
@@ -115,6 +116,8 @@ class Tracker:
         Returns whether MLflow has everything within ``timeout_s``; if not, what it lacks is said on
         stderr, and ``aent mlflow-sync`` sends it.
         """
+        self._watched.set()
+        self._watcher.join(timeout_s)
         self._figure_due = True
         if status is not None:
             self._append([StatusEntry(journal.now(), status)])
@@ -217,11 +220,13 @@ class Tracker:
 
     def _watch_system(self) -> None:
         every = self.recipe.tracking.system_metrics_every_s
+        if not every:
+            return
         with self._lock:
             before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
         number = max(before, default=-1) + 1  # of the sample: these metrics' own step
         samples = sample_system()
-        while not self._ended.wait(every):
+        while not self._watched.wait(every):
             if not self._try("read the system", lambda n: self.log(n, next(samples)), number):
                 return
             number += 1
@@ -274,7 +279,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
         journal.append(path, [StatusEntry(journal.now(), status)])
     elif everything_sent(run_dir):
         return True
-    command = [sys.executable, "-m", "aent.tracking.tracker", str(run_dir)]
+    command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -291,7 +296,3 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
             file=sys.stderr,
         )
     return not why
-
-
-if __name__ == "__main__":
-    sync(Path(sys.argv[1]), from_start=False)
