@@ -24,6 +24,7 @@ def rollout(seed: int = 0) -> Rollout:
             group=i // 2,
             item=7 * i,
             reward=r.random(),
+            replaced=i,
         )
         for i, (p, n) in enumerate([(3, 5), (3, 1), (9, 2)])
     ]
