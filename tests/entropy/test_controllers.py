@@ -161,6 +161,12 @@ def test_an_automatic_band_is_measured_first() -> None:
     assert [r.move for r in late] == pytest.approx([0, 0, 0, 0, 0, -0.01])
 
 
+def test_a_reference_asked_for_shorter_after_a_resume_is_what_was_measured() -> None:
+    _, state = run(replace(AUTOMATIC, reference_steps=10), [2.0, 4.0, 3.0])
+    _, report = update(AUTOMATIC, state, 0.65)
+    assert (report.low, report.high) == (0.75, 1.5)
+
+
 def test_proportional_integral_is_the_sum_of_both_parts() -> None:
     reports, state = run(PI, [0.3, 0.4])
     # errors -.2, -.1: integral .01 + .02*.2 = .014, + .02*.1 = .016

@@ -120,7 +120,8 @@ def _band(settings: ControllerSettings, memory: Memory) -> tuple[float, float]:
 def _automatic_band(settings: ControllerSettings, memory: Memory) -> tuple[float, float] | None:
     assert settings.low_fraction is not None
     assert settings.high_fraction is not None
-    if memory.get("reference_count", 0) != settings.reference_steps:
+    assert settings.reference_steps is not None
+    if memory.get("reference_count", 0) < settings.reference_steps:
         return None
     reference = memory["reference_sum"] / memory["reference_count"]
     return settings.low_fraction * reference, settings.high_fraction * reference
