@@ -1,0 +1,29 @@
+"""One of the paper's recipes end to end, in its smoke form: questions of a file, math-verify."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aent.recipe.load import load
+from e2e.jobs import Job
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_first_settings_smoke_recipe_trains_outside_a_checkout(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}]
+    (tmp_path / "data" / "amc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    job = Job(
+        tmp_path, "evaluation.suites=[amc]", recipe="recipes/paper/math-smoke.yaml", cwd=tmp_path
+    )
+    assert job.wait(500) == 0, job.text
+    for words in ("step 2/2", "held-out accuracy", "amc after 0 steps", "amc after 2 steps"):
+        assert words in job.text
+    resolved = load(job.run_dir / "recipe.yaml")  # whole: it needs no base
+    assert resolved.controller.low == 0.15
+    samples = (job.run_dir / "samples" / "step_000001.json").read_text()
+    assert "put your final answer within" in samples
+    assert (job.run_dir / "policy" / "model.safetensors").is_file()
