@@ -2,7 +2,8 @@
 
 Written and read through Megatron's dist_checkpointing (torch_dist format), so that the layout may
 change in between: tensors are saved as parts of whole ones. Random streams belong to a rank, and
-are restored for the same layout only.
+are restored for the same layout only. On GPUs (CUDA tensors, nccl) this was not run where it was
+written.
 """
 
 from __future__ import annotations
