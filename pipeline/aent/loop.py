@@ -21,7 +21,7 @@ def train(run: Run) -> bool:
     recipe, settings = run.recipe, run.controller
     state = run.start()
     run.sync(version=run.first_step)
-    if run.first_step == 0:
+    if not run.resumed:  # else it was done before the first checkpoint
         run.evaluate(step=0)
         run.checkpoint(0, state, gap=None)
     for step in range(run.first_step, recipe.steps):

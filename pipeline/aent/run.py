@@ -45,6 +45,7 @@ class Run:
     zero: RankZero | None  # on rank 0 only
     phases: Phases
     stop: StopRequest
+    resumed: bool = False  # from a checkpoint, which may be the one before the first step
     first_step: int = 0  # of this start
     fresh_from: int = 0  # first step that is sampled anew, not read from an earlier start
     gap_before: float | None = None  # trainer against engine, before the stop
@@ -79,6 +80,7 @@ class Run:
         folder = resume.chosen(self.run_dir)
         if folder is None:
             return controllers.initial_state(self.controller)
+        self.resumed = True
         with self.phases("restore"):
             state = LoopState.read(folder)
             same_layout = self.trainer.load_state(folder / "trainer")
