@@ -21,7 +21,6 @@ search is the one thing the host asks the device.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aent.entropy import selection
-from aent.entropy.kernels import NO_CUT, Scan, Sums
+from aent.entropy.kernels import NO_CUT, Backend, Scan, Sums
 from aent.entropy.kernels.torch_path import inner_dtype, weigh
 from aent.entropy.selection import VocabShard
 
@@ -57,7 +56,7 @@ class Rows(NamedTuple):
 
 
 def forward(
-    backend: ModuleType,
+    backend: Backend,
     x: Tensor,
     target: Tensor,
     k: int,
@@ -81,12 +80,12 @@ def forward(
     for first in range(0, max(1, x.shape[0]), step):
         rows = slice(first, first + step)
         parts.append(_block(backend, x[rows], target[rows], k, temperature, shard, capacity))
-    target, *sums, threshold, cut = (torch.cat(columns) for columns in zip(*parts))
-    return Rows(target, Sums(*sums), threshold, cut)
+    target, *all_sums, threshold, cut = (torch.cat(columns) for columns in zip(*parts))
+    return Rows(target, Sums(*all_sums), threshold, cut)
 
 
 def _block(
-    backend: ModuleType,
+    backend: Backend,
     x: Tensor,
     target: Tensor,
     k: int,
@@ -229,7 +228,7 @@ def _cut(scan: Scan, threshold: Tensor, wanted: Tensor, ties: Tensor, start: int
 
 
 def _counted_out(
-    backend: ModuleType, x: Tensor, k: int, temperature: float, shard: VocabShard
+    backend: Backend, x: Tensor, k: int, temperature: float, shard: VocabShard
 ) -> tuple[Tensor, ...]:
     """Sums, threshold and cut of some rows by ``selection.search`` and another pass."""
     inner = x.to(inner_dtype(x))

@@ -91,6 +91,8 @@ def token_statistics(
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     kept = kept_count(drop_fraction, top_k, shard.vocab_size)
     flat = logits.reshape(-1, logits.shape[-1])
+    if flat.stride(1) != 1:
+        flat = flat.contiguous()
     results = _TokenStatistics.apply(flat, targets.reshape(-1), temperature, kept, shard)
     return TokenStatistics(*(r.view(targets.shape) for r in results))
 

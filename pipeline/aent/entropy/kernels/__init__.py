@@ -1,8 +1,8 @@
 """What token statistics compute on one shard, per device: the interface of the backends.
 
-A backend is a module with the four functions below. ``torch_path`` is made of torch operations and
-runs anywhere; ``c_path`` is a C library for CPUs; ``choose`` says which one serves a tensor, and
-why. None of them communicates: forward_rows (statistics.py) runs the collectives between them.
+A backend has the four functions below. ``torch_path`` is made of torch operations and runs
+anywhere; ``c_path`` is a C library for CPUs; ``choose`` says which one serves a tensor. None of
+them communicates: forward_rows (statistics.py) runs the collectives between them.
 
 Common to all. x [N, width] holds the real columns of this shard, last dimension contiguous, rows
 at any stride, fp16, bf16, fp32 or float64; ``inner`` is fp32, float64 for float64. With m the
@@ -35,11 +35,17 @@ backward(x, out, rows, temperature, start) -> None
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Final, NamedTuple
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from aent.entropy.kernels.c_path import CPath
 
 NO_CUT: Final = torch.iinfo(torch.int32).max  # tie cut of a row whose ties are all kept
 
@@ -79,8 +85,69 @@ class Gradient(NamedTuple):
     g_target: Tensor | None  # None, as column, where log_prob has no gradient
 
 
-def choose(x: Tensor) -> ModuleType:
-    """Return the backend for x [N, width]."""
-    from aent.entropy.kernels import torch_path
+class Backend(Protocol):
+    """What the functions above look like to Python."""
 
+    def forward(self, x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]: ...
+
+    def propose(self, x: Tensor, share: float) -> Tensor: ...
+
+    def scan(
+        self, x: Tensor, temperature: float, low: Tensor | None, high: Tensor | None, capacity: int
+    ) -> Scan: ...
+
+    def backward(
+        self, x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int
+    ) -> None: ...
+
+
+_forced: str | None = None
+
+
+def choose(x: Tensor) -> Backend:
+    """Return the backend for x [N, width]: the C library on a CPU that has one, else torch's."""
+    from aent.entropy.kernels import c_path, torch_path
+
+    if x.device.type == "cpu" and _forced != "torch":
+        library = c_path.load(_forced) if _forced else _best_library()
+        if library is not None and library.serves(x):
+            return library
     return torch_path
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Use one backend for all that it serves: "torch", or a variant of the C library.
+
+    For tests and benchmarks; raises OSError where the library cannot be built.
+    """
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def cpu_path() -> str:
+    """Say what computes token statistics on this CPU, and why nothing faster does."""
+    from aent.entropy.kernels import c_path
+
+    variant = c_path.best_variant()
+    try:
+        path = c_path.build.find_or_build(variant)
+        c_path.load(variant)
+    except OSError as error:
+        return f"torch operations, several times slower than the C library: {error}"
+    return f"C library for {variant} ({path})"
+
+
+@functools.cache
+def _best_library() -> CPath | None:
+    from aent.entropy.kernels import c_path
+
+    try:
+        return c_path.load(c_path.best_variant())
+    except OSError as error:
+        warnings.warn(f"token statistics run on torch operations: {error}", stacklevel=2)
+        return None

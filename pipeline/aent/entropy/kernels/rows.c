@@ -1,0 +1,364 @@
+/* Token statistics of one shard on a CPU: the functions of kernels/__init__.py, for fp32, bf16 and
+ * fp16 logits. A row is one thread's work, and rows are dealt out one by one: split evenly, a core
+ * that is busy with something else would double the time. Each returns 0, or 1 if out of memory. */
+#include "vector.h"
+#include <stdlib.h>
+
+#define BLOCK 2048        /* columns whose sums are taken in fp32; a multiple of W */
+#define RUN 16            /* neighbouring columns of a sample */
+#define RUNS 512          /* how many such */
+#define NARROW 1024       /* a row too narrow for a sample of its own */
+#define LOWEST -1000.0f   /* exp is 0 far above it, and 0 * LOWEST is 0 */
+#define NO_CUT INT32_MAX
+#define FEW 65536         /* logits that are not worth a second thread */
+
+typedef struct {
+    float peak;
+    double total, weighted, kept_total, kept_weighted;
+    int64_t above, inside;
+} scan_t;
+
+INLINE vf shifted(vf v, float peak, float inverse_t) { /* NaN stays */
+    return max_(all(LOWEST), mul(sub(v, all(peak)), all(inverse_t)));
+}
+
+/* Let the sums so far refer to another peak. */
+static void move_peak(scan_t *s, float peak, float inverse_t) {
+    if (s->total > 0) {
+        double d = ((double)s->peak - peak) * inverse_t, e = exp(d);
+        s->weighted = e == 0 ? 0 : e * (s->weighted + d * s->total);
+        s->kept_weighted = e == 0 ? 0 : e * (s->kept_weighted + d * s->kept_total);
+        s->total *= e, s->kept_total *= e;
+    }
+    s->peak = peak;
+}
+
+typedef struct {
+    vf total, weighted, kept_total, kept_weighted;
+} lanes_t;
+
+/* One vector of n columns from column i on, all of a block whose peak is at most s->peak. */
+INLINE void scan_vector(
+    scan_t *s, lanes_t *l, vf v, int64_t i, int n, float peak, float inverse_t,
+    const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
+) {
+    vf d = shifted(v, peak, inverse_t), e = exp_(d), w = mul(e, d);
+    l->total = add(l->total, e);
+    l->weighted = add(l->weighted, w);
+    if (!low) return;
+    vm above = gt(v, all(*high)), inside = and_not(ge(v, all(*low)), above);
+    if (n < W) inside = both(inside, first(n));
+    l->kept_total = add_if(above, l->kept_total, e);
+    l->kept_weighted = add_if(above, l->kept_weighted, w);
+    s->above += __builtin_popcount(bits_of(above));
+    if (s->inside + W <= capacity) {
+        compress_ids(columns + s->inside, inside, (int32_t)i);
+        s->inside += compress(values + s->inside, inside, v);
+    } else { /* near the buffer's end, and beyond it */
+        float some[W];
+        int32_t ids[W];
+        compress_ids(ids, inside, (int32_t)i);
+        int found = compress(some, inside, v);
+        for (int j = 0; j < found; j++, s->inside++)
+            if (s->inside < capacity) values[s->inside] = some[j], columns[s->inside] = ids[j];
+    }
+}
+
+/* Sums of a row, and what lies in [low, high] where these are given. The running peak is the largest
+ * logit of the blocks so far, so that the row is read from memory once. */
+INLINE void scan_row(
+    kind_t kind, const void *x, int64_t width, float inverse_t, const float *low,
+    const float *high, float *values, int32_t *columns, int64_t capacity, scan_t *s
+) {
+    *s = (scan_t){.peak = -INFINITY};
+    for (int64_t first_column = 0; first_column < width; first_column += BLOCK) {
+        int64_t end = width < first_column + BLOCK ? width : first_column + BLOCK;
+        int64_t whole = first_column + (end - first_column) / W * W, i;
+        vf most = all(-INFINITY), most2 = most, most3 = most, most4 = most;
+        for (i = first_column; i + 4 * W <= whole; i += 4 * W) {
+            most = max_(most, load(kind, x, i)), most2 = max_(most2, load(kind, x, i + W));
+            most3 = max_(most3, load(kind, x, i + 2 * W));
+            most4 = max_(most4, load(kind, x, i + 3 * W));
+        }
+        for (; i < whole; i += W) most = max_(most, load(kind, x, i));
+        if (whole < end) most = max_(most, load_part(kind, x, whole, (int)(end - whole)));
+        float lanes[W], peak = s->peak;
+        store_f32(lanes, max_(max_(most, most2), max_(most3, most4)));
+        for (int j = 0; j < W; j++) peak = lanes[j] > peak ? lanes[j] : peak;
+        if (peak > s->peak) move_peak(s, peak, inverse_t);
+        if (peak < -FLT_MAX) peak = -FLT_MAX; /* -inf only so far: they weigh 0 */
+
+        lanes_t l = {all(0), all(0), all(0), all(0)}, l2 = l;
+        for (i = first_column; i + 2 * W <= whole; i += 2 * W) {
+            scan_vector(s, &l, load(kind, x, i), i, W, peak, inverse_t, low, high, values, columns, capacity);
+            scan_vector(s, &l2, load(kind, x, i + W), i + W, W, peak, inverse_t, low, high, values, columns, capacity);
+        }
+        for (; i < whole; i += W)
+            scan_vector(s, &l, load(kind, x, i), i, W, peak, inverse_t, low, high, values, columns, capacity);
+        if (whole < end) {
+            int n = (int)(end - whole);
+            scan_vector(s, &l, load_part(kind, x, whole, n), whole, n, peak, inverse_t, low, high, values, columns, capacity);
+        }
+        s->total += sum(add(l.total, l2.total));
+        s->weighted += sum(add(l.weighted, l2.weighted));
+        s->kept_total += sum(add(l.kept_total, l2.kept_total));
+        s->kept_weighted += sum(add(l.kept_weighted, l2.kept_weighted));
+    }
+}
+
+/* The wanted-th largest (from 1) of n numbers, none of them NaN; both buffers are overwritten. */
+static float nth_largest(float *a, float *other, int64_t n, int64_t wanted) {
+    for (;;) {
+        float x = a[n / 4], y = a[n / 2], z = a[n - 1 - n / 4];
+        float pivot = x < y ? (y < z ? y : (x < z ? z : x)) : (x < z ? x : (y < z ? z : y));
+        int64_t higher = 0, lower = 0, i;
+        for (i = 0; i + W <= n; i += W) { /* the higher ones stay in a, which is read ahead of it */
+            vf v = load_f32(a + i);
+            higher += compress(a + higher, gt(v, all(pivot)), v);
+            lower += compress(other + lower, gt(all(pivot), v), v);
+        }
+        for (; i < n; i++) {
+            float v = a[i];
+            if (v > pivot) a[higher++] = v;
+            if (v < pivot) other[lower++] = v;
+        }
+        if (wanted <= higher) {
+            n = higher;
+        } else if (wanted <= n - lower) {
+            return pivot;
+        } else {
+            wanted -= n - lower, n = lower;
+            float *swap = a;
+            a = other, other = swap;
+        }
+    }
+}
+
+typedef struct {
+    float low, high, most, least;
+} ends_t;
+
+/* An interval that likely holds the quantile with `share` of the row above it; see propose. Runs of
+ * neighbours cost a cache line each; being alike, they tell less than as many scattered logits
+ * would, for which the margin has some room. */
+INLINE ends_t propose_row(
+    kind_t kind, const void *x, int64_t width, double share, float *sample, float *other
+) {
+    ends_t ends = {-INFINITY, INFINITY, -INFINITY, INFINITY};
+    int64_t runs = width / (2 * RUN) < RUNS ? width / (2 * RUN) : RUNS, size = runs * RUN;
+    for (int64_t r = 0; r < runs; r++)
+        for (int64_t j = 0, from = r * (width - RUN) / (runs - 1); j < RUN; j += W)
+            store_f32(sample + r * RUN + j, load(kind, x, from + j));
+    for (int64_t i = 0; i < size; i++) {
+        float v = sample[i];
+        if (v != v) sample[i] = -INFINITY; /* NaN has no place in an order */
+        if (v > ends.most && v <= FLT_MAX) ends.most = v;
+        if (v < ends.least && v >= -FLT_MAX) ends.least = v;
+    }
+    double margin = 4 * sqrt(size * share * (1 - share)) + 4;
+    int64_t from = (int64_t)(size * share - margin), to = (int64_t)(size * share + margin);
+    if (to < size) ends.low = nth_largest(sample, other, size, to + 1);
+    if (from >= 0) {
+        /* the order is lost, but not the numbers: copy them again */
+        for (int64_t r = 0; r < runs; r++)
+            for (int64_t j = 0, at = r * (width - RUN) / (runs - 1); j < RUN; j += W)
+                store_f32(sample + r * RUN + j, load(kind, x, at + j));
+        for (int64_t i = 0; i < size; i++)
+            if (sample[i] != sample[i]) sample[i] = -INFINITY;
+        ends.high = nth_largest(sample, other, size, from + 1);
+    }
+    return ends;
+}
+
+/* Settle which candidates are kept: threshold, cut, and their part in the kept sums. */
+INLINE void select_row(
+    scan_t *s, int64_t k, float inverse_t, const float *values, const int32_t *columns,
+    float *scratch, float *other, float *threshold, int32_t *cut
+) {
+    int64_t n = s->inside, wanted = k - s->above, higher = 0, ties = 0, i;
+    memcpy(scratch, values, n * sizeof(float));
+    *threshold = nth_largest(scratch, other, n, wanted), *cut = NO_CUT;
+    double total = 0, weighted = 0;
+    for (i = 0; i < n; i += W) {
+        int lanes = n - i < W ? (int)(n - i) : W;
+        vf v = lanes < W ? load_part(F32, values, i, lanes) : load_f32(values + i);
+        vf d = shifted(v, s->peak, inverse_t), e = exp_(d);
+        vm kept = gt(v, all(*threshold)), tied = and_not(ge(v, all(*threshold)), kept);
+        if (lanes < W) tied = both(tied, first(lanes));
+        total += sum(select(kept, e, all(0)));
+        weighted += sum(select(kept, mul(e, d), all(0)));
+        higher += __builtin_popcount(bits_of(kept));
+        ties += __builtin_popcount(bits_of(tied));
+    }
+    wanted -= higher;
+    float lanes[W];
+    vf d = shifted(all(*threshold), s->peak, inverse_t), e = exp_(d);
+    store_f32(lanes, e);
+    s->kept_total += total + wanted * (double)lanes[0];
+    store_f32(lanes, mul(e, d));
+    s->kept_weighted += weighted + wanted * (double)lanes[0];
+    if (wanted < ties)
+        for (i = 0;; i++)
+            if (values[i] == *threshold && !--wanted) {
+                *cut = columns[i];
+                return;
+            }
+}
+
+INLINE void forward_row(
+    kind_t kind, const void *x, int64_t width, int64_t k, float inverse_t, float *scratch,
+    scan_t *s, float *threshold, int32_t *cut
+) {
+    int64_t room = width + W; /* of each of the four buffers in scratch */
+    float *values = scratch, *other = scratch + room, *third = scratch + 2 * room;
+    int32_t *columns = (int32_t *)(scratch + 3 * room);
+    ends_t ends = {-INFINITY, INFINITY, 0, 0};
+    if (width >= NARROW) ends = propose_row(kind, x, width, (double)k / width, values, other);
+    for (int attempt = 0; attempt < 2; attempt++) {
+        scan_row(kind, x, width, inverse_t, &ends.low, &ends.high, values, columns, room, s);
+        if (s->above < k && k <= s->above + s->inside) {
+            select_row(s, k, inverse_t, values, columns, other, third, threshold, cut);
+            return;
+        }
+        if (s->above >= k) ends.low = ends.high, ends.high = INFINITY;
+        else ends.high = ends.low, ends.low = -INFINITY;
+    }
+    *threshold = INFINITY, *cut = NO_CUT; /* only a row with NaN or +inf comes here */
+}
+
+/* Write e * (a + b d) for columns [i, end), kept_a and kept_b added where v >= threshold, or, if
+ * strictly, where v > threshold. */
+INLINE void backward_part(
+    kind_t kind, const void *x, void *out, int64_t i, int64_t end, float inverse_t, float peak,
+    float a, float b, float kept_a, float kept_b, float threshold, int clamped, int strictly
+) {
+    while (i < end) {
+        int n = end - i < W ? (int)(end - i) : W;
+        vf v = n < W ? load_part(kind, x, i, n) : load(kind, x, i);
+        vf d = shifted(v, peak, inverse_t), factor;
+        if (clamped) {
+            vm kept = strictly ? gt(v, all(threshold)) : ge(v, all(threshold));
+            factor = fma_(select(kept, all(b + kept_b), all(b)), d,
+                          select(kept, all(a + kept_a), all(a)));
+        } else {
+            factor = fma_(all(b), d, all(a));
+        }
+        v = mul(exp_(d), factor);
+        if (n < W) store_part(kind, out, i, n, v);
+        else store(kind, out, i, v);
+        i += n;
+    }
+}
+
+INLINE void backward_row(
+    kind_t kind, const void *x, void *out, int64_t width, float inverse_t, float peak, float a,
+    float b, float kept_a, float kept_b, float threshold, int64_t cut, int clamped,
+    int64_t column, float g_target
+) {
+    float target = column >= 0 ? load_one(kind, x, column) : 0; /* out may be x */
+    int64_t to_cut = cut < 0 ? 0 : cut + 1 < width ? cut + 1 : width;
+    if (!clamped) to_cut = width;
+    backward_part(kind, x, out, 0, to_cut, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, 0);
+    backward_part(kind, x, out, to_cut, width, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, 1);
+    if (column < 0) return;
+    int kept = clamped && (target > threshold || (target == threshold && column <= cut));
+    vf d = shifted(all(target), peak, inverse_t);
+    vf factor = fma_(all(b + (kept ? kept_b : 0)), d, all(a + (kept ? kept_a : 0)));
+    store_part(kind, out, column, 1, fma_(exp_(d), factor, all(g_target)));
+}
+
+#define ROW(kind, x, stride, row) ((char *)(x) + (row) * (stride) * (int64_t)size_of(kind))
+/* Run `statement` with `kind` a constant, so that each kind has loops of its own. */
+#define FOR_KIND(code, statement)                                         \
+    if ((code) == F32) { const kind_t kind = F32; statement; }            \
+    else if ((code) == BF16) { const kind_t kind = BF16; statement; }     \
+    else { const kind_t kind = F16; statement; }
+#define THREADS num_threads(rows * width < FEW ? 1 : threads)
+
+static void put_sums(float *sums, int64_t rows, int64_t row, const scan_t *s) {
+    sums[row] = s->peak, sums[rows + row] = (float)s->total;
+    sums[2 * rows + row] = (float)s->weighted, sums[3 * rows + row] = (float)s->kept_total;
+    sums[4 * rows + row] = (float)s->kept_weighted;
+}
+
+int aent_forward(
+    int code, const void *x, int64_t stride, int64_t rows, int64_t width, int64_t k,
+    float inverse_t, float *sums, float *threshold, int32_t *cut, int threads
+) {
+    int failed = 0;
+#pragma omp parallel THREADS reduction(| : failed)
+    {
+        float *scratch = malloc(4 * (width + W) * sizeof(float));
+        failed = !scratch;
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < rows; row++) {
+            scan_t s;
+            if (!scratch) continue;
+            FOR_KIND(code, forward_row(kind, ROW(kind, x, stride, row), width, k, inverse_t,
+                                       scratch, &s, threshold + row, cut + row))
+            put_sums(sums, rows, row, &s);
+        }
+        free(scratch);
+    }
+    return failed;
+}
+
+int aent_propose(
+    int code, const void *x, int64_t stride, int64_t rows, int64_t width, double share,
+    float *ends, int threads
+) {
+#pragma omp parallel for THREADS schedule(dynamic)
+    for (int64_t row = 0; row < rows; row++) {
+        float sample[2][RUN * RUNS + W];
+        ends_t e = {INFINITY, -INFINITY, -INFINITY, INFINITY}; /* says nothing */
+        if (width >= NARROW) {
+            FOR_KIND(code, e = propose_row(kind, ROW(kind, x, stride, row), width, share,
+                                           sample[0], sample[1]))
+        }
+        ends[row] = e.high, ends[rows + row] = -e.low;
+        ends[2 * rows + row] = e.most, ends[3 * rows + row] = -e.least;
+    }
+    return 0;
+}
+
+int aent_scan(
+    int code, const void *x, int64_t stride, int64_t rows, int64_t width, float inverse_t,
+    const float *low, const float *high, int64_t capacity, float *sums, int32_t *above,
+    int32_t *inside, float *values, int32_t *columns, int threads
+) {
+#pragma omp parallel for THREADS schedule(dynamic)
+    for (int64_t row = 0; row < rows; row++) {
+        scan_t s;
+        if (low) {
+            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, low + row,
+                                    high + row, values + row * capacity, columns + row * capacity,
+                                    capacity, &s))
+            above[row] = (int32_t)s.above, inside[row] = (int32_t)s.inside;
+        } else {
+            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, NULL, NULL,
+                                    NULL, NULL, 0, &s))
+        }
+        put_sums(sums, rows, row, &s);
+    }
+    return 0;
+}
+
+/* kept_a and what follows it may be NULL, column and g_target as well. */
+int aent_backward(
+    int code, const void *x, int64_t stride, void *out, int64_t out_stride, int64_t rows,
+    int64_t width, float inverse_t, int64_t start, const float *peak, const float *a,
+    const float *b, const float *kept_a, const float *kept_b, const float *threshold,
+    const int32_t *cut, const int64_t *column, const float *g_target, int threads
+) {
+#pragma omp parallel for THREADS schedule(dynamic)
+    for (int64_t row = 0; row < rows; row++) {
+        int clamped = kept_a != NULL;
+        float highest = peak[row] < -FLT_MAX ? -FLT_MAX : peak[row];
+        FOR_KIND(code, backward_row(
+            kind, ROW(kind, x, stride, row), ROW(kind, out, out_stride, row), width, inverse_t,
+            highest, a[row], b[row], clamped ? kept_a[row] : 0, clamped ? kept_b[row] : 0,
+            clamped ? threshold[row] : 0, clamped ? cut[row] - start : 0, clamped,
+            column ? column[row] : -1, column ? g_target[row] : 0))
+    }
+    return 0;
+}
