@@ -67,6 +67,7 @@ def step_metrics(
         "gradient/policy": policy,
         "gradient/entropy": entropy,
         "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
+        "policy/invalid_tokens": sum(r.invalid_rows for r in results),
         "update/loss": per_update("loss"),
         "update/policy_loss": per_update("policy_loss"),
         "update/grad_norm": per_update("grad_norm"),

@@ -23,6 +23,7 @@ from aent.entropy.statistics import (
     backward_rows,
     check_arguments,
     forward_rows,
+    gathered,
     kept_count,
 )
 
@@ -100,7 +101,7 @@ def linear_token_statistics(
         chunk_tokens,
         weight_grad,
     )
-    return TokenStatistics(*(r.view(targets.shape) for r in results))
+    return gathered(results, targets.shape)
 
 
 class _LinearTokenStatistics(torch.autograd.Function):

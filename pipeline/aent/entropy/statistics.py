@@ -21,6 +21,7 @@ entropy (megatron/core/tensor_parallel/cross_entropy.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -43,13 +44,15 @@ class TokenStatistics:
 
     log_prob: of the target, under the tempered policy. entropy: over the vocabulary.
     clamped_entropy: of the policy renormalised on its kept set. kept_mass: the full policy's
-    probability of that set, in [0, 1]; not differentiable, the others are.
+    probability of that set, in [0, 1]; not differentiable, the others are. invalid_rows: int64
+    scalar on the device, how many tokens have logits with NaN or +inf, or none above -inf.
     """
 
     log_prob: Tensor
     entropy: Tensor
     clamped_entropy: Tensor
     kept_mass: Tensor
+    invalid_rows: Tensor
 
 
 def token_statistics(
@@ -60,6 +63,9 @@ def token_statistics(
     top_k: int | None = None,
     vocab_size: int | None = None,
     tp_group: dist.ProcessGroup | None = None,
+    *,
+    inplace_backward: bool = False,
+    raise_on_invalid: bool = False,
 ) -> TokenStatistics:
     """Compute per-token log-prob, entropy and clamped entropy from this rank's logit columns.
 
@@ -78,14 +84,20 @@ def token_statistics(
             no probability and no gradient. All columns if None.
         tp_group: process group that shares the vocabulary; None for one rank. The call is
             collective over it, with the same number of tokens on every rank; its backward is not.
+        inplace_backward: let the backward write the gradient over the logits, which saves a tensor
+            of their size. For logits that nobody reads after the forward: not the caller, and not
+            the backward of the operation that made them (a matrix product does not; where one does,
+            as tanh, torch says that they were modified). One backward only.
+        raise_on_invalid: wait for the device and name the first bad token, for debugging.
 
     Returns:
         TokenStatistics, the same on every rank; computed in fp32 for 16- and 32-bit logits, in
-        float64 for float64. Without gradient nothing is kept; with it the logits and 40 bytes a
-        token (fp32). Each rank's gradient is that of its own columns, complete.
+        float64 for float64. Without gradient nothing is kept; with it the logits and 28 bytes a
+        token (fp32) besides its target. Each rank's gradient is that of its own columns, complete.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument.
+        RuntimeError: a second backward with inplace_backward.
     """
     check_arguments(logits, targets, temperature)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
@@ -93,8 +105,21 @@ def token_statistics(
     flat = logits.reshape(-1, logits.shape[-1])
     if flat.stride(1) != 1:
         flat = flat.contiguous()
-    results = _TokenStatistics.apply(flat, targets.reshape(-1), temperature, kept, shard)
-    return TokenStatistics(*(r.view(targets.shape) for r in results))
+    results = _TokenStatistics.apply(
+        flat, targets.reshape(-1), temperature, kept, shard, inplace_backward
+    )
+    if raise_on_invalid:
+        invalid = results[1].detach().isnan().nonzero()
+        if len(invalid):
+            row = int(invalid[0])
+            raise ValueError(f"logits: row {row} has NaN or +inf, or no logit above -inf")
+    return gathered(results, targets.shape)
+
+
+def gathered(results: Sequence[Tensor], shape: torch.Size) -> TokenStatistics:
+    """Bring log_prob, entropy, clamped_entropy and kept_mass, each [N], into the tokens' shape."""
+    log_prob, entropy, clamped, kept_mass = (r.view(shape) for r in results)
+    return TokenStatistics(log_prob, entropy, clamped, kept_mass, entropy.detach().isnan().sum())
 
 
 def check_arguments(
@@ -140,12 +165,14 @@ class _TokenStatistics(torch.autograd.Function):
         temperature: float,
         k: int,
         shard: VocabShard,
+        inplace_backward: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_prob, entropy, clamped, kept_mass, saved = forward_rows(
             logits, targets, temperature, k, shard
         )
         ctx.save_for_backward(logits, targets, *saved)
         ctx.temperature, ctx.shard = temperature, shard
+        ctx.inplace_backward, ctx.spent = inplace_backward, False
         ctx.mark_non_differentiable(kept_mass)
         ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
         return log_prob, entropy, clamped, kept_mass
@@ -158,16 +185,25 @@ class _TokenStatistics(torch.autograd.Function):
         g_entropy: Tensor | None,
         g_clamped: Tensor | None,
         _g_kept_mass: None,
-    ) -> tuple[Tensor | None, None, None, None, None]:
-        logits, targets, *saved = ctx.saved_tensors
+    ) -> tuple[Tensor | None, None, None, None, None, None]:
         if g_log_prob is None and g_entropy is None and g_clamped is None:
-            return None, None, None, None, None
-        grad = torch.empty_like(logits)
+            return None, None, None, None, None, None
+        if ctx.spent:
+            raise RuntimeError(
+                "token_statistics: the first backward has written the gradient over the logits; "
+                "a second one needs inplace_backward=False"
+            )
+        logits, targets, *saved = ctx.saved_tensors
+        grad = logits.detach() if ctx.inplace_backward else torch.empty_like(logits)
         upstream = (g_log_prob, g_entropy, g_clamped)
         backward_rows(
             logits, targets, SavedRows(*saved), ctx.temperature, ctx.shard, *upstream, out=grad
         )
-        return grad, None, None, None, None
+        if ctx.inplace_backward:
+            ctx.spent = True
+            # so that torch objects where another backward wants the logits
+            torch.autograd.graph.increment_version(logits)
+        return grad, None, None, None, None, None
 
 
 class SavedRows(NamedTuple):

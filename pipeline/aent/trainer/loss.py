@@ -20,7 +20,7 @@ from aent.trainer.packing import MicroBatch
 # what is summed over the tokens of a mini-batch, in this order
 SUMS = (
     "loss", "policy_loss", "entropy", "clamped_entropy", "kept_mass", "clip_fraction",
-    "kl_behaviour", "logprob_gap", "kl_reference", "tokens",
+    "kl_behaviour", "logprob_gap", "kl_reference", "invalid_rows", "tokens",
     "policy_gradient_square", "entropy_gradient_square",
 )  # fmt: skip
 
@@ -49,7 +49,9 @@ def statistics(
     if recipe.trainer.fused_head:
         main_grad = getattr(weight, "main_grad", None)  # Megatron's buffer
         return linear_token_statistics(chosen, weight, targets, weight_grad=main_grad, **settings)
-    return token_statistics(policy.logits(chosen, weight), targets, **settings)
+    # The logits come straight from a matrix product, whose backward does not read them.
+    logits = policy.logits(chosen, weight)
+    return token_statistics(logits, targets, inplace_backward=True, **settings)
 
 
 def micro_batch_loss(
@@ -87,6 +89,7 @@ def micro_batch_loss(
         "kl_behaviour": torch.expm1(gap) - gap,
         "logprob_gap": gap.abs(),
         "kl_reference": policy.kl_reference if policy.kl_reference is not None else gap * 0,
+        "invalid_rows": stats.invalid_rows,
         "tokens": torch.ones_like(gap),
     }
     values["policy_gradient_square"], values["entropy_gradient_square"] = squares

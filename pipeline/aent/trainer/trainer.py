@@ -51,6 +51,7 @@ class MinibatchResult:
     kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
     logprob_gap: float  # |log-prob - behaviour log-prob|
     kl_reference: float  # k3 estimate, 0 without a reference
+    invalid_rows: float  # number of tokens with NaN or +inf among their logits
     # squared norms with respect to the logits (gradient_share.py); of the entropy at coefficient 1
     policy_gradient_square: float
     entropy_gradient_square: float

@@ -11,6 +11,7 @@
 #define LOWEST -1000.0f   /* exp is 0 far above it, and 0 * LOWEST is 0 */
 #define NO_CUT INT32_MAX
 #define FEW 65536         /* logits that are not worth a second thread */
+#define MANY (1 << 22)    /* logits that fill the caches */
 
 typedef struct {
     float peak;
@@ -52,7 +53,7 @@ INLINE void scan_vector(
     l->kept_weighted = add_if(above, l->kept_weighted, w);
     s->above += __builtin_popcount(bits_of(above));
     if (s->inside + W <= capacity) {
-        compress_ids(columns + s->inside, inside, (int32_t)i);
+        if (columns) compress_ids(columns + s->inside, inside, (int32_t)i);
         s->inside += compress(values + s->inside, inside, v);
     } else { /* near the buffer's end, and beyond it */
         float some[W];
@@ -60,20 +61,26 @@ INLINE void scan_vector(
         compress_ids(ids, inside, (int32_t)i);
         int found = compress(some, inside, v);
         for (int j = 0; j < found; j++, s->inside++)
-            if (s->inside < capacity) values[s->inside] = some[j], columns[s->inside] = ids[j];
+            if (s->inside < capacity) {
+                values[s->inside] = some[j];
+                if (columns) columns[s->inside] = ids[j];
+            }
     }
 }
 
-/* Sums of a row, and what lies in [low, high] where these are given. The running peak is the largest
- * logit of the blocks so far, so that the row is read from memory once. */
+/* Sums of a row, and what lies in [low, high] where these are given: values with their columns, or,
+ * for less work, with the number found before each block. The running peak is the largest logit of
+ * the blocks so far, so that the row is read from memory once. */
 INLINE void scan_row(
     kind_t kind, const void *x, int64_t width, float inverse_t, const float *low,
-    const float *high, float *values, int32_t *columns, int64_t capacity, scan_t *s
+    const float *high, float *values, int32_t *columns, int32_t *found, int64_t capacity,
+    scan_t *s
 ) {
     *s = (scan_t){.peak = -INFINITY};
     for (int64_t first_column = 0; first_column < width; first_column += BLOCK) {
         int64_t end = width < first_column + BLOCK ? width : first_column + BLOCK;
         int64_t whole = first_column + (end - first_column) / W * W, i;
+        if (found) found[first_column / BLOCK] = (int32_t)s->inside;
         vf most = all(-INFINITY), most2 = most, most3 = most, most4 = most;
         for (i = first_column; i + 4 * W <= whole; i += 4 * W) {
             most = max_(most, load(kind, x, i)), most2 = max_(most2, load(kind, x, i + W));
@@ -138,46 +145,67 @@ typedef struct {
     float low, high, most, least;
 } ends_t;
 
+#define SAMPLE (RUN * RUNS + W) /* numbers in a buffer for a sample */
+
 /* An interval that likely holds the quantile with `share` of the row above it; see propose. Runs of
  * neighbours cost a cache line each; being alike, they tell less than as many scattered logits
  * would, for which the margin has some room. */
 INLINE ends_t propose_row(
-    kind_t kind, const void *x, int64_t width, double share, float *sample, float *other
+    kind_t kind, const void *x, int64_t width, double share, float *sample, float *other,
+    float *copy
 ) {
     ends_t ends = {-INFINITY, INFINITY, -INFINITY, INFINITY};
     int64_t runs = width / (2 * RUN) < RUNS ? width / (2 * RUN) : RUNS, size = runs * RUN;
+    vf most = all(-INFINITY), least = all(INFINITY);
     for (int64_t r = 0; r < runs; r++)
-        for (int64_t j = 0, from = r * (width - RUN) / (runs - 1); j < RUN; j += W)
-            store_f32(sample + r * RUN + j, load(kind, x, from + j));
-    for (int64_t i = 0; i < size; i++) {
-        float v = sample[i];
-        if (v != v) sample[i] = -INFINITY; /* NaN has no place in an order */
-        if (v > ends.most && v <= FLT_MAX) ends.most = v;
-        if (v < ends.least && v >= -FLT_MAX) ends.least = v;
+        for (int64_t j = 0, from = r * (width - RUN) / (runs - 1); j < RUN; j += W) {
+            vf v = max_(load(kind, x, from + j), all(-INFINITY)); /* NaN has no place in an order */
+            store_f32(sample + r * RUN + j, v);
+            most = select(gt(all(INFINITY), v), max_(most, v), most);
+            least = select(both(gt(least, v), gt(v, all(-INFINITY))), v, least);
+        }
+    for (int i = 0; i < W; i++) {
+        float lanes[W];
+        store_f32(lanes, most), ends.most = lanes[i] > ends.most ? lanes[i] : ends.most;
+        store_f32(lanes, least), ends.least = lanes[i] < ends.least ? lanes[i] : ends.least;
     }
     double margin = 4 * sqrt(size * share * (1 - share)) + 4;
-    int64_t from = (int64_t)(size * share - margin), to = (int64_t)(size * share + margin);
-    if (to < size) ends.low = nth_largest(sample, other, size, to + 1);
-    if (from >= 0) {
-        /* the order is lost, but not the numbers: copy them again */
-        for (int64_t r = 0; r < runs; r++)
-            for (int64_t j = 0, at = r * (width - RUN) / (runs - 1); j < RUN; j += W)
-                store_f32(sample + r * RUN + j, load(kind, x, at + j));
-        for (int64_t i = 0; i < size; i++)
-            if (sample[i] != sample[i]) sample[i] = -INFINITY;
-        ends.high = nth_largest(sample, other, size, from + 1);
-    }
+    int64_t from = (int64_t)floor(size * share - margin), to = (int64_t)(size * share + margin);
+    memcpy(copy, sample, size * sizeof(float));
+    if (to < size) ends.low = nth_largest(copy, other, size, to + 1);
+    if (from >= 0) ends.high = nth_largest(sample, other, size, from + 1);
     return ends;
 }
 
-/* Settle which candidates are kept: threshold, cut, and their part in the kept sums. */
-INLINE void select_row(
-    scan_t *s, int64_t k, float inverse_t, const float *values, const int32_t *columns,
-    float *scratch, float *other, float *threshold, int32_t *cut
+/* The column of a row's candidate number `place`. */
+INLINE int32_t column_of(
+    kind_t kind, const void *x, int64_t width, ends_t ends, const int32_t *found, int64_t place
+) {
+    int64_t block = (width - 1) / BLOCK;
+    while (found[block] > place) block--;
+    place -= found[block];
+    for (int64_t i = block * BLOCK;; i += W) {
+        int n = width - i < W ? (int)(width - i) : W;
+        vf v = n < W ? load_part(kind, x, i, n) : load(kind, x, i);
+        unsigned bits = bits_of(both(and_not(ge(v, all(ends.low)), gt(v, all(ends.high))), first(n)));
+        if (place >= __builtin_popcount(bits)) {
+            place -= __builtin_popcount(bits);
+            continue;
+        }
+        while (place--) bits &= bits - 1;
+        return (int32_t)i + __builtin_ctz(bits);
+    }
+}
+
+/* Settle which candidates are kept: threshold, their part in the kept sums, and the place of the last
+ * kept tie among them, -1 if all are. */
+INLINE int64_t select_row(
+    scan_t *s, int64_t k, float inverse_t, const float *values, float *scratch, float *other,
+    float *threshold
 ) {
     int64_t n = s->inside, wanted = k - s->above, higher = 0, ties = 0, i;
     memcpy(scratch, values, n * sizeof(float));
-    *threshold = nth_largest(scratch, other, n, wanted), *cut = NO_CUT;
+    *threshold = nth_largest(scratch, other, n, wanted);
     double total = 0, weighted = 0;
     for (i = 0; i < n; i += W) {
         int lanes = n - i < W ? (int)(n - i) : W;
@@ -197,12 +225,9 @@ INLINE void select_row(
     s->kept_total += total + wanted * (double)lanes[0];
     store_f32(lanes, mul(e, d));
     s->kept_weighted += weighted + wanted * (double)lanes[0];
-    if (wanted < ties)
-        for (i = 0;; i++)
-            if (values[i] == *threshold && !--wanted) {
-                *cut = columns[i];
-                return;
-            }
+    if (wanted == ties) return -1;
+    for (i = 0; values[i] != *threshold || --wanted; i++) {}
+    return i;
 }
 
 INLINE void forward_row(
@@ -211,13 +236,14 @@ INLINE void forward_row(
 ) {
     int64_t room = width + W; /* of each of the four buffers in scratch */
     float *values = scratch, *other = scratch + room, *third = scratch + 2 * room;
-    int32_t *columns = (int32_t *)(scratch + 3 * room);
+    int32_t *found = (int32_t *)(scratch + 3 * room);
     ends_t ends = {-INFINITY, INFINITY, 0, 0};
-    if (width >= NARROW) ends = propose_row(kind, x, width, (double)k / width, values, other);
+    if (width >= NARROW) ends = propose_row(kind, x, width, (double)k / width, values, other, third);
     for (int attempt = 0; attempt < 2; attempt++) {
-        scan_row(kind, x, width, inverse_t, &ends.low, &ends.high, values, columns, room, s);
+        scan_row(kind, x, width, inverse_t, &ends.low, &ends.high, values, NULL, found, room, s);
         if (s->above < k && k <= s->above + s->inside) {
-            select_row(s, k, inverse_t, values, columns, other, third, threshold, cut);
+            int64_t last = select_row(s, k, inverse_t, values, other, third, threshold);
+            *cut = last < 0 ? NO_CUT : column_of(kind, x, width, ends, found, last);
             return;
         }
         if (s->above >= k) ends.low = ends.high, ends.high = INFINITY;
@@ -230,7 +256,7 @@ INLINE void forward_row(
  * strictly, where v > threshold. */
 INLINE void backward_part(
     kind_t kind, const void *x, void *out, int64_t i, int64_t end, float inverse_t, float peak,
-    float a, float b, float kept_a, float kept_b, float threshold, int clamped, int strictly
+    float a, float b, float kept_a, float kept_b, float threshold, int clamped, int strictly, int stream
 ) {
     while (i < end) {
         int n = end - i < W ? (int)(end - i) : W;
@@ -245,6 +271,7 @@ INLINE void backward_part(
         }
         v = mul(exp_(d), factor);
         if (n < W) store_part(kind, out, i, n, v);
+        else if (stream) store_past_cache(kind, out, i, v);
         else store(kind, out, i, v);
         i += n;
     }
@@ -253,13 +280,26 @@ INLINE void backward_part(
 INLINE void backward_row(
     kind_t kind, const void *x, void *out, int64_t width, float inverse_t, float peak, float a,
     float b, float kept_a, float kept_b, float threshold, int64_t cut, int clamped,
-    int64_t column, float g_target
+    int64_t column, float g_target, int stream
 ) {
     float target = column >= 0 ? load_one(kind, x, column) : 0; /* out may be x */
     int64_t to_cut = cut < 0 ? 0 : cut + 1 < width ? cut + 1 : width;
     if (!clamped) to_cut = width;
-    backward_part(kind, x, out, 0, to_cut, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, 0);
-    backward_part(kind, x, out, to_cut, width, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, 1);
+    /* Whole vectors on either side of the cut, and the one that it divides. */
+    int64_t before = to_cut / W * W, after = to_cut < width ? before + W : width;
+    if (after > width) after = width;
+#define PART(i, end, strictly, stream)                                                            \
+    backward_part(kind, x, out, i, end, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, \
+                  strictly, stream)
+    if (stream) {
+        PART(0, before, 0, 1);
+        PART(before, to_cut, 0, 0);
+        PART(to_cut, after, 1, 0);
+        PART(after, width, 1, 1);
+    } else {
+        PART(0, to_cut, 0, 0);
+        PART(to_cut, width, 1, 0);
+    }
     if (column < 0) return;
     int kept = clamped && (target > threshold || (target == threshold && column <= cut));
     vf d = shifted(all(target), peak, inverse_t);
@@ -309,11 +349,11 @@ int aent_propose(
 ) {
 #pragma omp parallel for THREADS schedule(dynamic)
     for (int64_t row = 0; row < rows; row++) {
-        float sample[2][RUN * RUNS + W];
+        float sample[3][SAMPLE];
         ends_t e = {INFINITY, -INFINITY, -INFINITY, INFINITY}; /* says nothing */
         if (width >= NARROW) {
             FOR_KIND(code, e = propose_row(kind, ROW(kind, x, stride, row), width, share,
-                                           sample[0], sample[1]))
+                                           sample[0], sample[1], sample[2]))
         }
         ends[row] = e.high, ends[rows + row] = -e.low;
         ends[2 * rows + row] = e.most, ends[3 * rows + row] = -e.least;
@@ -332,11 +372,11 @@ int aent_scan(
         if (low) {
             FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, low + row,
                                     high + row, values + row * capacity, columns + row * capacity,
-                                    capacity, &s))
+                                    NULL, capacity, &s))
             above[row] = (int32_t)s.above, inside[row] = (int32_t)s.inside;
         } else {
             FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, NULL, NULL,
-                                    NULL, NULL, 0, &s))
+                                    NULL, NULL, NULL, 0, &s))
         }
         put_sums(sums, rows, row, &s);
     }
@@ -350,6 +390,8 @@ int aent_backward(
     const float *b, const float *kept_a, const float *kept_b, const float *threshold,
     const int32_t *cut, const int64_t *column, const float *g_target, int threads
 ) {
+    /* A gradient that no cache will hold is written past them: its lines are not read first. */
+    int stream = out != x && rows * width > MANY;
 #pragma omp parallel for THREADS schedule(dynamic)
     for (int64_t row = 0; row < rows; row++) {
         int clamped = kept_a != NULL;
@@ -358,7 +400,8 @@ int aent_backward(
             kind, ROW(kind, x, stride, row), ROW(kind, out, out_stride, row), width, inverse_t,
             highest, a[row], b[row], clamped ? kept_a[row] : 0, clamped ? kept_b[row] : 0,
             clamped ? threshold[row] : 0, clamped ? cut[row] - start : 0, clamped,
-            column ? column[row] : -1, column ? g_target[row] : 0))
+            column ? column[row] : -1, column ? g_target[row] : 0,
+            stream && (uintptr_t)ROW(kind, out, out_stride, row) % (W * size_of(kind)) == 0))
     }
     return 0;
 }

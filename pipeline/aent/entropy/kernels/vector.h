@@ -190,6 +190,23 @@ INLINE void store(kind_t kind, void *p, int64_t i, vf v) {
     else store_f16((uint16_t *)p + i, v);
 }
 
+/* Without a copy in the caches; p + i must be a multiple of the vector's size in bytes. */
+INLINE void store_past_cache(kind_t kind, void *p, int64_t i, vf v) {
+#if W == 16
+    if (kind == F32) { _mm512_stream_ps((float *)p + i, v); return; }
+    uint16_t half[W];
+    store(kind, half, 0, v);
+    _mm256_stream_si256((__m256i *)((uint16_t *)p + i), _mm256_loadu_si256((__m256i *)half));
+#elif W == 8
+    if (kind == F32) { _mm256_stream_ps((float *)p + i, v); return; }
+    uint16_t half[W];
+    store(kind, half, 0, v);
+    _mm_stream_si128((__m128i *)((uint16_t *)p + i), _mm_loadu_si128((__m128i *)half));
+#else
+    store(kind, p, i, v);
+#endif
+}
+
 /* The first n < W lanes from p + i on, and -inf in the others. */
 INLINE vf load_part(kind_t kind, const void *p, int64_t i, int n) {
     char bytes[4 * W] = {0};
