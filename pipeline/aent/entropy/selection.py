@@ -113,13 +113,16 @@ def row_slices(rows: int, width: int) -> Iterator[slice]:
         yield slice(first, min(rows, first + step))
 
 
-def search(x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> tuple[Tensor, Tensor]:
+def search(
+    x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard, buffer: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Find the ``k`` largest logits of every row over all shards, lower ids first among equals.
 
     Args:
         x: [N, shard.width] fp32 or float64, without NaN (a row with NaN ends with some set).
         dtype: that x had before it was widened; its numbers are the ones searched.
         k: in [1, shard.vocab_size].
+        buffer: like x, to be overwritten.
 
     Returns:
         threshold, of x's dtype, the same on all ranks: kept are the logits above it and those equal
@@ -128,7 +131,7 @@ def search(x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> tuple[Te
 
     Collective over ``shard.group``, in as many rounds as the slowest row needs.
     """
-    state = _Search(x, dtype, k, shard)
+    state = _Search(x, dtype, k, shard, torch.empty_like(x) if buffer is None else buffer)
     state.run()
     threshold = value_of(state.low, dtype).to(x.dtype)
     cut = torch.full_like(state.low, NO_CUT, dtype=torch.int32)
@@ -147,8 +150,10 @@ class _Search:
     count_low is K, or when low and high are neighbours.
     """
 
-    def __init__(self, x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> None:
-        self.x, self.dtype, self.k, self.shard = x, dtype, k, shard
+    def __init__(
+        self, x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard, buffer: Tensor
+    ) -> None:
+        self.x, self.dtype, self.k, self.shard, self.buffer = x, dtype, k, shard, buffer
         rows = x.shape[0]
         infinity = torch.tensor(float("inf"), dtype=dtype, device=x.device)
         self.low = key_of(-infinity).repeat(rows)
@@ -195,7 +200,7 @@ class _Search:
         for part, x in self._parts(rows):
             # Adding up ones in floating point is several times faster than counting a mask, and
             # exact below 2^24 columns a shard.
-            ones = torch.ge(x, bounds[part, None], out=torch.empty_like(x))
+            ones = torch.ge(x, bounds[part, None], out=self.buffer[: x.shape[0]])
             counts[part] = ones.sum(dim=1).long()
         return counts
 

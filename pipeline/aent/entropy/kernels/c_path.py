@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -41,8 +42,8 @@ class CPath:
         sums = torch.empty(5, x.shape[0])
         threshold = torch.empty(x.shape[0])
         cut = torch.empty(x.shape[0], dtype=torch.int32)
-        inverse = ctypes.c_float(1 / temperature)
-        arguments = (ctypes.c_int64(k), inverse, sums, threshold, cut)
+        to_log2 = _to_log2(temperature)
+        arguments = (ctypes.c_int64(k), to_log2, sums, threshold, cut)
         self._call("aent_forward", *_matrix(x), *arguments)
         return Sums(*sums), threshold, cut
 
@@ -59,7 +60,7 @@ class CPath:
         values = torch.empty(x.shape[0], capacity)
         columns = torch.empty(x.shape[0], capacity, dtype=torch.int32)
         self._call(
-            "aent_scan", *_matrix(x), ctypes.c_float(1 / temperature), low, high,
+            "aent_scan", *_matrix(x), _to_log2(temperature), low, high,
             ctypes.c_int64(capacity), sums, counts[0], counts[1], values, columns,
         )  # fmt: skip
         return Scan(Sums(*sums), counts[0], counts[1], values, columns)
@@ -71,7 +72,7 @@ class CPath:
         code, pointer, stride, number, width = _matrix(x)
         self._call(
             "aent_backward", code, pointer, stride, out, ctypes.c_int64(out.stride(0)), number,
-            width, ctypes.c_float(1 / temperature), ctypes.c_int64(start), *per_row,
+            width, _to_log2(temperature), ctypes.c_int64(start), *per_row,
         )  # fmt: skip
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -84,6 +85,10 @@ class CPath:
         ]
         if getattr(self.library, name)(*addresses, ctypes.c_int(torch.get_num_threads())):
             raise MemoryError(f"{name}: no memory for a row's scratch space")
+
+
+def _to_log2(temperature: float) -> ctypes.c_float:
+    return ctypes.c_float(1 / (temperature * math.log(2)))
 
 
 def _matrix(x: Tensor) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 /* Token statistics of one shard on a CPU: the functions of kernels/__init__.py, for fp32, bf16 and
  * fp16 logits. A row is one thread's work, and rows are dealt out one by one: split evenly, a core
- * that is busy with something else would double the time. Each returns 0, or 1 if out of memory. */
+ * that is busy with something else would double the time. Each returns 0, or 1 if out of memory.
+ * to_log2 is 1 / (T ln 2). */
 #include "vector.h"
 #include <stdlib.h>
 
@@ -8,8 +9,9 @@
 #define RUN 16            /* neighbouring columns of a sample */
 #define RUNS 512          /* how many such */
 #define NARROW 1024       /* a row too narrow for a sample of its own */
-#define LOWEST -1000.0f   /* exp is 0 far above it, and 0 * LOWEST is 0 */
+#define LOWEST -1000.0f   /* 2^LOWEST is 0, and 0 * LOWEST is 0 */
 #define NO_CUT INT32_MAX
+#define LN_2 0.693147180559945309
 #define FEW 65536         /* logits that are not worth a second thread */
 #define MANY (1 << 22)    /* logits that fill the caches */
 
@@ -19,14 +21,15 @@ typedef struct {
     int64_t above, inside;
 } scan_t;
 
-INLINE vf shifted(vf v, float peak, float inverse_t) { /* NaN stays */
-    return max_(all(LOWEST), mul(sub(v, all(peak)), all(inverse_t)));
+/* (v - peak) / T in units of ln 2, which makes e a power of 2; NaN stays. */
+INLINE vf shifted(vf v, float peak, float to_log2) {
+    return max_(all(LOWEST), mul(sub(v, all(peak)), all(to_log2)));
 }
 
 /* Let the sums so far refer to another peak. */
-static void move_peak(scan_t *s, float peak, float inverse_t) {
+static void move_peak(scan_t *s, float peak, float to_log2) {
     if (s->total > 0) {
-        double d = ((double)s->peak - peak) * inverse_t, e = exp(d);
+        double d = ((double)s->peak - peak) * to_log2, e = exp2(d);
         s->weighted = e == 0 ? 0 : e * (s->weighted + d * s->total);
         s->kept_weighted = e == 0 ? 0 : e * (s->kept_weighted + d * s->kept_total);
         s->total *= e, s->kept_total *= e;
@@ -34,16 +37,20 @@ static void move_peak(scan_t *s, float peak, float inverse_t) {
     s->peak = peak;
 }
 
-typedef struct {
+typedef struct { /* of one block, in registers */
     vf total, weighted, kept_total, kept_weighted;
 } lanes_t;
 
-/* One vector of n columns from column i on, all of a block whose peak is at most s->peak. */
+typedef struct {
+    int64_t above, inside;
+} counts_t;
+
+/* One vector of n columns from column i on, all of a block whose logits are at most peak. */
 INLINE void scan_vector(
-    scan_t *s, lanes_t *l, vf v, int64_t i, int n, float peak, float inverse_t,
+    counts_t *c, lanes_t *l, vf v, int64_t i, int n, float peak, float to_log2,
     const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
 ) {
-    vf d = shifted(v, peak, inverse_t), e = exp_(d), w = mul(e, d);
+    vf d = shifted(v, peak, to_log2), e = exp2_(d), w = mul(e, d);
     l->total = add(l->total, e);
     l->weighted = add(l->weighted, w);
     if (!low) return;
@@ -51,19 +58,19 @@ INLINE void scan_vector(
     if (n < W) inside = both(inside, first(n));
     l->kept_total = add_if(above, l->kept_total, e);
     l->kept_weighted = add_if(above, l->kept_weighted, w);
-    s->above += __builtin_popcount(bits_of(above));
-    if (s->inside + W <= capacity) {
-        if (columns) compress_ids(columns + s->inside, inside, (int32_t)i);
-        s->inside += compress(values + s->inside, inside, v);
+    c->above += __builtin_popcount(bits_of(above));
+    if (c->inside + W <= capacity) {
+        if (columns) compress_ids(columns + c->inside, inside, (int32_t)i);
+        c->inside += compress(values + c->inside, inside, v);
     } else { /* near the buffer's end, and beyond it */
         float some[W];
         int32_t ids[W];
         compress_ids(ids, inside, (int32_t)i);
         int found = compress(some, inside, v);
-        for (int j = 0; j < found; j++, s->inside++)
-            if (s->inside < capacity) {
-                values[s->inside] = some[j];
-                if (columns) columns[s->inside] = ids[j];
+        for (int j = 0; j < found; j++, c->inside++)
+            if (c->inside < capacity) {
+                values[c->inside] = some[j];
+                if (columns) columns[c->inside] = ids[j];
             }
     }
 }
@@ -72,15 +79,16 @@ INLINE void scan_vector(
  * for less work, with the number found before each block. The running peak is the largest logit of
  * the blocks so far, so that the row is read from memory once. */
 INLINE void scan_row(
-    kind_t kind, const void *x, int64_t width, float inverse_t, const float *low,
+    kind_t kind, const void *x, int64_t width, float to_log2, const float *low,
     const float *high, float *values, int32_t *columns, int32_t *found, int64_t capacity,
     scan_t *s
 ) {
+    counts_t c = {0, 0};
     *s = (scan_t){.peak = -INFINITY};
     for (int64_t first_column = 0; first_column < width; first_column += BLOCK) {
         int64_t end = width < first_column + BLOCK ? width : first_column + BLOCK;
         int64_t whole = first_column + (end - first_column) / W * W, i;
-        if (found) found[first_column / BLOCK] = (int32_t)s->inside;
+        if (found) found[first_column / BLOCK] = (int32_t)c.inside;
         vf most = all(-INFINITY), most2 = most, most3 = most, most4 = most;
         for (i = first_column; i + 4 * W <= whole; i += 4 * W) {
             most = max_(most, load(kind, x, i)), most2 = max_(most2, load(kind, x, i + W));
@@ -92,25 +100,26 @@ INLINE void scan_row(
         float lanes[W], peak = s->peak;
         store_f32(lanes, max_(max_(most, most2), max_(most3, most4)));
         for (int j = 0; j < W; j++) peak = lanes[j] > peak ? lanes[j] : peak;
-        if (peak > s->peak) move_peak(s, peak, inverse_t);
+        if (peak > s->peak) move_peak(s, peak, to_log2);
         if (peak < -FLT_MAX) peak = -FLT_MAX; /* -inf only so far: they weigh 0 */
 
         lanes_t l = {all(0), all(0), all(0), all(0)}, l2 = l;
         for (i = first_column; i + 2 * W <= whole; i += 2 * W) {
-            scan_vector(s, &l, load(kind, x, i), i, W, peak, inverse_t, low, high, values, columns, capacity);
-            scan_vector(s, &l2, load(kind, x, i + W), i + W, W, peak, inverse_t, low, high, values, columns, capacity);
+            scan_vector(&c, &l, load(kind, x, i), i, W, peak, to_log2, low, high, values, columns, capacity);
+            scan_vector(&c, &l2, load(kind, x, i + W), i + W, W, peak, to_log2, low, high, values, columns, capacity);
         }
         for (; i < whole; i += W)
-            scan_vector(s, &l, load(kind, x, i), i, W, peak, inverse_t, low, high, values, columns, capacity);
+            scan_vector(&c, &l, load(kind, x, i), i, W, peak, to_log2, low, high, values, columns, capacity);
         if (whole < end) {
             int n = (int)(end - whole);
-            scan_vector(s, &l, load_part(kind, x, whole, n), whole, n, peak, inverse_t, low, high, values, columns, capacity);
+            scan_vector(&c, &l, load_part(kind, x, whole, n), whole, n, peak, to_log2, low, high, values, columns, capacity);
         }
         s->total += sum(add(l.total, l2.total));
         s->weighted += sum(add(l.weighted, l2.weighted));
         s->kept_total += sum(add(l.kept_total, l2.kept_total));
         s->kept_weighted += sum(add(l.kept_weighted, l2.kept_weighted));
     }
+    s->above = c.above, s->inside = c.inside;
 }
 
 /* The wanted-th largest (from 1) of n numbers, none of them NaN; both buffers are overwritten. */
@@ -200,7 +209,7 @@ INLINE int32_t column_of(
 /* Settle which candidates are kept: threshold, their part in the kept sums, and the place of the last
  * kept tie among them, -1 if all are. */
 INLINE int64_t select_row(
-    scan_t *s, int64_t k, float inverse_t, const float *values, float *scratch, float *other,
+    scan_t *s, int64_t k, float to_log2, const float *values, float *scratch, float *other,
     float *threshold
 ) {
     int64_t n = s->inside, wanted = k - s->above, higher = 0, ties = 0, i;
@@ -210,7 +219,7 @@ INLINE int64_t select_row(
     for (i = 0; i < n; i += W) {
         int lanes = n - i < W ? (int)(n - i) : W;
         vf v = lanes < W ? load_part(F32, values, i, lanes) : load_f32(values + i);
-        vf d = shifted(v, s->peak, inverse_t), e = exp_(d);
+        vf d = shifted(v, s->peak, to_log2), e = exp2_(d);
         vm kept = gt(v, all(*threshold)), tied = and_not(ge(v, all(*threshold)), kept);
         if (lanes < W) tied = both(tied, first(lanes));
         total += sum(select(kept, e, all(0)));
@@ -220,7 +229,7 @@ INLINE int64_t select_row(
     }
     wanted -= higher;
     float lanes[W];
-    vf d = shifted(all(*threshold), s->peak, inverse_t), e = exp_(d);
+    vf d = shifted(all(*threshold), s->peak, to_log2), e = exp2_(d);
     store_f32(lanes, e);
     s->kept_total += total + wanted * (double)lanes[0];
     store_f32(lanes, mul(e, d));
@@ -231,7 +240,7 @@ INLINE int64_t select_row(
 }
 
 INLINE void forward_row(
-    kind_t kind, const void *x, int64_t width, int64_t k, float inverse_t, float *scratch,
+    kind_t kind, const void *x, int64_t width, int64_t k, float to_log2, float *scratch,
     scan_t *s, float *threshold, int32_t *cut
 ) {
     int64_t room = width + W; /* of each of the four buffers in scratch */
@@ -240,9 +249,9 @@ INLINE void forward_row(
     ends_t ends = {-INFINITY, INFINITY, 0, 0};
     if (width >= NARROW) ends = propose_row(kind, x, width, (double)k / width, values, other, third);
     for (int attempt = 0; attempt < 2; attempt++) {
-        scan_row(kind, x, width, inverse_t, &ends.low, &ends.high, values, NULL, found, room, s);
+        scan_row(kind, x, width, to_log2, &ends.low, &ends.high, values, NULL, found, room, s);
         if (s->above < k && k <= s->above + s->inside) {
-            int64_t last = select_row(s, k, inverse_t, values, other, third, threshold);
+            int64_t last = select_row(s, k, to_log2, values, other, third, threshold);
             *cut = last < 0 ? NO_CUT : column_of(kind, x, width, ends, found, last);
             return;
         }
@@ -255,13 +264,13 @@ INLINE void forward_row(
 /* Write e * (a + b d) for columns [i, end), kept_a and kept_b added where v >= threshold, or, if
  * strictly, where v > threshold. */
 INLINE void backward_part(
-    kind_t kind, const void *x, void *out, int64_t i, int64_t end, float inverse_t, float peak,
+    kind_t kind, const void *x, void *out, int64_t i, int64_t end, float to_log2, float peak,
     float a, float b, float kept_a, float kept_b, float threshold, int clamped, int strictly, int stream
 ) {
     while (i < end) {
         int n = end - i < W ? (int)(end - i) : W;
         vf v = n < W ? load_part(kind, x, i, n) : load(kind, x, i);
-        vf d = shifted(v, peak, inverse_t), factor;
+        vf d = shifted(v, peak, to_log2), factor;
         if (clamped) {
             vm kept = strictly ? gt(v, all(threshold)) : ge(v, all(threshold));
             factor = fma_(select(kept, all(b + kept_b), all(b)), d,
@@ -269,7 +278,7 @@ INLINE void backward_part(
         } else {
             factor = fma_(all(b), d, all(a));
         }
-        v = mul(exp_(d), factor);
+        v = mul(exp2_(d), factor);
         if (n < W) store_part(kind, out, i, n, v);
         else if (stream) store_past_cache(kind, out, i, v);
         else store(kind, out, i, v);
@@ -278,7 +287,7 @@ INLINE void backward_part(
 }
 
 INLINE void backward_row(
-    kind_t kind, const void *x, void *out, int64_t width, float inverse_t, float peak, float a,
+    kind_t kind, const void *x, void *out, int64_t width, float to_log2, float peak, float a,
     float b, float kept_a, float kept_b, float threshold, int64_t cut, int clamped,
     int64_t column, float g_target, int stream
 ) {
@@ -289,7 +298,7 @@ INLINE void backward_row(
     int64_t before = to_cut / W * W, after = to_cut < width ? before + W : width;
     if (after > width) after = width;
 #define PART(i, end, strictly, stream)                                                            \
-    backward_part(kind, x, out, i, end, inverse_t, peak, a, b, kept_a, kept_b, threshold, clamped, \
+    backward_part(kind, x, out, i, end, to_log2, peak, a, b, kept_a, kept_b, threshold, clamped, \
                   strictly, stream)
     if (stream) {
         PART(0, before, 0, 1);
@@ -302,9 +311,9 @@ INLINE void backward_row(
     }
     if (column < 0) return;
     int kept = clamped && (target > threshold || (target == threshold && column <= cut));
-    vf d = shifted(all(target), peak, inverse_t);
+    vf d = shifted(all(target), peak, to_log2);
     vf factor = fma_(all(b + (kept ? kept_b : 0)), d, all(a + (kept ? kept_a : 0)));
-    store_part(kind, out, column, 1, fma_(exp_(d), factor, all(g_target)));
+    store_part(kind, out, column, 1, fma_(exp2_(d), factor, all(g_target)));
 }
 
 #define ROW(kind, x, stride, row) ((char *)(x) + (row) * (stride) * (int64_t)size_of(kind))
@@ -317,13 +326,14 @@ INLINE void backward_row(
 
 static void put_sums(float *sums, int64_t rows, int64_t row, const scan_t *s) {
     sums[row] = s->peak, sums[rows + row] = (float)s->total;
-    sums[2 * rows + row] = (float)s->weighted, sums[3 * rows + row] = (float)s->kept_total;
-    sums[4 * rows + row] = (float)s->kept_weighted;
+    sums[2 * rows + row] = (float)(s->weighted * LN_2);
+    sums[3 * rows + row] = (float)s->kept_total;
+    sums[4 * rows + row] = (float)(s->kept_weighted * LN_2);
 }
 
 int aent_forward(
     int code, const void *x, int64_t stride, int64_t rows, int64_t width, int64_t k,
-    float inverse_t, float *sums, float *threshold, int32_t *cut, int threads
+    float to_log2, float *sums, float *threshold, int32_t *cut, int threads
 ) {
     int failed = 0;
 #pragma omp parallel THREADS reduction(| : failed)
@@ -334,7 +344,7 @@ int aent_forward(
         for (int64_t row = 0; row < rows; row++) {
             scan_t s;
             if (!scratch) continue;
-            FOR_KIND(code, forward_row(kind, ROW(kind, x, stride, row), width, k, inverse_t,
+            FOR_KIND(code, forward_row(kind, ROW(kind, x, stride, row), width, k, to_log2,
                                        scratch, &s, threshold + row, cut + row))
             put_sums(sums, rows, row, &s);
         }
@@ -362,7 +372,7 @@ int aent_propose(
 }
 
 int aent_scan(
-    int code, const void *x, int64_t stride, int64_t rows, int64_t width, float inverse_t,
+    int code, const void *x, int64_t stride, int64_t rows, int64_t width, float to_log2,
     const float *low, const float *high, int64_t capacity, float *sums, int32_t *above,
     int32_t *inside, float *values, int32_t *columns, int threads
 ) {
@@ -370,12 +380,12 @@ int aent_scan(
     for (int64_t row = 0; row < rows; row++) {
         scan_t s;
         if (low) {
-            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, low + row,
+            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, to_log2, low + row,
                                     high + row, values + row * capacity, columns + row * capacity,
                                     NULL, capacity, &s))
             above[row] = (int32_t)s.above, inside[row] = (int32_t)s.inside;
         } else {
-            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, inverse_t, NULL, NULL,
+            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, to_log2, NULL, NULL,
                                     NULL, NULL, NULL, 0, &s))
         }
         put_sums(sums, rows, row, &s);
@@ -386,7 +396,7 @@ int aent_scan(
 /* kept_a and what follows it may be NULL, column and g_target as well. */
 int aent_backward(
     int code, const void *x, int64_t stride, void *out, int64_t out_stride, int64_t rows,
-    int64_t width, float inverse_t, int64_t start, const float *peak, const float *a,
+    int64_t width, float to_log2, int64_t start, const float *peak, const float *a,
     const float *b, const float *kept_a, const float *kept_b, const float *threshold,
     const int32_t *cut, const int64_t *column, const float *g_target, int threads
 ) {
@@ -397,8 +407,8 @@ int aent_backward(
         int clamped = kept_a != NULL;
         float highest = peak[row] < -FLT_MAX ? -FLT_MAX : peak[row];
         FOR_KIND(code, backward_row(
-            kind, ROW(kind, x, stride, row), ROW(kind, out, out_stride, row), width, inverse_t,
-            highest, a[row], b[row], clamped ? kept_a[row] : 0, clamped ? kept_b[row] : 0,
+            kind, ROW(kind, x, stride, row), ROW(kind, out, out_stride, row), width, to_log2,
+            highest, a[row], b[row] * (float)LN_2, clamped ? kept_a[row] : 0, clamped ? kept_b[row] * (float)LN_2 : 0,
             clamped ? threshold[row] : 0, clamped ? cut[row] - start : 0, clamped,
             column ? column[row] : -1, column ? g_target[row] : 0,
             stream && (uintptr_t)ROW(kind, out, out_stride, row) % (W * size_of(kind)) == 0))

@@ -23,11 +23,13 @@ LOWEST = -1000.0
 def forward(x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]:
     alone = VocabShard(0, x.shape[1], x.shape[1], None)
     parts = []
+    buffers = _Buffers(x, 4)
     for rows in row_slices(*x.shape):
-        chunk = x[rows].to(inner_dtype(x))
-        threshold, cut = selection.search(chunk, x.dtype, k, alone)
-        mask = kept_mask(chunk, threshold, cut, 0)
-        parts.append((*_sums(chunk, temperature, mask), threshold, cut))
+        chunk, d, e, mask = buffers.of(rows)
+        chunk = chunk.copy_(x[rows]) if x.dtype != chunk.dtype else x[rows]
+        threshold, cut = selection.search(chunk, x.dtype, k, alone, mask)
+        kept_mask(chunk, threshold, cut, 0, mask)
+        parts.append((*_sums(chunk, temperature, mask, d, e), threshold, cut))
     *sums, threshold, cut = _joined(parts, x)
     return Sums(*sums), threshold, cut
 
@@ -46,11 +48,13 @@ def scan(
     counts = torch.zeros(2, x.shape[0], dtype=torch.int32, device=x.device)
     values = x.new_empty(x.shape[0], capacity, dtype=inner_dtype(x))
     columns = torch.empty(x.shape[0], capacity, dtype=torch.int32, device=x.device)
+    buffers = _Buffers(x, 4)
     for rows in row_slices(*x.shape):
-        chunk = x[rows].to(inner_dtype(x))
+        chunk, d, e, mask = buffers.of(rows)
+        chunk = chunk.copy_(x[rows]) if x.dtype != chunk.dtype else x[rows]
         above = None
         if low is not None and high is not None:
-            above = torch.gt(chunk, high[rows, None], out=torch.empty_like(chunk))
+            above = torch.gt(chunk, high[rows, None], out=mask)
             counts[0, rows] = above.sum(dim=1).int()
             inside = (chunk >= low[rows, None]) & (chunk <= high[rows, None])
             counts[1, rows] = inside.sum(dim=1).int()
@@ -60,11 +64,12 @@ def scan(
             place = torch.arange(len(row), device=x.device) - first[row]
             values[rows][row, place] = chunk[row, column]
             columns[rows][row, place] = column.int()
-        parts.append(_sums(chunk, temperature, above))
+        parts.append(_sums(chunk, temperature, above, d, e))
     return Scan(Sums(*_joined(parts, x)), counts[0], counts[1], values, columns)
 
 
 def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int) -> None:
+    buffers = _Buffers(x, 4)
     for part in row_slices(*x.shape):
         peak, a, b, kept_a, kept_b, threshold, cut, column, g_target = (
             None if t is None else t[part] for t in rows
@@ -72,25 +77,33 @@ def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: 
         assert peak is not None
         assert a is not None
         assert b is not None
-        chunk = x[part].to(peak.dtype)
-        d, e = weigh(chunk, temperature, peak)
-        term = torch.mul(d, b[:, None]).add_(a[:, None])
+        chunk, d, e, mask = buffers.of(part)
+        chunk = chunk.copy_(x[part]) if x.dtype != chunk.dtype else x[part]
+        if not x.shape[1]:
+            continue
+        total = _weigh_into(chunk, temperature, peak, d, e)
+        term = None
         if kept_a is not None and kept_b is not None and threshold is not None and cut is not None:
-            mask = kept_mask(chunk, threshold, cut, start)
-            term.add_(d.mul_(kept_b[:, None]).add_(kept_a[:, None]).mul_(mask))
-        e.mul_(term)
-        if column is not None and g_target is not None and x.shape[1]:
+            kept_mask(chunk, threshold, cut, start, mask)
+            # x is read no more, so its copy may go: a buffer less in the cache
+            term = torch.mul(d, (kept_b * total)[:, None], out=buffers.of(part)[0])
+            term.add_((kept_a * total)[:, None]).mul_(mask)
+        d.mul_((b * total)[:, None]).add_((a * total)[:, None])
+        e.mul_(d if term is None else d.add_(term))
+        if column is not None and g_target is not None:
             here = torch.where(column >= 0, g_target, 0)
             e.scatter_add_(1, column.clamp(min=0)[:, None], here[:, None])
         out[part] = e
 
 
-def kept_mask(x: Tensor, threshold: Tensor, cut: Tensor, start: int) -> Tensor:
+def kept_mask(
+    x: Tensor, threshold: Tensor, cut: Tensor, start: int, out: Tensor | None = None
+) -> Tensor:
     """Return 1 for the kept columns of x [n, width] and 0 for the others, in x's dtype.
 
     Comparing straight into numbers to multiply by is quicker than by bools.
     """
-    mask = torch.ge(x, threshold[:, None], out=torch.empty_like(x))
+    mask = torch.ge(x, threshold[:, None], out=torch.empty_like(x) if out is None else out)
     cutting = cut < start + x.shape[1] - 1
     if x.device.type != "cpu" or bool(cutting.any()):
         ids = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.int32)
@@ -99,22 +112,50 @@ def kept_mask(x: Tensor, threshold: Tensor, cut: Tensor, start: int) -> Tensor:
     return mask
 
 
+class _Buffers:
+    """Room for a slice of rows, a few times over, used again for the next: fresh pages cost more
+    than the arithmetic."""
+
+    def __init__(self, x: Tensor, number: int) -> None:
+        most = next((rows.stop for rows in row_slices(*x.shape)), 0)
+        self.rooms = x.new_empty(number, most, x.shape[1], dtype=inner_dtype(x))
+
+    def of(self, rows: slice) -> Tensor:
+        return self.rooms[:, : rows.stop - rows.start]
+
+
 def inner_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _sums(x: Tensor, temperature: float, mask: Tensor | None) -> tuple[Tensor, ...]:
+def _sums(
+    x: Tensor, temperature: float, mask: Tensor | None, d: Tensor, e: Tensor
+) -> tuple[Tensor, ...]:
     """Return the Sums of a chunk [n, width]; without a mask the kept ones are 0."""
     if not x.shape[1]:
         nothing = x.new_zeros(x.shape[0])
         return nothing - math.inf, nothing, nothing, nothing, nothing
     peak = x.amax(dim=1)
-    d, e = weigh(x, temperature, peak)
-    total = _row_sums(e)
-    weighted = _row_sums(d.mul_(e))
+    total = _weigh_into(x, temperature, peak, d, e)
+    weighted = _row_sums(d.mul_(e)) * total
     if mask is None:
         return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak)
-    return peak, total, weighted, _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
+    kept_total, kept_weighted = _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
+    return peak, total, weighted, kept_total * total, kept_weighted * total
+
+
+def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> Tensor:
+    """Write d = (x - peak) / T, at least LOWEST, and e = exp(d) / total; return total, [n].
+
+    x, d, e: [n, width]; d may exceed 0 nowhere. A row without a finite logit has a total of 0.
+    """
+    torch.sub(x, peak.clamp(min=torch.finfo(x.dtype).min)[:, None], out=d)
+    if temperature != 1:
+        d.div_(temperature)
+    d.clamp_(LOWEST, 0)
+    torch.softmax(d, dim=1, out=e)
+    highest = d.amax(dim=1)
+    return torch.where(highest == LOWEST, 0, highest.exp() / e.amax(dim=1))
 
 
 def weigh(x: Tensor, temperature: float, peak: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ INLINE unsigned bits_of(vm m) { return m; }
 INLINE vf select(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
 INLINE vf add_if(vm m, vf a, vf b) { return _mm512_mask_add_ps(a, m, a, b); }
 INLINE vf round_(vf a) { return _mm512_roundscale_ps(a, 8); } /* to nearest, no exceptions */
-INLINE vf scale(vf a, vf n, vf d) { (void)d; return _mm512_scalef_ps(a, n); }
+INLINE vf scale(vf a, vf n, vf t) { (void)t; return _mm512_scalef_ps(a, n); }
 /* Write the marked lanes one after the other; up to W floats from p on may be written. */
 INLINE int compress(float *p, vm m, vf v) {
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m, v));
@@ -159,10 +159,9 @@ INLINE vf power_of_2(vf n) { return (vf)(((vm)(n + all(12582912.0f)) - 0x4b40000
 
 #endif
 
-/* exp(d) = a * 2^n; below the smallest normal number it is 0. NaN in d stays NaN. */
-INLINE vf scale(vf a, vf n, vf d) {
-    vf small = all(-87.0f);
-    return select(gt(small, d), all(0.0f), mul(a, power_of_2(max_(all(-126.0f), n))));
+/* a * 2^n, 0 below the smallest normal number; n is t rounded, NaN in t stays NaN. */
+INLINE vf scale(vf a, vf n, vf t) {
+    return select(gt(all(-126.0f), t), all(0.0f), mul(a, power_of_2(max_(all(-126.0f), n))));
 }
 INLINE int compress(float *p, vm m, vf v) {
     float lanes[W];
@@ -234,16 +233,13 @@ INLINE double sum(vf v) {
     return total;
 }
 
-/* exp of d <= 0 to about an ulp: Cephes' polynomial on [-ln 2 / 2, ln 2 / 2]. */
-INLINE vf exp_(vf d) {
-    vf n = round_(mul(d, all(1.44269504088896341f)));
-    vf r = fma_(n, all(-0.693359375f), d);
-    r = fma_(n, all(2.12194440e-4f), r);
-    vf p = fma_(all(1.9875691500e-4f), r, all(1.3981999507e-3f));
-    p = fma_(p, r, all(8.3334519073e-3f));
-    p = fma_(p, r, all(4.1665795894e-2f));
-    p = fma_(p, r, all(1.6666665459e-1f));
-    p = fma_(p, r, all(5.0000001201e-1f));
-    p = add(fma_(p, mul(r, r), r), all(1.0f));
-    return scale(p, n, d);
+/* 2^t of t <= 0 to about an ulp: the nearest integer apart, a minimax polynomial that is 1 at 0. */
+INLINE vf exp2_(vf t) {
+    vf n = round_(t), r = sub(t, n);
+    vf p = fma_(all(1.535336196e-4f), r, all(1.339887385e-3f));
+    p = fma_(p, r, all(9.618436918e-3f));
+    p = fma_(p, r, all(5.550332367e-2f));
+    p = fma_(p, r, all(2.402264774e-1f));
+    p = fma_(p, r, all(6.931471825e-1f));
+    return scale(fma_(p, r, all(1.0f)), n, t);
 }
