@@ -12,7 +12,7 @@ LABEL org.opencontainers.image.title="aent rollout engine" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 WORKDIR /opt/aent
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm

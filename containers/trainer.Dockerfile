@@ -23,7 +23,7 @@ RUN python3 -c 'import amp_C, apex.optimizers' 2>/dev/null || \
 # What the base image has stays as it is; everything else has the version of the CPU lock, with which
 # the tests run.
 COPY containers/locks/cpu.lock.txt /tmp/lock.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm

@@ -147,7 +147,7 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     folders = [ROOT / name for name in ("pipeline", "recipes", "slurm")]
     for folder in filter(Path.exists, folders):  # git keeps no empty slurm/
         shutil.copytree(folder, tree / folder.name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tree)]
@@ -157,6 +157,10 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     target = tmp_path / "installed"
     unpack = [*pip, "install", "--no-deps", "--target", str(target), str(built)]
     subprocess.run(unpack, check=True, timeout=300)
+
+    kernels = target / "aent" / "entropy" / "kernels"
+    assert (kernels / "rows.c").exists()
+    assert list(kernels.glob("rows-portable-*.so"))  # there is a compiler: the tests need one
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -99,6 +99,7 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
     return [
         ("device", f"{roles.device} ({gpus or 'torch sees no GPU'})"),
         ("torch build", f"for {roles.build}; CPU kernels: {roles.simd}"),
+        ("entropy on CPU", roles.entropy),
         ("attention", attention),
         ("optimizer", optimizer),
     ]

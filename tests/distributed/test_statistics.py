@@ -147,7 +147,7 @@ def on_rank_with_error(rank: int, ranks: int) -> tuple[list[dict[str, Any]], str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_every_sharding_equals_the_reference(ranks: int) -> None:
     answers = run_ranks(on_rank_with_error, ranks)
     for i, case in enumerate(CASES):
@@ -174,3 +174,39 @@ def test_every_sharding_equals_the_reference(ranks: int) -> None:
         assert (grad[:, case.vocab :] == 0).all(), case
     for _, error in answers:
         assert f"vocab_size is {4 * ranks + 1}, but the logits have {4 * ranks} columns" in error
+
+
+def traffic(rank: int, ranks: int) -> list[tuple[int, int]]:
+    """(rounds, bytes a token) of forwards over vocabularies and K of several sizes."""
+    sizes: list[int] = []
+    names = ("all_reduce", "all_gather")
+    plain = {name: getattr(dist, name) for name in names}
+
+    def counted(name: str) -> Any:
+        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+            tensors = first if isinstance(first, list) else [first]
+            sizes.append(sum(t.numel() * t.element_size() for t in tensors))
+            return plain[name](first, *args, **kwargs)
+
+        return call
+
+    rows, found = 50, []
+    for name in names:
+        setattr(dist, name, counted(name))
+    for vocab, k in ((1000, 10), (1000, 670), (151_936, 50), (151_936, 101_798)):
+        g = torch.Generator().manual_seed(0)
+        width = vocab // ranks
+        logits = torch.randn(rows, vocab, generator=g)[:, rank * width : (rank + 1) * width]
+        shard = VocabShard(rank * width, width, vocab, dist.group.WORLD)
+        sizes.clear()
+        forward_rows(logits, torch.zeros(rows, dtype=torch.int64), 1.0, k, shard)
+        found.append((len(sizes), sum(sizes) // rows))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_traffic_does_not_depend_on_the_vocabulary_or_k(ranks: int) -> None:
+    """Four rounds and 404 + 68 t bytes a token, as sharded.py says; no row needs the search."""
+    for rank in run_ranks(traffic, ranks):
+        assert rank == [(4, 404 + 68 * ranks)] * 4

@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aent.entropy import TokenStatistics, token_statistics
+from aent.entropy import TokenStatistics, kernels, selection, token_statistics
+from aent.entropy.kernels import c_path
 from aent.entropy.kernels.torch_path import kept_mask
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import forward_rows
 from entropy import reference
+
+
+def variants() -> list[str]:
+    """The backends that can run on this processor."""
+    return ["torch", *list(c_path.build.VARIANTS)[list(c_path.build.VARIANTS).index(BEST) :]]
+
+
+BEST = c_path.best_variant()
+BACKENDS = variants()
 
 
 def kept_set(logits: Tensor, k: int) -> Tensor:
@@ -45,9 +55,14 @@ def check_against_reference(
     assert (stats.clamped_entropy >= 0).all()
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> None:
+@settings(max_examples=200, deadline=None)
+@given(backend=st.sampled_from(BACKENDS), data=st.data())
+def test_values_gradients_and_set_equal_the_reference(backend: str, data: st.DataObject) -> None:
+    with kernels.using(backend):
+        check_an_example(data)
+
+
+def check_an_example(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.double]))
     rows, columns = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 400))
     vocab = data.draw(st.integers(1, columns))
@@ -84,24 +99,33 @@ def test_values_gradients_and_set_equal_the_reference(data: st.DataObject) -> No
     assert torch.equal(kept_set(real, k), reference.kept_mask(real, k))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("style", ["normal", "grid", "sorted", "wide", "tiny", "one_hot"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_set_of_a_real_vocabulary(style: str, dtype: torch.dtype) -> None:
+def test_set_of_a_real_vocabulary(style: str, dtype: torch.dtype, backend: str) -> None:
     """Wide enough for the sampled bracket and its candidates to do the work."""
     vocab = 20_000
     logits = reference.make_logits(6, vocab, dtype, style, style == "normal", 1)
     for k in (1, 2, 50, 13_400, vocab - 1, vocab):
-        assert torch.equal(kept_set(logits, k), reference.kept_mask(logits, k)), k
+        with kernels.using(backend):
+            assert torch.equal(kept_set(logits, k), reference.kept_mask(logits, k)), k
 
 
-def test_a_sample_that_misleads_leaves_the_set_exact() -> None:
-    """Columns that the sample's stride never or always meets: every bracket is wrong."""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sample_that_misleads_leaves_the_set_exact(backend: str) -> None:
+    """Columns that the sample never or always meets: every bracket is wrong."""
     vocab = 20_480
     logits = torch.randn(4, vocab)
-    logits[:, ::10] += 100
+    if backend == "torch":  # it takes every fifth
+        logits[:, ::5] += 100
+    else:  # runs of 16 neighbours, 512 of them evenly spread
+        starts = torch.arange(512) * (vocab - 16) // 511
+        logits[:, (starts[:, None] + torch.arange(16)).flatten()] += 100
     logits[2:] *= -1
-    for k in (1000, 2048, 10_000, 13_722):
-        assert torch.equal(kept_set(logits, k), reference.kept_mask(logits, k)), k
+    for k in (1000, 2048, 5000, 10_000, 13_722):
+        with kernels.using(backend):
+            mask = kept_set(logits, k)
+        assert torch.equal(mask, reference.kept_mask(logits, k)), k
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -162,9 +186,15 @@ def test_near_deterministic_rows_stay_at_or_above_zero() -> None:
     assert leaf.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_do_not_depend_on_their_company(dtype: torch.dtype) -> None:
+def test_rows_do_not_depend_on_their_company(dtype: torch.dtype, backend: str) -> None:
     """Permuting or splitting the rows changes no bit, of values or gradients."""
+    with kernels.using(backend):
+        check_company(dtype)
+
+
+def check_company(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits = (torch.randn(37, 30_000) * 3).to(dtype)
     targets = torch.randint(0, 30_000, (37,))
@@ -202,6 +232,59 @@ def test_no_graph_without_gradient_and_little_kept_with_it() -> None:
     assert stats.clamped_entropy.requires_grad
     assert not stats.kept_mass.requires_grad
     assert sum(t.numel() for t in kept if t.data_ptr() != logits.data_ptr()) <= 10 * 8
+
+
+class Sizes(TorchDispatchMode):
+    """The largest tensor that operations make, in bytes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, Tensor) and func.namespace == "aten" and "empty" in str(func):
+                self.largest = max(self.largest, made.numel() * made.element_size())
+        return result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_of_the_logits_size_is_made(backend: str) -> None:
+    """A slice's buffers at most; in place, the gradient is the logits' own storage."""
+    rows, vocab = 400, 20_000
+    logits = torch.randn(rows, vocab, requires_grad=True)
+    targets = torch.zeros(rows, dtype=torch.int64)
+    want = torch.autograd.grad(token_statistics(logits, targets).clamped_entropy.sum(), logits)[0]
+    leaf = logits.detach().clone().requires_grad_()
+    with kernels.using(backend), Sizes() as sizes:
+        stats = token_statistics(leaf, targets, inplace_backward=True)
+        total = stats.clamped_entropy.sum()
+        (grad,) = torch.autograd.grad(total, leaf, retain_graph=True)
+    assert sizes.largest <= 4 * 4 * selection.CHUNK_ELEMENTS + 4 * rows
+    if backend != "torch":
+        assert sizes.largest <= 5 * 4 * rows
+    assert grad.data_ptr() == leaf.data_ptr()
+    torch.testing.assert_close(grad, want, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RuntimeError, match="a second one needs inplace_backward=False"):
+        torch.autograd.grad(total, leaf)
+
+
+def test_in_place_gradient_objects_where_another_backward_reads_the_logits() -> None:
+    leaf = torch.randn(3, 2000, requires_grad=True)
+    logits = leaf.tanh()  # keeps its result for its own backward
+    stats = token_statistics(logits, torch.zeros(3, dtype=torch.int64), inplace_backward=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stats.log_prob.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_rows_are_counted_and_named(backend: str) -> None:
+    logits, targets = torch.randn(5, 3000), torch.zeros(5, dtype=torch.int64)
+    with kernels.using(backend):
+        assert int(token_statistics(logits, targets).invalid_rows) == 0
+        logits[1, 700], logits[3, 2999], logits[4] = torch.nan, torch.inf, -torch.inf
+        assert int(token_statistics(logits, targets).invalid_rows) == 3
+        with pytest.raises(ValueError, match="logits: row 1 has NaN or "):
+            token_statistics(logits, targets, raise_on_invalid=True)
 
 
 def test_gradient_of_log_prob_alone_is_that_of_cross_entropy() -> None:
@@ -280,7 +363,8 @@ def test_backward_computes_only_what_has_a_gradient() -> None:
             self.names.append(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))
 
-    logits = torch.randn(3, 100, requires_grad=True)
+    # float64: the path of torch operations, which can be watched
+    logits = torch.randn(3, 100, dtype=torch.float64, requires_grad=True)
     used = {}
     for name in ("log_prob", "entropy", "clamped_entropy"):
         total = getattr(token_statistics(logits, torch.zeros(3, dtype=torch.int64)), name).sum()
@@ -291,13 +375,15 @@ def test_backward_computes_only_what_has_a_gradient() -> None:
     assert "scatter_add_" in used["log_prob"]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_row_spoils_only_itself(bad: float) -> None:
+def test_a_broken_row_spoils_only_itself(bad: float, backend: str) -> None:
     logits, targets = torch.randn(4, 5000), torch.zeros(4, dtype=torch.int64)
     broken = logits.clone()
     broken[1, 17], broken[2] = bad, -torch.inf
     good = [0, 3]
-    want, got = token_statistics(logits, targets), token_statistics(broken, targets)
+    with kernels.using(backend):
+        want, got = token_statistics(logits, targets), token_statistics(broken, targets)
     for name in ("log_prob", "entropy", "clamped_entropy", "kept_mass"):
         assert getattr(got, name)[1:3].isnan().all()
         assert torch.equal(getattr(got, name)[good], getattr(want, name)[good])

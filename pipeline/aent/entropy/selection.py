@@ -253,19 +253,20 @@ def propose(x: Tensor, share: float) -> Tensor:
     """
     rows, width = x.shape
     infinity = float("inf")
-    if width < SMALLEST_SAMPLE:
-        narrow = torch.tensor([-infinity, -infinity, -infinity, -infinity], dtype=x.dtype)
-        return narrow.to(x.device)[:, None].repeat(1, rows)
+    nothing = torch.full((rows,), -infinity, dtype=x.dtype, device=x.device)
+    if not width:
+        return torch.stack([nothing] * 4)
     # Rounding the step up spreads the sample over all the block.
     sample = x[:, :: -(-width // SAMPLE_SIZE)].contiguous()
     size = sample.shape[1]
-    margin = 3.5 * (size * share * (1 - share)) ** 0.5 + 2
-    first, last = int(size * share - margin), int(size * share + margin)  # from the top
-    open_end = torch.full((rows,), infinity, dtype=x.dtype, device=x.device)
-    high = open_end if first < 0 else _nth_largest(sample, first)
-    low = -open_end if last >= size else _nth_largest(sample, last)
     most = sample.masked_fill(sample == infinity, -infinity).amax(dim=1)
     least = sample.masked_fill(sample == -infinity, infinity).amin(dim=1)
+    if width < SMALLEST_SAMPLE:
+        return torch.stack([nothing, nothing, most, -least])
+    margin = 3.5 * (size * share * (1 - share)) ** 0.5 + 2
+    first, last = int(size * share - margin), int(size * share + margin)  # from the top
+    high = -nothing if first < 0 else _nth_largest(sample, first)
+    low = nothing if last >= size else _nth_largest(sample, last)
     return torch.stack([high, -low, most, -least])
 
 

@@ -74,7 +74,7 @@ def forward(
         sums = backend.scan(x, temperature, None, None, 0).sums
         shares = _gather(torch.stack([target, *sums], dim=1), shard)
         return Rows(_over_ranks(shares[..., 0]), _combine(shares[..., 1:], temperature), None, None)
-    capacity = 256 + shard.vocab_size // shard.ranks // 4
+    capacity = 1024 + shard.vocab_size // shard.ranks // 4  # all of a block without a sample
     step = max(1, CANDIDATE_BYTES // (8 * capacity))
     parts = []
     for first in range(0, max(1, x.shape[0]), step):

@@ -53,6 +53,7 @@ for name in sys.argv[1:]:
 """
 _ROLES = f"""
 import json, torch
+from aent.entropy import kernels
 from aent.runtime import environment as e
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
 print("{_MARK}" + json.dumps(dict(
@@ -60,6 +61,7 @@ print("{_MARK}" + json.dumps(dict(
     gpus=[[g.name, g.total_memory] for g in gpus],
     build="CUDA " + torch.version.cuda if torch.version.cuda else "CPU",
     simd=torch.backends.cpu.get_cpu_capability(),
+    entropy=kernels.cpu_path(),
     attention=e.attention_implementation(),
     optimizer=e.optimizer_implementation("auto"),
     why_not={{n: e.why_not(n) for n in ("transformer_engine", "apex", "torch")}},
@@ -85,6 +87,7 @@ class Roles:
     gpus: list[tuple[str, int]]  # (name, bytes) of each GPU that torch can use
     build: str  # "CPU" or "CUDA 12.8"
     simd: str  # the CPU kernels that torch runs
+    entropy: str  # what computes token statistics on the CPU
     attention: str
     optimizer: str
     why_not: dict[str, str]  # implementation -> why it cannot be used, "" where it can

@@ -21,7 +21,8 @@ propose(x, share) -> inner [4, N]
     From a sample of the row, an interval that likely holds the row's quantile with ``share`` (k / V
     of the whole vocabulary) of the logits above it: high, -low, and the sample's largest and
     negated smallest finite values. A maximum over shards makes them one interval for all. A block
-    too narrow to say anything gives -inf four times.
+    too narrow for a sample (fewer than 1024 columns) gives -inf for the first two, and -inf for all
+    where it has no finite value.
 
 scan(x, temperature, low, high, capacity) -> Scan
     One pass over x. kept_total and kept_weighted are over the columns with x > high. low, high:

@@ -360,10 +360,17 @@ int aent_propose(
 #pragma omp parallel for THREADS schedule(dynamic)
     for (int64_t row = 0; row < rows; row++) {
         float sample[3][SAMPLE];
-        ends_t e = {INFINITY, -INFINITY, -INFINITY, INFINITY}; /* says nothing */
+        ends_t e = {INFINITY, -INFINITY, -INFINITY, INFINITY}; /* says nothing of an interval */
         if (width >= NARROW) {
             FOR_KIND(code, e = propose_row(kind, ROW(kind, x, stride, row), width, share,
                                            sample[0], sample[1], sample[2]))
+        } else {
+            for (int64_t i = 0; i < width; i++) {
+                float v;
+                FOR_KIND(code, v = load_one(kind, ROW(kind, x, stride, row), i))
+                if (v > e.most && v <= FLT_MAX) e.most = v;
+                if (v < e.least && v >= -FLT_MAX) e.least = v;
+            }
         }
         ends[row] = e.high, ends[rows + row] = -e.low;
         ends[2 * rows + row] = e.most, ends[3 * rows + row] = -e.least;

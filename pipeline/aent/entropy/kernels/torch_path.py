@@ -81,14 +81,14 @@ def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: 
         chunk = chunk.copy_(x[part]) if x.dtype != chunk.dtype else x[part]
         if not x.shape[1]:
             continue
-        total = _weigh_into(chunk, temperature, peak, d, e)
+        _weigh_into(chunk, temperature, peak, d, e)
         term = None
         if kept_a is not None and kept_b is not None and threshold is not None and cut is not None:
             kept_mask(chunk, threshold, cut, start, mask)
             # x is read no more, so its copy may go: a buffer less in the cache
-            term = torch.mul(d, (kept_b * total)[:, None], out=buffers.of(part)[0])
-            term.add_((kept_a * total)[:, None]).mul_(mask)
-        d.mul_((b * total)[:, None]).add_((a * total)[:, None])
+            term = torch.mul(d, kept_b[:, None], out=buffers.of(part)[0])
+            term.add_(kept_a[:, None]).mul_(mask)
+        d.mul_(b[:, None]).add_(a[:, None])
         e.mul_(d if term is None else d.add_(term))
         if column is not None and g_target is not None:
             here = torch.where(column >= 0, g_target, 0)
@@ -136,26 +136,22 @@ def _sums(
         nothing = x.new_zeros(x.shape[0])
         return nothing - math.inf, nothing, nothing, nothing, nothing
     peak = x.amax(dim=1)
-    total = _weigh_into(x, temperature, peak, d, e)
-    weighted = _row_sums(d.mul_(e)) * total
+    _weigh_into(x, temperature, peak, d, e)
+    total = _row_sums(e)
+    weighted = _row_sums(d.mul_(e))
     if mask is None:
         return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak)
-    kept_total, kept_weighted = _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
-    return peak, total, weighted, kept_total * total, kept_weighted * total
+    return peak, total, weighted, _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
 
 
-def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> Tensor:
-    """Write d = (x - peak) / T, at least LOWEST, and e = exp(d) / total; return total, [n].
-
-    x, d, e: [n, width]; d may exceed 0 nowhere. A row without a finite logit has a total of 0.
-    """
+def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> None:
+    """Write d = (x - peak) / T, in [LOWEST, 0], and e = exp(d), as ``weigh`` does; [n, width]."""
     torch.sub(x, peak.clamp(min=torch.finfo(x.dtype).min)[:, None], out=d)
     if temperature != 1:
         d.div_(temperature)
     d.clamp_(LOWEST, 0)
     torch.softmax(d, dim=1, out=e)
-    highest = d.amax(dim=1)
-    return torch.where(highest == LOWEST, 0, highest.exp() / e.amax(dim=1))
+    e.div_((e.amax(dim=1) / d.amax(dim=1).exp())[:, None])  # which makes the peak's weight 1
 
 
 def weigh(x: Tensor, temperature: float, peak: Tensor) -> tuple[Tensor, Tensor]:
