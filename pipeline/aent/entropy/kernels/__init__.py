@@ -1,8 +1,9 @@
 """What token statistics compute on one shard, per device: the interface of the backends.
 
 A backend has the four functions below. ``torch_path`` is made of torch operations and runs
-anywhere; ``c_path`` is a C library for CPUs; ``choose`` says which one serves a tensor. None of
-them communicates: forward_rows (statistics.py) runs the collectives between them.
+anywhere; ``c_path`` is a C library for CPUs, ``triton_path`` is for GPUs; ``choose`` says which one
+serves a tensor. None of them communicates: forward_rows (statistics.py) runs the collectives
+between them.
 
 Common to all. x [N, width] holds the real columns of this shard, last dimension contiguous, rows
 at any stride, fp16, bf16, fp32 or float64; ``inner`` is fp32, float64 for float64. With m the
@@ -40,6 +41,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import torch
@@ -106,9 +108,17 @@ _forced: str | None = None
 
 
 def choose(x: Tensor) -> Backend:
-    """Return the backend for x [N, width]: the C library on a CPU that has one, else torch's."""
+    """Return the backend for x [N, width].
+
+    The C library on a CPU that has one, Triton on a GPU where it is installed (not run on one yet),
+    torch's operations otherwise.
+    """
     from aent.entropy.kernels import c_path, torch_path
 
+    if x.is_cuda and x.shape[1] and _forced != "torch" and find_spec("triton"):
+        from aent.entropy.kernels import triton_path
+
+        return triton_path
     if x.device.type == "cpu" and _forced != "torch":
         library = c_path.load(_forced) if _forced else _best_library()
         if library is not None and library.serves(x):
