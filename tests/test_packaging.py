@@ -90,7 +90,7 @@ def test_the_lock_names_versions_and_no_places():
     lines = (ROOT / "containers" / "locks" / "cpu.lock.txt").read_text().splitlines()
     assert PIN in lines
     assert [line for line in lines if "==" not in line or "://" in line or "@" in line] == []
-    assert [line for line in lines if line.startswith(("triton=", "torchvision="))] == []
+    assert [line for line in lines if line.startswith("torchvision=")] == []
 
 
 @pytest.fixture
