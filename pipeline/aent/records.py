@@ -138,7 +138,7 @@ def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list
     """Mean entropy of each of the step's responses, of the recipe's measure, in their order."""
     entropies = torch.zeros(batch.num_sequences)
     for chosen, result in zip(mini_batch_sequences(batch, len(results)), results):
-        entropies[chosen] = result.response_entropy
+        entropies[chosen] = torch.tensor(result.response_entropy)
     return entropies.tolist()
 
 

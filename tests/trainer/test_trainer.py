@@ -126,7 +126,7 @@ def measured_on_every_token(trainer: Any) -> dict[str, Any]:
     return {
         "policy": result.policy_gradient_square,
         "entropy": result.entropy_gradient_square,
-        "responses": result.response_entropy.tolist(),
+        "responses": result.response_entropy,
     }
 
 

@@ -56,7 +56,7 @@ class MinibatchResult:
     policy_gradient_square: float
     entropy_gradient_square: float
     logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
-    response_entropy: Tensor  # [S] fp32 CPU: mean per response, of the recipe's measure, nats
+    response_entropy: list[float]  # mean per response [S], of the recipe's measure, nats
 
 
 @dataclass
@@ -277,7 +277,7 @@ class Trainer:
             lr=lr,
             update_skipped=update.skipped,
             logprobs=log_probs,
-            response_entropy=batch.sum_by_response(entropies) / batch.response_lengths,
+            response_entropy=(batch.sum_by_response(entropies) / batch.response_lengths).tolist(),
         )
 
 
