@@ -94,9 +94,9 @@ def in_flight(client: EngineClient) -> tuple[asyncio.Task[list[Completion]], asy
 
 
 def test_update_with_requests_in_flight(link: Link) -> None:
-    async def scenario() -> None:
-        old = await link.push(models.make(13))
-        model = models.make(14)
+    async def caught(attempt: int) -> bool:
+        old = await link.push(models.make(13 + 100 * attempt))
+        model = models.make(14 + 100 * attempt)
         pending, first_done = in_flight(link.client)
         await asyncio.wait_for(first_done.wait(), 60)
         new = await link.push(model)
@@ -112,9 +112,10 @@ def test_update_with_requests_in_flight(link: Link) -> None:
             prompt = [i, *completion.token_ids[:start]]
             expected = models.logprobs(model, prompt, completion.token_ids[start:])
             assert models.gap(completion.logprobs[start:], expected) < 1e-3
-        assert any(set(c.versions) == {old, new} for c in done)
+        return any(set(c.versions) == {old, new} for c in done)
 
-    asyncio.run(scenario())
+    # on a busy machine all may have ended before the update begins: then once more
+    assert any(asyncio.run(caught(attempt)) for attempt in range(10))
 
 
 def test_tensors_are_consumed_once_and_to_the_end_even_on_failure(link: Link) -> None:
