@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from aent.rollout.client import (
@@ -83,6 +84,7 @@ class WeightSender:
             store, where = GlooTransport.rendezvous(address, timeout_s)
             join = partial(GlooTransport.join, store, address, world, timeout_s)
         else:
+            await self.check_nccl()
             unique_id, where = NcclTransport.rendezvous()
             join = partial(NcclTransport.join, unique_id, world)
         offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
@@ -103,6 +105,19 @@ class WeightSender:
             raise EngineError(f"no group with the engines' workers: {error}") from error
         self.transport = transport
         self.joined = [client.url for client in self.clients]
+
+    async def check_nccl(self) -> None:
+        """Raise EngineError naming the engine whose NCCL has another major version than ours: the
+        group would hang or break. Not run where it was written: it needs GPUs."""
+        own = torch.cuda.nccl.version()
+        answers = await self._all("POST", "/collective_rpc", {"method": "aent_nccl_version"})
+        for client, answer in zip(self.clients, answers):
+            for worker, theirs in enumerate(answer["results"]):
+                if theirs[0] != own[0]:
+                    raise client.error(
+                        f", worker {worker}: NCCL {'.'.join(map(str, theirs))}, the trainer has "
+                        f"{'.'.join(map(str, own))}; weights travel by NCCL of one major version"
+                    )
 
     async def push(
         self, named_tensors: Iterable[tuple[str, Tensor]], version: int, expected: Manifest | None

@@ -145,6 +145,10 @@ class WorkerExtension:
         received: Manifest = self.weight_transfer_engine.received
         return {n: [list(s.shape), s.dtype, s.checksum] for n, s in received.items()}
 
+    def aent_nccl_version(self) -> list[int]:
+        """Of the NCCL that this worker has loaded."""
+        return list(torch.cuda.nccl.version())
+
 
 for _name, _engine in (("aent_gloo", GlooEngine), ("aent_nccl", NcclEngine)):
     if _name not in WeightTransferEngineFactory._registry:
