@@ -73,7 +73,7 @@ def launch(recipe: Recipe) -> int:
             with held():
                 ranks = start_ranks(recipe, model_path, run_dir)
             children += ranks
-            failure = watch(children, ranks, signals)
+            failure = watch(children, ranks, signals, spare_engines(recipe))
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
             failure = f"aent: {type(error).__name__}: {error}"
         finally:
@@ -125,8 +125,17 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
     ]
 
 
-def watch(children: list[Child], ranks: list[Child], signals: Signals) -> str | None:
-    """Wait for every rank to end well; return what to tell when one did not, or an engine died.
+def spare_engines(recipe: Recipe) -> int:
+    """How many engines may be lost before the run ends; rank 0 goes on without those (Fleet)."""
+    rollout = recipe.rollout
+    return 0 if rollout.min_engines is None else rollout.num_engines - rollout.min_engines
+
+
+def watch(
+    children: list[Child], ranks: list[Child], signals: Signals, spare_engines: int
+) -> str | None:
+    """Wait for every rank to end well; return what to tell when one did not, or when more than
+    ``spare_engines`` engines died.
 
     Returns None on a signal too; SIGUSR1 is passed on to the ranks.
     """
@@ -137,7 +146,10 @@ def watch(children: list[Child], ranks: list[Child], signals: Signals) -> str | 
             for rank in ranks:
                 rank.process.send_signal(STOP)
         ended = [c for c in children if c.poll() is not None]
-        dead = [c for c in ended if c not in ranks or c.poll() not in (0, CHECKPOINTED)]
+        dead = [r for r in ranks if r in ended and r.poll() not in (0, CHECKPOINTED)]
+        lost = [c for c in ended if c not in ranks]
+        if len(lost) > spare_engines:
+            dead += lost
         if dead:
             return first_failure(dead, ranks)
         if all(rank in ended for rank in ranks):

@@ -14,6 +14,7 @@ from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.resume import choose_start
 from aent.rollout import registry
+from aent.runtime import heartbeats
 from aent.runtime.environment import device_kind
 
 
@@ -32,6 +33,7 @@ def prepare(recipe: Recipe) -> tuple[Path, Path]:
     registry.make_token(run_dir)
     registry.clear(run_dir)
     failures.clear(run_dir)
+    heartbeats.clear(run_dir)
     say_what_starts(recipe, run_dir, model_path)
     return run_dir, model_path
 

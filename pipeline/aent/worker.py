@@ -16,11 +16,16 @@ def main(run_dir: Path, model_path: Path) -> int:
     from aent import failures, loop
     from aent.recipe.load import load
     from aent.run import Run
+    from aent.runtime import heartbeats
     from aent.runtime.rank import read_place
 
     recipe = load(run_dir / "recipe.yaml", [])
     rank = read_place()
-    with failures.recorded(run_dir, rank), Run.open(recipe, run_dir, model_path, stop) as run:
+    with (
+        failures.recorded(run_dir, rank),
+        heartbeats.beating(run_dir, rank),
+        Run.open(recipe, run_dir, model_path, stop) as run,
+    ):
         ended = loop.train(run)
     return 0 if ended else signals.CHECKPOINTED
 

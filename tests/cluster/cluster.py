@@ -56,7 +56,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 SlurmdTimeout=10
-KillWait=5
+KillWait=20
 MpiDefault=none
 MailProg=/bin/true
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000

@@ -15,6 +15,9 @@ from cluster import cluster as slurm
 from cluster.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[2]
+SLURM = ROOT / "slurm"
+TINY = "recipes/cpu/tiny.yaml"
+TWO_NODES = ("--nodes=2", "--gpus-per-node=0", str(SLURM / "train.sbatch"), TINY)
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +33,42 @@ def cluster() -> Iterator[slurm.Cluster]:
         yield cluster
 
 
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What jobs shall find of this process's variables."""
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("PREFLIGHT_FLAGS", "--disk-gib=1 --shm-gib=0.5")
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def sweep(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job]:
+    """Two finished runs of the tiny recipe, four steps each, on one node each: as it is (what
+    disturbed runs are compared with), and with a constant coefficient."""
+    folder = tmp_path_factory.mktemp("sweep")
+    variants = ["seed=1", "'controller={kind: constant, initial: 0.02}'"]
+    (folder / "variants.txt").write_text("\n".join(variants) + "\n")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clean_environment(monkeypatch)
+        flags = ("--array=0-1", "--gpus-per-node=0", str(SLURM / "sweep.sbatch"))
+        array = cluster.submit(*flags, TINY, "variants.txt", "task.heldout=0", cwd=folder)
+        name = f"aent-sweep-{array}"
+        jobs = [
+            Job(cluster, f"{array}_{n}", folder / f"runs/{name}_{n}", folder / f"{name}_{n}.log")
+            for n in range(2)
+        ]
+        for job in jobs:
+            assert job.wait() == "COMPLETED", job.log
+    return jobs[0], jobs[1]
+
+
 @pytest.fixture
 def submit(
     cluster: slurm.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Job]]:
     """A factory of jobs: sbatch flags, a script of slurm/ and its arguments in, a Job out; or
     ``aent``, what follows ``aent slurm submit``."""
-    monkeypatch.setenv("PYTHON", sys.executable)
-    monkeypatch.setenv("PREFLIGHT_FLAGS", "--disk-gib=1 --shm-gib=0.5")
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
+    clean_environment(monkeypatch)
     jobs: list[Job] = []
 
     def start(*arguments: str) -> Job:

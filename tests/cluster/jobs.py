@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from cluster.cluster import POLL_S, Cluster
+from e2e.compare import series
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-DEADLINE_S = 300.0  # a loaded machine
+DEADLINE_S = 900.0  # a loaded machine; a minute or two on an idle one
+CURVE = ("reward/mean", "policy/clamped_entropy", "update/grad_norm", "controller/coefficient")
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -38,14 +43,31 @@ class Job:
             time.sleep(POLL_S)
         return state
 
-    def wait_for(self, words: str) -> None:
-        """Return when its log has these words."""
+    def wait_for(self, words: str, times: int = 1) -> None:
+        """Return when its log has these words (so many times)."""
         deadline = time.monotonic() + DEADLINE_S
-        while words not in self.log:
+        while self.log.count(words) < times:
             state = self.cluster.state(self.number)
             assert state not in OVER, f"{state} before it said {words!r}:\n{self.log}"
             assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.log}"
             time.sleep(POLL_S)
+
+    def curve(self, steps: int) -> dict[str, list[float]]:
+        """What the journal has of the first steps, as the trainer computed it; every step once, or
+        with the same value each time."""
+        found = series(self.run_dir)
+        values = {key: [found[key].get(step, set()) for step in range(steps)] for key in CURVE}
+        assert all(len(v) == 1 for column in values.values() for v in column), values
+        return {key: [next(iter(v)) for v in column] for key, column in values.items()}
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """Its trainer ranks' processes, as this machine sees them."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[1:4] == ["-m", "aent.worker", str(self.run_dir)]:
+                    found[int(process.environ()["SLURM_PROCID"])] = process
+        return found
 
     def cancel(self) -> None:
         """End it, if it is not over; return when its nodes are free."""

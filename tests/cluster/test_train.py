@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+import sys
 
 import pytest
 
-from aent.rollout import registry
-from cluster.conftest import ROOT
+from aent.model_source import resolve
+from aent.recipe.schema import ModelSection
+from cluster.conftest import SLURM, TINY, TWO_NODES
+from cluster.jobs import Job
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-
-TRAIN = str(ROOT / "slurm" / "train.sbatch")
-TINY = "recipes/cpu/tiny.yaml"
-TWO_NODES = ("--nodes=2", "--gpus-per-node=0", TRAIN, TINY)
-
-
-def test_ranks_over_two_nodes_and_an_engine_train_together(cluster, submit):
-    job = submit(*TWO_NODES, "steps=2")
-    assert job.wait() == "COMPLETED", job.log
-    cluster.wait_until_idle()  # every node is released
-    assert "step 2/2" in job.log
-    client, run = job.mlflow()
-    assert run.info.status == "FINISHED"
-    assert run.data.params["trainer.tensor_parallel"] == "2"
-    gaps = client.get_metric_history(run.info.run_id, "policy/logprob_gap")
-    assert len(gaps) == 2
-    assert max(point.value for point in gaps) < 1e-3
-    engine = json.loads((job.run_dir / "engines" / "0.json").read_text())
-    assert engine["url"].startswith(f"http://{cluster.address(0)}:")
-    token = registry.read_token(job.run_dir / "token")
-    logs = [job.log, *(p.read_text() for p in (job.run_dir / "logs").iterdir())]
-    assert len(logs) == 1 + 4 + 2  # the job's, the ranks', the engine's and its task's
-    assert not any(token in text for text in logs)
-    assert token not in str(run.data) + cluster.run("scontrol", "show", "job", job.number).stdout
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
@@ -49,16 +28,31 @@ def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
 
 
 def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
-    job = submit("--nodes=1", "--gpus-per-node=4", TRAIN, TINY)
+    job = submit("--nodes=1", "--gpus-per-node=4", str(SLURM / "train.sbatch"), TINY)
     assert job.wait() == "FAILED"
     reason = "4 trainer ranks and 1 engine(s) of rollout.engine.tensor_parallel=1 need 5 GPUs"
     assert reason in job.log
     assert not job.run_dir.exists()
 
 
-def test_a_failing_rank_ends_the_job_and_the_log_ends_with_why(submit):
-    job = submit(*TWO_NODES, "task.heldout=0", "rollout.max_logprob_gap=1e-12")
-    assert job.wait() == "FAILED"
-    assert "failed first" in job.log
-    assert job.log.rstrip().endswith("sample from the policy that is being trained")
-    assert job.mlflow()[1].info.status == "FAILED"
+def test_a_chain_of_jobs_for_one_run_and_the_log_ends_with_why_it_failed(
+    cluster, submit, tmp_path, monkeypatch
+):
+    """The links fail fast, by a model whose weights are cut off; one waits for the other."""
+    model = tmp_path / "model"
+    shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.setenv("PYTHON", sys.executable)
+    monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
+    recipe = ("model.bundled=null", f"model.path={model}", "rollout.engines=0")
+    recipe += ("rollout.urls=[http://127.0.0.1:9]",)
+    sent = cluster.run(str(SLURM / "chain.sh"), "2", *TWO_NODES, *recipe, cwd=tmp_path).stdout
+    numbers = sent.split()
+    assert len(numbers) == 2
+    assert f"afterany:{numbers[0]}" in cluster.show(numbers[1])["Dependency"]
+    for number in numbers:
+        job = Job(cluster, number, tmp_path / "run", tmp_path / f"aent-{number}.log")
+        assert job.wait() == "FAILED"
+        assert "failed first" in job.log
+        assert "safetensor" in job.log.rstrip().splitlines()[-1].lower()

@@ -1,21 +1,26 @@
 """A job's first step, on one node: the run's folder, and what the batch script must know.
 
 ``python -m aent.cluster.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
-[--sweep DIR] RECIPE [key=value ...]`` checks everything and writes ``RUN_DIR/job.env``.
+[--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks everything and writes
+``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
 import sys
+from itertools import takewhile
 from pathlib import Path
 
+from aent import checkpoint, resume
 from aent.checkpoint import CheckpointError
 from aent.cluster.layout import Layout, layout
 from aent.cluster.sweep import parent_run
 from aent.prepare import prepare, rank_environment
-from aent.recipe.check import check
+from aent.recipe.check import check, run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
@@ -28,14 +33,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
     try:
-        recipe = load(
-            data_path(given.recipe), [*given.overrides, f"run_dir={shlex.quote(given.run_dir)}"]
-        )
+        own = [f"run_dir={shlex.quote(given.run_dir)}", "resume=auto"]
+        recipe = load(data_path(given.recipe), [*given.overrides, *own])
         faults = check(recipe)
         place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
     except (RecipeError, ValueError) as error:
@@ -47,8 +52,12 @@ def main(arguments: list[str]) -> int:
         tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
         update = {"tracking": recipe.tracking.model_copy(update=tracking)}
         recipe = recipe.model_copy(update=update)
+    if finished(recipe):
+        (run_folder(recipe) / "job.env").write_text("FINISHED=1\n")
+        return 0
     try:
         run_dir, model_path = prepare(recipe)
+        count_start(run_dir, given.max_requeues)
     except CheckpointError as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
@@ -57,9 +66,38 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def finished(recipe: Recipe) -> bool:
+    """Whether the run has nothing left to do: its policy is there, and no step is missing."""
+    run_dir = run_folder(recipe)
+    checkpoints = (run_dir / checkpoint.FOLDER).glob("step_" + "[0-9]" * 6)
+    newest = max((int(path.name[5:]) for path in checkpoints), default=recipe.steps)
+    return (run_dir / "policy").is_dir() and newest >= recipe.steps
+
+
+def count_start(run_dir: Path, max_requeues: int) -> None:
+    """Note this start of the job in ``run_dir/starts.jsonl``.
+
+    Raises CheckpointError if the job was requeued more than ``max_requeues`` times in a row without
+    a checkpoint between them.
+    """
+    folder = resume.chosen(run_dir)
+    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder and folder.name}
+    path = run_dir / "starts.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps(start) + "\n")
+    starts = [json.loads(line) for line in path.read_text().splitlines()]
+    in_a_row = len(list(takewhile(lambda earlier: earlier == start, reversed(starts))))
+    if in_a_row > max_requeues + 1:
+        raise CheckpointError(
+            f"the job was requeued {in_a_row - 1} times in a row without coming to another "
+            f"checkpoint (MAX_REQUEUES={max_requeues}): the run is given up"
+        )
+
+
 def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
     """What the batch script sources."""
     values = {
+        "FINISHED": "",
         "MODEL_PATH": str(model_path),
         "RANKS": str(recipe.trainer.num_ranks),
         "RANKS_PER_NODE": str(place.ranks_per_node),

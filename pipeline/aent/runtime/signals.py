@@ -6,12 +6,14 @@ notes it: the ranks agree at the boundary (``Run.checkpoint``).
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 STOP = signal.SIGUSR1
+STACKS = signal.SIGUSR2  # asks a rank to write the stacks of its threads to its log
 CHECKPOINTED = 85  # exit code, of ranks and launcher: stopped as asked, may be resumed
 
 
@@ -29,6 +31,7 @@ def listen() -> StopRequest:
     def note(number: int, frame: object) -> None:
         request.received = True
 
+    faulthandler.register(STACKS)
     signal.signal(STOP, note)
     signal.siginterrupt(STOP, False)  # libraries need not know about it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})

@@ -1,0 +1,39 @@
+"""Starts of a job: how many without progress, and whether anything is left to do."""
+
+import json
+
+import pytest
+
+from aent import resume
+from aent.checkpoint import CheckpointError
+from aent.cluster.prepare import count_start, finished
+from aent.recipe.load import load
+
+
+def start(run_dir, checkpoint, most=2):
+    """One start of the job from this checkpoint."""
+    folder = checkpoint and str(run_dir / "checkpoints" / checkpoint)
+    (run_dir / resume.START_FILE).write_text(json.dumps({"checkpoint": folder}))
+    count_start(run_dir, most)
+
+
+def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for checkpoint in (None, "step_000000", "step_000000", "step_000000", "step_000005"):
+        start(tmp_path, checkpoint)  # at most two requeues in a row without progress
+    start(tmp_path, "step_000005")
+    start(tmp_path, "step_000005")
+    with pytest.raises(CheckpointError, match=r"requeued 3 times in a row .*MAX_REQUEUES=2"):
+        start(tmp_path, "step_000005")
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # somebody has sent it again, and knows why
+    start(tmp_path, "step_000005")
+
+
+def test_a_run_is_finished_when_its_policy_is_there_and_no_step_is_missing(tmp_path):
+    recipe = load("recipes/cpu/tiny.yaml", [f"run_dir={tmp_path}", "steps=4"])
+    assert not finished(recipe)
+    (tmp_path / "checkpoints" / "step_000004").mkdir(parents=True)
+    assert not finished(recipe)
+    (tmp_path / "policy").mkdir()
+    assert finished(recipe)
+    assert not finished(load("recipes/cpu/tiny.yaml", [f"run_dir={tmp_path}", "steps=8"]))

@@ -1,0 +1,82 @@
+"""Jobs that are asked to end, lose a node, or hang: they go on where they were, or say why not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+import pytest
+
+from aent.rollout import registry
+from cluster.conftest import TINY, TWO_NODES
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+STEPS = 4  # of the undisturbed run, with which the others are compared
+LONG = ("steps=60", "task.heldout=0", "checkpoint.every=1")
+
+
+def assert_same_curve(job, reference):
+    got, want = job.curve(STEPS), reference.curve(STEPS)
+    for key, values in want.items():
+        assert got[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
+
+
+def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it(
+    cluster, submit, tmp_path, sweep, monkeypatch
+):
+    monkeypatch.setenv("SILENCE", "20")
+    two_groups = ("cluster.nodes=2", "cluster.engine_nodes=1", "cluster.gpus_per_node=0")
+    job = submit("aent", TINY, *LONG, *two_groups)
+    job.wait_for("step  2/60")
+    nodes = cluster.run("squeue", "--noheader", "--format=%i %N").stdout.split("\n")
+    assert [line for line in nodes if line] == [
+        f"{job.number}+0 node[0-1]",
+        f"{job.number}+1 node2",
+    ]
+    engine = json.loads((job.run_dir / "engines" / "0.json").read_text())
+    assert engine["url"].startswith(f"http://{cluster.address(2)}:")
+    status = [sys.executable, "-m", "aent.cli", "slurm", "status", TINY]
+    shown = cluster.run(*status, cwd=tmp_path).stdout
+    assert f"{job.number}+0" in shown
+    assert str(job.run_dir) in shown
+
+    run_id = job.mlflow()[1].info.run_id
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait_for("aent: requeued")
+    job.wait_for("aent: resumes after")
+    steps = int(job.log.split("aent: resumes after ")[1].split()[0])
+    job.wait_for(f"step {steps + 4:2}/60")
+    assert_same_curve(job, sweep[0])
+
+    stopped = job.ranks()[3]
+    stopped.send_signal(signal.SIGSTOP)
+    assert job.wait() == "FAILED", job.log
+    assert "aent: rank 3 shows no sign of life for" in job.log
+    assert "rank 0 was at step" in job.log
+    stacks = (job.run_dir / "logs" / "rank0.log").read_text()
+    assert "most recent call first" in stacks
+    assert job.mlflow()[1].info.run_id == run_id
+    assert job.mlflow()[1].info.status == "FAILED"
+
+
+def test_a_lost_node_costs_one_step_at_most(cluster, submit, sweep):
+    job = submit(*TWO_NODES, *LONG)
+    job.wait_for("step  2/60")
+    token = registry.read_token(job.run_dir / "token")
+    logs = [job.log, *(p.read_text() for p in (job.run_dir / "logs").iterdir())]
+    assert len(logs) == 1 + 4 + 2  # the job's, the ranks', the engine's and its task's
+    assert not any(token in text for text in logs)
+    assert token not in str(job.mlflow()[1].data)
+    assert token not in cluster.run("scontrol", "show", "job", job.number).stdout
+    cluster.power_off(1)
+    try:
+        job.wait_for("aent: resumes after")
+        assert "node1" not in cluster.show(job.number)["NodeList"]
+        job.wait_for("step  5/60")
+        assert_same_curve(job, sweep[0])
+    finally:
+        cluster.power_on(1)
+    job.cancel()
+    assert job.mlflow()[1].info.status == "KILLED"
