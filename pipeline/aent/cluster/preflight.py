@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     faults += folder_faults(Path(tempfile.gettempdir()), 0.1)
     try:
         nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
-        start = f"{os.environ['SLURM_JOB_ID']}-{os.environ['SLURM_STEP_ID']}"
+        # a requeued job has the same number: what its earlier start has left is not met again
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        start = f"{os.environ['SLURM_JOB_ID']}-{restarts}-{os.environ['SLURM_STEP_ID']}"
         faults += peer_faults(given.run_dir / "preflight" / start, nodes, place, name)
     except OSError as error:
         faults.append(str(error))
