@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from aent.cluster.layout import layout
 from aent.recipe.check import run_folder
 from aent.recipe.schema import ClusterSection, Recipe
 from aent.runtime.environment import data_path
-from aent.tracking.tracker import JOURNAL_FILE
+from aent.tracking import journal
+from aent.tracking.journal import JOURNAL_FILE
 
 HETJOB = "#SBATCH hetjob"
 STATUS_FORMAT = "%i|%T|%M|%D|%R|%k"  # number, state, run time, nodes, reason, comment: run folder
@@ -141,11 +141,11 @@ def status(recipe: Recipe) -> str:
 
 def _steps(run_dir: Path | None, steps: int) -> str:
     """How many steps the run's journal has, of all."""
-    try:
-        last = (run_dir / JOURNAL_FILE).read_text().splitlines()[-1] if run_dir else ""
-    except (OSError, IndexError):
+    path = run_dir / JOURNAL_FILE if run_dir else None
+    if path is None or not path.is_file():
         return ""
-    return f"{json.loads(last)['step'] + 1}/{steps}" if last else ""
+    done = [point.step + 1 for point in journal.read(path) if point.key == "reward/mean"]
+    return f"{max(done, default=0)}/{steps}"
 
 
 def _slurm(command: list[str]) -> str:
