@@ -33,8 +33,9 @@ folder = Path(sys.argv[1])
 trl = json.loads((folder / "trl").read_text().splitlines()[-1])
 values = defaultdict(dict)
 for line in (folder / "run/journal.jsonl").read_text().splitlines():
-    point = json.loads(line)
-    values[point["key"]][point["step"]] = point["value"]
+    entry = json.loads(line)
+    if "key" in entry:  # a metric's point
+        values[entry["key"]][entry["step"]] = entry["value"]
 ours = [values["time/total"][step] for step in sorted(values["time/total"])[1:]]
 mean = lambda x: sum(x) / len(x)
 seconds, tokens = mean(ours), mean(list(values["tokens/total"].values()))
