@@ -157,7 +157,10 @@ def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
         (["--suite", "amcs"], "there is no suite 'amcs', did you mean amc?"),
         (["--suite", "amc", "samples=x"], 'suite amc: samples must be a whole number, got "x"'),
         (["--suite", "amc", "sample=2"], "override sample=2: unknown key sample"),
-        (["--suite", "amc"], "suite amc: there is no file data/amc.jsonl: get evaluation/data/amc23/test.jsonl"),
+        (
+            ["--suite", "amc"],
+            "suite amc: there is no file data/amc.jsonl: get evaluation/data/amc23/test.jsonl",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(
