@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -32,8 +33,8 @@ def _rank_main(rank: int, world: int, port: int, fn: Callable, args: tuple, queu
         result, error = fn(rank, world, *args), None
     except Exception:
         result, error = None, traceback.format_exc()
-    # numpy and plain objects travel by value: a tensor's file descriptor would die with its rank
-    queue.put((rank, result, error))
+    # pickled here, so that tensors travel by value: a file descriptor would die with its rank
+    queue.put((rank, pickle.dumps(result), error))
     if error is None and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
@@ -63,7 +64,7 @@ def run_ranks(
             rank, result, error = queue.get(timeout=timeout)
             if error is not None:
                 raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}")
-            results[rank] = result
+            results[rank] = pickle.loads(result)
         for p in processes:
             p.join(timeout=30)
     finally:
