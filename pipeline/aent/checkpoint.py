@@ -30,6 +30,8 @@ from aent import rollout_files
 from aent.entropy.controllers import ControllerState
 from aent.recipe.load import dump
 from aent.runtime import distributed
+from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.store import RUN_ID_FILE
 
 if TYPE_CHECKING:
     from aent.run import Run
@@ -77,7 +79,7 @@ def save(run: Run, step: int, controller: ControllerState, logprob_gap: float | 
         sums = _checksums(partial)
 
     def publish() -> None:
-        journal, run_id = run.run_dir / "journal.jsonl", run.run_dir / "mlflow_run_id"
+        journal, run_id = run.run_dir / JOURNAL_FILE, run.run_dir / RUN_ID_FILE
         LoopState(
             step=step,
             controller=controller,

@@ -13,6 +13,7 @@ from aent.checkpoint import CheckpointError, LoopState
 from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
+from aent.tracking.journal import JOURNAL_FILE
 
 START_FILE = "start.json"
 
@@ -37,7 +38,7 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
         if changed:
             rollout_files.forget(run_dir, from_step=state.step)
         _keep_policy(run_dir, folder)
-        journal = run_dir / "journal.jsonl"
+        journal = run_dir / JOURNAL_FILE
         if (journal.stat().st_size if journal.exists() else 0) < state.journal_bytes:
             print(
                 f"aent: {journal} is shorter than when the checkpoint was made: points of steps "
