@@ -41,7 +41,8 @@ def undisturbed(start, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(start, tmp_path_factory):
-    """The outputs of every start, and the run's folder."""
+    """The outputs of every start, the last job, the checkpoint that was damaged and the heartbeats
+    that the killed start left, by file name."""
     folder = tmp_path_factory.mktemp("parts")
     outputs = []
 
@@ -60,6 +61,9 @@ def parts(start, tmp_path_factory):
     psutil.wait_procs(job.survivors(), timeout=15)
     assert_gone(job.survivors())
     outputs.append(job.text)
+    heartbeats = {
+        f.name: json.loads(f.read_text()) for f in (job.run_dir / "heartbeats").glob("rank*.json")
+    }
 
     newest = max((job.run_dir / "checkpoints").glob("step_??????"))
     state = newest / "state.json"
@@ -68,7 +72,7 @@ def parts(start, tmp_path_factory):
     assert job.wait(500) == 0, job.text
     outputs.append(job.text)
     assert (job.run_dir / "mlflow_run_id").read_text() == run_id
-    return outputs, job, newest
+    return outputs, job, newest, heartbeats
 
 
 def test_run_in_parts_equals_the_run_in_one(undisturbed, parts):
@@ -88,7 +92,7 @@ def test_mlflow_has_one_run_with_one_curve(parts):
 
 
 def test_each_start_says_where_it_goes_on(parts):
-    (first, second, third), _, newest = parts
+    (first, second, third), _, newest, _ = parts
     assert "stopped by SIGUSR1, with a checkpoint" in first
     assert "resumes after" in second
     assert f"checkpoint {newest} is skipped: state.json is not what was written" in third
@@ -105,10 +109,11 @@ def test_newest_checkpoints_are_kept_and_rollouts_that_they_need(parts):
     assert rollouts == [f"step_{step:06d}.npz" for step in range(oldest, STEPS)]
 
 
-def test_every_rank_has_a_heartbeat(parts):
-    files = sorted((parts[1].run_dir / "heartbeats").iterdir())
-    assert [f.name for f in files] == [f"rank{r}.json" for r in range(4)]
-    assert {json.loads(f.read_text())["phase"] for f in files} == {"save"}
+def test_a_killed_run_leaves_the_heartbeat_of_every_rank_and_a_finished_one_none(parts):
+    _, job, _, after_kill = parts
+    assert sorted(after_kill) == [f"rank{r}.json" for r in range(4)]
+    assert all(beat["step"] in (4, 5) for beat in after_kill.values())
+    assert list((job.run_dir / "heartbeats").glob("rank*.json")) == []
 
 
 def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
