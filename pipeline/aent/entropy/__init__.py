@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aent.entropy.head import linear_token_statistics
+    from aent.entropy.nucleus import nucleus_entropy
     from aent.entropy.statistics import TokenStatistics, token_statistics
 
-__all__ = ["TokenStatistics", "linear_token_statistics", "token_statistics"]
+__all__ = ["TokenStatistics", "linear_token_statistics", "nucleus_entropy", "token_statistics"]
+_MODULES = {"linear_token_statistics": "head", "nucleus_entropy": "nucleus"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "head" if name == "linear_token_statistics" else "statistics"
+    module = _MODULES.get(name, "statistics")
     return getattr(import_module(f"aent.entropy.{module}"), name)
