@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+import torch
 
 from aent.rollout.client import (
     INITIAL_VERSION,
@@ -40,6 +42,24 @@ def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: 
         expected = models.logprobs(served.model, prompt, completion.token_ids, temperature)
         assert models.gap(completion.logprobs, expected) < 1e-4
         assert len(completion.versions) == 12
+
+
+@slow
+def test_entropies_are_those_of_the_likeliest_tokens(served: Served) -> None:
+    prompt = [5, 6, 7]
+    request = GenerationRequest(prompt, 6, temperature=0.8, seed=0, alternatives=20)
+    plain, done = served.engine.client().generate_sync([replace(request, alternatives=0), request])
+    assert plain.entropies is None
+    assert done.token_ids == plain.token_ids
+    assert done.entropies is not None
+    with torch.no_grad():
+        logits = served.model(torch.tensor([[*prompt, *done.token_ids]])).logits[0].double()
+    for p, entropy in zip((logits[2:-1] / 0.8).softmax(dim=1), done.entropies, strict=True):
+        whole = float(torch.special.entr(p).sum())
+        # the written token stands among the twenty, likely or not
+        top = p.sort(descending=True).values[:18]
+        least = float(torch.special.entr(torch.cat([top, 1 - top.sum()[None]])).sum())
+        assert least - 1e-3 < entropy < whole + 1e-4
 
 
 @slow

@@ -51,6 +51,7 @@ class GenerationRequest:
     seed: int | None = None
     stop_token_ids: Sequence[int] = ()
     cache_salt: str | None = None  # requests share cached prefixes with those of equal salt only
+    alternatives: int = 0  # likely tokens beside each one written; for ``Completion.entropies``
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Completion:
     logprobs: list[float]  # of each token, under the tempered policy, nats
     versions: list[int]  # weight version that wrote each token; INITIAL_VERSION before an update
     finish_reason: str  # "stop" or "length"
+    # nats, of each token's distribution as far as ``alternatives`` show it: at most its entropy
+    entropies: list[float] | None = None
 
 
 @dataclass
@@ -107,7 +110,7 @@ class EngineClient:
                 "seed": request.seed,
                 "stop_token_ids": list(request.stop_token_ids),
                 "ignore_eos": True,
-                "logprobs": 0,
+                "logprobs": request.alternatives,
                 "detokenize": False,
             },
         }
@@ -117,7 +120,7 @@ class EngineClient:
             body["cache_salt"] = request.cache_salt
         answer = await self.call("POST", "/inference/v1/generate", body, timeout_s=None)
         try:
-            return _completion(answer["choices"][0])
+            return _completion(answer["choices"][0], request.alternatives > 0)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self.error(f"/inference/v1/generate: {error!r}") from None
 
@@ -363,8 +366,9 @@ async def _is_healthy(client: EngineClient) -> bool:
     return True
 
 
-def _completion(choice: dict[str, Any]) -> Completion:
-    """Check and convert one choice; raises ValueError saying what is wrong with it."""
+def _completion(choice: dict[str, Any], alternatives: bool = False) -> Completion:
+    """Check and convert one choice, which has alternatives to each token where some were asked for;
+    raises ValueError saying what is wrong with it."""
     tokens = choice["token_ids"]
     logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
     reason = choice["finish_reason"]
@@ -385,7 +389,19 @@ def _completion(choice: dict[str, Any]) -> Completion:
         versions += [_version(span["version"])] * (span["end"] - span["start"])
     if len(versions) != len(tokens):
         raise ValueError(f"no weight version for {len(tokens) - len(versions)} of its tokens")
-    return Completion(list(tokens), logprobs, versions, reason)
+    entropies = None
+    if alternatives:
+        shown = (entry["top_logprobs"] for entry in choice["logprobs"]["content"])
+        entropies = [entropy_of([each["logprob"] for each in likely]) for likely in shown]
+    return Completion(list(tokens), logprobs, versions, reason, entropies)
+
+
+def entropy_of(logprobs: Sequence[float]) -> float:
+    """The entropy, nats, of a distribution of which these log-probs are known, all of its other
+    mass taken for one token: at most that of the distribution."""
+    probabilities = [math.exp(value) for value in logprobs]
+    rest = max(0.0, 1 - sum(probabilities))
+    return -sum(p * math.log(p) for p in [*probabilities, rest] if p > 0)
 
 
 def _version(label: str) -> int:
