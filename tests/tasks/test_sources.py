@@ -13,22 +13,6 @@ def write(path, rows):
     return path
 
 
-@pytest.mark.parametrize(
-    ("solution", "answer"),
-    [
-        (r"so $x = \boxed{7}$.", "7"),
-        (r"\boxed{1} is wrong, $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
-        (r"\boxed{\{1, \sqrt{2}\}}", r"\{1, \sqrt{2}\}"),
-        (r"we get $\boxed 5$ in all", "5"),
-        (r"no answer", None),
-        (r"\boxed{7", None),
-        (r"\boxed{ }", None),
-    ],
-)
-def test_last_boxed(solution, answer):
-    assert sources.last_boxed(solution) == answer
-
-
 def test_math_hard_of_hendrycks_files(tmp_path):
     rows = [
         {"problem": "a?", "level": "Level 5", "type": "Algebra", "solution": r"$\boxed{1}$"},

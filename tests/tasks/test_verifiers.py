@@ -117,3 +117,37 @@ def test_math_verify_judges_the_table_of_answers():
 )
 def test_a_reference_is_set_in_mathematics_once(answer, delimited):
     assert verifiers.in_mathematics(answer) == delimited
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"so $x = \boxed{7}$.", "7"),
+        (r"\boxed{1} is wrong, $\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
+        (r"\boxed{\{1, \sqrt{2}\}}", r"\{1, \sqrt{2}\}"),
+        (r"we get $\boxed 5$ in all", "5"),
+        (r"no answer", None),
+        (r"\boxed{7", None),
+        (r"\boxed{ }", None),
+    ],
+)
+def test_last_boxed(solution, answer):
+    assert verifiers.last_boxed(solution) == answer
+
+
+@pytest.mark.parametrize(
+    ("verifier", "response", "answer"),
+    [
+        ("last_number", "so 1,200.50", "1200.5"),
+        ("last_number", "100", "100"),
+        ("last_number", "-0.0", "0"),
+        ("last_number", "none", None),
+        ("math_verify", r"\boxed{ 1 / 2 }, no: \boxed{\frac{1} {2}}", r"\frac{1}{2}"),
+        ("math_verify", "1/2", None),
+        ("reasoning_gym", "<answer>no</answer> <answer>\nyes </answer>", "yes"),
+        ("reasoning_gym", " plain\n", "plain"),
+        ("reasoning_gym", " ", None),
+    ],
+)
+def test_answer_in(verifier, response, answer):
+    assert verifiers.answer_in(verifier, response) == answer

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.tasks import files
+from aent.tasks.verifiers import last_boxed
 
 Row = dict[str, Any]
 
@@ -30,22 +31,6 @@ class Source:
     answer: Callable[[Row], str | None]  # None: this row is left out
     keep: Callable[[Row], bool] = lambda row: True
     sample: int | None = None  # so many of what is left, drawn with seed 0
-
-
-def last_boxed(text: str) -> str | None:
-    """What stands in the last \\boxed{...} (or \\boxed 7) of a solution."""
-    _, found, rest = text.rpartition("\\boxed")
-    rest = rest.strip()
-    if not found or not rest:
-        return None
-    if rest[0] != "{":
-        return rest.split("$")[0].strip() or None
-    depth = 0
-    for place, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:place].strip() or None
-    return None
 
 
 def _column(name: str) -> Callable[[Row], str | None]:

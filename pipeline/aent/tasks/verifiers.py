@@ -16,6 +16,7 @@ Verifier = Callable[[str, Question], float]
 
 # a minus sign belongs to the number unless something stands directly before it, as in 7-5
 _NUMBER = re.compile(r"(?<!\w)(?<![0-9]\.)-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
+_ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)  # as reasoning-gym has it
 
 
 def make(verifier: str, dataset: str, config: dict[str, Any]) -> Verifier:
@@ -37,6 +38,40 @@ def last_number(response: str, question: Question) -> float:
     """1 if the response's last number equals the answer, else 0."""
     number = last_number_in(response)
     return float(number is not None and number == last_number_in(question.answer))
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} (or \\boxed 7) of a solution."""
+    _, found, rest = text.rpartition("\\boxed")
+    rest = rest.strip()
+    if not found or not rest:
+        return None
+    if rest[0] != "{":
+        return rest.split("$")[0].strip() or None
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return rest[1:place].strip() or None
+    return None
+
+
+def answer_in(verifier: str, response: str) -> str | None:
+    """The answer of a response as text, equal for equal answers, as far as text tells; None where
+    there is none.
+
+    last_number: the last number, without leading and trailing zeros; math_verify: what stands in
+    the last \\boxed{}, without white space; reasoning_gym: what stands in the last <answer> tags,
+    or else the whole response.
+    """
+    if verifier == "last_number":
+        number = last_number_in(response)
+        return None if number is None else format((number + 0).normalize(), "f")
+    if verifier == "math_verify":
+        boxed = last_boxed(response)
+        return None if boxed is None else "".join(boxed.split())
+    *_, tagged = _ANSWER.findall(response) or [response]
+    return tagged.strip() or None
 
 
 def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
