@@ -17,6 +17,7 @@ from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
 from test_rollout_files import rollout
 
+CONTROLS = {"temperature_schedule": {"temperature": 0.1 + 0.2, "target": 1 / 3}}
 TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\nsteps: 20\n"
 
 
@@ -43,7 +44,8 @@ def write(run_dir: Path, step: int, recipe: Recipe) -> Path:
     (folder / "trainer" / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
     (folder / "recipe.yaml").write_text(dump(recipe))
     state = initial_state(ControllerSettings(kind="constant", initial=0.1))
-    LoopState(step, dataclasses.replace(state, step=step), 1e-6, 100, "abc").write(folder)
+    state = dataclasses.replace(state, step=step)
+    LoopState(step, state, 1e-6, 100, "abc", CONTROLS).write(folder)
     names = ["trainer/__0_0.distcp", "state.json", "recipe.yaml"]
     sums = subprocess.run(
         ["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True
@@ -80,6 +82,7 @@ def test_newest_is_picked_and_its_state_comes_back(run_dir):
     folder = checkpoint.pick(run_dir)
     state = LoopState.read(folder)
     assert (folder.name, state.step, state.controller.step) == ("step_000010", 10, 10)
+    assert state.controls == CONTROLS
     assert (state.logprob_gap, state.journal_bytes, state.mlflow_run_id) == (1e-6, 100, "abc")
 
 

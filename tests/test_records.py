@@ -3,8 +3,15 @@
 import torch
 
 from aent.batch import Batch, Sample
-from aent.records import groups_replaced, zero_share
+from aent.records import (
+    control_metrics,
+    groups_replaced,
+    groups_without_signal,
+    judged_mean,
+    zero_share,
+)
 from aent.sampling import Rollout
+from aent.tasks.judge import Verdict
 
 
 def samples() -> list[Sample]:
@@ -26,3 +33,22 @@ def test_zero_share_is_over_response_tokens():
     assert zero_share(batch, weight) == 0
     weight[batch.loss_mask.nonzero()[:2, 0]] = 0
     assert zero_share(batch, weight) == 2 / 8
+
+
+def test_rerolled_responses_are_in_no_mean_of_the_policy():
+    chosen = [
+        Sample([1], [2], [0.0], [0], "stop", 0, 0, reward=1.0, rerolled=again)
+        for again in (False, False, True)
+    ]
+    verdicts = [Verdict(0.0), Verdict(0.5), Verdict(1.0)]
+    assert judged_mean(Rollout(chosen, [""] * 3, [""] * 3, verdicts)) == 0.25
+    chosen[2].reward = 0.0
+    assert groups_without_signal(Batch.from_samples(chosen)) == 1
+
+
+def test_numbers_that_controls_keep_are_metrics():
+    memory = {"probability_push": {"push": 0.5, "integral": -2}, "rollout_budget": {"rewards": {}}}
+    assert control_metrics(memory) == {
+        "control/probability_push/push": 0.5,
+        "control/probability_push/integral": -2,
+    }

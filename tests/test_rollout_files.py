@@ -25,6 +25,7 @@ def rollout(seed: int = 0) -> Rollout:
             item=7 * i,
             reward=r.random(),
             replaced=i,
+            rerolled=i == 2,
         )
         for i, (p, n) in enumerate([(3, 5), (3, 1), (9, 2)])
     ]

@@ -1,7 +1,8 @@
-"""Dynamic sampling: which groups give their places to which questions."""
+"""Which groups give their places to which questions, which responses are kept, which rewards."""
 
+from aent.algorithm.entropy_controls.rollouts import majority
 from aent.batch import Sample
-from aent.sampling import Rollout, replace_groups
+from aent.sampling import Rollout, better_ones, replace_groups
 from aent.tasks import Question
 from aent.tasks.judge import Verdict
 
@@ -52,3 +53,25 @@ def test_a_place_keeps_its_first_group_when_the_budget_is_spent():
 def test_nothing_is_asked_for_where_nothing_is_wanted_or_left():
     assert sampled([1, 3], spare=[5]) == ([1, 3], [0, 0], [])
     assert sampled([2, 3], spare=[]) == ([2, 3], [0, 0], [])
+
+
+def group_with(rewards: list[float]) -> Rollout:
+    samples = [Sample([1], [2], [0.0], [0], "stop", 0, 0, r) for r in rewards]
+    texts = [f"response {i}" for i in range(len(rewards))]
+    return Rollout(samples, ["question"] * len(rewards), texts, [Verdict(r) for r in rewards])
+
+
+def test_better_ones_are_above_their_own_group():
+    groups = [group_with([0, 1, 0.4, 0.5]), group_with([1, 1]), group_with([0.3, 0.2])]
+    kept = better_ones(groups, limit=10)
+    assert kept.responses == ["response 1", "response 3", "response 0"]
+    assert [s.reward for s in kept.samples] == [v.reward for v in kept.verdicts] == [1, 0.5, 0.3]
+    assert better_ones(groups, limit=2).responses == ["response 1", "response 3"]
+
+
+def test_a_vote_takes_the_place_of_the_judges_rewards():
+    group = group_with([1, 0, 0, 0])
+    group.responses = ["it is 7", "8, so 9", "I get 9.0", "no idea"]
+    group.reward_by(majority, "last_number")
+    assert [s.reward for s in group.samples] == [0, 1, 1, 0]
+    assert [v.reward for v in group.verdicts] == [1, 0, 0, 0]

@@ -29,6 +29,7 @@ class Sample:
     item: int  # index of the question in its task
     reward: float = 0.0
     replaced: int = 0  # groups without signal that were thrown away for this one's place
+    rerolled: bool = False  # sampled at another temperature than the policy's (AEPO)
 
 
 @dataclass
@@ -43,11 +44,15 @@ class Batch:
     group: Tensor  # [S] int64
     reward: Tensor  # [S] fp32
     truncated: Tensor  # [S] bool: stopped by length
+    item: Tensor | None = None  # [S] int64: index of the question in its task
+    # [S] bool: sampled at another temperature than the policy's; no part of its group's baseline
+    rerolled: Tensor | None = None
     penalty: Tensor | None = None  # [S] fp32: added to the reward before advantages
     advantages: Tensor | None = None  # [T] fp32, 0 off the mask
     old_logprobs: Tensor | None = None  # [T] fp32: the trainer's, before the step's first update
     reference_logprobs: Tensor | None = None  # [T] fp32: the frozen reference's
     old_entropies: Tensor | None = None  # [T] fp32, nats, over the whole vocabulary: likewise old
+    old_nucleus_entropies: Tensor | None = None  # [T] fp32, nats, where nucleus_anchor asks
     # [T] fp32: factor on the surrogate, default 1 (engine-versus-trainer weights, entropy controls)
     importance: Tensor | None = None
     kl_weight: Tensor | None = None  # [T] fp32: of the KL to the reference, default kl_coefficient
@@ -55,6 +60,14 @@ class Batch:
     entropy_low: Tensor | None = None
     entropy_high: Tensor | None = None
     old_kl_weight: Tensor | None = None  # [T] fp32: of abs(log-prob - old log-prob) in the loss
+    ratio_weight: Tensor | None = None  # [T] fp32: of minus the ratio in the loss
+    # [T] fp32: of the nucleus entropy in the loss; 0 for tokens that need none
+    nucleus_weight: Tensor | None = None
+    entropy_factor: Tensor | None = None  # [T] fp32: on the entropy bonus, default 1
+    # [T] fp32: what is taken from the bonus per nat below or above these bounds (nats)
+    smoothing_weight: Tensor | None = None
+    smoothing_low: Tensor | None = None
+    smoothing_high: Tensor | None = None
     # weight of each token in the two means of the loss; their denominators are those of one whole
     # mini-batch (all its micro-batches and ranks), so that a loss is a plain weighted sum wherever
     # it is computed
@@ -86,10 +99,21 @@ class Batch:
         return sums.index_add(0, self.sequence_of_token, values * self.loss_mask)
 
     @property
+    def own(self) -> Tensor:
+        """[S] bool: responses of the policy at its own temperature."""
+        return torch.ones_like(self.truncated) if self.rerolled is None else ~self.rerolled
+
+    @property
+    def own_tokens(self) -> Tensor:
+        """[T] bool: the tokens of those responses."""
+        return self.loss_mask & self.own[self.sequence_of_token]
+
+    @property
     def logprob_gap(self) -> float:
-        """Mean |old - behaviour| log-prob over response tokens: trainer against engine, nats."""
+        """Mean |old - behaviour| log-prob over the policy's own response tokens: trainer against
+        engine, nats."""
         assert self.old_logprobs is not None, "the gap needs the trainer's log-probs"
-        return float((self.old_logprobs - self.behaviour_logprobs).abs()[self.loss_mask].mean())
+        return float((self.old_logprobs - self.behaviour_logprobs).abs()[self.own_tokens].mean())
 
     def select(self, sequences: Sequence[int]) -> Batch:
         """The same fields for these sequences, in this order."""
@@ -138,10 +162,12 @@ class Batch:
             group=torch.tensor([s.group for s in samples]),
             reward=torch.tensor([s.reward for s in samples], dtype=torch.float32),
             truncated=torch.tensor([s.finish_reason == "length" for s in samples]),
+            item=torch.tensor([s.item for s in samples]),
+            rerolled=torch.tensor([s.rerolled for s in samples]),
         )
 
 
-PER_SEQUENCE = ("group", "reward", "truncated", "penalty")
+PER_SEQUENCE = ("group", "reward", "truncated", "item", "rerolled", "penalty")
 _DTYPES = (torch.int64, torch.float32, torch.bool)
 
 

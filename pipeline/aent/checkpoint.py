@@ -20,13 +20,14 @@ import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from aent import rollout_files
+from aent.algorithm.entropy_controls import Memory
 from aent.entropy.controllers import ControllerState
 from aent.recipe.load import dump
 from aent.runtime import distributed
@@ -53,6 +54,7 @@ class LoopState:
     logprob_gap: float | None  # of the last step, trainer against engine; None before the first
     journal_bytes: int  # length of the journal: every point of the steps done is within
     mlflow_run_id: str | None  # None where no server has been reached yet
+    controls: Memory = field(default_factory=dict)  # what the entropy controls keep, by kind
 
     @classmethod
     def read(cls, folder: Path) -> LoopState:
@@ -69,7 +71,9 @@ def path_of(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"step_{step:06d}"
 
 
-def save(run: Run, step: int, controller: ControllerState, logprob_gap: float | None) -> None:
+def save(
+    run: Run, step: int, controller: ControllerState, controls: Memory, logprob_gap: float | None
+) -> None:
     """Write the run after ``step`` steps. Collective."""
     target = path_of(run.run_dir, step)
     partial = target.with_name(target.name + ".partial")
@@ -86,6 +90,7 @@ def save(run: Run, step: int, controller: ControllerState, logprob_gap: float | 
             logprob_gap=logprob_gap,
             journal_bytes=journal.stat().st_size if journal.exists() else 0,
             mlflow_run_id=run_id.read_text().strip() if run_id.exists() else None,
+            controls=controls,
         ).write(partial)
         (partial / "recipe.yaml").write_text(dump(run.recipe))
         for name in ("state.json", "recipe.yaml"):

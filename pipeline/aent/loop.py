@@ -19,18 +19,19 @@ def train(run: Run) -> bool:
     Returns False where the run was asked to stop: it has a checkpoint to go on from.
     """
     recipe, settings = run.recipe, run.controller
-    state = run.start()
+    state, memory = run.start()
     run.sync(version=run.first_step)
     if not run.resumed:  # else it was done before the first checkpoint
         run.evaluate(step=0)
-        run.checkpoint(0, state, gap=None)
+        run.checkpoint(0, state, memory, gap=None)
     for step in range(run.first_step, recipe.steps):
-        batch = run.next_batch(step)
+        batch = run.next_batch(step, entropy_controls.plan(recipe, memory))
         with run.phases("score"):
             score(run, batch, step)
         with run.phases("train"):
             prepare.set_advantages(batch, recipe)
-            entropy_controls.apply(batch, recipe, step)
+            vocab_size = run.trainer.vocab_size
+            memory = entropy_controls.apply(batch, recipe, step, vocab_size, memory)
             mini_batches = prepare.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
@@ -39,9 +40,9 @@ def train(run: Run) -> bool:
             batch.old_logprobs = results[0].logprobs
             run.check_gap(step, batch.logprob_gap)
         run.sync(version=step + 1)
-        run.record(step, batch, results, report)
+        run.record(step, batch, results, report, memory)
         run.evaluate(step=step + 1)
-        if run.checkpoint(step + 1, state, batch.logprob_gap):
+        if run.checkpoint(step + 1, state, memory, batch.logprob_gap):
             return False
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")
@@ -61,6 +62,7 @@ def score(run: Run, batch: Batch, step: int) -> None:
     if needed or step == run.first_step:
         scores = run.trainer.score_tokens(batch)
         batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
+        batch.old_nucleus_entropies = scores.nucleus_entropies
         run.check_gap(step, batch.logprob_gap)
     if not needed:  # a repeated step must be the same step, by those of its own forward
         batch.old_logprobs = batch.old_entropies = None

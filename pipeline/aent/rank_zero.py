@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from aent import resume, rollout_files, tasks, tokenizer
+from aent.algorithm.entropy_controls import Memory, Plan
 from aent.batch import Batch, Sample
 from aent.checkpoint import LoopState
 from aent.entropy.controllers import ControllerReport
@@ -18,6 +19,7 @@ from aent.evaluation import suites
 from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.recipe.schema import Recipe
 from aent.records import (
+    control_metrics,
     evaluation_metrics,
     response_entropies,
     sample_rows,
@@ -101,9 +103,8 @@ class RankZero:
         """Send the weights to every engine, verified tensor by tensor."""
         asyncio.run(self.sender.push(weights, version, self.manifest))
 
-    def probe(self) -> list[Sample]:
+    def probe(self, temperature: float) -> list[Sample]:
         """What every engine writes after the probe's prompt, with its log-probs."""
-        temperature = self.recipe.rollout.temperature
 
         async def ask() -> list[Completion]:
             return await asyncio.gather(
@@ -119,7 +120,9 @@ class RankZero:
             for p in self.probes
         ]
 
-    def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
+    def check_probe(
+        self, batch: Batch, log_probs: Tensor, version: int, temperature: float
+    ) -> None:
         """Compare the engines' log-probs of the probes (``batch``) with the trainer's.
 
         Raises WeightSyncError naming engine and cause.
@@ -140,7 +143,7 @@ class RankZero:
                         self.probe_prompt,
                         seen,
                         tolerance=tolerance,
-                        temperature=self.recipe.rollout.temperature,
+                        temperature=temperature,
                     )
                 )
                 raise WeightSyncError(
@@ -167,12 +170,12 @@ class RankZero:
         rollout_files.forget(self.run_dir, from_step=fresh_from)  # behind a gap: not this policy's
         return fresh_from
 
-    def sample(self, step: int) -> list[Sample]:
+    def sample(self, step: int, plan: Plan) -> list[Sample]:
         """This step's samples, rewarded: those on disk where the step was begun before, else new
         ones, which are on disk before anything is learnt from them."""
         self.rollout = rollout_files.read(self.run_dir, step)
         if self.rollout is None:
-            self.rollout = self.source.next(step)
+            self.rollout = self.source.next(step, plan)
             if self.recipe.checkpoint.every:
                 rollout_files.write(self.run_dir, step, self.rollout)
         return self.rollout.samples
@@ -219,12 +222,13 @@ class RankZero:
         batch: Batch,
         results: Sequence[MinibatchResult],
         report: ControllerReport,
+        memory: Memory,
         seconds: Mapping[str, float],
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line."""
         assert self.rollout is not None
         metrics = step_metrics(batch, results, report, self.rollout)
-        metrics |= time_metrics(batch, seconds)
+        metrics |= control_metrics(memory) | time_metrics(batch, seconds)
         self.tracker.log(step, metrics)
         every = self.recipe.tracking.samples_every
         if every and step % every == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.prepare import mini_batch_sequences
 from aent.batch import Batch
 from aent.entropy.controllers import ControllerReport
@@ -46,11 +47,13 @@ def step_metrics(
     if math.isnan(report.low):  # a constant has none, an automatic band not yet
         aim = {}
     return aim | {
-        "reward/mean": float(batch.reward.mean()),
-        "reward/std": float(batch.reward.std(correction=0)),
+        "reward/mean": float(batch.reward[batch.own].mean()),
+        "reward/std": float(batch.reward[batch.own].std(correction=0)),
+        "reward/judged_mean": judged_mean(rollout),
         "reward/groups_without_signal": groups_without_signal(batch),
         "reward/groups_replaced": float(groups_replaced(rollout)),
         "reward/penalty": 0.0 if batch.penalty is None else float(batch.penalty.mean()),
+        "reward/rerolled": float((~batch.own).sum()),
         "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
@@ -85,11 +88,25 @@ def step_metrics(
 
 def groups_without_signal(batch: Batch) -> float:
     """Share of groups whose responses all got the same reward: they teach nothing."""
-    flat = [
-        float(batch.reward[batch.group == g].max() == batch.reward[batch.group == g].min())
-        for g in batch.group.unique()
-    ]
+    reward, group = batch.reward[batch.own], batch.group[batch.own]
+    flat = [float(reward[group == g].max() == reward[group == g].min()) for g in group.unique()]
     return sum(flat) / len(flat)
+
+
+def judged_mean(rollout: Rollout) -> float:
+    """Mean of the judge's rewards, which a majority reward does not learn from."""
+    judged = [v.reward for s, v in zip(rollout.samples, rollout.verdicts) if not s.rerolled]
+    return sum(judged) / len(judged)
+
+
+def control_metrics(memory: Memory) -> dict[str, float]:
+    """The numbers that entropy controls keep for the next step."""
+    return {
+        f"control/{kind}/{name}": value
+        for kind, kept in memory.items()
+        for name, value in kept.items()
+        if isinstance(value, (int, float))
+    }
 
 
 def zero_share(batch: Batch, weight: Tensor | None) -> float:

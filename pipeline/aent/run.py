@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from aent import checkpoint, resume
+from aent.algorithm.entropy_controls import Memory, Plan
 from aent.batch import Batch, broadcast_batch
 from aent.checkpoint import LoopState
 from aent.entropy import controllers
@@ -75,11 +76,12 @@ class Run:
                 zero.close()
         distributed.shutdown()
 
-    def start(self) -> ControllerState:
-        """The controller's state before the first step; everything else is brought to it too."""
+    def start(self) -> tuple[ControllerState, Memory]:
+        """What the controller and the entropy controls know before the first step; everything else
+        is brought to it too."""
         folder = resume.chosen(self.run_dir)
         if folder is None:
-            return controllers.initial_state(self.controller)
+            return controllers.initial_state(self.controller), {}
         self.resumed = True
         with self.phases("restore"):
             state = LoopState.read(folder)
@@ -92,14 +94,16 @@ class Run:
             fresh_from = torch.tensor([until or 0])
             dist.broadcast(fresh_from, 0, group=distributed.control_group())
             self.fresh_from = int(fresh_from)
-        return state.controller
+        return state.controller, state.controls
 
-    def next_batch(self, step: int) -> Batch:
-        """Sample, judge, and give the batch to every rank."""
+    def next_batch(self, step: int, plan: Plan) -> Batch:
+        """Sample, judge, and give the batch to every rank. The trainer's policy has the plan's
+        temperature from here on."""
         self.phases.step = step
+        self.trainer.temperature = plan.temperature
         with self.phases("sample"):
             batch = self.alone(
-                f"sampling of step {step}", lambda zero: Batch.from_samples(zero.sample(step))
+                f"sampling of step {step}", lambda zero: Batch.from_samples(zero.sample(step, plan))
             )
             return broadcast_batch(batch, distributed.control_group())
 
@@ -111,6 +115,7 @@ class Run:
 
     def sync(self, version: int) -> None:
         """Give the engines the trainer's weights, and prove that they sample from them."""
+        temperature = self.trainer.temperature
         with self.phases("sync"):
             weights = self.trainer.export()  # collective: every rank goes through all of it
             if self.zero is not None:
@@ -119,23 +124,28 @@ class Run:
                 pass
             probes = self.alone(
                 f"the probe of weight version {version}",
-                lambda zero: Batch.from_samples(zero.probe()),
+                lambda zero: Batch.from_samples(zero.probe(temperature)),
             )
             batch = broadcast_batch(probes, distributed.control_group())
             log_probs = self.trainer.score(batch)
             self.alone(
                 f"the check of weight version {version}",
-                lambda zero: zero.check_probe(batch, log_probs, version),
+                lambda zero: zero.check_probe(batch, log_probs, version, temperature),
             )
 
     def record(
-        self, step: int, batch: Batch, results: Sequence[MinibatchResult], report: ControllerReport
+        self,
+        step: int,
+        batch: Batch,
+        results: Sequence[MinibatchResult],
+        report: ControllerReport,
+        memory: Memory,
     ) -> None:
         """Log and show the step (rank 0)."""
         seconds = self.phases.take()
         with self.phases("record"):
             if self.zero is not None:
-                self.zero.record(step, batch, results, report, seconds)
+                self.zero.record(step, batch, results, report, memory, seconds)
 
     def evaluate(self, step: int) -> None:
         """Score the held-out questions and the suites on the engines, with the weights after
@@ -145,14 +155,16 @@ class Run:
             with self.phases("evaluate"):
                 self.alone(f"evaluation after {step} steps", lambda zero: zero.evaluate(step))
 
-    def checkpoint(self, step: int, controller: ControllerState, gap: float | None) -> bool:
+    def checkpoint(
+        self, step: int, controller: ControllerState, memory: Memory, gap: float | None
+    ) -> bool:
         """Write a checkpoint of the run after ``step`` steps, where it is time to or a signal has
         asked for it. Returns whether the run is to stop here: the ranks agree on it."""
         asked = torch.tensor([self.stop.received], dtype=torch.int64)
         dist.all_reduce(asked, dist.ReduceOp.MAX, group=distributed.control_group())
         every = self.recipe.checkpoint.every
         if asked or (every and self._is_due(step, every)):
-            checkpoint.save(self, step, controller, gap)
+            checkpoint.save(self, step, controller, memory, gap)
         if not asked or step == self.recipe.steps:
             return False
         self.alone("the last words", lambda zero: zero.suspend())

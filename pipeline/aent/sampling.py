@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 from aent import tasks
+from aent.algorithm.entropy_controls import Plan
 from aent.batch import Sample
 from aent.recipe.schema import Recipe
 from aent.rollout.client import Fleet, GenerationRequest
+from aent.rollout.forks import generate_forked
 from aent.tasks import Question
 from aent.tasks.judge import JudgePool, Verdict
+from aent.tasks.verifiers import answer_in
 from aent.tokenizer import Tokenizer
 
 
@@ -29,6 +34,23 @@ class Rollout:
     def has_signal(self) -> bool:
         """Whether its responses, of one group, got different rewards."""
         return len({s.reward for s in self.samples}) > 1
+
+    def reward_by(
+        self, reward: Callable[[Sequence[str | None]], list[float]], verifier: str
+    ) -> None:
+        """Give its samples, of one group, rewards by their answers in place of the judge's."""
+        answers = [answer_in(verifier, response) for response in self.responses]
+        for sample, value in zip(self.samples, reward(answers)):
+            sample.reward = value
+
+    def select(self, chosen: Sequence[int]) -> Rollout:
+        """These of its responses, in this order."""
+        return Rollout(
+            [self.samples[i] for i in chosen],
+            [self.prompts[i] for i in chosen],
+            [self.responses[i] for i in chosen],
+            [self.verdicts[i] for i in chosen],
+        )
 
     @staticmethod
     def join(parts: Sequence[Rollout]) -> Rollout:
@@ -77,6 +99,28 @@ def replace_groups(
                 one.replaced = thrown_away
 
 
+def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
+    """The responses with more than the mean reward of their group, the first ``limit`` of all
+    (AEPO: those that would have a positive advantage)."""
+    chosen = []
+    for group in groups:
+        rewards = [s.reward for s in group.samples]
+        mean = sum(rewards) / len(rewards)
+        chosen.append(group.select([i for i, r in enumerate(rewards) if r > mean]))
+    joined = Rollout.join(chosen)
+    return joined.select(range(min(limit, len(joined.samples))))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a step, and how it is to be answered."""
+
+    group: int
+    question: Question
+    samples: int
+    again: bool = False  # after it has been answered once: re-rolled
+
+
 @dataclass
 class RolloutSource:
     """Samples a step's responses from the engines and has them judged."""
@@ -88,9 +132,10 @@ class RolloutSource:
     judge: JudgePool
     progress: Callable[[], None]
 
-    def next(self, step: int, max_staleness: int = 0) -> Rollout:
-        """The rollouts of ``step``, written by weights at most ``max_staleness`` steps old, one
-        group per prompt, those without signal replaced where the recipe says so.
+    def next(self, step: int, plan: Plan, max_staleness: int = 0) -> Rollout:
+        """The rollouts of ``step``, written by weights at most ``max_staleness`` steps old, as the
+        plan has them: one group per prompt, those without signal replaced where the recipe says
+        so, re-rolled responses behind them.
 
         (Step t is sampled with weight version t.) Raises RuntimeError if a token came from another
         version, EngineError as the client does.
@@ -98,46 +143,47 @@ class RolloutSource:
         rollout, seed = self.recipe.rollout, self.recipe.seed
         wanted = rollout.prompts_per_step
         questions = tasks.questions_for_step(self.task, step, wanted, seed)
-        groups = self._sample(step, list(enumerate(questions)), max_staleness)
-        spare = tasks.replacements_for_step(self.task, step, wanted, seed)
+        counts = plan.samples([question.index for question in questions])
+        asked = [Asked(g, q, n) for g, (q, n) in enumerate(zip(questions, counts))]
+
+        def sample(asked: Sequence[Asked], temperature: float = plan.temperature) -> list[Rollout]:
+            return self._sample(step, asked, replace(plan, temperature=temperature), max_staleness)
+
+        groups = sample(asked)
+        others = tasks.replacements_for_step(self.task, step, wanted, seed)
+        spare = list(islice(others, rollout.replacement_prompts))
         replace_groups(
             groups,
-            islice(spare, rollout.replacement_prompts),
-            lambda places: self._sample(step, places, max_staleness),
+            iter(spare),
+            lambda places: sample([Asked(g, q, counts[g]) for g, q in places]),
         )
+        if plan.reroll is not None:
+            by_index = {question.index: question for question in [*questions, *spare]}
+            first = groups[: math.ceil(plan.reroll.share * wanted)]
+            items = [group.samples[0].item for group in first]
+            again = [Asked(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
+            groups.append(better_ones(sample(again, plan.reroll.temperature), plan.reroll.limit))
         return Rollout.join(groups)
 
     def _sample(
-        self, step: int, questions: Sequence[tuple[int, Question]], max_staleness: int
+        self,
+        step: int,
+        asked: Sequence[Asked],
+        plan: Plan,
+        max_staleness: int,
     ) -> list[Rollout]:
-        """One group of samples for each (group id, question)."""
-        recipe = self.recipe
-        requests, owners = [], []
-        for group, question in questions:
-            prompt_ids = self.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
-            if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
-                raise ValueError(
-                    f"task question {question.index} has {len(prompt_ids)} tokens, more than "
-                    f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
-                )
-            for index in range(recipe.rollout.samples_per_prompt):
-                requests.append(
-                    GenerationRequest(
-                        prompt_ids=prompt_ids,
-                        max_tokens=recipe.rollout.max_response_tokens,
-                        temperature=recipe.rollout.temperature,
-                        seed=sample_seed(recipe.seed, step, question.index, index),
-                        stop_token_ids=self.tokenizer.stop_ids,
-                    )
-                )
-                owners.append((group, question))
-        completions = self.fleet.generate_sync(requests, on_progress=self.progress)
+        """One group of samples for each question."""
+        requests = [r for one in asked for r in self._requests(step, one, plan.temperature)]
+        owners = [one for one in asked for _ in range(one.samples)]
+        generate = partial(self.fleet.generate_sync, on_progress=self.progress)
+        if plan.fork is None:
+            completions = generate(requests)
+        else:
+            completions = generate_forked(generate, requests, plan.fork.forks, plan.fork.branches)
         responses = [self.tokenizer.decode(c.token_ids) for c in completions]
-        verdicts = self.judge.judge([q for _, q in owners], responses)
+        verdicts = self.judge.judge([one.question for one in owners], responses)
         samples = []
-        for (group, question), request, done, verdict in zip(
-            owners, requests, completions, verdicts
-        ):
+        for one, request, done, verdict in zip(owners, requests, completions, verdicts):
             if not step - max_staleness <= min(done.versions) <= max(done.versions) <= step:
                 raise RuntimeError(
                     f"step {step}: an engine wrote tokens with weight versions "
@@ -150,18 +196,38 @@ class RolloutSource:
                     logprobs=list(done.logprobs),
                     versions=list(done.versions),
                     finish_reason=done.finish_reason,
-                    group=group,
-                    item=question.index,
+                    group=one.group,
+                    item=one.question.index,
                     reward=verdict.reward,
+                    rerolled=one.again,
                 )
             )
-        n = recipe.rollout.samples_per_prompt
-        return [
-            Rollout(
-                samples[i : i + n],
-                [q.prompt for _, q in owners[i : i + n]],
-                responses[i : i + n],
-                verdicts[i : i + n],
+        groups, first = [], 0
+        for one in asked:
+            part = slice(first, first := first + one.samples)
+            prompts = [one.question.prompt] * one.samples
+            groups.append(Rollout(samples[part], prompts, responses[part], verdicts[part]))
+        if plan.reward is not None:
+            for group in groups:
+                group.reward_by(plan.reward, self.recipe.task.verifier)
+        return groups
+
+    def _requests(self, step: int, asked: Asked, temperature: float) -> Iterator[GenerationRequest]:
+        """One request for each response to a question."""
+        recipe, question = self.recipe, asked.question
+        prompt_ids = self.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
+        if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
+            raise ValueError(
+                f"task question {question.index} has {len(prompt_ids)} tokens, more than "
+                f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
             )
-            for i in range(0, len(samples), n)
-        ]
+        for index in range(asked.samples):
+            # the seeds of responses that are asked for again go on where the first ones end
+            place = index + asked.again * asked.samples
+            yield GenerationRequest(
+                prompt_ids=prompt_ids,
+                max_tokens=recipe.rollout.max_response_tokens,
+                temperature=temperature,
+                seed=sample_seed(recipe.seed, step, question.index, place),
+                stop_token_ids=self.tokenizer.stop_ids,
+            )

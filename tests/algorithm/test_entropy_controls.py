@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from aent.algorithm import entropy_controls
+from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import policy_loss
 from aent.batch import Batch, Sample
 from aent.recipe.schema import AlgorithmSection, Recipe
@@ -21,7 +22,7 @@ def make_batch(seed: int = 0) -> Batch:
     g = torch.Generator().manual_seed(seed)
 
     def flat(values: torch.Tensor) -> torch.Tensor:
-        return entropy_controls.over_response(batch, values)
+        return over_response(batch, values)
 
     batch.advantages = flat(torch.tensor([1.0] * 3 + [-1.0] * 2 + [0.5] * 4 + [-0.5]))
     batch.old_logprobs = flat(-3 * torch.rand(N, generator=g))
@@ -40,7 +41,7 @@ def applied(batch: Batch, *controls: dict, step: int = 0) -> Batch:
             "entropy_controls": controls,
         }
     )
-    entropy_controls.apply(batch, recipe, step)
+    entropy_controls.apply(batch, recipe, step, vocab_size=100, memory={})
     return batch
 
 
@@ -62,7 +63,7 @@ def test_top_entropy_tokens_keeps_the_share(share, kept):
 
 def test_top_entropy_tokens_multiplies_what_other_weights_there_are():
     batch = make_batch()
-    batch.importance = entropy_controls.over_response(batch, torch.full((N,), 0.5))
+    batch.importance = over_response(batch, torch.full((N,), 0.5))
     applied(batch, {"kind": "top_entropy_tokens", "share": 0.3})
     assert sorted(response(batch, batch.importance)) == [0.0] * 7 + [0.5] * 3
 
@@ -133,7 +134,7 @@ def test_response_entropy_advantage_by_hand():
     batch = make_batch()
     per_response = [0.2, 0.6, 0.1, 2.9]  # means of the groups: .4, 1.5
     each = [h for h, n in zip(per_response, LENGTHS) for _ in range(n)]
-    batch.old_entropies = entropy_controls.over_response(batch, torch.tensor(each))
+    batch.old_entropies = over_response(batch, torch.tensor(each))
     applied(batch, {"kind": "response_entropy_advantage"})
     factor = [1.5, 0.5, 1 + 1.4 / 1.5, 1 - 1.4 / 1.5]
     want = [a * f for a, f, n in zip((1, -1, 0.5, -0.5), factor, LENGTHS) for _ in range(n)]
@@ -144,7 +145,7 @@ def test_response_entropy_advantage_by_hand():
 def test_response_entropy_advantage_changes_nothing_among_equals(entropy):
     batch = make_batch()
     before = response(batch, batch.advantages)
-    batch.old_entropies = entropy_controls.over_response(batch, torch.full((N,), entropy))
+    batch.old_entropies = over_response(batch, torch.full((N,), entropy))
     applied(batch, {"kind": "response_entropy_advantage"})
     assert response(batch, batch.advantages) == pytest.approx(before)
 
@@ -153,7 +154,7 @@ def test_response_entropy_advantage_never_turns_a_sign():
     batch = make_batch()
     each = torch.tensor([0.1] * 3 + [0.1] * 2 + [0.0] * 4 + [9.0])
     batch.group = torch.zeros(4, dtype=torch.int64)  # mean 2.3: the last factor would be -1.9
-    batch.old_entropies = entropy_controls.over_response(batch, each)
+    batch.old_entropies = over_response(batch, each)
     applied(batch, {"kind": "response_entropy_advantage"})
     assert response(batch, batch.advantages)[-1] == 0
 
@@ -190,12 +191,20 @@ def test_advantage_kl_weighs_the_reference_by_what_a_response_lacks():
     torch.testing.assert_close(loss.loss, torch.tensor(each) * loss.kl_reference)
 
 
-@pytest.mark.parametrize("kind", entropy_controls.CONTROLS)
+SCORED = [
+    kind
+    for kind, control in entropy_controls.CONTROLS.items()
+    if control.needs not in (None, "item")
+]
+
+
+@pytest.mark.parametrize("kind", SCORED)
 def test_a_batch_that_was_not_scored_is_refused(kind):
     batch = make_batch()
     batch.old_logprobs = batch.old_entropies = None
+    target = {"target": 1.0} if kind in ("probability_push", "reroll") else {}
     with pytest.raises(ValueError, match=f"{kind} needs (old|reference)_"):
-        applied(batch, {"kind": kind})
+        applied(batch, {"kind": kind} | target)
 
 
 def test_controls_are_applied_in_their_order():

@@ -16,19 +16,21 @@ EXACT = (
 
 
 def series(run_dir: Path) -> dict[str, dict[int, set[float]]]:
-    """{metric: {step: every value that the journal has}}."""
+    """{metric: {step: every value that the journal has}}, what entropy controls keep included."""
     found: dict[str, dict[int, set[float]]] = {key: {} for key in EXACT}
     for line in (run_dir / "journal.jsonl").read_text().splitlines():
         point = json.loads(line)
-        if point.get("key") in found:  # else a status, a file, another metric
-            found[point["key"]].setdefault(point["step"], set()).add(point["value"])
+        key = point.get("key", "")  # none: a status or a file
+        if key in EXACT or key.startswith("control/"):
+            found.setdefault(key, {}).setdefault(point["step"], set()).add(point["value"])
     return found
 
 
 def assert_same_run(run_dir: Path, reference: Path, steps: int) -> None:
     """Coefficients, losses, rewards and final weights are equal to the last bit."""
     got, want = series(run_dir), series(reference)
-    for key in EXACT:
+    assert got.keys() == want.keys()
+    for key in want:
         assert got[key] == want[key], key
         assert len(got[key]) == steps or key == "evaluation/accuracy"
     for log in (run_dir / "logs").glob("rank0.log*"):  # the tracker's warning of a repeated step

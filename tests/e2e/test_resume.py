@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import Counter
 
 import psutil
 import pytest
 
+from aent import rollout_files
 from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run
 from e2e.jobs import Job, assert_gone
@@ -15,7 +17,16 @@ from e2e.jobs import Job, assert_gone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the fixtures are four starts
 
 STEPS = 6
-RUN = (f"steps={STEPS}", "task.heldout=4", "checkpoint.every=2", "checkpoint.keep=3")
+# entropy controls that remember earlier steps: their memory is part of the checkpoint
+CONTROLS = (
+    "entropy_controls=[{kind: entropy_smoothing, high: 1.01}, {kind: probability_push, target: 1, "
+    "probability: .05}, {kind: nucleus_anchor}, {kind: temperature_schedule}, "
+    "{kind: rollout_budget, low: 2, high: 6}]"
+)
+RUN = (
+    f"steps={STEPS}", "task.heldout=4", "task.size=8", "checkpoint.every=2", "checkpoint.keep=3",
+    "entropy={measure: full}", CONTROLS,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,33 @@ def parts(start, tmp_path_factory):
 
 def test_run_in_parts_equals_the_run_in_one(undisturbed, parts):
     assert_same_run(parts[1].run_dir, undisturbed.run_dir, STEPS)
+
+
+def test_entropy_controls_did_what_they_are_for(undisturbed):
+    """Each in its numbers; engine and trainer agree at every temperature."""
+    values = {}
+    for line in (undisturbed.run_dir / "journal.jsonl").read_text().splitlines():
+        point = json.loads(line)
+        if "key" in point:
+            values.setdefault(point["key"], []).append(point["value"])
+    temperatures = values["control/temperature_schedule/temperature"]
+    assert temperatures[0] == 1.0
+    assert len(set(temperatures)) == STEPS
+    assert max(values["policy/logprob_gap"]) < 1e-3
+    assert len(set(values["control/nucleus_anchor/anchor"])) == 1
+    assert len(set(values["control/nucleus_anchor/mean"])) == STEPS
+    assert values["control/entropy_smoothing/steps"] == list(range(1, STEPS + 1))
+    push = values["control/probability_push/push"]
+    assert all(-1 <= p <= 1 and p != 0 for p in push)
+    sizes = set()
+    for step in range(STEPS):
+        rollout = rollout_files.read(undisturbed.run_dir, step)
+        if rollout is not None:  # those before the oldest checkpoint are gone
+            groups = Counter(sample.group for sample in rollout.samples)
+            assert sum(groups.values()) == 16
+            sizes |= set(groups.values())
+    assert sizes - {4}
+    assert all(2 <= size <= 6 for size in sizes)
 
 
 def test_mlflow_has_one_run_with_one_curve(parts):

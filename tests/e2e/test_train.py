@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 STEPS = 3
 STEP_METRICS = {
     "reward/mean", "reward/groups_replaced", "reward/penalty",
+    "reward/judged_mean", "reward/rerolled",
     "response/length_mean", "response/truncated_share", "policy/masked_share",
     "policy/entropy", "policy/clamped_entropy", "policy/kept_mass", "policy/logprob_gap",
     "policy/kl_behaviour", "policy/clip_fraction", "update/grad_norm",

@@ -6,7 +6,8 @@ import pytest
 
 from aent.recipe.changes import Change, changes, rule_of
 from aent.recipe.load import load
-from aent.recipe.schema import Recipe, Section
+from aent.recipe.schema import Recipe
+from aent.recipe.section import Section
 
 TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\n"
 

@@ -76,6 +76,10 @@ def test_every_line_of_the_documentation_is_sound(recipe, line):
     needed = ["trainer.mini_batches=2", "rollout.max_prompt_tokens=256"]
     if "advantage_kl" in line:
         needed.append("algorithm.kl_coefficient=0.05")
+    if "forked_rollouts" in line:
+        needed.append("rollout.samples_per_prompt=60")
+    if "entropy_smoothing" in line:
+        needed.append("entropy.measure=full")
     loaded = recipe(f"{section}={value}", *needed)
     assert check(loaded, machine=False) == []
     assert getattr(loaded, section) != getattr(recipe(), section) or "ppo_clip" in line
@@ -186,6 +190,72 @@ FAULTS = [
         ],
         "entropy_controls[0] (response_entropy_advantage) compares responses: "
         "rollout.samples_per_prompt must be 2 or more",
+    ),
+    (
+        ["entropy_controls=[{kind: entropy_smoothing}]"],
+        "entropy_controls[0] (entropy_smoothing) compares the bonus with entropies over the whole "
+        "vocabulary: entropy.measure must be full",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: entropy_smoothing, low: 2}]",
+            "entropy.measure=full",
+        ],
+        "entropy_controls[0] (entropy_smoothing): low=2 is not below high=2",
+    ),
+    (
+        ["entropy_controls=[{kind: difficulty_coefficient}]", "controller={initial: 0}"],
+        "entropy_controls[0] (difficulty_coefficient) shapes the entropy bonus, which is off: "
+        "controller.initial must be above 0 with controller.kind=constant",
+    ),
+    (
+        ["entropy_controls=[{kind: rollout_budget, high: 6}]"],
+        "entropy_controls[0] (rollout_budget): rollout.samples_per_prompt=8 is not between low=4 "
+        "and high=6",
+    ),
+    (
+        ["entropy_controls=[{kind: rollout_budget, low: 1}]"],
+        "entropy_controls[0] (rollout_budget): low=1 leaves algorithm.advantage=group_normalized "
+        "nothing to compare",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: reroll, target: 1}]",
+            "algorithm.importance=truncated_token",
+        ],
+        "entropy_controls[0] (reroll) learns from another temperature's responses, which "
+        "algorithm.importance=truncated_token would correct away",
+    ),
+    (
+        ["entropy_controls=[{kind: reroll, target: 1, high: .9}]"],
+        "entropy_controls[0] (reroll): rollout.temperature=1 is not between low=0.8 and high=0.9",
+    ),
+    (
+        ["entropy_controls=[{kind: reroll, target: 1}, {kind: temperature_schedule}]"],
+        "entropy_controls[0] (reroll) and temperature_schedule would both set temperatures: give "
+        "one of them",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: majority_reward}]",
+            "rollout.samples_per_prompt=1",
+            "algorithm.advantage=reinforce_plus_plus",
+        ],
+        "entropy_controls[0] (majority_reward) compares responses: rollout.samples_per_prompt must "
+        "be 2 or more",
+    ),
+    (
+        ["entropy_controls=[{kind: forked_rollouts}]"],
+        "entropy_controls[0] (forked_rollouts) makes trees of 5 responses, which do not divide "
+        "rollout.samples_per_prompt=8",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: forked_rollouts, forks: 1, branches: 3}, "
+            "{kind: rollout_budget}]"
+        ],
+        "entropy_controls[0] (forked_rollouts) needs whole trees, which rollout_budget would cut: "
+        "give one of them",
     ),
     (
         ["rollout.samples_per_prompt=1"],

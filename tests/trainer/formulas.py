@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from aent.batch import Batch
+from aent.recipe.controls import NucleusAnchor
 from aent.recipe.schema import Recipe
 
 
@@ -57,6 +58,13 @@ def expected_from_logits(
     logq = torch.log_softmax((z / recipe.rollout.temperature).gather(1, keep), dim=-1)
     clamped = -(logq.exp() * logq).sum(1)
 
+    entropy = -(p * logp).sum(1)
+    bonus = entropy if recipe.entropy.measure == "full" else clamped
+    if batch.smoothing_weight is not None:
+        low, high = batch.smoothing_low[mask], batch.smoothing_high[mask]
+        outside = (low - bonus).clamp(min=0) + (bonus - high).clamp(min=0)
+        bonus = bonus - batch.smoothing_weight[mask] * outside
+
     a = recipe.algorithm
     old = log_prob.detach() if batch.old_logprobs is None else batch.old_logprobs[mask]
     advantage, r = batch.advantages[mask], (log_prob - old).exp()
@@ -76,8 +84,10 @@ def expected_from_logits(
     if batch.importance is not None:
         per_token = per_token * batch.importance[mask]
     if batch.entropy_low is not None:
-        h = -(p * logp).sum(1).detach()
+        h = entropy.detach()
         per_token = per_token * (h >= batch.entropy_low[mask]) * (h <= batch.entropy_high[mask])
+    if batch.ratio_weight is not None:
+        per_token = per_token - batch.ratio_weight[mask] * (log_prob - old).exp()
     if batch.old_kl_weight is not None:
         per_token = per_token + batch.old_kl_weight[mask] * (log_prob - old).abs()
     if batch.reference_logprobs is not None:
@@ -85,14 +95,27 @@ def expected_from_logits(
         beta = a.kl_coefficient if batch.kl_weight is None else batch.kl_weight[mask]
         per_token = per_token + beta * (d.exp() - d - 1)
     loss = (batch.policy_weight[mask] * per_token).sum()
-    loss = loss - coefficient * (batch.entropy_weight[mask] * clamped).sum()
+    loss = loss - coefficient * (batch.entropy_weight[mask] * bonus).sum()
+    if batch.nucleus_weight is not None:
+        nuclei = nucleus_entropies(z / recipe.rollout.temperature, recipe.control("nucleus_anchor"))
+        loss = loss + (batch.nucleus_weight[mask] * nuclei).sum()
     return Expected(
         loss,
         log_prob.detach(),
-        -(p * logp).sum(1).detach(),
+        entropy.detach(),
         clamped.detach(),
         p.gather(1, keep).sum(1).detach(),
     )
+
+
+def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
+    """[N] of tempered logits [N, V]: renormalised on the smallest set that reaches top_p."""
+    ordered = z.sort(dim=1, descending=True).values
+    p = ordered.softmax(dim=1)
+    before = p.cumsum(dim=1) - p
+    kept = (before < settings.top_p) & (torch.arange(z.shape[1]) < settings.top_k)
+    log_q = ordered.masked_fill(~kept, -1e30).log_softmax(dim=1)
+    return -(log_q.exp() * log_q).sum(1)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:

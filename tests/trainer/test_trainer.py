@@ -53,7 +53,9 @@ OBJECTIVES = {
     "gspo": {"policy_loss": "gspo", "aggregation": "sequence_mean", "clip_high": 0.3},
     "cispo": {"policy_loss": "cispo", "clip_low": 1.0, "clip_high": 0.3},
     "controls": {"kl_coefficient": 0.1},
+    "bonus": {},
 }
+NUCLEI = {"kind": "nucleus_anchor", "top_p": 0.6, "top_k": 30}
 
 
 def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
@@ -63,7 +65,13 @@ def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
         micro_batch_tokens=micro_batch_tokens,
         trainer={"optimizer": {"lr": 1e-30, "clip_grad": 0.0}},
         algorithm=OBJECTIVES[name],
+        entropy={"measure": "full" if name == "bonus" else "clamped"},
+        entropy_controls=[NUCLEI] if name == "bonus" else [],
     )
+
+
+def objective_coefficient(name: str) -> float:
+    return LAMBDA if name == "bonus" else 0.0
 
 
 def old_batch(name: str) -> Batch:
@@ -78,6 +86,13 @@ def old_batch(name: str) -> Batch:
         batch.entropy_high = torch.full_like(noise, 2.0)
         batch.reference_logprobs = batch.old_logprobs
         batch.kl_weight = noise.clamp(min=0)
+        batch.ratio_weight = 0.3 * (noise > 0).float() * batch.loss_mask
+    if name == "bonus":
+        batch.smoothing_weight = noise.abs()
+        batch.smoothing_low = torch.full_like(noise, 1.0)
+        batch.smoothing_high = torch.full_like(noise, 1.5)
+        batch.nucleus_weight = 0.01 * noise.clamp(min=0)
+        batch.entropy_weight = batch.entropy_weight * noise.abs()
     return batch
 
 
@@ -87,7 +102,7 @@ def objectives(trainer: Any) -> dict[Any, Any]:
     for name in OBJECTIVES:
         for tokens in (24, 60):
             trainer.recipe = objective_recipe(name, tokens)
-            result = trainer.train_minibatch(old_batch(name), 0.0)
+            result = trainer.train_minibatch(old_batch(name), objective_coefficient(name))
             gradient = torch.cat([p.main_grad.flatten() for p in trainer.policy.parameters()])
             out[name, tokens] = result.loss, result.clip_fraction, result.grad_norm, gradient
     return out
@@ -155,7 +170,8 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
         out["measured"] = measured_on_every_token(trainer)
         moved, kept = trainer.score(BATCHES[0]), trainer.score_reference(BATCHES[0])
         back = trainer.score(BATCHES[0])
-        out["entropies"] = Trainer(kl, Path(path)).score_tokens(BATCHES[0]).entropies
+        fresh = Trainer(recipe_of(tp=2, entropy_controls=[NUCLEI]), Path(path))
+        out["entropies"] = fresh.score_tokens(BATCHES[0])
         out["reference"] = [
             torch.equal(kept, first), torch.equal(moved, back), torch.equal(moved, first)
         ]  # fmt: skip
@@ -239,11 +255,16 @@ def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
 
 @pytest.mark.slow
 def test_scoring_gives_the_entropies_too(ranks: list[dict], path: Path) -> None:
+    recipe, mask = recipe_of(entropy_controls=[NUCLEI]), BATCHES[0].loss_mask
     with torch.no_grad():
-        want = formulas.expected(formulas.load(path), BATCHES[0], recipe_of(), 0.0)
-    entropies, mask = ranks[0]["entropies"], BATCHES[0].loss_mask
-    torch.testing.assert_close(entropies[mask], want.entropy, atol=2e-5, rtol=1e-5)
-    assert not entropies[~mask].any()
+        z = formulas.response_logits(formulas.load(path), BATCHES[0])
+        want = formulas.expected_from_logits(z, BATCHES[0], recipe, 0.0).entropy
+        nuclei = formulas.nucleus_entropies(z / 0.8, recipe.control("nucleus_anchor"))
+    scores = ranks[0]["entropies"]
+    for got, expected in ((scores.entropies, want), (scores.nucleus_entropies, nuclei)):
+        torch.testing.assert_close(got[mask], expected, atol=2e-5, rtol=1e-5)
+        assert not got[~mask].any()
+    assert nuclei.min() < 0.5 < nuclei.max()
 
 
 @pytest.mark.slow
@@ -253,7 +274,8 @@ def test_objectives_do_not_depend_on_micro_batches_and_ranks(
 ) -> None:
     """A response's ratio is that of the whole response, wherever the mini-batch is cut."""
     model = formulas.load(path)
-    want = formulas.expected(model, old_batch(name), objective_recipe(name, 60), 0.0)
+    coefficient = objective_coefficient(name)
+    want = formulas.expected(model, old_batch(name), objective_recipe(name, 60), coefficient)
     want.loss.backward()
     norm = math.sqrt(sum(float(g.square().sum()) for g in formulas.gradients(model).values()))
     (loss, clipped, grad_norm, few), (*_, many) = (

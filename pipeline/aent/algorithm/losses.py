@@ -30,8 +30,9 @@ def policy_loss(
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
     - importance: a detached factor on the surrogate (engine-versus-trainer mismatch, masks)
     - ERC: no surrogate where the entropy is below entropy_low or above entropy_high
-      (``entropy_controls.entropy_ratio_clip``)
-    - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.kl_cov``)
+      (``entropy_controls.weights.entropy_ratio_clip``)
+    - EntroPIC: - ratio_weight * pi / pi_old (``entropy_controls.terms.probability_push``)
+    - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.terms.kl_cov``)
     - KL to a frozen reference: + kl_weight (default kl_coefficient) * (e^d - d - 1), with
       d = log pi_ref - log pi (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
 
@@ -41,8 +42,8 @@ def policy_loss(
             ``old_logprobs`` (without them those before this step's first update are those of this
             very forward, a step of one mini-batch, so that r = 1), ``sequence_log_ratio`` (gspo
             with old log-probs: see there), ``importance``, ``entropy_low`` and ``entropy_high``
-            (with ``entropy``, detached: of the policy in training), ``old_kl_weight`` (with old
-            log-probs), ``reference_logprobs``, ``kl_weight``.
+            (with ``entropy``, detached: of the policy in training), ``ratio_weight``,
+            ``old_kl_weight`` (with old log-probs), ``reference_logprobs``, ``kl_weight``.
     """
     advantages, old = fields["advantages"], fields.get("old_logprobs")
     if settings.policy_loss == "gspo" and old is not None:
@@ -59,6 +60,9 @@ def policy_loss(
         entropy, low, high = (fields[n] for n in ("entropy", "entropy_low", "entropy_high"))
         inside = (entropy >= low) & (entropy <= high)
         loss, clipped = loss * inside, clipped | ~inside
+    if "ratio_weight" in fields:
+        before = log_prob.detach() if old is None else old
+        loss = loss - fields["ratio_weight"] * torch.exp(log_prob - before)
     if "old_kl_weight" in fields:
         loss = loss + fields["old_kl_weight"] * (log_prob - fields["old_logprobs"]).abs()
     kl = None
@@ -67,6 +71,17 @@ def policy_loss(
         kl = torch.exp(difference) - difference - 1
         loss = loss + fields.get("kl_weight", settings.kl_coefficient) * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+
+
+def entropy_bonus(entropy: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+    """[N]: what the coefficient multiplies: the entropy, less EPO's smoothing where it is asked
+    for, smoothing_weight * ([smoothing_low - H]+ + [H - smoothing_high]+)
+    (``entropy_controls.coefficient.entropy_smoothing``)."""
+    if "smoothing_weight" not in fields:
+        return entropy
+    low, high = fields["smoothing_low"], fields["smoothing_high"]
+    outside = torch.relu(low - entropy) + torch.relu(entropy - high)
+    return entropy - fields["smoothing_weight"] * outside
 
 
 def clipped_surrogate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aent.algorithm import advantages, aggregation, importance, rewards
+from aent.algorithm import advantages, aggregation, entropy_controls, importance, rewards
 from aent.batch import Batch
 from aent.recipe.schema import AlgorithmSection, Recipe
 
@@ -19,7 +19,8 @@ def needs_old_logprobs(recipe: Recipe) -> bool:
     """Whether a step must score its batch first: later mini-batches, corrections and entropy
     controls need it."""
     several = recipe.trainer.mini_batches > 1
-    return several or recipe.algorithm.importance != "none" or bool(recipe.entropy_controls)
+    corrected = recipe.algorithm.importance != "none"
+    return several or corrected or entropy_controls.need_scores(recipe)
 
 
 def set_advantages(batch: Batch, recipe: Recipe) -> None:
@@ -40,15 +41,19 @@ def set_advantages(batch: Batch, recipe: Recipe) -> None:
 
 
 def sequence_advantages(batch: Batch, settings: AlgorithmSection) -> Tensor:
-    """[S] fp32: the advantage of each response, from its reward and penalty."""
-    reward = batch.reward if batch.penalty is None else batch.reward + batch.penalty
-    kind, lengths = settings.advantage, batch.response_lengths
+    """[S] fp32: the advantage of each response, from its reward and penalty; 0 for re-rolled ones,
+    with which nobody is compared."""
+    own, total = batch.own, torch.zeros(batch.num_sequences)
+    reward = (batch.reward if batch.penalty is None else batch.reward + batch.penalty)[own]
+    kind, group = settings.advantage, batch.group[own]
     if kind == "leave_one_out":
-        return advantages.leave_one_out(reward, batch.group)
-    if kind in ("group_normalized", "group_mean"):
-        return advantages.group_advantages(reward, batch.group, kind == "group_normalized")
-    baseline = kind == "reinforce_plus_plus_baseline"
-    return advantages.batch_normalized(reward, batch.group, lengths, baseline)
+        total[own] = advantages.leave_one_out(reward, group)
+    elif kind in ("group_normalized", "group_mean"):
+        total[own] = advantages.group_advantages(reward, group, kind == "group_normalized")
+    else:
+        baseline, lengths = kind == "reinforce_plus_plus_baseline", batch.response_lengths[own]
+        total[own] = advantages.batch_normalized(reward, group, lengths, baseline)
+    return total
 
 
 def split_mini_batches(batch: Batch, recipe: Recipe) -> list[Batch]:
@@ -58,6 +63,10 @@ def split_mini_batches(batch: Batch, recipe: Recipe) -> list[Batch]:
         mini = batch.select(chosen)
         mini.policy_weight = policy_weight(mini, recipe)
         mini.entropy_weight = aggregation.token_mean(mini)
+        if mini.entropy_factor is not None:
+            mini.entropy_weight = mini.entropy_weight * mini.entropy_factor
+        if mini.nucleus_weight is not None:
+            mini.nucleus_weight = mini.nucleus_weight * aggregation.sequence_mean(mini)
         mini_batches.append(mini)
     return mini_batches
 

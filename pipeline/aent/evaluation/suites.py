@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from aent import tasks
 from aent.recipe.load import RecipeError, parse_value, sentence
-from aent.recipe.schema import Recipe, Section, TaskSection
+from aent.recipe.schema import Recipe, TaskSection
+from aent.recipe.section import Section
 from aent.tasks import Question, files, sources
 
 DATA_FOLDER = Path("data")  # where ``aent data`` writes

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aent.recipe.schema import Recipe, Resume, Section
+from aent.recipe.schema import Recipe
+from aent.recipe.section import Resume, Section
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from aent.entropy import controllers
 from aent.evaluation import suites
+from aent.recipe import check_controls
 from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
@@ -31,7 +32,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     faults = [
         *_batch(recipe),
         *_algorithm(recipe),
-        *_entropy_controls(recipe),
+        *check_controls.faults(recipe),
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
         *_task(recipe, machine),
@@ -183,26 +184,6 @@ def _entropy(recipe: Recipe) -> Iterator[str]:
         for name in ("drop_fraction", "top_k"):
             if getattr(entropy, name) is not None:
                 yield f"entropy.{name} has no meaning with entropy.measure=full"
-
-
-def _entropy_controls(recipe: Recipe) -> Iterator[str]:
-    kinds = [control.kind for control in recipe.entropy_controls]
-    for index, control in enumerate(recipe.entropy_controls):
-        name = f"entropy_controls[{index}] ({control.kind})"
-        if control.kind in kinds[:index]:
-            yield f"{name} stands there twice"
-        if control.kind == "clip_cov" and control.low >= control.high:
-            yield f"{name}: low={control.low:g} is not below high={control.high:g}"
-        if control.kind in ("kl_cov", "entropy_ratio_clip") and recipe.trainer.mini_batches == 1:
-            yield (
-                f"{name} changes nothing with trainer.mini_batches=1: the policy that learns is "
-                "the old one"
-            )
-        if control.kind == "advantage_kl" and recipe.algorithm.kl_coefficient == 0:
-            yield f"{name} needs a reference: algorithm.kl_coefficient must be above 0"
-        alone = recipe.rollout.samples_per_prompt == 1
-        if control.kind == "response_entropy_advantage" and alone:
-            yield f"{name} compares responses: rollout.samples_per_prompt must be 2 or more"
 
 
 def _engines(recipe: Recipe) -> Iterator[str]:

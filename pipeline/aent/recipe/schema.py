@@ -4,29 +4,17 @@ A recipe is one YAML file of these sections. Checks that need one field only sta
 across fields and against this machine stand in ``aent.recipe.check``; nothing outside
 ``aent.recipe`` knows YAML.
 
-``RESUME`` says of each section (or, where a field differs, of that field through ``mark``) what may
-change when a run is resumed: ``same`` (a change would corrupt the run), ``warn``, ``free``.
+What may change when a run is resumed stands beside the fields (``section``).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Resume = Literal["same", "warn", "free"]
-
-
-def mark(default: Any, resume: Resume, **constraints: Any) -> Any:
-    """A field whose resume rule differs from its section's."""
-    return Field(default, json_schema_extra={"resume": resume}, **constraints)
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-    RESUME: ClassVar[Resume] = "same"
+from aent.recipe.controls import EntropyControl
+from aent.recipe.section import Resume, Section, mark
 
 
 class ModelSection(Section):
@@ -46,7 +34,7 @@ class TaskSection(Section):
 
     kind: Literal["reasoning_gym", "file"] = "reasoning_gym"
     name: str = "chain_sum"  # reasoning_gym: the data set
-    config: dict[str, Any] = {}  # reasoning_gym: its configuration, passed on as it is
+    config: dict[str, Any] = Field({})  # reasoning_gym: its configuration, passed on as it is
     path: str | None = None  # file: JSONL or parquet with the columns question and answer
     size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
     heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
@@ -134,76 +122,6 @@ class EntropySection(Section):
     measure: Literal["clamped", "full"] = "clamped"
     drop_fraction: float | None = Field(None, ge=0, lt=1)  # of the vocabulary; default .33
     top_k: int | None = Field(None, ge=1)  # instead of drop_fraction
-
-
-class ControlSection(Section):
-    """Base of the entropy controls: what each does stands in algorithm/entropy_controls.py."""
-
-    RESUME: ClassVar[Resume] = "warn"
-
-
-class TopEntropyTokens(ControlSection):
-    """80/20 (arXiv 2506.01939): the policy loss of the most uncertain tokens alone."""
-
-    kind: Literal["top_entropy_tokens"]
-    share: float = Field(0.2, gt=0, lt=1)  # of the step's response tokens
-
-
-class ClipCov(ControlSection):
-    """Clip-Cov (arXiv 2505.22617): no policy loss for some tokens of high covariance."""
-
-    kind: Literal["clip_cov"]
-    share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
-    low: float = 1.0  # covariances between which they are drawn
-    high: float = 5.0
-
-
-class KlCov(ControlSection):
-    """KL-Cov (arXiv 2505.22617): a KL to the old policy for the tokens of highest covariance."""
-
-    kind: Literal["kl_cov"]
-    share: float = Field(2e-3, gt=0, lt=1)  # of the step's response tokens, one at least
-    coefficient: float = Field(1.0, gt=0)
-
-
-class EntropyAdvantage(ControlSection):
-    """Entropy-shaped advantage (arXiv 2506.14758): more for uncertain tokens."""
-
-    kind: Literal["entropy_advantage"]
-    scale: float = Field(0.4, gt=0)  # alpha, per nat
-    limit: float = Field(2.0, gt=1)  # kappa: at most abs(advantage) / limit is added
-
-
-class ResponseEntropyAdvantage(ControlSection):
-    """ETTRL's advantage reshaping, EAR (arXiv 2508.11356): less for uncertain responses."""
-
-    kind: Literal["response_entropy_advantage"]
-
-
-class EntropyRatioClip(ControlSection):
-    """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
-
-    kind: Literal["entropy_ratio_clip"]
-    low: float = Field(0.05, gt=0, le=1)  # entropy over old entropy: from 1 - low
-    high: float = Field(0.05, gt=0)  # to 1 + high
-
-
-class AdvantageKl(ControlSection):
-    """ADRPO (arXiv 2510.18053): algorithm.kl_coefficient less the advantage, not below 0."""
-
-    kind: Literal["advantage_kl"]
-
-
-EntropyControl = Annotated[
-    TopEntropyTokens
-    | ClipCov
-    | KlCov
-    | EntropyAdvantage
-    | ResponseEntropyAdvantage
-    | EntropyRatioClip
-    | AdvantageKl,
-    Field(discriminator="kind"),
-]
 
 
 class ControllerSection(Section):
@@ -357,3 +275,7 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
+
+    def control(self, kind: str) -> Any:
+        """The settings of the entropy control of this kind; None where there is none."""
+        return next((c for c in self.entropy_controls if c.kind == kind), None)

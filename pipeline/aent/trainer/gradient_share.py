@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import policy_loss
+from aent.algorithm.losses import entropy_bonus, policy_loss
 from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 
@@ -45,10 +45,10 @@ def squared_norms(
     """
     policy = policy_loss(stats.log_prob, fields, recipe.algorithm)
     clamped = recipe.entropy.measure == "clamped"
-    bonus = stats.clamped_entropy if clamped else stats.entropy
+    entropy = stats.clamped_entropy if clamped else stats.entropy
     terms = (
         (fields["policy_weight"] * policy.loss).sum(),
-        (fields["entropy_weight"] * bonus).sum(),
+        (fields["entropy_weight"] * entropy_bonus(entropy, fields)).sum(),
     )
     squares = torch.stack(
         [

@@ -9,8 +9,13 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import policy_loss, sequence_log_ratio
-from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
+from aent.algorithm.losses import entropy_bonus, policy_loss, sequence_log_ratio
+from aent.entropy import (
+    TokenStatistics,
+    linear_token_statistics,
+    nucleus_entropy,
+    token_statistics,
+)
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share
@@ -25,6 +30,18 @@ SUMS = (
 )  # fmt: skip
 
 
+NUCLEUS_TOKENS = 1024  # whose logits a scoring pass holds at once
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the loss needs of the policy besides a micro-batch's hidden states."""
+
+    model: PolicyModel
+    vocab_size: int  # true V
+    temperature: float  # of the policy whose log-probs these are
+
+
 @dataclass
 class MicroBatchLoss:
     """One micro-batch's share of the mini-batch's loss."""
@@ -36,22 +53,49 @@ class MicroBatchLoss:
 
 
 def statistics(
-    policy: PolicyModel, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe, vocab_size: int
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe
 ) -> TokenStatistics:
-    """Statistics [N] of the tempered policy at the response tokens, from what ``policy.run`` gave.
-
-    Args:
-        vocab_size: true V.
-    """
-    settings = _settings(recipe, vocab_size)
+    """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave."""
+    settings = _clamped_set(recipe) | _sharding(policy)
     targets = micro_batch.fields["targets"]
-    chosen, weight = policy.head_inputs(hidden, micro_batch.predicts)
+    chosen, weight = policy.model.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
         main_grad = getattr(weight, "main_grad", None)  # Megatron's buffer
         return linear_token_statistics(chosen, weight, targets, weight_grad=main_grad, **settings)
     # The logits come straight from a matrix product, whose backward does not read them.
-    logits = policy.logits(chosen, weight)
+    logits = policy.model.logits(chosen, weight)
     return token_statistics(logits, targets, inplace_backward=True, **settings)
+
+
+def nucleus_entropies(policy: Policy, hidden: Tensor, places: Tensor, recipe: Recipe) -> Tensor:
+    """[n] entropies of the nuclei that ``nucleus_anchor`` names, of the tempered policy.
+
+    Args:
+        hidden: what ``run`` gave. places: [n] int64, into the packed tokens (``predicts``).
+    """
+    settings = recipe.control("nucleus_anchor")
+    entropies = []
+    for part in places.split(NUCLEUS_TOKENS):
+        logits = policy.model.logits(*policy.model.head_inputs(hidden, part))
+        entropies.append(
+            nucleus_entropy(logits, settings.top_p, settings.top_k, **_sharding(policy))
+        )
+    return torch.cat(entropies)
+
+
+def nucleus_term(
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe
+) -> Tensor | None:
+    """SIREN's term of the loss (``entropy_controls.terms.nucleus_anchor``), a scalar; None where no
+    token of this micro-batch has one. It computes the logits of its few tokens anew."""
+    weight = micro_batch.fields.get("nucleus_weight")
+    if weight is None:
+        return None
+    (chosen,) = weight.nonzero(as_tuple=True)
+    if not len(chosen):
+        return None
+    entropies = nucleus_entropies(policy, hidden, micro_batch.predicts[chosen], recipe)
+    return (weight[chosen] * entropies).sum()
 
 
 def micro_batch_loss(
@@ -60,6 +104,7 @@ def micro_batch_loss(
     recipe: Recipe,
     coefficient: float,
     squares: Tensor,
+    further: Tensor | None = None,
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
 
@@ -69,14 +114,17 @@ def micro_batch_loss(
 
     Args:
         squares: what ``gradient_squares`` says of this micro-batch.
+        further: a term that is added as it is (``nucleus_term``).
     """
     f = _fields(stats, micro_batch, recipe)
     policy = policy_loss(stats.log_prob, f, recipe.algorithm)
     loss = policy_term = (f["policy_weight"] * policy.loss).sum()
     clamped = recipe.entropy.measure == "clamped"
-    bonus = stats.clamped_entropy if clamped else stats.entropy
+    entropy = stats.clamped_entropy if clamped else stats.entropy
     if coefficient != 0:
-        loss = policy_term - coefficient * (f["entropy_weight"] * bonus).sum()
+        loss = policy_term - coefficient * (f["entropy_weight"] * entropy_bonus(entropy, f)).sum()
+    if further is not None:
+        loss = loss + further
     log_prob = stats.log_prob.detach()
     gap = log_prob - f["behaviour_logprobs"]
     values = {
@@ -94,26 +142,27 @@ def micro_batch_loss(
     }
     values["policy_gradient_square"], values["entropy_gradient_square"] = squares
     sums = torch.stack([values[name].double().sum() for name in SUMS])
-    return MicroBatchLoss(loss, sums, log_prob, bonus.detach())
+    return MicroBatchLoss(loss, sums, log_prob, entropy.detach())
 
 
 def gradient_squares(
-    policy: PolicyModel,
+    policy: Policy,
     hidden: Tensor,
     stats: TokenStatistics,
     micro_batch: MicroBatch,
     recipe: Recipe,
-    vocab_size: int,
 ) -> Tensor:
     """[2] float64 of ``gradient_share.squared_norms``; nothing here reaches the model's graph."""
     count = len(micro_batch.predicts)
     chosen = gradient_share.sampled_tokens(count, hidden.device)
     with torch.no_grad():
-        logits = policy.logits(*policy.head_inputs(hidden, micro_batch.predicts[chosen]))
+        inputs = policy.model.head_inputs(hidden, micro_batch.predicts[chosen])
+        logits = policy.model.logits(*inputs)
     logits.requires_grad_()
     every = _fields(stats, micro_batch, recipe)
     fields = {name: value[chosen] for name, value in every.items()}
-    sampled = token_statistics(logits, fields["targets"], **_settings(recipe, vocab_size))
+    settings = _clamped_set(recipe) | _sharding(policy)
+    sampled = token_statistics(logits, fields["targets"], **settings)
     return gradient_share.squared_norms(logits, sampled, fields, recipe, count)
 
 
@@ -129,16 +178,19 @@ def _fields(stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe) -> 
     return fields
 
 
-def _settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    """Which statistics the recipe wants, on these ranks."""
+def _clamped_set(recipe: Recipe) -> dict[str, Any]:
+    """Which tokens the recipe's clamped entropy keeps."""
     drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
     if drop_fraction is None and top_k is None:
         drop_fraction = PAPER_DROP_FRACTION
+    return {"drop_fraction": drop_fraction, "top_k": top_k}
+
+
+def _sharding(policy: Policy) -> dict[str, Any]:
+    """Of which policy, and how its vocabulary lies on these ranks."""
     group = parallel_state.get_tensor_model_parallel_group()
     return {
-        "temperature": recipe.rollout.temperature,
-        "drop_fraction": drop_fraction,
-        "top_k": top_k,
-        "vocab_size": vocab_size,
+        "temperature": policy.temperature,
+        "vocab_size": policy.vocab_size,
         "tp_group": group if group.size() > 1 else None,
     }

@@ -53,7 +53,8 @@ class MicroBatch:
 
 TOKEN_FIELDS = (
     "behaviour_logprobs", "advantages", "old_logprobs", "reference_logprobs", "importance",
-    "old_kl_weight", "kl_weight", "entropy_low", "entropy_high", "policy_weight", "entropy_weight",
+    "old_kl_weight", "kl_weight", "ratio_weight", "nucleus_weight", "entropy_low", "entropy_high",
+    "smoothing_weight", "smoothing_low", "smoothing_high", "policy_weight", "entropy_weight",
 )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from aent.batch import Batch
-from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
@@ -66,6 +65,7 @@ class TokenScores:
 
     logprobs: Tensor
     entropies: Tensor  # nats, over the whole vocabulary
+    nucleus_entropies: Tensor | None  # where the entropy control nucleus_anchor wants them
 
 
 class Trainer:
@@ -108,6 +108,12 @@ class Trainer:
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
         self.skipped_updates = 0
+        self.temperature = recipe.rollout.temperature  # a control may give each step its own
+
+    @property
+    def vocab_size(self) -> int:
+        """The true V: without the padding of Megatron's embedding."""
+        return self.bridge.vocab_size
 
     @on_device
     @torch.no_grad()
@@ -115,12 +121,17 @@ class Trainer:
         """Log-probs and entropies of the tempered policy at the response tokens, by a forward
         alone."""
         micro_batches = self._micro_batches(batch)
+        nuclei = self.recipe.control("nucleus_anchor") is not None
 
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
-            stats = self._statistics(micro_batch, hidden)
-            return _nothing(hidden), _one_token(), (stats.log_prob, stats.entropy)
+            stats = loss.statistics(self._policy(), hidden, micro_batch, self.recipe)
+            values = [stats.log_prob, stats.entropy]
+            if nuclei:
+                places = micro_batch.predicts
+                values.append(loss.nucleus_entropies(self._policy(), hidden, places, self.recipe))
+            return _nothing(hidden), _one_token(), values
 
         self.model.eval()
         parts = self._run(micro_batches, scores, forward_only=True)
@@ -130,7 +141,7 @@ class Trainer:
             values = [None if part is None else part[which] for part in parts]
             return self._gather_tokens(batch, micro_batches, values).float()
 
-        return TokenScores(logprobs=gather(0), entropies=gather(1))
+        return TokenScores(gather(0), gather(1), gather(2) if nuclei else None)
 
     def score(self, batch: Batch) -> Tensor:
         """The log-probs of ``score_tokens``, [T]."""
@@ -164,11 +175,11 @@ class Trainer:
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
                 return _nothing(hidden), _one_token(), None
-            stats = self._statistics(micro_batch, hidden)
-            squares = loss.gradient_squares(
-                self.policy, hidden, stats, micro_batch, self.recipe, self.bridge.vocab_size
-            )
-            part = loss.micro_batch_loss(stats, micro_batch, self.recipe, coefficient, squares)
+            policy, recipe = self._policy(), self.recipe
+            stats = loss.statistics(policy, hidden, micro_batch, recipe)
+            squares = loss.gradient_squares(policy, hidden, stats, micro_batch, recipe)
+            nuclei = loss.nucleus_term(policy, hidden, micro_batch, recipe)
+            part = loss.micro_batch_loss(stats, micro_batch, recipe, coefficient, squares, nuclei)
             return part.loss, _one_token(), (part.sums, part.log_prob, part.entropy)
 
         self.model.zero_grad_buffer()
@@ -208,10 +219,8 @@ class Trainer:
         multiple = settings.tensor_parallel if self.config.sequence_parallel else 1
         return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
 
-    def _statistics(self, micro_batch: MicroBatch, hidden: Tensor) -> TokenStatistics:
-        return loss.statistics(
-            self.policy, hidden, micro_batch, self.recipe, self.bridge.vocab_size
-        )
+    def _policy(self) -> loss.Policy:
+        return loss.Policy(self.policy, self.vocab_size, self.temperature)
 
     def _run(
         self,

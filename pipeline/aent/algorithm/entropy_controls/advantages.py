@@ -1,0 +1,43 @@
+"""Entropy controls that change advantages."""
+
+from __future__ import annotations
+
+import torch
+
+from aent.algorithm.entropy_controls.base import Context, old_entropies, over_response
+from aent.batch import Batch
+from aent.recipe.controls import EntropyAdvantage, ResponseEntropyAdvantage
+
+
+def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: Context) -> None:
+    """A + min(scale * H, abs(A) / limit) per token (arXiv 2506.14758): more for uncertain tokens,
+    never enough to turn a sign.
+
+    Certainty: from a secondary note and public code; whose H, the old policy's or that in training,
+    is our choice (old). The paper's scale is .4 with GRPO and .1 with PPO, its limit 2.
+    """
+    assert batch.advantages is not None
+    advantages = batch.advantages[batch.loss_mask]
+    bonus = torch.minimum(settings.scale * old_entropies(batch), advantages.abs() / settings.limit)
+    batch.advantages = over_response(batch, advantages + bonus)
+
+
+def response_entropy_advantage(
+    batch: Batch, _settings: ResponseEntropyAdvantage, _: Context
+) -> None:
+    """ETTRL's EAR (arXiv 2508.11356): A * max(0, 1 + (mean H of the group - H_i) / mean H of the
+    group), H_i the mean entropy of response i: less for a response that was uncertain.
+
+    Certainty: EAR-style. The rule is from a secondary note; the bound at 0, without which a very
+    uncertain response would learn the opposite, is ours; so is the mean of the group as that of its
+    responses' means.
+    """
+    assert batch.advantages is not None
+    owner = batch.sequence_of_token[batch.loss_mask]
+    total = torch.zeros(batch.num_sequences).index_add(0, owner, old_entropies(batch))
+    entropy = total / batch.response_lengths
+    _, group = torch.unique(batch.group, return_inverse=True)
+    sums = torch.zeros(int(group.max()) + 1).index_add(0, group, entropy)
+    mean = (sums / torch.bincount(group))[group]
+    factor = torch.where(mean > 0, 1 + (mean - entropy) / mean, 1.0).clamp(min=0)
+    batch.advantages = batch.advantages * factor[batch.sequence_of_token]

@@ -1,0 +1,52 @@
+"""Entropy controls that shape the entropy bonus, whose coefficient is the controller's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy
+from aent.batch import Batch
+from aent.recipe.controls import DifficultyCoefficient, EntropySmoothing
+
+
+def entropy_smoothing(batch: Batch, settings: EntropySmoothing, context: Context) -> Kept:
+    """EPO (arXiv 2509.22576): from the bonus of a token is taken, with gradient,
+
+        beta_k alpha ([low Hbar - H]+ + [H - high Hbar]+),    beta_k = 1 + exp(-growth k / k_mid)
+
+    Hbar the mean entropy of all earlier steps, k the step (from 0), k_mid half of them; nothing at
+    the first step. The loss is then the paper's L - lambda (mean H - beta_k L_smooth), lambda being
+    the controller's coefficient (the paper's: .001, constant).
+
+    Certainty: the paper's formulas; alpha .05 to .1, (low, high) (0, 2) or (.5, 1.5), growth 3. Its
+    public code differs: a penalty without gradient. Hbar is the mean over steps, not over tokens.
+    """
+    steps, total = context.kept.get("steps", 0), context.kept.get("entropy_sum", 0.0)
+    if steps:
+        mean = total / steps
+        beta = 1 + math.exp(-settings.growth * context.step / (context.recipe.steps / 2))
+        mask = batch.loss_mask.float()
+        batch.smoothing_low = settings.low * mean * mask
+        batch.smoothing_high = settings.high * mean * mask
+        batch.smoothing_weight = beta * settings.strength * mask
+    return {"steps": steps + 1, "entropy_sum": total + mean_entropy(batch)}
+
+
+def difficulty_coefficient(batch: Batch, _settings: DifficultyCoefficient, _: Context) -> None:
+    """AER's coefficient per prompt (arXiv 2510.10959): lambda_q = lambda (1 - g), g the mean reward
+    of the prompt's responses; the harder the prompt, the larger its bonus.
+
+    Its other parts are a controller: lambda <- max(0, lambda + step_size (tau H_0 - H)) is
+    ``automatic_band`` with low_fraction = high_fraction = tau (.4), reference_steps 1, initial 0.
+
+    Certainty: AER-style. That the coefficient falls with the success rate is from memory, the
+    formulas were not seen; 1 - g is the simplest such weight, and ours.
+    """
+    _, group = torch.unique(batch.group, return_inverse=True)
+    own = batch.own.float()
+    groups = torch.zeros(int(group.max()) + 1)
+    success = groups.index_add(0, group, batch.reward * own) / groups.index_add(0, group, own)
+    weight = (1 - success)[group]
+    batch.entropy_factor = torch.where(batch.loss_mask, weight[batch.sequence_of_token], 0.0)

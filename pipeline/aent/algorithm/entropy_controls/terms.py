@@ -1,0 +1,112 @@
+"""Entropy controls that add a term to the loss of a token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from aent.algorithm import aggregation
+from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy, over_response
+from aent.batch import Batch
+from aent.recipe.controls import AdvantageKl, KlCov, NucleusAnchor, ProbabilityPush
+
+
+def kl_cov(batch: Batch, settings: KlCov, _: Context) -> None:
+    """KL-Cov (arXiv 2505.22617): + coefficient * abs(log pi - log pi_old) in the loss of the
+    ``share`` of response tokens (at least one) with the highest covariance.
+
+    Certainty: as in verl (read), whose base loss has no clip (``clip_low: 1`` and a large
+    ``clip_high`` give that) and which takes the covariance within a micro-batch, from the log-probs
+    in training. The default share is the paper's for 7B (k = .2 percent; 32B: .02).
+    """
+    cov = covariance(batch)
+    weight = torch.zeros(cov.numel())
+    weight[cov.topk(max(1, int(settings.share * cov.numel()))).indices] = settings.coefficient
+    batch.old_kl_weight = over_response(batch, weight)
+
+
+def advantage_kl(batch: Batch, _settings: AdvantageKl, context: Context) -> None:
+    """ADRPO (arXiv 2510.18053): the KL to the reference weighs max(0, kl_coefficient - A), more for
+    a response that did badly.
+
+    Certainty: ADRPO-style. The rule is from a secondary note; no bound was found in it, and that at
+    0 is ours, without which a good response would be pushed away from the reference.
+    ``policy/kl_clamped_share`` says for how many tokens it holds.
+    """
+    assert batch.advantages is not None
+    coefficient = context.recipe.algorithm.kl_coefficient
+    weight = (coefficient - batch.advantages[batch.loss_mask]).clamp(min=0)
+    batch.kl_weight = over_response(batch, weight)
+
+
+def probability_push(batch: Batch, settings: ProbabilityPush, context: Context) -> Kept:
+    """EntroPIC (arXiv 2511.15248): - c ratio abs(A) in the loss, averaged over the tokens whose old
+    probability is above ``probability``;
+
+        c = clip(proportional_gain (H - target) + integral_gain I, -1, 1)
+
+    H the mean entropy of this step, I the sum of H - target over all earlier ones. Too little
+    entropy makes the policy less sure of its likely tokens, too much the opposite.
+
+    Certainty: as in its public code (read; the paper speaks of the weights of positive and negative
+    samples), with its gains; the .95 is from memory. That code controls once a micro-batch and adds
+    to I with each; here it is once a step. Its mean over the likely tokens is the recipe's
+    aggregation of them, times the step's share of all tokens: for ``token_mean`` the same.
+    """
+    assert batch.old_logprobs is not None
+    assert batch.advantages is not None
+    error = mean_entropy(batch) - settings.target
+    integral = context.kept.get("integral", 0.0)
+    push = settings.proportional_gain * error + settings.integral_gain * integral
+    push = min(max(push, -1.0), 1.0)
+    likely = (batch.old_logprobs > math.log(settings.probability)) & batch.loss_mask
+    share = float(likely.sum() / batch.loss_mask.sum())
+    if share:
+        batch.ratio_weight = push / share * batch.advantages.abs() * likely
+    return {"push": push, "integral": integral + error}
+
+
+def nucleus_anchor(batch: Batch, settings: NucleusAnchor, context: Context) -> Kept:
+    """SIREN (arXiv 2509.25133): + coefficient (M - anchor)^2 in the loss. M is a mean over
+    responses, of the mean over the tokens of a response above its (1 - ``share``) quantile (0 where
+    none is), of the entropy renormalised on the token's nucleus (``top_p``, at most ``top_k``
+    tokens). The anchor is M at the first step, where the term is 0: M is kept from falling and from
+    rising.
+
+    M is the whole step's, before its first update, so that its gradient can be handed out as a
+    weight per token: 2 coefficient (M - anchor) dM. For a step of one mini-batch that is the
+    gradient of the square itself.
+
+    Certainty: as in its public code (read), but for two things. Its nucleus leaves out the token
+    that crosses top_p, here it is in, as elsewhere (``entropy.nucleus``); and it squares the
+    deviation of each micro-batch.
+    """
+    assert batch.old_nucleus_entropies is not None
+    entropies = batch.old_nucleus_entropies
+    weight = torch.zeros_like(entropies)
+    for tokens in response_tokens(batch):
+        chosen = tokens[entropies[tokens] > entropies[tokens].quantile(1 - settings.share)]
+        # a factor on ``sequence_mean``, whose denominators are those of a mini-batch
+        weight[chosen] = len(tokens) / max(len(chosen), 1)
+    mean = float((aggregation.sequence_mean(batch) * weight * entropies).double().sum())
+    anchor = context.kept.get("anchor", mean)
+    batch.nucleus_weight = 2 * settings.coefficient * (mean - anchor) * weight
+    return {"anchor": anchor, "mean": mean}
+
+
+def response_tokens(batch: Batch) -> list[Tensor]:
+    """The places of each response's tokens."""
+    places = batch.loss_mask.nonzero()[:, 0]
+    return list(places.split(batch.response_lengths.tolist()))
+
+
+def covariance(batch: Batch) -> Tensor:
+    """[N] fp32: (A - mean A) (log pi_old - mean log pi_old) of each response token, means over all
+    of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy)."""
+    assert batch.advantages is not None
+    assert batch.old_logprobs is not None
+    advantages = batch.advantages[batch.loss_mask].double()
+    log_probs = batch.old_logprobs[batch.loss_mask].double()
+    return ((advantages - advantages.mean()) * (log_probs - log_probs.mean())).float()

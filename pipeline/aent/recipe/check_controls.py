@@ -1,0 +1,135 @@
+"""What is wrong with a recipe's entropy controls: what they need and is switched off, what they
+cannot stand beside, values that contradict one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aent.recipe.schema import Recipe
+
+
+def faults(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each, naming the field."""
+    kinds = [control.kind for control in recipe.entropy_controls]
+    for index, control in enumerate(recipe.entropy_controls):
+        name = f"entropy_controls[{index}] ({control.kind})"
+        if control.kind in kinds[:index]:
+            yield f"{name} stands there twice"
+        for rule in RULES.get(control.kind, ()):
+            fault = rule(control, recipe)
+            if fault:
+                yield f"{name}{fault}"
+
+
+def _below(control: Any, _: Recipe) -> str:
+    if control.low < control.high:
+        return ""
+    return f": low={control.low:g} is not below high={control.high:g}"
+
+
+def _moved_policy(_: Any, recipe: Recipe) -> str:
+    if recipe.trainer.mini_batches > 1:
+        return ""
+    return " changes nothing with trainer.mini_batches=1: the policy that learns is the old one"
+
+
+def _reference(_: Any, recipe: Recipe) -> str:
+    if recipe.algorithm.kl_coefficient > 0:
+        return ""
+    return " needs a reference: algorithm.kl_coefficient must be above 0"
+
+
+def _group(_: Any, recipe: Recipe) -> str:
+    if recipe.rollout.samples_per_prompt > 1:
+        return ""
+    return " compares responses: rollout.samples_per_prompt must be 2 or more"
+
+
+def _bonus(_: Any, recipe: Recipe) -> str:
+    controller = recipe.controller
+    if controller.kind != "constant" or controller.initial > 0:
+        return ""
+    return (
+        " shapes the entropy bonus, which is off: controller.initial must be above 0 with "
+        "controller.kind=constant"
+    )
+
+
+def _full_measure(_: Any, recipe: Recipe) -> str:
+    if recipe.entropy.measure == "full":
+        return ""
+    return (
+        " compares the bonus with entropies over the whole vocabulary: entropy.measure must be full"
+    )
+
+
+def _budget(control: Any, recipe: Recipe) -> str:
+    n = recipe.rollout.samples_per_prompt
+    if control.low <= n <= control.high:
+        return ""
+    return (
+        f": rollout.samples_per_prompt={n} is not between low={control.low} and high={control.high}"
+    )
+
+
+def _several(control: Any, recipe: Recipe) -> str:
+    if control.low > 1 or recipe.algorithm.advantage == "reinforce_plus_plus":
+        return ""
+    return f": low=1 leaves algorithm.advantage={recipe.algorithm.advantage} nothing to compare"
+
+
+def _uncorrected(_: Any, recipe: Recipe) -> str:
+    if recipe.algorithm.importance == "none":
+        return ""
+    return (
+        " learns from another temperature's responses, which algorithm.importance="
+        f"{recipe.algorithm.importance} would correct away"
+    )
+
+
+def _temperatures(control: Any, recipe: Recipe) -> str:
+    temperature = recipe.rollout.temperature
+    if control.low < temperature < control.high:
+        return ""
+    return (
+        f": rollout.temperature={temperature:g} is not between low={control.low:g} and "
+        f"high={control.high:g}"
+    )
+
+
+def _own_temperature(_: Any, recipe: Recipe) -> str:
+    if recipe.control("temperature_schedule") is None:
+        return ""
+    return " and temperature_schedule would both set temperatures: give one of them"
+
+
+def _trees(control: Any, recipe: Recipe) -> str:
+    size = 1 + control.forks * control.branches
+    if recipe.rollout.samples_per_prompt % size == 0:
+        return ""
+    return (
+        f" makes trees of {size} responses, which do not divide "
+        f"rollout.samples_per_prompt={recipe.rollout.samples_per_prompt}"
+    )
+
+
+def _whole_trees(_: Any, recipe: Recipe) -> str:
+    if recipe.control("rollout_budget") is None:
+        return ""
+    return " needs whole trees, which rollout_budget would cut: give one of them"
+
+
+RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {
+    "clip_cov": (_below,),
+    "kl_cov": (_moved_policy,),
+    "entropy_ratio_clip": (_moved_policy,),
+    "advantage_kl": (_reference,),
+    "response_entropy_advantage": (_group,),
+    "entropy_smoothing": (_bonus, _full_measure, _below),
+    "difficulty_coefficient": (_bonus,),
+    "rollout_budget": (_budget, _several),
+    "reroll": (_group, _uncorrected, _temperatures, _own_temperature),
+    "majority_reward": (_group,),
+    "forked_rollouts": (_trees, _whole_trees),
+}

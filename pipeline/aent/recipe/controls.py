@@ -1,0 +1,169 @@
+"""The sections of a recipe's entropy controls: what each can be told.
+
+What each does, where it comes from and how sure that is stands in algorithm/entropy_controls/.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from aent.recipe.section import Resume, Section
+
+
+class ControlSection(Section):
+    """Base of the entropy controls."""
+
+    RESUME: ClassVar[Resume] = "warn"
+
+
+class TopEntropyTokens(ControlSection):
+    """80/20 (arXiv 2506.01939): the policy loss of the most uncertain tokens alone."""
+
+    kind: Literal["top_entropy_tokens"]
+    share: float = Field(0.2, gt=0, lt=1)  # of the step's response tokens
+
+
+class ClipCov(ControlSection):
+    """Clip-Cov (arXiv 2505.22617): no policy loss for some tokens of high covariance."""
+
+    kind: Literal["clip_cov"]
+    share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
+    low: float = 1.0  # covariances between which they are drawn
+    high: float = 5.0
+
+
+class KlCov(ControlSection):
+    """KL-Cov (arXiv 2505.22617): a KL to the old policy for the tokens of highest covariance."""
+
+    kind: Literal["kl_cov"]
+    share: float = Field(2e-3, gt=0, lt=1)  # of the step's response tokens, one at least
+    coefficient: float = Field(1.0, gt=0)
+
+
+class EntropyAdvantage(ControlSection):
+    """Entropy-shaped advantage (arXiv 2506.14758): more for uncertain tokens."""
+
+    kind: Literal["entropy_advantage"]
+    scale: float = Field(0.4, gt=0)  # alpha, per nat
+    limit: float = Field(2.0, gt=1)  # kappa: at most abs(advantage) / limit is added
+
+
+class ResponseEntropyAdvantage(ControlSection):
+    """ETTRL's advantage reshaping, EAR (arXiv 2508.11356): less for uncertain responses."""
+
+    kind: Literal["response_entropy_advantage"]
+
+
+class EntropyRatioClip(ControlSection):
+    """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
+
+    kind: Literal["entropy_ratio_clip"]
+    low: float = Field(0.05, gt=0, le=1)  # entropy over old entropy: from 1 - low
+    high: float = Field(0.05, gt=0)  # to 1 + high
+
+
+class AdvantageKl(ControlSection):
+    """ADRPO (arXiv 2510.18053): algorithm.kl_coefficient less the advantage, not below 0."""
+
+    kind: Literal["advantage_kl"]
+
+
+class EntropySmoothing(ControlSection):
+    """EPO (arXiv 2509.22576): a bonus that keeps entropies near the mean of the steps before."""
+
+    kind: Literal["entropy_smoothing"]
+    strength: float = Field(0.1, gt=0)  # alpha
+    low: float = Field(0.0, ge=0)  # of the mean entropy of all earlier steps: from low times it
+    high: float = Field(2.0, gt=0)  # to high times it nothing is taken from the bonus
+    growth: float = Field(3.0, ge=0)  # gamma: strength falls from twice alpha towards alpha
+
+
+class DifficultyCoefficient(ControlSection):
+    """AER's coefficient per prompt (arXiv 2510.10959): 1 - mean reward times controller's."""
+
+    kind: Literal["difficulty_coefficient"]
+
+
+class ProbabilityPush(ControlSection):
+    """EntroPIC (arXiv 2511.15248): likely tokens are made likelier or less so, towards a target."""
+
+    kind: Literal["probability_push"]
+    target: float = Field(ge=0)  # mean entropy, nats
+    proportional_gain: float = Field(1.0, ge=0)  # per nat
+    integral_gain: float = Field(0.01, ge=0)  # per nat and step
+    probability: float = Field(0.95, gt=0, lt=1)  # above it a token is likely
+
+
+class NucleusAnchor(ControlSection):
+    """SIREN (arXiv 2509.25133): the nuclei's entropy is held where it was at the first step."""
+
+    kind: Literal["nucleus_anchor"]
+    top_p: float = Field(0.8, gt=0, lt=1)  # of the probability: the nucleus
+    top_k: int = Field(10_000, ge=1)  # tokens of a nucleus, at most
+    share: float = Field(0.2, gt=0, lt=1)  # of each response's tokens
+    coefficient: float = Field(0.005, gt=0)
+
+
+class TemperatureSchedule(ControlSection):
+    """E3 (arXiv 2505.18573): a temperature that keeps entropy where it was at the first step."""
+
+    kind: Literal["temperature_schedule"]
+    anneal_share: float = Field(0.4, ge=0, lt=1)  # of the steps, the last, in which the aim falls
+    anneal_to: float = Field(0.9, gt=0, le=1)  # to this share of the first step's entropy
+
+
+class RolloutBudget(ControlSection):
+    """E3 (arXiv 2505.18573): more responses for the questions that went worse so far."""
+
+    kind: Literal["rollout_budget"]
+    low: int = Field(4, ge=1)  # responses to a question: at least
+    high: int = Field(12, ge=1)  # and at most
+
+
+class Reroll(ControlSection):
+    """AEPO (arXiv 2510.08141): some good responses come from another temperature."""
+
+    kind: Literal["reroll"]
+    target: float = Field(ge=0)  # entropy, nats; the paper's .5 to .75
+    share: float = Field(0.25, gt=0, le=1)  # of the step's prompts
+    high: float = Field(1.2, gt=0)  # temperature where entropy is at most the target
+    low: float = Field(0.8, gt=0)  # and where it is above
+    limit: int = Field(60, ge=1)  # responses kept a step; half as many where entropy is above
+
+
+class MajorityReward(ControlSection):
+    """TTRL's and ETTRL's reward (arXiv 2504.16084, 2508.11356): agreement with the majority."""
+
+    kind: Literal["majority_reward"]
+
+
+class ForkedRollouts(ControlSection):
+    """ETTRL's tree of responses (arXiv 2508.11356), to each of the M whole ones of a prompt;
+    rollout.samples_per_prompt = M (1 + forks branches), the paper's 12 (1 + 2 x 2)."""
+
+    kind: Literal["forked_rollouts"]
+    forks: int = Field(2, ge=1)  # tokens of the highest entropy in a response
+    branches: int = Field(2, ge=1)  # responses that branch off at each of them
+
+
+EntropyControl = Annotated[
+    TopEntropyTokens
+    | ClipCov
+    | KlCov
+    | EntropyAdvantage
+    | ResponseEntropyAdvantage
+    | EntropyRatioClip
+    | AdvantageKl
+    | EntropySmoothing
+    | DifficultyCoefficient
+    | ProbabilityPush
+    | NucleusAnchor
+    | TemperatureSchedule
+    | RolloutBudget
+    | Reroll
+    | MajorityReward
+    | ForkedRollouts,
+    Field(discriminator="kind"),
+]

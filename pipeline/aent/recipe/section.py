@@ -1,0 +1,25 @@
+"""What every section of a recipe is made of.
+
+``RESUME`` says of each section (or, where a field differs, of that field through ``mark``) what may
+change when a run is resumed: ``same`` (a change would corrupt the run), ``warn``, ``free``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Resume = Literal["same", "warn", "free"]
+
+
+def mark(default: Any, resume: Resume, **constraints: Any) -> Any:
+    """A field whose resume rule differs from its section's."""
+    return Field(default, json_schema_extra={"resume": resume}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    RESUME: ClassVar[Resume] = "same"
