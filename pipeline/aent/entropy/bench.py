@@ -196,7 +196,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--drop", type=float, nargs="+", default=[0.33], help="dropped share")
     parser.add_argument("--tp", type=int, default=1, help="ranks that share the vocabulary (gloo)")
-    parser.add_argument("--backends", nargs="+", help="torch, avx512, avx2, portable")
+    parser.add_argument("--backends", nargs="+", help="torch, avx512_bf16, avx512, avx2, portable")
     parser.add_argument("--only", nargs="+", default=[""], help="contenders that begin so")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -34,8 +34,8 @@ from aent.entropy.kernels import NO_CUT
 
 # Elements of one temporary: a few of them stay in cache, and none reaches the 32 MB from which on
 # the allocator takes fresh pages every time.
-CHUNK_ELEMENTS = 1 << 21
-SAMPLE_SIZE = 4096  # columns of a shard that propose the first bracket
+CHUNK_ELEMENTS = 5 << 18
+SAMPLE_SIZE = 1024  # columns of a shard that propose the first bracket
 PATIENCE = 6  # rounds of interpolation before the slower, bounded ways to narrow a bracket
 SMALLEST_SAMPLE = 64  # a block narrower than this proposes nothing
 TIE_BLOCK = 512  # columns over which ties are counted before one block of them is looked at
@@ -263,11 +263,17 @@ def propose(x: Tensor, share: float) -> Tensor:
     least = sample.masked_fill(sample == -infinity, infinity).amin(dim=1)
     if width < SMALLEST_SAMPLE:
         return torch.stack([nothing, nothing, most, -least])
-    margin = 3.5 * (size * share * (1 - share)) ** 0.5 + 2
-    first, last = int(size * share - margin), int(size * share + margin)  # from the top
+    first, last = sample_ranks(size, share)
     high = -nothing if first < 0 else _nth_largest(sample, first)
     low = nothing if last >= size else _nth_largest(sample, last)
     return torch.stack([high, -low, most, -least])
+
+
+def sample_ranks(size: int, share: float) -> tuple[int, int]:
+    """Between which places of a sorted sample, from the top, the quantile of the whole lies but for
+    one time in two thousand; beyond the sample's ends where it may be there."""
+    margin = 3.5 * (size * share * (1 - share)) ** 0.5 + 2
+    return int(size * share - margin), int(size * share + margin)
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:

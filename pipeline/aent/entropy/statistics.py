@@ -281,7 +281,8 @@ def backward_rows(
 
     # d/dz' = exp(z' - m) (a + b (z' - m)), per row; 1/T makes it d/dx.
     scale = 1 / temperature
-    a, b = torch.zeros_like(peak), torch.zeros_like(peak)
+    a = torch.zeros_like(peak)
+    b: Tensor | None = None
     kept_a: Tensor | None = None
     kept_b: Tensor | None = None
     column, g_target = None, None

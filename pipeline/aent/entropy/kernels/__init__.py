@@ -79,7 +79,7 @@ class Gradient(NamedTuple):
 
     peak: Tensor  # over all shards
     a: Tensor
-    b: Tensor
+    b: Tensor | None  # None where the plain entropy has no gradient
     kept_a: Tensor | None  # None, as kept_b, where no clamped entropy has a gradient
     kept_b: Tensor | None
     threshold: Tensor | None  # with cut, only looked at where kept_a is given

@@ -17,6 +17,9 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 def best_variant() -> str:
     """Return which compilation of rows.c this processor can run best."""
     simd = torch.backends.cpu.get_cpu_capability()
+    # not public, and not in every torch: without it plain AVX-512 serves
+    if simd == "AVX512" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
+        return "avx512_bf16"
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(simd, "portable")
 
 

@@ -10,6 +10,7 @@
 #define RUNS 512          /* how many such */
 #define NARROW 1024       /* a row too narrow for a sample of its own */
 #define LOWEST -1000.0f   /* 2^LOWEST is 0, and 0 * LOWEST is 0 */
+#define FAR 40            /* BLOCK * 2^FAR * FAR is far from overflow */
 #define NO_CUT INT32_MAX
 #define LN_2 0.693147180559945309
 #define FEW 65536         /* logits that are not worth a second thread */
@@ -37,20 +38,40 @@ static void move_peak(scan_t *s, float peak, float to_log2) {
     s->peak = peak;
 }
 
+/* -inf, of a row without a finite logit so far, as a peak from which to subtract. */
+INLINE float finite(float peak) { return peak < -FLT_MAX ? -FLT_MAX : peak; }
+
+INLINE float greatest(vf v) {
+    float lanes[W], most = -INFINITY;
+    store_f32(lanes, v);
+    for (int i = 0; i < W; i++) most = lanes[i] > most ? lanes[i] : most;
+    return most;
+}
+
+/* The largest of the first n logits; NaN counts for nothing. */
+INLINE float largest(kind_t kind, const void *x, int64_t n) {
+    vf most = all(-INFINITY);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) most = max_(load(kind, x, i), most);
+    if (i < n) most = max_(load_part(kind, x, i, (int)(n - i)), most);
+    return greatest(most);
+}
+
 typedef struct { /* of one block, in registers */
-    vf total, weighted, kept_total, kept_weighted;
+    vf most, total, weighted, kept_total, kept_weighted;
 } lanes_t;
 
 typedef struct {
     int64_t above, inside;
 } counts_t;
 
-/* One vector of n columns from column i on, all of a block whose logits are at most peak. */
+/* One vector of n columns from column i on. */
 INLINE void scan_vector(
     counts_t *c, lanes_t *l, vf v, int64_t i, int n, float peak, float to_log2,
     const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
 ) {
     vf d = shifted(v, peak, to_log2), e = exp2_(d), w = mul(e, d);
+    l->most = max_(l->most, v);
     l->total = add(l->total, e);
     l->weighted = add(l->weighted, w);
     if (!low) return;
@@ -75,50 +96,56 @@ INLINE void scan_vector(
     }
 }
 
+/* Columns [i, end), at most a block of them. */
+INLINE lanes_t scan_block(
+    kind_t kind, const void *x, int64_t i, int64_t end, float peak, float to_log2, counts_t *c,
+    const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
+) {
+    lanes_t l = {all(-INFINITY), all(0), all(0), all(0), all(0)}, l2 = l;
+#define SCAN(lanes, v, i, n) \
+    scan_vector(c, lanes, v, i, n, peak, to_log2, low, high, values, columns, capacity)
+    for (; i + 2 * W <= end; i += 2 * W) {
+        SCAN(&l, load(kind, x, i), i, W);
+        SCAN(&l2, load(kind, x, i + W), i + W, W);
+    }
+    for (; i < end; i += W) {
+        int n = end - i < W ? (int)(end - i) : W;
+        SCAN(&l, n < W ? load_part(kind, x, i, n) : load(kind, x, i), i, n);
+    }
+#undef SCAN
+    return (lanes_t){
+        max_(l.most, l2.most), add(l.total, l2.total), add(l.weighted, l2.weighted),
+        add(l.kept_total, l2.kept_total), add(l.kept_weighted, l2.kept_weighted),
+    };
+}
+
 /* Sums of a row, and what lies in [low, high] where these are given: values with their columns, or,
- * for less work, with the number found before each block. The running peak is the largest logit of
- * the blocks so far, so that the row is read from memory once. */
+ * for less work, with the number found before each block. The row is read once: the sums refer to
+ * the first block's largest logit until a block goes so far beyond it that powers could overflow;
+ * that block is done again. */
 INLINE void scan_row(
     kind_t kind, const void *x, int64_t width, float to_log2, const float *low,
     const float *high, float *values, int32_t *columns, int32_t *found, int64_t capacity,
     scan_t *s
 ) {
     counts_t c = {0, 0};
-    *s = (scan_t){.peak = -INFINITY};
-    for (int64_t first_column = 0; first_column < width; first_column += BLOCK) {
-        int64_t end = width < first_column + BLOCK ? width : first_column + BLOCK;
-        int64_t whole = first_column + (end - first_column) / W * W, i;
-        if (found) found[first_column / BLOCK] = (int32_t)c.inside;
-        vf most = all(-INFINITY), most2 = most, most3 = most, most4 = most;
-        for (i = first_column; i + 4 * W <= whole; i += 4 * W) {
-            most = max_(most, load(kind, x, i)), most2 = max_(most2, load(kind, x, i + W));
-            most3 = max_(most3, load(kind, x, i + 2 * W));
-            most4 = max_(most4, load(kind, x, i + 3 * W));
+    float most = largest(kind, x, width < BLOCK ? width : BLOCK);
+    *s = (scan_t){.peak = finite(most)};
+    for (int64_t i = 0; i < width; i += BLOCK) {
+        int64_t end = width < i + BLOCK ? width : i + BLOCK;
+        if (found) found[i / BLOCK] = (int32_t)c.inside;
+        counts_t before = c;
+        lanes_t l = scan_block(kind, x, i, end, s->peak, to_log2, &c, low, high, values, columns, capacity);
+        if (bits_of(gt(l.most, all(most)))) most = greatest(l.most);
+        if ((most - s->peak) * to_log2 > FAR) {
+            move_peak(s, most, to_log2);
+            c = before;
+            l = scan_block(kind, x, i, end, s->peak, to_log2, &c, low, high, values, columns, capacity);
         }
-        for (; i < whole; i += W) most = max_(most, load(kind, x, i));
-        if (whole < end) most = max_(most, load_part(kind, x, whole, (int)(end - whole)));
-        float lanes[W], peak = s->peak;
-        store_f32(lanes, max_(max_(most, most2), max_(most3, most4)));
-        for (int j = 0; j < W; j++) peak = lanes[j] > peak ? lanes[j] : peak;
-        if (peak > s->peak) move_peak(s, peak, to_log2);
-        if (peak < -FLT_MAX) peak = -FLT_MAX; /* -inf only so far: they weigh 0 */
-
-        lanes_t l = {all(0), all(0), all(0), all(0)}, l2 = l;
-        for (i = first_column; i + 2 * W <= whole; i += 2 * W) {
-            scan_vector(&c, &l, load(kind, x, i), i, W, peak, to_log2, low, high, values, columns, capacity);
-            scan_vector(&c, &l2, load(kind, x, i + W), i + W, W, peak, to_log2, low, high, values, columns, capacity);
-        }
-        for (; i < whole; i += W)
-            scan_vector(&c, &l, load(kind, x, i), i, W, peak, to_log2, low, high, values, columns, capacity);
-        if (whole < end) {
-            int n = (int)(end - whole);
-            scan_vector(&c, &l, load_part(kind, x, whole, n), whole, n, peak, to_log2, low, high, values, columns, capacity);
-        }
-        s->total += sum(add(l.total, l2.total));
-        s->weighted += sum(add(l.weighted, l2.weighted));
-        s->kept_total += sum(add(l.kept_total, l2.kept_total));
-        s->kept_weighted += sum(add(l.kept_weighted, l2.kept_weighted));
+        s->total += sum(l.total), s->weighted += sum(l.weighted);
+        s->kept_total += sum(l.kept_total), s->kept_weighted += sum(l.kept_weighted);
     }
+    move_peak(s, most, to_log2);
     s->above = c.above, s->inside = c.inside;
 }
 
@@ -215,25 +242,28 @@ INLINE int64_t select_row(
     int64_t n = s->inside, wanted = k - s->above, higher = 0, ties = 0, i;
     memcpy(scratch, values, n * sizeof(float));
     *threshold = nth_largest(scratch, other, n, wanted);
-    double total = 0, weighted = 0;
-    for (i = 0; i < n; i += W) {
-        int lanes = n - i < W ? (int)(n - i) : W;
-        vf v = lanes < W ? load_part(F32, values, i, lanes) : load_f32(values + i);
-        vf d = shifted(v, s->peak, to_log2), e = exp2_(d);
-        vm kept = gt(v, all(*threshold)), tied = and_not(ge(v, all(*threshold)), kept);
-        if (lanes < W) tied = both(tied, first(lanes));
-        total += sum(select(kept, e, all(0)));
-        weighted += sum(select(kept, mul(e, d), all(0)));
-        higher += __builtin_popcount(bits_of(kept));
-        ties += __builtin_popcount(bits_of(tied));
+    for (int64_t first_one = 0; first_one < n; first_one += BLOCK) {
+        vf total = all(0), weighted = all(0);
+        int64_t end = n < first_one + BLOCK ? n : first_one + BLOCK;
+        for (i = first_one; i < end; i += W) {
+            int lanes = end - i < W ? (int)(end - i) : W;
+            vf v = lanes < W ? load_part(F32, values, i, lanes) : load_f32(values + i);
+            vf d = shifted(v, s->peak, to_log2), e = exp2_(d);
+            vm kept = gt(v, all(*threshold)), tied = and_not(ge(v, all(*threshold)), kept);
+            if (lanes < W) tied = both(tied, first(lanes));
+            total = add_if(kept, total, e), weighted = add_if(kept, weighted, mul(e, d));
+            higher += __builtin_popcount(bits_of(kept));
+            ties += __builtin_popcount(bits_of(tied));
+        }
+        s->kept_total += sum(total), s->kept_weighted += sum(weighted);
     }
     wanted -= higher;
     float lanes[W];
     vf d = shifted(all(*threshold), s->peak, to_log2), e = exp2_(d);
     store_f32(lanes, e);
-    s->kept_total += total + wanted * (double)lanes[0];
+    s->kept_total += wanted * (double)lanes[0];
     store_f32(lanes, mul(e, d));
-    s->kept_weighted += weighted + wanted * (double)lanes[0];
+    s->kept_weighted += wanted * (double)lanes[0];
     if (wanted == ties) return -1;
     for (i = 0; values[i] != *threshold || --wanted; i++) {}
     return i;
@@ -261,44 +291,52 @@ INLINE void forward_row(
     *threshold = INFINITY, *cut = NO_CUT; /* only a row with NaN or +inf comes here */
 }
 
-/* Write e * (a + b d) for columns [i, end), kept_a and kept_b added where v >= threshold, or, if
- * strictly, where v > threshold. */
+/* e * (a + b d), or, where v is kept, e * (kept_a + kept_b d). */
+INLINE vf gradient(
+    vf v, vm kept, float to_log2, float peak, float a, float b, float kept_a, float kept_b
+) {
+    vf d = shifted(v, peak, to_log2);
+    vf factor = fma_(select(kept, all(kept_b), all(b)), d, select(kept, all(kept_a), all(a)));
+    return mul(exp2_(d), factor);
+}
+
+/* Write the gradient of columns [i, end); kept is v >= threshold, or v > threshold if strictly. */
 INLINE void backward_part(
     kind_t kind, const void *x, void *out, int64_t i, int64_t end, float to_log2, float peak,
-    float a, float b, float kept_a, float kept_b, float threshold, int clamped, int strictly, int stream
+    float a, float b, float kept_a, float kept_b, float threshold, int strictly, int stream
 ) {
-    while (i < end) {
-        int n = end - i < W ? (int)(end - i) : W;
-        vf v = n < W ? load_part(kind, x, i, n) : load(kind, x, i);
-        vf d = shifted(v, peak, to_log2), factor;
-        if (clamped) {
-            vm kept = strictly ? gt(v, all(threshold)) : ge(v, all(threshold));
-            factor = fma_(select(kept, all(b + kept_b), all(b)), d,
-                          select(kept, all(a + kept_a), all(a)));
+#define GRADIENT(v)                                                                           \
+    gradient(v, strictly ? gt(v, all(threshold)) : ge(v, all(threshold)), to_log2, peak, a, b, \
+             kept_a, kept_b)
+    for (; i + 2 * W <= end; i += 2 * W) { /* two at a time hide each other's latency */
+        vf v = load(kind, x, i), v2 = load(kind, x, i + W);
+        v = GRADIENT(v), v2 = GRADIENT(v2);
+        if (stream) {
+            store_past_cache(kind, out, i, v), store_past_cache(kind, out, i + W, v2);
         } else {
-            factor = fma_(all(b), d, all(a));
+            store(kind, out, i, v), store(kind, out, i + W, v2);
         }
-        v = mul(exp2_(d), factor);
-        if (n < W) store_part(kind, out, i, n, v);
-        else if (stream) store_past_cache(kind, out, i, v);
-        else store(kind, out, i, v);
-        i += n;
     }
+    for (; i < end; i += W) {
+        int n = end - i < W ? (int)(end - i) : W;
+        vf v = load_part(kind, x, i, n);
+        store_part(kind, out, i, n, GRADIENT(v));
+    }
+#undef GRADIENT
 }
 
 INLINE void backward_row(
     kind_t kind, const void *x, void *out, int64_t width, float to_log2, float peak, float a,
-    float b, float kept_a, float kept_b, float threshold, int64_t cut, int clamped,
-    int64_t column, float g_target, int stream
+    float b, float kept_a, float kept_b, float threshold, int64_t cut, int64_t column,
+    float g_target, int stream
 ) {
     float target = column >= 0 ? load_one(kind, x, column) : 0; /* out may be x */
     int64_t to_cut = cut < 0 ? 0 : cut + 1 < width ? cut + 1 : width;
-    if (!clamped) to_cut = width;
     /* Whole vectors on either side of the cut, and the one that it divides. */
     int64_t before = to_cut / W * W, after = to_cut < width ? before + W : width;
     if (after > width) after = width;
-#define PART(i, end, strictly, stream)                                                            \
-    backward_part(kind, x, out, i, end, to_log2, peak, a, b, kept_a, kept_b, threshold, clamped, \
+#define PART(i, end, strictly, stream)                                                   \
+    backward_part(kind, x, out, i, end, to_log2, peak, a, b, kept_a, kept_b, threshold, \
                   strictly, stream)
     if (stream) {
         PART(0, before, 0, 1);
@@ -309,11 +347,12 @@ INLINE void backward_row(
         PART(0, to_cut, 0, 0);
         PART(to_cut, width, 1, 0);
     }
+#undef PART
     if (column < 0) return;
-    int kept = clamped && (target > threshold || (target == threshold && column <= cut));
-    vf d = shifted(all(target), peak, to_log2);
-    vf factor = fma_(all(b + (kept ? kept_b : 0)), d, all(a + (kept ? kept_a : 0)));
-    store_part(kind, out, column, 1, fma_(exp2_(d), factor, all(g_target)));
+    vf v = all(target);
+    vm kept = column <= cut ? ge(v, all(threshold)) : gt(v, all(threshold));
+    v = gradient(v, kept, to_log2, peak, a, b, kept_a, kept_b);
+    store_part(kind, out, column, 1, add(v, all(g_target)));
 }
 
 #define ROW(kind, x, stride, row) ((char *)(x) + (row) * (stride) * (int64_t)size_of(kind))
@@ -400,7 +439,7 @@ int aent_scan(
     return 0;
 }
 
-/* kept_a and what follows it may be NULL, column and g_target as well. */
+/* b may be NULL; kept_a and what follows it, column and g_target as well. */
 int aent_backward(
     int code, const void *x, int64_t stride, void *out, int64_t out_stride, int64_t rows,
     int64_t width, float to_log2, int64_t start, const float *peak, const float *a,
@@ -411,13 +450,13 @@ int aent_backward(
     int stream = out != x && rows * width > MANY;
 #pragma omp parallel for THREADS schedule(dynamic)
     for (int64_t row = 0; row < rows; row++) {
-        int clamped = kept_a != NULL;
-        float highest = peak[row] < -FLT_MAX ? -FLT_MAX : peak[row];
+        float at = a[row], bt = b ? b[row] * (float)LN_2 : 0; /* d is in units of ln 2 */
         FOR_KIND(code, backward_row(
             kind, ROW(kind, x, stride, row), ROW(kind, out, out_stride, row), width, to_log2,
-            highest, a[row], b[row] * (float)LN_2, clamped ? kept_a[row] : 0, clamped ? kept_b[row] * (float)LN_2 : 0,
-            clamped ? threshold[row] : 0, clamped ? cut[row] - start : 0, clamped,
-            column ? column[row] : -1, column ? g_target[row] : 0,
+            finite(peak[row]), at, bt, kept_a ? at + kept_a[row] : at,
+            kept_a ? bt + kept_b[row] * (float)LN_2 : bt, kept_a ? threshold[row] : 0,
+            kept_a ? cut[row] - start : width, column ? column[row] : -1,
+            column ? g_target[row] : 0,
             stream && (uintptr_t)ROW(kind, out, out_stride, row) % (W * size_of(kind)) == 0))
     }
     return 0;

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from aent.entropy import selection
-from aent.entropy.kernels import Gradient, Scan, Sums
-from aent.entropy.selection import VocabShard, row_slices
+from aent.entropy.kernels import Gradient, Scan, Sums, torch_select
+from aent.entropy.selection import row_slices
 
 # exp underflows to 0 long before this in every dtype, and 0 * LOWEST is 0: a masked logit (-inf)
 # then takes part in no sum (0 log 0 = 0) and has no gradient.
@@ -21,13 +21,12 @@ LOWEST = -1000.0
 
 
 def forward(x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]:
-    alone = VocabShard(0, x.shape[1], x.shape[1], None)
     parts = []
     buffers = _Buffers(x, 4)
     for rows in row_slices(*x.shape):
         chunk, d, e, mask = buffers.of(rows)
         chunk = chunk.copy_(x[rows]) if x.dtype != chunk.dtype else x[rows]
-        threshold, cut = selection.search(chunk, x.dtype, k, alone, mask)
+        threshold, cut = torch_select.select(chunk, x.dtype, k, mask)
         kept_mask(chunk, threshold, cut, 0, mask)
         parts.append((*_sums(chunk, temperature, mask, d, e), threshold, cut))
     *sums, threshold, cut = _joined(parts, x)
@@ -71,29 +70,36 @@ def scan(
 def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int) -> None:
     buffers = _Buffers(x, 4)
     for part in row_slices(*x.shape):
+        if not x.shape[1]:
+            continue
         peak, a, b, kept_a, kept_b, threshold, cut, column, g_target = (
             None if t is None else t[part] for t in rows
         )
         assert peak is not None
         assert a is not None
-        assert b is not None
         chunk, d, e, mask = buffers.of(part)
         chunk = chunk.copy_(x[part]) if x.dtype != chunk.dtype else x[part]
-        if not x.shape[1]:
-            continue
         _weigh_into(chunk, temperature, peak, d, e)
-        term = None
+        scale = d.amax(dim=1).exp() / e.amax(dim=1)  # by which e is too small
         if kept_a is not None and kept_b is not None and threshold is not None and cut is not None:
             kept_mask(chunk, threshold, cut, start, mask)
-            # x is read no more, so its copy may go: a buffer less in the cache
-            term = torch.mul(d, kept_b[:, None], out=buffers.of(part)[0])
-            term.add_(kept_a[:, None]).mul_(mask)
-        d.mul_(b[:, None]).add_(a[:, None])
-        e.mul_(d if term is None else d.add_(term))
+            # kept ones get a + kept_a + (b + kept_b) d. x is read no more: its copy may go
+            term = buffers.of(part)[0] if b is not None else d
+            torch.mul(d, (scale * kept_b)[:, None], out=term)
+            term.add_((scale * kept_a)[:, None]).mul_(mask)
+            factor = term.add_((scale * a)[:, None])
+            if b is not None:
+                factor = factor.add_(d.mul_((scale * b)[:, None]))
+        elif b is not None:
+            factor = d.mul_((scale * b)[:, None]).add_((scale * a)[:, None])
+        else:
+            factor = (scale * a)[:, None]
+        grad = torch.mul(e, factor, out=out[part] if out.dtype == e.dtype else e)
         if column is not None and g_target is not None:
             here = torch.where(column >= 0, g_target, 0)
-            e.scatter_add_(1, column.clamp(min=0)[:, None], here[:, None])
-        out[part] = e
+            grad.scatter_add_(1, column.clamp(min=0)[:, None], here[:, None])
+        if grad is e:
+            out[part] = e
 
 
 def kept_mask(
@@ -104,11 +110,14 @@ def kept_mask(
     Comparing straight into numbers to multiply by is quicker than by bools.
     """
     mask = torch.ge(x, threshold[:, None], out=torch.empty_like(x) if out is None else out)
-    cutting = cut < start + x.shape[1] - 1
-    if x.device.type != "cpu" or bool(cutting.any()):
-        ids = torch.arange(start, start + x.shape[1], device=x.device, dtype=torch.int32)
-        beyond = torch.gt(ids, cut[:, None], out=torch.empty_like(x))
-        mask.sub_(torch.eq(x, threshold[:, None], out=torch.empty_like(x)).mul_(beyond))
+    last = cut - start
+    if x.device.type == "cpu":
+        for row in (last < x.shape[1] - 1).nonzero().squeeze(1).tolist():
+            beyond = slice(max(0, int(last[row]) + 1), None)
+            torch.gt(x[row, beyond], threshold[row], out=mask[row, beyond])
+    else:
+        beyond = torch.arange(x.shape[1], device=x.device) > last[:, None]
+        mask.mul_(~(beyond & (x == threshold[:, None])))
     return mask
 
 
@@ -118,10 +127,11 @@ class _Buffers:
 
     def __init__(self, x: Tensor, number: int) -> None:
         most = next((rows.stop for rows in row_slices(*x.shape)), 0)
-        self.rooms = x.new_empty(number, most, x.shape[1], dtype=inner_dtype(x))
+        like = {"dtype": inner_dtype(x), "device": x.device}
+        self.rooms = [torch.empty(most, x.shape[1], **like) for _ in range(number)]
 
-    def of(self, rows: slice) -> Tensor:
-        return self.rooms[:, : rows.stop - rows.start]
+    def of(self, rows: slice) -> list[Tensor]:
+        return [room[: rows.stop - rows.start] for room in self.rooms]
 
 
 def inner_dtype(x: Tensor) -> torch.dtype:
@@ -137,21 +147,21 @@ def _sums(
         return nothing - math.inf, nothing, nothing, nothing, nothing
     peak = x.amax(dim=1)
     _weigh_into(x, temperature, peak, d, e)
-    total = _row_sums(e)
-    weighted = _row_sums(d.mul_(e))
+    total = 1 / e.amax(dim=1)  # e adds up to 1, and the peak would weigh 1
+    weighted = _row_sums(d.mul_(e)) * total
     if mask is None:
         return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak)
-    return peak, total, weighted, _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
+    kept_total, kept_weighted = _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
+    return peak, total, weighted, kept_total * total, kept_weighted * total
 
 
 def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> None:
-    """Write d = (x - peak) / T, in [LOWEST, 0], and e = exp(d), as ``weigh`` does; [n, width]."""
+    """Write d = (x - peak) / T, in [LOWEST, 0], and e = exp(d) up to a factor; [n, width]."""
     torch.sub(x, peak.clamp(min=torch.finfo(x.dtype).min)[:, None], out=d)
     if temperature != 1:
         d.div_(temperature)
     d.clamp_(LOWEST, 0)
     torch.softmax(d, dim=1, out=e)
-    e.div_((e.amax(dim=1) / d.amax(dim=1).exp())[:, None])  # which makes the peak's weight 1
 
 
 def weigh(x: Tensor, temperature: float, peak: Tensor) -> tuple[Tensor, Tensor]:

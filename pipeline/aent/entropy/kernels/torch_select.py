@@ -1,0 +1,182 @@
+"""The clamped set of whole rows by torch operations, a few rows at a time.
+
+As selection.search, by counting: a sample proposes a bracket around the K-th largest logit, pivots
+chosen by rank narrow it. Here the counts are kept by blocks of columns, so that, once few
+candidates are left, the blocks that hold them are known, and only those are looked at again. All
+rows take every round, for to pick out those still open would cost more than to count for all; and
+what is to be decided about a handful of rows is decided in Python, where a number costs less than
+a call of torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aent.entropy import selection
+from aent.entropy.kernels import NO_CUT
+from aent.entropy.selection import VocabShard
+
+BLOCK = 128  # columns counted together
+FEW = 64  # candidates left, when the blocks that hold them are looked at
+ROUNDS = 12  # rows still open then are for selection.search, which ends whatever the distribution
+
+
+def select(x: Tensor, dtype: torch.dtype, k: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Find threshold and cut (see ``selection.search``) of rows that no other rank shares.
+
+    Args:
+        x: [n, width] fp32 or float64, width above 0.
+        dtype: that x had before it was widened.
+        k: in [1, width].
+        buffer: like x, to be overwritten.
+    """
+    brackets = _sampled(x, k)
+    counts: list[Tensor] = []  # by round
+    # 16-bit logits have few values in a bracket, many times each: halving is quicker
+    halve = dtype.itemsize == 2
+    for _ in range(ROUNDS):
+        wanted = torch.tensor([b.pivot(k, halve) for b in brackets], dtype=torch.float64)
+        pivots = wanted.to(dtype).to(x)
+        for bracket, pivot in zip(brackets, pivots.tolist()):
+            bracket.one_value = not bracket.low < pivot < bracket.high  # nor is it NaN
+        if all(b.one_value or b.at_least - b.above <= FEW for b in brackets):
+            break
+        counts.append(_count(x, pivots, buffer))
+        _take(brackets, pivots, counts, k)
+    return _finish(x, dtype, k, brackets, torch.stack(counts))
+
+
+@dataclass
+class _Bracket:
+    """low <= the K-th largest logit < high; how many logits lie at or above each, counted in which
+    round (-1: not yet)."""
+
+    guess: float  # of the K-th largest, from a sample
+    slope: float  # by how much the sample falls from one logit of the row to the next
+    low: float = -math.inf
+    high: float = math.inf
+    at_least: float = math.inf
+    above: float = 0
+    low_round: int = -1
+    high_round: int = -1
+    one_value: bool = False  # no other number of the logits' type lies between
+
+    def pivot(self, k: int, halve: bool) -> float:
+        """Where to look next. By rank it is a little beyond the K-th as seen from the nearer end, so
+        that this end's opposite comes near as well."""
+        from_low, from_high = self.at_least - k, k - self.above
+        if self.low_round < 0 and self.high_round < 0:
+            return self.guess
+        if self.low_round < 0:
+            return self.high - self.slope * (1.2 * from_high + 2 * math.sqrt(from_high) + 4)
+        if self.high_round < 0:
+            return self.low + self.slope * (1.2 * from_low + 2 * math.sqrt(from_low) + 4)
+        if halve:
+            return (self.low + self.high) / 2
+        beyond = 2 * math.sqrt(min(from_low, from_high)) + 4
+        beyond = min(beyond, max(from_low, from_high) / 2)
+        target = from_low + (beyond if from_low < from_high else -beyond)
+        return self.low + (self.high - self.low) * target / (self.at_least - self.above)
+
+
+def _sampled(x: Tensor, k: int) -> list[_Bracket]:
+    """Return brackets that know nothing but a sample's guess."""
+    width = x.shape[1]
+    high, low, most, least = selection.propose(x, k / width)
+    high, low = torch.minimum(high, most), torch.maximum(-low, -least)
+    size = -(-width // -(-width // selection.SAMPLE_SIZE))
+    first, last = selection.sample_ranks(size, k / width)
+    ranks = (min(last, size) - max(first, 0)) * width / size
+    slopes = ((high - low).clamp(min=0) / ranks).tolist()
+    return [_Bracket(guess, slope) for guess, slope in zip(((low + high) / 2).tolist(), slopes)]
+
+
+def _count(x: Tensor, bounds: Tensor, buffer: Tensor) -> Tensor:
+    """Count the logits at or above each row's bound by blocks of columns: [n, blocks], x's dtype.
+
+    Adding up ones in floating point is several times faster than counting a mask.
+    """
+    ones = torch.ge(x, bounds[:, None], out=buffer)
+    whole = x.shape[1] // BLOCK * BLOCK
+    counts = ones[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=2)
+    return torch.cat([counts, ones[:, whole:].sum(dim=1, keepdim=True)], dim=1)
+
+
+def _take(brackets: list[_Bracket], pivots: Tensor, counts: list[Tensor], k: int) -> None:
+    """Let each pivot inside its bracket become one of the ends, as the newest count tells."""
+    number = counts[-1].sum(dim=1).tolist()
+    for b, pivot, count in zip(brackets, pivots.tolist(), number):
+        if b.one_value:
+            continue
+        if count >= k:
+            b.low, b.at_least, b.low_round = pivot, count, len(counts) - 1
+        else:
+            b.high, b.above, b.high_round = pivot, count, len(counts) - 1
+
+
+def _finish(
+    x: Tensor, dtype: torch.dtype, k: int, brackets: list[_Bracket], counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Look at what is left in the brackets; where that is too much, search."""
+    rows = torch.arange(len(brackets), device=x.device)
+    rounds = torch.tensor([[b.low_round, b.high_round] for b in brackets], device=x.device)
+    blocks = (counts[rounds[:, 0], rows] - counts[rounds[:, 1], rows]).long()
+    ends = torch.tensor([[b.low, b.high] for b in brackets], dtype=torch.float64).to(x)
+    wanted = torch.tensor([k - int(b.above) for b in brackets], device=x.device)
+    threshold, cut = _among_candidates(x, ends[:, :1], ends[:, 1:], wanted, blocks.clamp_(min=0))
+    rest = [
+        row
+        for row, b in enumerate(brackets)
+        if min(b.low_round, b.high_round) < 0
+        or (b.at_least - b.above > FEW and not _neighbours(b, dtype))
+    ]
+    if rest:
+        alone = VocabShard(0, x.shape[1], x.shape[1], None)
+        threshold[rest], cut[rest] = selection.search(x[rest], dtype, k, alone)
+    return threshold, cut
+
+
+def _neighbours(bracket: _Bracket, dtype: torch.dtype) -> bool:
+    """Whether no number of the type lies between the ends."""
+    middle = torch.tensor((bracket.low + bracket.high) / 2, dtype=torch.float64).to(dtype).item()
+    return not bracket.low < middle < bracket.high
+
+
+def _among_candidates(
+    x: Tensor, low: Tensor, high: Tensor, wanted: Tensor, blocks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Find the wanted-th largest (from 1) of the logits in [low, high), ``blocks`` [n, B] counted.
+
+    low, high: [n, 1]. Returns threshold and cut, right for rows whose candidates are few or all
+    equal.
+    """
+    rows, total = torch.arange(len(low), device=x.device), blocks.sum(dim=1)
+    # Of many equal ones only the block is needed in which the last kept one is.
+    many = total > FEW
+    reached = blocks.cumsum(dim=1)
+    last = (reached < wanted[:, None]).sum(dim=1).clamp_(max=blocks.shape[1] - 1)
+    before = torch.where(many, reached[rows, last] - blocks[rows, last], 0)
+    looked_at = (blocks > 0) & ~many[:, None]
+    looked_at[rows, last] |= many
+    row, block = looked_at.nonzero(as_tuple=True)
+    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=x.device)
+    values = x[row[:, None], columns.clamp(max=x.shape[1] - 1)]
+    inside = (values >= low[row]) & (values < high[row]) & (columns < x.shape[1])
+    at, lane = inside.nonzero(as_tuple=True)
+    row, columns, values = row[at], columns[at, lane], values[at, lane]
+
+    number = torch.bincount(row, minlength=len(low))
+    place = torch.arange(len(row), device=x.device) - (number.cumsum(0) - number)[row]
+    candidates = x.new_full((len(low), max(BLOCK, FEW) + 1), -torch.inf)
+    ids = torch.full(candidates.shape, NO_CUT, device=x.device)
+    candidates[row, place], ids[row, place] = values, columns
+    # stable: of equal ones the lower column comes first
+    candidates, order = candidates.sort(dim=1, descending=True, stable=True)
+    nth = (wanted - before - 1).clamp(0, candidates.shape[1] - 2)
+    threshold = candidates[rows, nth]
+    more = (candidates[rows, nth + 1] == threshold) | (many & (wanted < total))
+    return threshold, torch.where(more, ids[rows, order[rows, nth]], NO_CUT).int()
