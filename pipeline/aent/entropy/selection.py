@@ -14,11 +14,10 @@ bracket per token, whose ends are floating-point numbers seen as integers in the
    gaps end the search rather than prolong it, and every second pivot bisects the integers, which
    bounds the number of rounds whatever the distribution.
 
-It ends where a count equals K, or where one value is left, whose ties are cut by token id. That is
-how torch operations select on one rank; the other backends (kernels/) read the logits once and
-select among the few inside the bracket, sharded.py does so over ranks, and the rows in which a
-bracket or a buffer fails them come here. The authors of the method (AEnt, arXiv 2509.03493) define
-the same set up to ties.
+It ends where a count equals K, or where one value is left, whose ties are cut by token id. It is
+what every other way falls back on: the backends (kernels/) and, over ranks, sharded.py select among
+the few logits inside a bracket, and the rows in which a bracket or a buffer fails them come here.
+The authors of the method (AEnt, arXiv 2509.03493) define the same set up to ties.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from aent.entropy.kernels import NO_CUT
 # Elements of one temporary: a few of them stay in cache, and none reaches the 32 MB from which on
 # the allocator takes fresh pages every time.
 CHUNK_ELEMENTS = 5 << 18
-SAMPLE_SIZE = 1024  # columns of a shard that propose the first bracket
+SAMPLE_SIZE = 4096  # columns of a shard that propose the first bracket
 PATIENCE = 6  # rounds of interpolation before the slower, bounded ways to narrow a bracket
 SMALLEST_SAMPLE = 64  # a block narrower than this proposes nothing
 TIE_BLOCK = 512  # columns over which ties are counted before one block of them is looked at
@@ -113,16 +112,13 @@ def row_slices(rows: int, width: int) -> Iterator[slice]:
         yield slice(first, min(rows, first + step))
 
 
-def search(
-    x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard, buffer: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def search(x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Find the ``k`` largest logits of every row over all shards, lower ids first among equals.
 
     Args:
         x: [N, shard.width] fp32 or float64, without NaN (a row with NaN ends with some set).
         dtype: that x had before it was widened; its numbers are the ones searched.
         k: in [1, shard.vocab_size].
-        buffer: like x, to be overwritten.
 
     Returns:
         threshold, of x's dtype, the same on all ranks: kept are the logits above it and those equal
@@ -131,7 +127,7 @@ def search(
 
     Collective over ``shard.group``, in as many rounds as the slowest row needs.
     """
-    state = _Search(x, dtype, k, shard, torch.empty_like(x) if buffer is None else buffer)
+    state = _Search(x, dtype, k, shard)
     state.run()
     threshold = value_of(state.low, dtype).to(x.dtype)
     cut = torch.full_like(state.low, NO_CUT, dtype=torch.int32)
@@ -150,10 +146,9 @@ class _Search:
     count_low is K, or when low and high are neighbours.
     """
 
-    def __init__(
-        self, x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard, buffer: Tensor
-    ) -> None:
-        self.x, self.dtype, self.k, self.shard, self.buffer = x, dtype, k, shard, buffer
+    def __init__(self, x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> None:
+        self.x, self.dtype, self.k, self.shard = x, dtype, k, shard
+        self.buffer = torch.empty_like(x)
         rows = x.shape[0]
         infinity = torch.tensor(float("inf"), dtype=dtype, device=x.device)
         self.low = key_of(-infinity).repeat(rows)
@@ -245,7 +240,7 @@ class _Search:
 _MAX = dist.ReduceOp.MAX
 
 
-def propose(x: Tensor, share: float) -> Tensor:
+def propose(x: Tensor, share: float, sample_size: int = SAMPLE_SIZE) -> Tensor:
     """Propose an interval for a quantile of each row, from a sample; see kernels/__init__.py.
 
     If the wanted quantile of each shard lies between two values, so does that of the whole: hence
@@ -257,7 +252,7 @@ def propose(x: Tensor, share: float) -> Tensor:
     if not width:
         return torch.stack([nothing] * 4)
     # Rounding the step up spreads the sample over all the block.
-    sample = x[:, :: -(-width // SAMPLE_SIZE)].contiguous()
+    sample = x[:, :: -(-width // sample_size)].contiguous()
     size = sample.shape[1]
     most = sample.masked_fill(sample == infinity, -infinity).amax(dim=1)
     least = sample.masked_fill(sample == -infinity, infinity).amin(dim=1)

@@ -20,6 +20,7 @@ from aent.entropy import selection
 from aent.entropy.kernels import NO_CUT
 from aent.entropy.selection import VocabShard
 
+SAMPLE_SIZE = 1024  # columns of a row that give the first guess
 BLOCK = 128  # columns counted together
 FEW = 64  # candidates left, when the blocks that hold them are looked at
 ROUNDS = 12  # rows still open then are for selection.search, which ends whatever the distribution
@@ -42,12 +43,12 @@ def select(x: Tensor, dtype: torch.dtype, k: int, buffer: Tensor) -> tuple[Tenso
         wanted = torch.tensor([b.pivot(k, halve) for b in brackets], dtype=torch.float64)
         pivots = wanted.to(dtype).to(x)
         for bracket, pivot in zip(brackets, pivots.tolist()):
-            bracket.one_value = not bracket.low < pivot < bracket.high  # nor is it NaN
-        if all(b.one_value or b.at_least - b.above <= FEW for b in brackets):
+            bracket.closed = not bracket.low < pivot < bracket.high  # nor is it NaN
+        if all(b.closed or b.at_least - b.above <= FEW for b in brackets):
             break
         counts.append(_count(x, pivots, buffer))
         _take(brackets, pivots, counts, k)
-    return _finish(x, dtype, k, brackets, torch.stack(counts))
+    return _finish(x, dtype, k, brackets, counts)
 
 
 @dataclass
@@ -63,11 +64,11 @@ class _Bracket:
     above: float = 0
     low_round: int = -1
     high_round: int = -1
-    one_value: bool = False  # no other number of the logits' type lies between
+    closed: bool = False  # the next pivot would not lie between
 
     def pivot(self, k: int, halve: bool) -> float:
-        """Where to look next. By rank it is a little beyond the K-th as seen from the nearer end, so
-        that this end's opposite comes near as well."""
+        """Where to look next: by rank a little beyond the K-th as seen from the nearer end, so that
+        the other end comes near as well."""
         from_low, from_high = self.at_least - k, k - self.above
         if self.low_round < 0 and self.high_round < 0:
             return self.guess
@@ -86,9 +87,9 @@ class _Bracket:
 def _sampled(x: Tensor, k: int) -> list[_Bracket]:
     """Return brackets that know nothing but a sample's guess."""
     width = x.shape[1]
-    high, low, most, least = selection.propose(x, k / width)
+    high, low, most, least = selection.propose(x, k / width, SAMPLE_SIZE)
     high, low = torch.minimum(high, most), torch.maximum(-low, -least)
-    size = -(-width // -(-width // selection.SAMPLE_SIZE))
+    size = -(-width // -(-width // SAMPLE_SIZE))
     first, last = selection.sample_ranks(size, k / width)
     ranks = (min(last, size) - max(first, 0)) * width / size
     slopes = ((high - low).clamp(min=0) / ranks).tolist()
@@ -110,7 +111,7 @@ def _take(brackets: list[_Bracket], pivots: Tensor, counts: list[Tensor], k: int
     """Let each pivot inside its bracket become one of the ends, as the newest count tells."""
     number = counts[-1].sum(dim=1).tolist()
     for b, pivot, count in zip(brackets, pivots.tolist(), number):
-        if b.one_value:
+        if b.closed:
             continue
         if count >= k:
             b.low, b.at_least, b.low_round = pivot, count, len(counts) - 1
@@ -119,31 +120,32 @@ def _take(brackets: list[_Bracket], pivots: Tensor, counts: list[Tensor], k: int
 
 
 def _finish(
-    x: Tensor, dtype: torch.dtype, k: int, brackets: list[_Bracket], counts: Tensor
+    x: Tensor, dtype: torch.dtype, k: int, brackets: list[_Bracket], counts: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Look at what is left in the brackets; where that is too much, search."""
+    rest = [row for row, b in enumerate(brackets) if not _is_settled(b, dtype)]
+    if len(rest) == len(brackets):
+        return selection.search(x, dtype, k, VocabShard(0, x.shape[1], x.shape[1], None))
     rows = torch.arange(len(brackets), device=x.device)
     rounds = torch.tensor([[b.low_round, b.high_round] for b in brackets], device=x.device)
-    blocks = (counts[rounds[:, 0], rows] - counts[rounds[:, 1], rows]).long()
+    by_round = torch.stack(counts)
+    blocks = (by_round[rounds[:, 0], rows] - by_round[rounds[:, 1], rows]).long()
+    blocks[rest] = 0
     ends = torch.tensor([[b.low, b.high] for b in brackets], dtype=torch.float64).to(x)
     wanted = torch.tensor([k - int(b.above) for b in brackets], device=x.device)
-    threshold, cut = _among_candidates(x, ends[:, :1], ends[:, 1:], wanted, blocks.clamp_(min=0))
-    rest = [
-        row
-        for row, b in enumerate(brackets)
-        if min(b.low_round, b.high_round) < 0
-        or (b.at_least - b.above > FEW and not _neighbours(b, dtype))
-    ]
+    threshold, cut = _among_candidates(x, ends[:, :1], ends[:, 1:], wanted, blocks)
     if rest:
         alone = VocabShard(0, x.shape[1], x.shape[1], None)
         threshold[rest], cut[rest] = selection.search(x[rest], dtype, k, alone)
     return threshold, cut
 
 
-def _neighbours(bracket: _Bracket, dtype: torch.dtype) -> bool:
-    """Whether no number of the type lies between the ends."""
-    middle = torch.tensor((bracket.low + bracket.high) / 2, dtype=torch.float64).to(dtype).item()
-    return not bracket.low < middle < bracket.high
+def _is_settled(b: _Bracket, dtype: torch.dtype) -> bool:
+    """Whether few candidates are left, or none that differ."""
+    if b.low_round < 0 or b.high_round < 0:
+        return False
+    middle = torch.tensor((b.low + b.high) / 2, dtype=torch.float64).to(dtype).item()
+    return b.at_least - b.above <= FEW or not b.low < middle < b.high
 
 
 def _among_candidates(
@@ -152,7 +154,7 @@ def _among_candidates(
     """Find the wanted-th largest (from 1) of the logits in [low, high), ``blocks`` [n, B] counted.
 
     low, high: [n, 1]. Returns threshold and cut, right for rows whose candidates are few or all
-    equal.
+    equal; a row without any has none.
     """
     rows, total = torch.arange(len(low), device=x.device), blocks.sum(dim=1)
     # Of many equal ones only the block is needed in which the last kept one is.
