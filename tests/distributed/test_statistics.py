@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aent.entropy import token_statistics
+from aent.entropy import kernels, token_statistics
 from aent.entropy.kernels.torch_path import kept_mask
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import forward_rows
@@ -32,6 +33,7 @@ class Case:
     temperature: float = 1.0
     cuts: str = "even"
     seed: int = 0
+    backend: str | None = None  # None: the best here
 
     def data(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = torch.full((5, self.columns), 7.0, dtype=self.dtype)  # padding must not matter
@@ -65,6 +67,7 @@ def random_case(seed: int) -> Case:
         temperature=draw.choice([1.0, 0.7, 1.5]),
         cuts=draw.choice(["even", "narrow", "random"]),
         seed=seed,
+        backend=draw.choice([None, "torch"]),
     )
 
 
@@ -87,7 +90,9 @@ CASES = [
     Case(500, 512, 470, masked=True),  # masked tokens among the kept
     Case(500, 512, 335, masked=True, style="grid", cuts="narrow"),
     Case(9000, 9216, 6030),
+    Case(9000, 9216, 6030, backend="torch"),
     Case(9000, 9216, 6030, style="sorted"),
+    Case(9000, 9216, 6030, torch.bfloat16, "sorted", backend="torch"),
     Case(9000, 9216, 6030, style="sorted", cuts="narrow"),
     Case(9000, 9216, 6030, torch.bfloat16, "sorted"),
     Case(9000, 9216, 20, style="grid"),
@@ -127,7 +132,11 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
 
 
 def on_rank(rank: int, ranks: int) -> list[dict[str, Any]]:
-    return [one_case(case, rank, ranks) for case in CASES]
+    answers = []
+    for case in CASES:
+        with kernels.using(case.backend) if case.backend else nullcontext():
+            answers.append(one_case(case, rank, ranks))
+    return answers
 
 
 def error_said(rank: int, ranks: int) -> str:

@@ -119,6 +119,8 @@ def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: 
     count, width = x.shape
     if not count or not width:
         return
+    if rows.b is None:
+        rows = rows._replace(b=torch.zeros_like(rows.a))
     with _device(x):
         kernels.backward_kernel[(count, triton.cdiv(width, BLOCK))](
             x, x.stride(0), out, out.stride(0), width, start, _scale(x, temperature), *rows,
