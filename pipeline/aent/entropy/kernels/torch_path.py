@@ -147,12 +147,12 @@ def _sums(
         return nothing - math.inf, nothing, nothing, nothing, nothing
     peak = x.amax(dim=1)
     _weigh_into(x, temperature, peak, d, e)
-    total = 1 / e.amax(dim=1)  # e adds up to 1, and the peak would weigh 1
-    weighted = _row_sums(d.mul_(e)) * total
+    unit = e.amax(dim=1)  # the peak's, which weighs exactly 1; all of e adds up to 1
+    total, weighted = 1 / unit, _row_sums(d.mul_(e)) / unit
     if mask is None:
         return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak)
     kept_total, kept_weighted = _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
-    return peak, total, weighted, kept_total * total, kept_weighted * total
+    return peak, total, weighted, kept_total / unit, kept_weighted / unit
 
 
 def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> None:
