@@ -113,8 +113,8 @@ def kept_mask(
     last = cut - start
     if x.device.type == "cpu":
         for row in (last < x.shape[1] - 1).nonzero().squeeze(1).tolist():
-            beyond = slice(max(0, int(last[row]) + 1), None)
-            torch.gt(x[row, beyond], threshold[row], out=mask[row, beyond])
+            rest = slice(max(0, int(last[row]) + 1), None)
+            torch.gt(x[row, rest], threshold[row], out=mask[row, rest])
     else:
         beyond = torch.arange(x.shape[1], device=x.device) > last[:, None]
         mask.mul_(~(beyond & (x == threshold[:, None])))
@@ -127,8 +127,8 @@ class _Buffers:
 
     def __init__(self, x: Tensor, number: int) -> None:
         most = next((rows.stop for rows in row_slices(*x.shape)), 0)
-        like = {"dtype": inner_dtype(x), "device": x.device}
-        self.rooms = [torch.empty(most, x.shape[1], **like) for _ in range(number)]
+        inner = inner_dtype(x)
+        self.rooms = [x.new_empty(most, x.shape[1], dtype=inner) for _ in range(number)]
 
     def of(self, rows: slice) -> list[Tensor]:
         return [room[: rows.stop - rows.start] for room in self.rooms]
