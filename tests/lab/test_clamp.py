@@ -11,7 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from aent.cli import app
-from aent.entropy import token_statistics
+from aent.entropy import nucleus_entropy, token_statistics
 from aent.lab import policies
 from aent.lab.clamp import Differences, Rule, differences
 from aent.lab.clamp_report import binned, where
@@ -30,20 +30,15 @@ def plain(logits: Tensor, temperature: float, rule: Rule) -> tuple[Tensor, Tenso
     for row in logits:
         z = (row / temperature).requires_grad_()
         target = torch.zeros(1, dtype=torch.int64)
+        sets = {"drop_fraction": None}
+        if rule.kind == "drop_fraction":
+            sets = {"drop_fraction": rule.value}
+        elif rule.kind == "top_k":
+            sets = {"drop_fraction": None, "top_k": min(int(rule.value), len(row))}
+        statistics = token_statistics(z[None], target, **sets)
+        full, clamped = statistics.entropy, statistics.clamped_entropy
         if rule.kind == "top_p":
-            p, order = z.detach().softmax(dim=-1).sort(descending=True)
-            kept = 0
-            while p[:kept].sum() < rule.value:
-                kept += 1
-            log_q = z[order[:kept]].log_softmax(dim=-1)
-            full = token_statistics(z[None], target, drop_fraction=None).entropy
-            clamped = -(log_q.exp() * log_q).sum()
-        else:
-            kind = {"drop_fraction": None, rule.kind: rule.value}
-            if rule.kind == "top_k":
-                kind["top_k"] = min(int(rule.value), len(row))
-            found_here = token_statistics(z[None], target, **kind)
-            full, clamped = found_here.entropy, found_here.clamped_entropy
+            clamped = nucleus_entropy(z[None], rule.value, top_k=len(row))
         gradients = [
             torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in (full, clamped)
         ]

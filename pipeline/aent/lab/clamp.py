@@ -24,8 +24,8 @@ THRESHOLD = 0.01  # where a clamp begins to matter
 
 @dataclass(frozen=True)
 class Rule:
-    """Which tokens are kept. kind: drop_fraction or top_k, as ``aent.entropy`` means them, or
-    top_p: the fewest likeliest tokens whose probability together is at least ``value``."""
+    """Which tokens are kept. kind: drop_fraction or top_k, as ``token_statistics`` means them, or
+    top_p, as ``nucleus_entropy``: the fewest likeliest tokens that reach that probability."""
 
     kind: str
     value: float
