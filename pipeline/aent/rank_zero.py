@@ -17,6 +17,7 @@ from aent.checkpoint import LoopState
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation import suites
 from aent.evaluation.heldout import EvaluationResult, evaluate
+from aent.recipe.estimate import GIB, estimate
 from aent.recipe.schema import Recipe
 from aent.records import (
     control_metrics,
@@ -252,14 +253,22 @@ class RankZero:
             )
         )
 
-    def finish(self) -> None:
-        """The last words of a run that went well; MLflow's run is FINISHED."""
+    def finish(self, peaks: Sequence[int]) -> None:
+        """The last words of a run that went well; MLflow's run is FINISHED.
+
+        peaks: bytes of memory that each rank has held at most.
+        """
         self.display.__exit__(None, None, None)
+        gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
+        self.tracker.log(self.recipe.steps - 1, gib)
         self.tracker.finish("FINISHED")
+        estimated = [f"{rank.total / GIB:.2f}" for rank in estimate(self.recipe).per_rank]
         places = {
             "policy": str(self.run_dir / "policy"),
             "figure": str(self.run_dir / "figure.png"),
             "look": self.tracker.look,
+            "memory": f"{', '.join(f'{peak:.2f}' for peak in gib.values())} GiB at most, by rank "
+            f"(estimated {', '.join(estimated)})",
         }
         print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
 

@@ -175,7 +175,8 @@ class Run:
 
     def finish(self) -> None:
         """Say goodbye (rank 0): MLflow's run is FINISHED."""
-        self.alone("the summary", lambda zero: zero.finish())
+        peaks = distributed.peak_memory()
+        self.alone("the summary", lambda zero: zero.finish(peaks))
 
     def alone(self, what: str, work: Callable[[RankZero], T]) -> T | None:
         """``work`` on rank 0, while the other ranks wait for it."""

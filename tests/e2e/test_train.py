@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from aent.recipe.estimate import estimate
+from aent.recipe.load import load
 from e2e.jobs import Job
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,13 @@ def test_mlflow_holds_every_metric_of_every_step(recorded):
         assert len(series(recorded, key)) == STEPS, key
     assert len(series(recorded, "evaluation/accuracy")) == 2
     assert recorded[1].data.params["trainer.tensor_parallel"] == "2"
+
+
+def test_memory_is_within_15_percent_of_the_estimate(finished, recorded):
+    expected = estimate(load(finished.run_dir / "recipe.yaml")).per_rank
+    for rank, memory in enumerate(expected):
+        (peak,) = series(recorded, f"memory/rank_{rank}_peak_gib")
+        assert memory.total / 2**30 == pytest.approx(peak, rel=0.15)
 
 
 def test_mlflow_holds_recipe_samples_and_figure(recorded):

@@ -29,10 +29,12 @@ from aent.recipe.schema import Recipe
 
 GIB = 2**30
 LOGIT_COPIES = 2
-# resident memory of a process after its imports, measured on a CPU build: PROCESS for a trainer
-# rank (torch, Megatron, transformers, NeMo, MLflow: 0.65 GiB and some room), ENGINE for one vLLM
-# server with its engine and worker processes, without weights and key-value cache
-PROCESS_BYTES = int(0.8 * GIB)
+# resident memory of a process without what the model costs, measured on a CPU build: PROCESS for a
+# trainer rank (torch, Megatron, transformers, NeMo), RANK_ZERO for what rank 0 has besides (clients
+# of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
+# without weights and key-value cache
+PROCESS_BYTES = int(0.67 * GIB)
+RANK_ZERO_BYTES = int(0.18 * GIB)
 ENGINE_BYTES = int(2.0 * GIB)
 
 
@@ -130,7 +132,7 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
         logits=_logits(recipe, facts) if last else 0,
         export=_largest_tensor(facts) * element
         + (min(buckets, facts.parameters * element) if rank == 0 else 0),
-        process=PROCESS_BYTES,
+        process=PROCESS_BYTES + (RANK_ZERO_BYTES if rank == 0 else 0),
     )
 
 

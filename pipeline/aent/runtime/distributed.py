@@ -9,6 +9,7 @@ import math
 import os
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -84,6 +85,21 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def peak_memory() -> list[int]:
+    """Bytes that every rank has held at most, in rank order (collective): resident on a CPU, from
+    torch's allocator on a GPU."""
+    peaks = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+    on_gpu = torch.cuda.is_available()
+    peaks[dist.get_rank()] = torch.cuda.max_memory_allocated() if on_gpu else _resident_peak()
+    dist.all_reduce(peaks, group=control_group())
+    return peaks.tolist()
+
+
+def _resident_peak() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def shutdown() -> None:
