@@ -15,6 +15,8 @@ from aent.checkpoint import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
+from aent.tracking import journal
+from aent.tracking.journal import Point
 from test_rollout_files import rollout
 
 CONTROLS = {"temperature_schedule": {"temperature": 0.1 + 0.2, "target": 1 / 3}}
@@ -120,6 +122,19 @@ def test_auto_begins_where_nothing_has_begun(tmp_path, recipe):
 
 def test_auto_goes_on_where_something_has_begun(run_dir, recipe):
     assert start(recipe("resume=auto"), run_dir) == checkpoint.path_of(run_dir, 10)
+
+
+def test_auto_begins_where_the_first_checkpoint_was_not_finished(tmp_path, recipe):
+    (tmp_path / "checkpoints" / "step_000000.partial").mkdir(parents=True)
+    assert start(recipe("resume=auto"), tmp_path) is None
+
+
+def test_auto_after_a_step_without_checkpoints_is_an_error(tmp_path, recipe):
+    journal.append(tmp_path / "journal.jsonl", [Point(0, 1, "evaluation/accuracy", 0.5)])
+    assert start(recipe("resume=auto", "checkpoint.every=0"), tmp_path) is None
+    journal.append(tmp_path / "journal.jsonl", [Point(0, 2, "update/loss", 0.1)])
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        start(recipe("resume=auto", "checkpoint.every=0"), tmp_path)
 
 
 def test_auto_without_a_checkpoint_after_a_step_is_an_error(tmp_path, recipe):

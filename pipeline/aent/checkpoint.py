@@ -8,8 +8,9 @@ version is 10. In it:
 - ``trainer/``: model, optimizer, schedule and random streams (``trainer.state``);
 - ``SHA256SUMS``: of every other file (``sha256sum -c`` reads it).
 
-It is written under a temporary name and renamed when it is whole. There is no data cursor: a step's
-prompts and seeds are functions of the run's seed and the step (``sampling``).
+It is written under a temporary name and renamed when it is whole; with ``checkpoint.asynchronous``
+in a thread of each rank, while the run goes on. There is no data cursor: a step's prompts and seeds
+are functions of the run's seed and the step (``sampling``).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import json
 import os
 import shutil
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -35,10 +37,14 @@ from aent.tracking.journal import JOURNAL_FILE
 from aent.tracking.store import RUN_ID_FILE
 
 if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+
     from aent.run import Run
 
 FOLDER = "checkpoints"
+TRAINER = "trainer"  # the trainer's part
 SUMS = "SHA256SUMS"
+PARTIAL = ".partial"  # while it is written
 
 
 class CheckpointError(RuntimeError):
@@ -71,18 +77,96 @@ def path_of(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"step_{step:06d}"
 
 
-def save(
-    run: Run, step: int, controller: ControllerState, controls: Memory, logprob_gap: float | None
-) -> None:
-    """Write the run after ``step`` steps. Collective."""
-    target = path_of(run.run_dir, step)
-    partial = target.with_name(target.name + ".partial")
-    with run.phases("checkpoint"):
-        run.alone(f"room for {target.name}", lambda zero: _make_folder(partial))
-        run.trainer.save_state(partial / "trainer")
-        sums = _checksums(partial)
+@dataclass
+class Saving:
+    """A checkpoint being written, each rank its files."""
 
-    def publish() -> None:
+    run: Run
+    partial: Path  # its folder, until it is whole
+    request: AsyncRequest
+    sums: dict[str, str] = field(default_factory=dict)  # of this rank's files
+    error: Exception | None = None
+    thread: threading.Thread | None = None  # that writes while the run goes on
+
+    def start(self) -> None:
+        """Write this rank's files in a thread."""
+        # a daemon: a run that ends for another reason does not wait for it
+        self.thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def is_under_way(self) -> bool:
+        """Whether this rank's thread still writes."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def write(self) -> None:
+        """Write and hash this rank's files. What goes wrong is for ``finish`` to tell."""
+        assert self.request.async_fn is not None
+        self.request.async_fn()
+        try:
+            for path in self.partial.glob(f"{TRAINER}/__{dist.get_rank()}_*"):
+                self.sums[str(path.relative_to(self.partial))] = _checksum(path)
+        except OSError as error:
+            self.error = error
+
+    def finish(self) -> None:
+        """Wait for every rank's files and give the checkpoint its name. Collective.
+
+        Raises on every rank if one could not write, or not within ``trainer.collective_timeout_s``.
+        """
+        target = self.partial.with_suffix("")
+        patience_s = self.run.recipe.trainer.collective_timeout_s
+        with self.run.phases("checkpoint"):
+            if self.thread is not None:
+                self.thread.join(patience_s)
+            if self.is_under_way():
+                raise TimeoutError(f"{self.partial}: not written after {patience_s:.0f} s")
+            self.run.trainer.finish_save(self.request)
+            sums = self._everyones_sums()
+        with self.run.phases("publish"):
+            self.run.alone(f"publishing {target.name}", lambda zero: self._publish(target, sums))
+
+    def _everyones_sums(self) -> dict[str, str]:
+        """SHA-256 of every rank's files by their names, on every rank."""
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, self.error or self.sums, distributed.control_group())
+        for rank, part in enumerate(everyones):
+            if isinstance(part, Exception):
+                raise RuntimeError(
+                    f"{self.partial}: rank {rank} could not hash its files"
+                ) from part
+        return {name: digest for part in everyones for name, digest in part.items()}
+
+    def _publish(self, target: Path, sums: dict[str, str]) -> None:
+        """Rank 0's part: sums of what no rank has hashed, the name, and what is older goes."""
+        for path in sorted(p for p in self.partial.rglob("*") if p.is_file()):
+            name = str(path.relative_to(self.partial))
+            if name not in sums:
+                sums[name] = _checksum(path)
+        (self.partial / SUMS).write_text("".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+        _checksum(self.partial / SUMS)  # to the disk
+        _rename(self.partial, target)
+        _prune(self.run.run_dir, self.run.recipe.checkpoint.keep)
+
+
+def begin(
+    run: Run,
+    step: int,
+    controller: ControllerState,
+    controls: Memory,
+    logprob_gap: float | None,
+    *,
+    goes_on: bool,
+) -> Saving:
+    """Begin to write the run after ``step`` steps; ``Saving.finish`` is left to do. Collective.
+
+    goes_on: the run does, while a copy of the state is written; else the files are written now.
+    """
+    target = path_of(run.run_dir, step)
+    partial = target.with_name(target.name + PARTIAL)
+
+    def make_room() -> None:
+        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
+        (partial / TRAINER).mkdir(parents=True)
         journal, run_id = run.run_dir / JOURNAL_FILE, run.run_dir / RUN_ID_FILE
         LoopState(
             step=step,
@@ -93,15 +177,15 @@ def save(
             controls=controls,
         ).write(partial)
         (partial / "recipe.yaml").write_text(dump(run.recipe))
-        for name in ("state.json", "recipe.yaml"):
-            sums[name] = _checksum(partial / name)
-        (partial / SUMS).write_text("".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
-        _checksum(partial / SUMS)  # to the disk
-        _rename(partial, target)
-        _prune(run.run_dir, run.recipe.checkpoint.keep)
 
-    with run.phases("publish"):
-        run.alone(f"publishing {target.name}", lambda zero: publish())
+    with run.phases("checkpoint"):
+        run.alone(f"room for {target.name}", lambda zero: make_room())
+        saving = Saving(run, partial, run.trainer.begin_save(partial / TRAINER, copied=goes_on))
+        if goes_on:
+            saving.start()
+        else:
+            saving.write()
+    return saving
 
 
 def pick(run_dir: Path) -> Path:
@@ -116,7 +200,7 @@ def pick(run_dir: Path) -> Path:
         if folder.suffix == ".damaged":  # found by an earlier start
             names.append(folder.stem)
             continue
-        fault = "it was not finished" if folder.suffix == ".partial" else damage(folder)
+        fault = "it was not finished" if folder.suffix == PARTIAL else damage(folder)
         if not fault:
             return folder
         names.append(folder.name)
@@ -149,25 +233,6 @@ def damage(folder: Path) -> str:
     return "" if sums else f"{SUMS} is empty"
 
 
-def _make_folder(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
-    (partial / "trainer").mkdir(parents=True)
-
-
-def _checksums(partial: Path) -> dict[str, str]:
-    """SHA-256 of the trainer's files by their names, on every rank; each rank takes its share."""
-    group, rank, world = distributed.control_group(), dist.get_rank(), dist.get_world_size()
-    names: list[list[str]] = [[]]
-    if rank == 0:
-        files = sorted(p for p in partial.rglob("*") if p.is_file())
-        names = [[str(p.relative_to(partial)) for p in files]]
-    dist.broadcast_object_list(names, 0, group=group)
-    mine = {name: _checksum(partial / name) for name in names[0][rank::world]}
-    everyones: list[dict[str, str]] = [{}] * world
-    dist.all_gather_object(everyones, mine, group=group)
-    return {name: digest for part in everyones for name, digest in part.items()}
-
-
 def _checksum(path: Path) -> str:
     """SHA-256 of a file that is on the disk when this returns."""
     with path.open("rb") as file:
@@ -189,7 +254,7 @@ def _prune(run_dir: Path, keep: int) -> None:
     """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest."""
     folders = sorted((run_dir / FOLDER).iterdir())
     whole = [f for f in folders if not f.suffix]
-    for folder in [*whole[:-keep], *(f for f in folders if f.suffix == ".partial")]:
+    for folder in [*whole[:-keep], *(f for f in folders if f.suffix == PARTIAL)]:
         shutil.rmtree(folder)
     oldest = int(whole[-keep:][0].name.removeprefix("step_"))
     rollout_files.forget(run_dir, before=oldest)

@@ -13,6 +13,7 @@ from aent.checkpoint import CheckpointError, LoopState
 from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
+from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
 START_FILE = "start.json"
@@ -38,10 +39,10 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
         if changed:
             rollout_files.forget(run_dir, from_step=state.step)
         _keep_policy(run_dir, folder)
-        journal = run_dir / JOURNAL_FILE
-        if (journal.stat().st_size if journal.exists() else 0) < state.journal_bytes:
+        path = run_dir / JOURNAL_FILE
+        if (path.stat().st_size if path.exists() else 0) < state.journal_bytes:
             print(
-                f"aent: {journal} is shorter than when the checkpoint was made: points of steps "
+                f"aent: {path} is shorter than when the checkpoint was made: points of steps "
                 "before it are missing",
                 file=sys.stderr,
             )
@@ -55,9 +56,13 @@ def chosen(run_dir: Path) -> Path | None:
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether a checkpoint or a step's rollouts were ever written here."""
-    folders = (run_dir / checkpoint.FOLDER, run_dir / rollout_files.FOLDER)
-    return any(f.is_dir() and any(f.iterdir()) for f in folders)
+    """Whether a step was ever begun here, or a checkpoint made before it."""
+    checkpoints = (run_dir / checkpoint.FOLDER).glob("step_*")
+    if any(folder.suffix != checkpoint.PARTIAL for folder in checkpoints):
+        return True
+    path = run_dir / JOURNAL_FILE  # says so too where no checkpoints were wanted
+    trained = path.exists() and any(p.key == "update/loss" for p in journal.read(path))
+    return trained or any((run_dir / rollout_files.FOLDER).glob("step_*"))
 
 
 def accept_changes(recipe: Recipe, folder: Path) -> bool:

@@ -50,6 +50,7 @@ class Run:
     first_step: int = 0  # of this start
     fresh_from: int = 0  # first step that is sampled anew, not read from an earlier start
     gap_before: float | None = None  # trainer against engine, before the stop
+    saving: checkpoint.Saving | None = None  # a checkpoint under way
 
     @staticmethod
     @contextmanager
@@ -85,7 +86,7 @@ class Run:
         self.resumed = True
         with self.phases("restore"):
             state = LoopState.read(folder)
-            same_layout = self.trainer.load_state(folder / "trainer")
+            same_layout = self.trainer.load_state(folder / checkpoint.TRAINER)
             until = self.alone(
                 "reading what was recorded", lambda zero: zero.restore(state.step, same_layout)
             )
@@ -159,16 +160,34 @@ class Run:
         self, step: int, controller: ControllerState, memory: Memory, gap: float | None
     ) -> bool:
         """Write a checkpoint of the run after ``step`` steps, where it is time to or a signal has
-        asked for it. Returns whether the run is to stop here: the ranks agree on it."""
-        asked = torch.tensor([self.stop.received], dtype=torch.int64)
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=distributed.control_group())
-        every = self.recipe.checkpoint.every
-        if asked or (every and self._is_due(step, every)):
-            checkpoint.save(self, step, controller, memory, gap)
+        asked for it. Returns whether the run is to stop here: the ranks agree on it.
+
+        One that is written while the run goes on gets its name here too, after the step in which
+        the last rank has ended. The first and the last one are waited for: before the one, nothing
+        is there to go on from; after the other, nothing is left to do.
+        """
+        writing = self.saving is not None and self.saving.is_under_way()
+        flags = torch.tensor([self.stop.received, writing], dtype=torch.int64)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=distributed.control_group())
+        asked, writing = map(bool, flags)
+        settings = self.recipe.checkpoint
+        due = asked or (settings.every > 0 and self._is_due(step, settings.every))
+        if self.saving is not None and (due or not writing):
+            self._finish_saving()
+        if due:
+            goes_on = settings.asynchronous and not asked and step not in (0, self.recipe.steps)
+            self.saving = checkpoint.begin(self, step, controller, memory, gap, goes_on=goes_on)
+            if not goes_on:
+                self._finish_saving()
         if not asked or step == self.recipe.steps:
             return False
         self.alone("the last words", lambda zero: zero.suspend())
         return True
+
+    def _finish_saving(self) -> None:
+        saving, self.saving = self.saving, None
+        assert saving is not None
+        saving.finish()
 
     def _is_due(self, step: int, every: int) -> bool:
         return step in (0, self.recipe.steps) or bool(every and step % every == 0)

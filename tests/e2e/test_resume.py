@@ -1,4 +1,5 @@
-"""One run in four parts (stopped by SIGUSR1, killed, damaged) against the same run in one."""
+"""One run in parts (stopped by SIGUSR1, killed, damaged) against the same run in one. The last part
+writes its checkpoints while it goes on."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def parts(start, tmp_path_factory):
     newest = max((job.run_dir / "checkpoints").glob("step_??????"))
     state = newest / "state.json"
     state.write_text(state.read_text() + " ")
-    job = start(folder, *RUN, "resume=auto")
+    job = start(folder, *RUN, "resume=auto", "checkpoint.asynchronous=true")
     assert job.wait(500) == 0, job.text
     outputs.append(job.text)
     assert (job.run_dir / "mlflow_run_id").read_text() == run_id

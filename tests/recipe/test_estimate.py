@@ -103,6 +103,12 @@ def test_data_parallel_shards_the_distributed_optimizer(recipe):
     assert sharded[0].optimizer == PARAMETERS * 2
 
 
+def test_an_asynchronous_checkpoint_is_a_copy_of_weights_and_optimizer(recipe):
+    assert estimate(recipe()).per_rank[0].checkpoint == 0
+    (rank,) = estimate(recipe("checkpoint.asynchronous=true")).per_rank
+    assert rank.checkpoint == PARAMETERS * (4 + 8)
+
+
 def test_shared_prompts(recipe):
     big = "trainer.micro_batch_tokens=100000"  # the whole mini-batch
     plain = estimate(recipe(big)).per_rank[0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
@@ -49,6 +50,13 @@ def draws() -> list[float]:
     return [*forked.tolist(), *torch.rand(2).tolist(), float(np.random.rand())]
 
 
+def save(trainer: Any, folder: Path) -> None:
+    """A state that is waited for."""
+    request = trainer.begin_save(folder, copied=False)
+    request.async_fn()
+    trainer.finish_save(request)
+
+
 def go_on(trainer: Any) -> dict[str, Any]:
     """What the trainer does from here on, in plain numbers."""
     seen: dict[str, Any] = {"draws": draws()}
@@ -71,14 +79,22 @@ def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
             if rank == 0:
                 (target / "untrained").mkdir(parents=True)
                 (target / "trained").mkdir()
+                (target / "unwritable" / "__1_0.distcp").mkdir(parents=True)  # where rank 1 writes
             trainer = Trainer(recipe, Path(path))
             torch.distributed.barrier()
-            trainer.save_state(target / "untrained")
+            save(trainer, target / "untrained")
             draws()
             for batch in BEFORE:
                 trainer.train_minibatch(batch, LAMBDA)
-            trainer.save_state(target / "trained")
-            out[name] = go_on(trainer)
+            request = trainer.begin_save(target / "trained", copied=True)
+            out[name] = go_on(trainer)  # the state has changed when it is written
+            request.async_fn()
+            trainer.finish_save(request)
+            if name == "tensor 2":
+                try:
+                    save(trainer, target / "unwritable")
+                except CheckpointException as error:
+                    out["unwritable"] = list(error.failures)
             fresh = Trainer(recipe, Path(path))
             fresh.load_state(target / "untrained")
             out["untrained", name] = [fresh.train_minibatch(b, LAMBDA).loss for b in BATCHES]
@@ -126,6 +142,10 @@ def test_another_layout_goes_on_with_the_same_losses(
     np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
     for name, weight in before["weights"].items():
         np.testing.assert_allclose(after["weights"][name], weight, atol=1e-4, err_msg=name)
+
+
+def test_a_rank_that_cannot_write_fails_the_save_on_every_rank(ranks: list[dict]) -> None:
+    assert [seen["unwritable"] for seen in ranks] == [[1], []]  # rank 0 knows which
 
 
 def test_state_matters_for_the_losses(ranks: list[dict]) -> None:

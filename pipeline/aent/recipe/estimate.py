@@ -14,6 +14,7 @@ logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and
                with the fused head those of one chunk, x 4 (their gradient takes their place); last
                pipeline stage only
 export         the largest whole tensor, gathered, and on rank 0 two transfer buckets
+checkpoint     with ``checkpoint.asynchronous`` a copy of weights and optimizer, in host memory
 process        the libraries themselves
 =============  ==================================================================================
 """
@@ -48,6 +49,7 @@ class RankMemory:
     activations: int
     logits: int
     export: int
+    checkpoint: int
     process: int
 
     @property
@@ -124,14 +126,17 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
     copies = 2 if recipe.algorithm.kl_coefficient > 0 else 1
     last = stage == trainer.pipeline_parallel - 1
     buckets = 2 * recipe.rollout.transfer_bucket_mib * 2**20
+    optimizer = parameters * (8 + main_weights) // sharding
+    copied = recipe.checkpoint.asynchronous and recipe.checkpoint.every > 0
     return RankMemory(
         weights=parameters * element * copies,
         gradients=parameters * 4,
-        optimizer=parameters * (8 + main_weights) // sharding,
+        optimizer=optimizer,
         activations=_activations(recipe, facts, element, stage),
         logits=_logits(recipe, facts) if last else 0,
         export=_largest_tensor(facts) * element
         + (min(buckets, facts.parameters * element) if rank == 0 else 0),
+        checkpoint=parameters * element + optimizer if copied else 0,
         process=PROCESS_BYTES + (RANK_ZERO_BYTES if rank == 0 else 0),
     )
 

@@ -216,6 +216,8 @@ class CheckpointSection(Section):
     # steps; also before the first and after the last one. 0: only where a signal asks for one
     every: int = Field(10, ge=0)
     keep: int = Field(2, ge=1)  # the newest ones
+    # write it in a thread while the next steps run, from a copy of the state in host memory
+    asynchronous: bool = False
 
 
 class TrackingSection(Section):

@@ -9,6 +9,7 @@ written.
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,21 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.base import AsyncSaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
+    save_state_dict_async_finalize,
+    save_state_dict_async_plan,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint.api import _wrap_exception
+from torch.distributed.checkpoint.planner import WriteItem
 
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import optimizer as optimizers
@@ -36,29 +44,83 @@ if TYPE_CHECKING:
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-class WriteInProcess(SaveShardedStrategy):
-    """torch_dist, written by the ranks themselves.
+class WriteInProcess(AsyncSaveShardedStrategy):
+    """torch_dist, written by the ranks themselves, from whatever thread calls the request.
 
     Megatron's own strategy writes the same files from processes that it forks, and keeps a
     multiprocessing manager beside every rank: neither would die with a rank that is killed.
+
+    copied: the state is copied (to host memory) before ``async_save`` returns, so that it may
+    change while it is written.
     """
 
     can_handle_sharded_objects = True
 
-    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+    def __init__(self, copied: bool) -> None:
+        super().__init__("torch_dist", 1)
+        self.copied = copied
+
+    def async_save(
+        self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path
+    ) -> AsyncRequest:
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, keep_only_main_replica=True
         )
-        torch_checkpoint.save(
+        writer = Writer(checkpoint_dir, self.copied)
+        planned, *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(by_key, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            writer,  # type: ignore[arg-type] # what Megatron uses of its own is here
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
+        return AsyncRequest(writer.write, (), [partial(save_state_dict_async_finalize, *planned)])
+
+
+class Writer(FileSystemWriter):
+    """torch's writer of a rank's files, in the parts that Megatron's asynchronous save has."""
+
+    def __init__(self, folder: str | Path, copied: bool) -> None:
+        # torch copies 10 MB ahead of its writing, by a stream of the thread's own current GPU: in
+        # another thread than the rank's that may be another's, and a copy is there already
+        super().__init__(folder, per_thread_copy_ahead=0 if copied else 10_000_000)
+        self._copied = copied
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        self._plan, self._data = plan, _Copy(plan, planner) if self._copied else planner
+
+    def write(self) -> None:
+        """Write this rank's files, to the disk. A failure is kept for the end of the save."""
+        try:
+            self._results = self.write_data(self._plan, self._data).value()
+        except Exception as error:
+            self._results = _wrap_exception(error)
+        del self._data  # a copy is as large as the state
+
+    def retrieve_write_results(self) -> Any:
+        return self._results
+
+
+class _Copy:
+    """In a planner's place: what it would have said, as it was when this was made."""
+
+    def __init__(self, plan: SavePlan, planner: SavePlanner) -> None:
+        self._data = {item.index: _copy(planner.resolve_data(item)) for item in plan.items}
+
+    def resolve_data(self, item: WriteItem) -> Any:
+        return self._data[item.index]
+
+
+def _copy(data: Any) -> Any:
+    """A tensor's copy in host memory; other things come as bytes of their own already."""
+    return data.detach().to("cpu", copy=True) if isinstance(data, torch.Tensor) else data
 
 
 @on_device
-def save(trainer: Trainer, folder: Path) -> None:
-    """Write the state into the empty ``folder``. Collective: every rank writes its part."""
+def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
+    """Plan how the state is written into the empty ``folder``. Collective.
+
+    Each rank then calls the request's ``async_fn``, in any thread, and ``finish_save``. Until then
+    the state must stay as it is, unless it was ``copied``.
+    """
     sharded: dict[str, Any] = {
         "layout": layout(trainer),
         "optimizer_steps": trainer.learning_rate.moves,
@@ -70,7 +132,19 @@ def save(trainer: Trainer, folder: Path) -> None:
         sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
             sharded["model"], metadata=dict(METADATA)
         )
-    dist_checkpointing.save(sharded, str(folder), WriteInProcess("torch_dist", 1))
+    return dist_checkpointing.save(
+        sharded, str(folder), WriteInProcess(copied), async_sharded_save=True
+    )
+
+
+@on_device
+def finish_save(request: AsyncRequest) -> None:
+    """Write what says where everything is. Collective, when every rank has written its files.
+
+    Raises torch's CheckpointException on every rank if one could not write.
+    """
+    for finalize in request.finalize_fns:
+        finalize()
 
 
 @on_device

@@ -200,13 +200,18 @@ class Trainer:
         """Write the policy as a Hugging Face folder, which appears when it is whole."""
         export.save_pretrained(self.exporter, self.model_path, path)
 
-    def save_state(self, folder: Path) -> None:
-        """Write all that training goes on from into an empty folder (see ``trainer.state``)."""
-        state.save(self, folder)
+    def begin_save(self, folder: Path, copied: bool) -> state.AsyncRequest:
+        """Begin to write all that training goes on from into an empty folder: see
+        ``trainer.state``, for what is left to do as well."""
+        return state.begin_save(self, folder, copied)
+
+    def finish_save(self, request: state.AsyncRequest) -> None:
+        """The end of it, when every rank has written its files."""
+        state.finish_save(request)
 
     def load_state(self, folder: Path) -> bool:
-        """Take up what ``save_state`` wrote, by any layout; whether the random streams were
-        restored too (for the same layout only)."""
+        """Take up what was saved, by any layout; whether the random streams were restored too (for
+        the same layout only)."""
         return state.load(self, folder)
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
