@@ -7,15 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from aent.runtime.heartbeats import hanging
-
-POLL_S = 2.0
+from aent.runtime.heartbeats import LOOK_S, Watch
 
 
 def main(run_dir: Path, silence_s: float) -> int:
     """Return 3 when a rank hangs."""
-    while (told := hanging(run_dir, silence_s)) is None:
-        time.sleep(POLL_S)
+    watch = Watch(run_dir, silence_s)
+    while (told := watch.look()) is None:
+        time.sleep(LOOK_S)
     print(f"aent: {told}", file=sys.stderr)
     return 3
 

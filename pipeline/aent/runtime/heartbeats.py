@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BEAT_S = 2.0
+LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
 CLOCK_FILE = "clock"  # the watcher's own sign: times of one file system can be compared
 
 
@@ -60,16 +62,30 @@ def places(run_dir: Path) -> dict[int, str]:
     return told
 
 
-def hanging(run_dir: Path, silence_s: float) -> str | None:
-    """A sentence that names the ranks without a sign of life for ``silence_s`` seconds."""
-    now = _clock(run_dir)
-    silent = [
-        f"rank {rank} shows no sign of life for {silent_s:.0f} s "
-        f"(step {beat['step']}, phase {beat['phase']})"
-        for rank, (silent_s, beat) in _beats(run_dir, now).items()
-        if silent_s > silence_s
-    ]
-    return "; ".join(silent) or None
+@dataclass
+class Watch:
+    """Looks for ranks that hang; beside them, on one machine in the launcher, else in a task."""
+
+    run_dir: Path
+    silence_s: float
+    _before: set[int] = field(default_factory=set)  # silent at the last look
+
+    def look(self) -> str | None:
+        """A sentence that names the ranks without a sign of life for ``silence_s`` seconds, at this
+        look and at the one before: on a machine that was suspended all are silent as it wakes up.
+
+        Looks should be more than ``BEAT_S`` apart.
+        """
+        now = _clock(self.run_dir)
+        silent = {
+            rank: f"rank {rank} shows no sign of life for {silent_s:.0f} s "
+            f"(step {beat['step']}, phase {beat['phase']})"
+            for rank, (silent_s, beat) in _beats(self.run_dir, now).items()
+            if silent_s > self.silence_s
+        }
+        told = [words for rank, words in silent.items() if rank in self._before]
+        self._before = set(silent)
+        return "; ".join(told) or None
 
 
 def _clock(run_dir: Path) -> float:
