@@ -8,6 +8,7 @@ from aent.records import (
     groups_replaced,
     groups_without_signal,
     judged_mean,
+    time_metrics,
     zero_share,
 )
 from aent.sampling import Rollout
@@ -51,4 +52,20 @@ def test_numbers_that_controls_keep_are_metrics():
     assert control_metrics(memory) == {
         "control/probability_push/push": 0.5,
         "control/probability_push/integral": -2,
+    }
+
+
+def test_time_is_told_per_phase_and_per_role():
+    seconds = {"sample": 5.0, "train": 3.0, "sync": 1.0, "record": 1.0}
+    metrics = time_metrics(Batch.from_samples(samples()), seconds, engine_busy_s=4.5)
+    assert {k: v for k, v in metrics.items() if k.startswith("time/")} == {
+        "time/sample": 5.0,
+        "time/train": 3.0,
+        "time/sync": 1.0,
+        "time/record": 1.0,
+        "time/total": 10.0,
+        "time/trainer_busy": 4.0,
+        "time/trainer_idle": 6.0,
+        "time/engines_busy": 4.5,
+        "time/engines_idle": 5.5,
     }

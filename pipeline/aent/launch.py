@@ -18,15 +18,20 @@ from pathlib import Path
 from aent.checkpoint import CheckpointError
 from aent.prepare import prepare, rank_environment
 from aent.recipe.schema import Recipe
-from aent.rollout import engine, registry
+from aent.rollout import engine
+from aent.rollout.client import EngineError
+from aent.rollout.keeper import Keeper
+from aent.runtime import heartbeats
 from aent.runtime.children import Child, free_port, stop_all
-from aent.runtime.signals import CHECKPOINTED, STOP, held
+from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
 LAST_WORDS_S = 10.0  # for rank 0 to end after another rank has followed its failure
 LOG_LINES = 25  # of a dead child, shown
+SILENCE_S = 120.0  # without a sign of life after which a rank hangs
+STACKS_S = 3.0  # for the ranks to write their stacks
 FOLLOWED_RANK_0 = "RankZeroFailed"
 
 
@@ -65,19 +70,21 @@ def launch(recipe: Recipe) -> int:
     except CheckpointError as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
-    children: list[Child] = []
+    keepers: list[Keeper] = []
+    ranks: list[Child] = []
     failure: str | None = None
     with caught_signals() as signals:
         try:
-            start_engines(recipe, model_path, run_dir, children)
+            for index in range(recipe.rollout.engines):
+                keepers.append(start_engine(recipe, model_path, run_dir, index))
             with held():
                 ranks = start_ranks(recipe, model_path, run_dir)
-            children += ranks
-            failure = watch(children, ranks, signals, spare_engines(recipe))
+            watch = heartbeats.Watch(run_dir, SILENCE_S)
+            failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
             failure = f"aent: {type(error).__name__}: {error}"
         finally:
-            stop_all(children, STOP_GRACE_S)
+            stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
         if signals.received:
             print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
             mark_ended(run_dir, "KILLED")
@@ -92,14 +99,11 @@ def launch(recipe: Recipe) -> int:
     return 0
 
 
-def start_engines(recipe: Recipe, model_path: Path, run_dir: Path, children: list[Child]) -> None:
-    """Start the recipe's engines (each appended to ``children``) on the GPUs after the ranks'."""
-    for index in range(recipe.rollout.engines):
-        first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
-        settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
-        started = engine.start(settings)
-        children.append(started.child)
-        registry.publish(run_dir, index, started.url, settings.log_path)
+def start_engine(recipe: Recipe, model_path: Path, run_dir: Path, index: int) -> Keeper:
+    """Start the recipe's engine number ``index``, on the GPUs after the ranks'."""
+    first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
+    settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
+    return Keeper.start(recipe, run_dir, index, settings)
 
 
 def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
@@ -125,37 +129,50 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
     ]
 
 
-def spare_engines(recipe: Recipe) -> int:
-    """How many engines may be lost before the run ends; rank 0 goes on without those (Fleet)."""
-    rollout = recipe.rollout
-    return 0 if rollout.min_engines is None else rollout.num_engines - rollout.min_engines
-
-
-def watch(
-    children: list[Child], ranks: list[Child], signals: Signals, spare_engines: int
+def look_after(
+    keepers: list[Keeper],
+    ranks: list[Child],
+    signals: Signals,
+    watch: heartbeats.Watch,
+    spare_engines: int,
 ) -> str | None:
-    """Wait for every rank to end well; return what to tell when one did not, or when more than
-    ``spare_engines`` engines died.
+    """Look after engines and ranks until every rank has ended well; return what to tell when one
+    did not, or hangs, or when an engine is lost that the run cannot do without.
 
-    Returns None on a signal too; SIGUSR1 is passed on to the ranks.
+    An engine that has ended for good leaves ``keepers``. Returns None on a signal too; SIGUSR1 is
+    passed on to the ranks.
     """
-    asked = False
+    asked, next_look = False, 0.0
     while not signals.received:
         if signals.stop and not asked:
             asked = True
-            for rank in ranks:
-                rank.process.send_signal(STOP)
-        ended = [c for c in children if c.poll() is not None]
-        dead = [r for r in ranks if r in ended and r.poll() not in (0, CHECKPOINTED)]
-        lost = [c for c in ended if c not in ranks]
-        if len(lost) > spare_engines:
-            dead += lost
+            send_all(ranks, STOP)
+        for keeper in list(keepers):
+            try:
+                keeper.look()
+            except EngineError as error:
+                if spare_engines == 0 or not keeper.has_served:
+                    return f"aent: {error}"
+                print(f"aent: engine {keeper.index} is given up: {error}", file=sys.stderr)
+                keepers.remove(keeper)
+        dead = [r for r in ranks if r.poll() not in (None, 0, CHECKPOINTED)]
         if dead:
             return first_failure(dead, ranks)
-        if all(rank in ended for rank in ranks):
+        if all(rank.poll() is not None for rank in ranks):
             return None
+        if time.monotonic() > next_look:
+            next_look = time.monotonic() + heartbeats.LOOK_S
+            if (told := watch.look()) is not None:
+                send_all(ranks, STACKS)
+                time.sleep(STACKS_S)
+                return f"aent: {told}; the stacks of the others are in {ranks[0].log_path.parent}"
         time.sleep(POLL_S)
     return None
+
+
+def send_all(ranks: list[Child], number: signal.Signals) -> None:
+    for rank in ranks:
+        rank.process.send_signal(number)  # nothing, to one that has ended
 
 
 def first_failure(dead: list[Child], ranks: list[Child]) -> str:

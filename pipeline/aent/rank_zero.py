@@ -29,7 +29,7 @@ from aent.records import (
     time_metrics,
 )
 from aent.rollout import registry, weight_transfer
-from aent.rollout.client import Completion, EngineClient, Fleet
+from aent.rollout.client import Completion, EngineClient, EngineError, Fleet
 from aent.rollout.manifest import Manifest, expected_manifest
 from aent.rollout.transport import LOOPBACK
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
@@ -79,7 +79,11 @@ class RankZero:
             task = _load_task(recipe, words, progress)
             suite_questions = {s: _suite(s, recipe, words) for s in recipe.evaluation.suites}
             found = asyncio.run(find_engines(recipe, run_dir, progress))
-            fleet = Fleet(found, recipe.rollout.min_engines)
+            fleet = Fleet(
+                found,
+                recipe.rollout.min_engines,
+                on_loss=lambda client: registry.give_up(run_dir, client.url),
+            )
             sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
             probe_prompt = asyncio.run(connect(fleet, sender, model_path))
         except BaseException:
@@ -100,9 +104,28 @@ class RankZero:
             progress=progress,
         )
 
-    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Send the weights to every engine, verified tensor by tensor."""
-        asyncio.run(self.sender.push(weights, version, self.manifest))
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
+        """Send the weights to every engine, verified tensor by tensor; to those too that are back.
+
+        Returns False where an engine was lost meanwhile: those that are left want them again.
+        """
+        try:
+            asyncio.run(self._readmit())
+            asyncio.run(self.sender.push(weights, version, self.manifest))
+        except EngineError as error:
+            asyncio.run(self.fleet.drop_lost(error))
+            return False
+        return True
+
+    async def _readmit(self) -> None:
+        """Have engines that were lost, and serve again, take part from here on."""
+        if len(self.fleet.clients) == self.recipe.rollout.num_engines:
+            return
+        there = {client.url for client in self.fleet.clients}
+        for client in known_engines(self.recipe, self.run_dir):
+            if client.url not in there and await client.is_healthy():
+                self.fleet.clients.append(client)
+                self.display.message(f"aent: engine {client.url} takes part from here on")
 
     def probe(self, temperature: float) -> list[Sample]:
         """What every engine writes after the probe's prompt, with its log-probs."""
@@ -115,7 +138,12 @@ class RankZero:
                 )
             )
 
-        self.probes = asyncio.run(ask())
+        while True:
+            try:
+                self.probes = asyncio.run(ask())
+                break
+            except EngineError as error:
+                asyncio.run(self.fleet.drop_lost(error))
         return [
             Sample(self.probe_prompt, p.token_ids, p.logprobs, p.versions, p.finish_reason, 0, 0)
             for p in self.probes
@@ -229,7 +257,8 @@ class RankZero:
         """Log the step, keep its samples, draw the figure, show a line."""
         assert self.rollout is not None
         metrics = step_metrics(batch, results, report, self.rollout)
-        metrics |= control_metrics(memory) | time_metrics(batch, seconds)
+        metrics |= control_metrics(memory)
+        metrics |= time_metrics(batch, seconds, self._engine_busy_s())
         self.tracker.log(step, metrics)
         every = self.recipe.tracking.samples_every
         if every and step % every == 0:
@@ -252,6 +281,11 @@ class RankZero:
                 dict(seconds),
             )
         )
+
+    def _engine_busy_s(self) -> float:
+        """Seconds since the last call in which an engine had requests to answer: the mean."""
+        busy_s, self.fleet.busy_s = self.fleet.busy_s, 0.0
+        return busy_s / len(self.fleet.clients)
 
     def finish(self, peaks: Sequence[int]) -> None:
         """The last words of a run that went well; MLflow's run is FINISHED.
@@ -332,11 +366,20 @@ async def find_engines(
     """
     rollout = recipe.rollout
     patience_s = rollout.engine.start_timeout_s
+    await registry.wait(run_dir, rollout.engines, patience_s, progress)
+    clients = known_engines(recipe, run_dir)
+    for client in clients:
+        await client.wait_ready(patience_s, progress)
+    return clients
+
+
+def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
+    """A client per engine that has an address now."""
+    rollout = recipe.rollout
     clients = [EngineClient(url) for url in rollout.urls]
-    clients += await registry.clients(run_dir, rollout.engines, patience_s, progress)
+    clients += registry.published(run_dir, rollout.engines)
     for client in clients:
         client.progress_timeout_s = rollout.progress_timeout_s
-        await client.wait_ready(patience_s, progress)
     return clients
 
 

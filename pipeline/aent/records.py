@@ -17,6 +17,9 @@ from aent.evaluation.heldout import EvaluationResult
 from aent.sampling import Rollout
 from aent.trainer.trainer import MinibatchResult
 
+# phases in which the trainer's ranks compute or send; in the others they wait
+TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
+
 
 def step_metrics(
     batch: Batch,
@@ -119,13 +122,24 @@ def groups_replaced(rollout: Rollout) -> int:
     return sum({s.group: s.replaced for s in rollout.samples}.values())
 
 
-def time_metrics(batch: Batch, seconds: Mapping[str, float]) -> dict[str, float]:
-    """Seconds per phase since the last step's record, and tokens (prompts included) per second."""
+def time_metrics(
+    batch: Batch, seconds: Mapping[str, float], engine_busy_s: float
+) -> dict[str, float]:
+    """Seconds per phase since the last step's record, and tokens (prompts included) per second.
+
+    Per role too: the trainer works in ``TRAINER_WORKS``; of the engines, each had requests to
+    answer for ``engine_busy_s`` in the mean.
+    """
     total = sum(seconds.values())
+    trainer = sum(seconds.get(phase, 0.0) for phase in TRAINER_WORKS)
     tokens = batch.tokens.numel()
     metrics = {f"time/{phase}": value for phase, value in seconds.items()}
     return metrics | {
         "time/total": total,
+        "time/trainer_busy": trainer,
+        "time/trainer_idle": total - trainer,
+        "time/engines_busy": engine_busy_s,
+        "time/engines_idle": total - engine_busy_s,
         "tokens/total": float(tokens),
         "tokens/response": float(batch.loss_mask.sum()),
         "tokens/per_s": tokens / max(total, 1e-9),

@@ -92,9 +92,7 @@ class Run:
             )
             self.first_step = self.phases.step = state.step
             self.gap_before = state.logprob_gap
-            fresh_from = torch.tensor([until or 0])
-            dist.broadcast(fresh_from, 0, group=distributed.control_group())
-            self.fresh_from = int(fresh_from)
+            self.fresh_from = self._from_rank_zero(until or 0)
         return state.controller, state.controls
 
     def next_batch(self, step: int, plan: Plan) -> Batch:
@@ -118,10 +116,7 @@ class Run:
         """Give the engines the trainer's weights, and prove that they sample from them."""
         temperature = self.trainer.temperature
         with self.phases("sync"):
-            weights = self.trainer.export()  # collective: every rank goes through all of it
-            if self.zero is not None:
-                self.zero.push(weights, version)
-            for _ in weights:
+            while not self._push(version):
                 pass
             probes = self.alone(
                 f"the probe of weight version {version}",
@@ -133,6 +128,20 @@ class Run:
                 f"the check of weight version {version}",
                 lambda zero: zero.check_probe(batch, log_probs, version, temperature),
             )
+
+    def _push(self, version: int) -> bool:
+        """Whether every engine that is left has the weights now."""
+        weights = self.trainer.export()  # collective: every rank goes through all of it
+        done = self.zero.push(weights, version) if self.zero is not None else True
+        for _ in weights:
+            pass
+        return bool(self._from_rank_zero(done))
+
+    def _from_rank_zero(self, value: int) -> int:
+        """What rank 0 has, on every rank."""
+        told = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(told, 0, group=distributed.control_group())
+        return int(told)
 
     def record(
         self,

@@ -58,6 +58,30 @@ def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
     assert job.status() == "FAILED"
 
 
+def test_a_lost_engine_is_started_again_and_with_too_few_the_job_ends(start_job):
+    two = ("rollout.engines=2", "rollout.min_engines=1", "trainer.tensor_parallel=1")
+    job = start_job("steps=200", "task.heldout=0", *two)
+
+    def servers() -> list[psutil.Process]:
+        return [p for p in job.descendants() if "-m aent.rollout.server" in command_line(p)]
+
+    job.wait_for("step   1/200")
+    first = servers()
+    assert len(first) == 2
+    first[1].kill()
+    job.wait_for("is started again")
+    job.wait_for("takes part from here on")
+    after = servers()
+    assert len(after) == 2
+    assert first[0] in after
+    for server in after:
+        server.kill()
+    assert job.wait(60) == 1
+    assert "0 engines are left, rollout.min_engines=1" in job.text
+    assert_gone(after)
+    assert job.status() == "FAILED"
+
+
 def test_a_killed_launcher_leaves_no_orphan(start_job):
     job = start_job("steps=50", "task.heldout=0")
     job.wait_for("step  1/50")

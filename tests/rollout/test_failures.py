@@ -16,7 +16,7 @@ import pytest
 from torch import Tensor
 
 from aent.rollout import engine
-from aent.rollout.client import EngineClient, EngineError
+from aent.rollout.client import EngineClient, EngineError, Fleet
 from rollout import models
 from rollout.conftest import Served
 from rollout.test_weight_transfer import connected, in_flight
@@ -58,7 +58,9 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def test_tied_embeddings_update_then_death_in_mid_transfer(served_tied: Served) -> None:
+def test_tied_embeddings_update_then_death_in_mid_transfer(
+    served_tied: Served, served: Served
+) -> None:
     async def scenario() -> None:
         link = await connected(served_tied)
         assert "lm_head.weight" not in link.expected
@@ -67,6 +69,8 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(served_tied: Served) 
             await link.push(model)
             assert link.gap(model, await link.probe()) < 1e-4
 
+        other = await connected(served)  # has a head of its own, which it keeps in this update
+        link.sender.clients.append(other.client)
         tensors = models.named_tensors(models.make(33, tied=True))
         server = served_tied.engine.child.process.pid
         everybody = family(server)
@@ -86,6 +90,14 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(served_tied: Served) 
         assert "pid=" in str(caught.value)  # lines of vLLM's log
         assert yielded == list(tensors)  # the other ranks of an export are not left waiting
         wait_gone(everybody)
+
+        fleet = Fleet(link.sender.clients, min_engines=1)
+        await fleet.drop_lost(caught.value)
+        assert fleet.clients == [other.client]
+        assert (await other.client.call("GET", "/is_paused"))["is_paused"]
+        model = models.make(34)  # what it has received of the broken update does no harm
+        await link.sender.push(iter(models.named_tensors(model).items()), 99, other.expected)
+        assert other.gap(model, await other.probe()) < 1e-4
 
     asyncio.run(scenario())
 

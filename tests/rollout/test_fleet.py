@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from transformers import Qwen2ForCausalLM
 
+from aent.recipe.load import dump
+from aent.recipe.schema import Recipe
+from aent.rollout import registry
 from aent.rollout.client import Completion, EngineClient, EngineError, Fleet, GenerationRequest
 from aent.rollout.manifest import expected_manifest
-from aent.rollout.weight_transfer import TransferSettings, WeightSender
+from aent.rollout.weight_transfer import TransferSettings, WeightSender, probe, probe_prompt
 from aent.runtime.children import free_port
 from rollout import models
-from rollout.conftest import Served, serving
+from rollout.conftest import READY_S, Served
 
 # of different lengths, so that each can be told from the others
 REQUESTS = [GenerationRequest([i + 1], 20 + i, seed=i) for i in range(32)]
@@ -37,39 +46,98 @@ def assert_whole(done: list[Completion]) -> None:
     assert [len(c.token_ids) for c in done] == [r.max_tokens for r in REQUESTS]
 
 
+@contextlib.contextmanager
+def kept(run_dir: Path, beside: Served) -> Iterator[None]:
+    """An engine of a run with two, whose task of a Slurm job keeps it (``cluster.serve``)."""
+    recipe = Recipe.model_validate({
+        "name": "tiny",
+        "model": {"path": str(beside.folder)},
+        "controller": {"initial": 0.0},
+        "rollout": {
+            "engines": 1, "urls": [beside.engine.url], "min_engines": 1,
+            "max_prompt_tokens": models.MAX_LENGTH - 60, "max_response_tokens": 60,
+            "engine": {"kv_cache_gib": 0.05},
+        },
+    })  # fmt: skip
+    (run_dir / "recipe.yaml").write_text(dump(recipe))
+    registry.make_token(run_dir)
+    place = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    argv = [sys.executable, "-m", "aent.cluster.serve", str(run_dir), str(beside.folder), "0"]
+    with subprocess.Popen(argv, env={**os.environ, **place}) as task:
+        try:
+            yield
+        finally:
+            task.terminate()
+
+
+def wait_for_engine(run_dir: Path, last: str = "") -> EngineClient:
+    """The kept engine, when it has another address than ``last``."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        for client in registry.published(run_dir, 1):
+            if client.url != last:
+                return client
+        time.sleep(0.1)
+    raise AssertionError(f"no engine but {last} within {READY_S:.0f} s")
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def send_all(client: EngineClient, number: signal.Signals) -> None:
+    """Signal the server at this address and every process it has started."""
+    port = int(client.url.rpartition(":")[2])
+    (server,) = [p for p in psutil.process_iter() if f"--port={port}" in command_line(p)]
+    for process in [server, *server.children(recursive=True)]:
+        process.send_signal(number)
+
+
 @pytest.mark.slow
-def test_the_others_take_over_from_a_frozen_and_from_a_dead_engine(
+def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_first(
     served: Served, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(tmp_path) as second:
-        first, other = served.engine.client(), second.engine.client()
+    with kept(tmp_path, served):
+        first, other = served.engine.client(), wait_for_engine(tmp_path)
         other.progress_timeout_s = 2.0  # the first one's stays long: a slow machine is not a loss
-        server = psutil.Process(second.engine.child.process.pid)
-        family = [server, *server.children(recursive=True)]
+        lost: list[EngineClient] = []
 
-        def all_of(number: signal.Signals) -> None:
-            for process in family:
-                process.send_signal(number)
+        def lose(client: EngineClient) -> None:
+            lost.append(client)
+            registry.give_up(tmp_path, client.url)
 
-        fleet = Fleet([first, other], min_engines=1)
+        fleet = Fleet([first, other], min_engines=1, on_loss=lose)
         sender = WeightSender(fleet.clients, TransferSettings(timeout_s=60))
         asyncio.run(sender.connect())
-        assert_whole(generate(fleet, lambda: all_of(signal.SIGSTOP)))
-        assert fleet.clients == [first]
-        assert "an engine is lost, 1 are left" in capfd.readouterr().err
+        prompt = asyncio.run(probe_prompt(first, models.VOCABULARY))
 
-        # new weights reach those who are left: nobody waits for the frozen one
-        version = asyncio.run(first.weight_version()) + 1
-        tensors = models.named_tensors(served.model)
-        expected = expected_manifest(served.folder)
-        asyncio.run(sender.push(iter(tensors.items()), version, expected))
-        assert asyncio.run(first.weight_version()) == version
+        def push(model: Qwen2ForCausalLM) -> None:
+            version = asyncio.run(first.weight_version()) + 1
+            tensors = iter(models.named_tensors(model).items())
+            asyncio.run(sender.push(tensors, version, expected_manifest(served.folder)))
+            for client in fleet.clients:
+                seen = asyncio.run(probe(client, prompt))
+                expected = models.logprobs(model, prompt, seen.token_ids)
+                assert models.gap(expected, seen.logprobs) < 1e-4
+                assert set(seen.versions) == {version}
 
-        all_of(signal.SIGCONT)
-        fleet = Fleet([first, other], min_engines=1)
-        other.progress_timeout_s = 300.0  # its death is seen at once
-        assert_whole(generate(fleet, lambda: all_of(signal.SIGKILL)))
+        assert_whole(generate(fleet, lambda: send_all(other, signal.SIGSTOP)))
         assert fleet.clients == [first]
+        assert lost == [other]
+        assert fleet.busy_s > 2.0  # the frozen one was waited for so long
+        assert f"engine {other.url} is lost, 1 are left" in capfd.readouterr().err
+        push(models.make(41))  # nobody waits for the frozen one
+
+        back = wait_for_engine(tmp_path, last=other.url)  # it was given up, so it was replaced
+        assert "engine 0 does not answer and is started again" in capfd.readouterr().err
+        fleet.clients.append(back)
+        push(models.make(42))
+        assert_whole(generate(fleet, lambda: send_all(back, signal.SIGKILL)))
+        assert fleet.clients == [first]
+        push(served.model)  # for the tests of others
 
 
 def test_too_few_engines_end_it_and_say_so() -> None:

@@ -36,16 +36,33 @@ def test_engines_are_waited_for_and_come_in_order(tmp_path: Path) -> None:
             )
             late.start()
 
-    found = asyncio.run(registry.clients(tmp_path, 2, 60.0, tick))
+    asyncio.run(registry.wait(tmp_path, 2, 60.0, tick))
+    found = registry.published(tmp_path, 2)
     assert [client.url for client in found] == ["http://a:1", "http://b:2"]
     assert ticks
     assert found[0].token == registry.read_token(tmp_path / "token")
     registry.clear(tmp_path)
     with pytest.raises(EngineError, match=r"engine 0 of 1 is not in .*engines after 0 s"):
-        asyncio.run(registry.clients(tmp_path, 1, 0.1))
+        asyncio.run(registry.wait(tmp_path, 1, 0.1))
 
 
 def test_an_engine_that_failed_says_so_itself(tmp_path: Path) -> None:
     registry.publish_failure(tmp_path, 0, "no space left on GPU 3")
     with pytest.raises(EngineError, match="no space left on GPU 3"):
-        asyncio.run(registry.clients(tmp_path, 1, 60.0))
+        asyncio.run(registry.wait(tmp_path, 1, 60.0))
+
+
+def test_the_trainer_says_which_address_it_has_lost(tmp_path: Path) -> None:
+    registry.make_token(tmp_path)
+    for index, url in enumerate(("http://a:1", "http://b:2")):
+        registry.publish(tmp_path, index, url, tmp_path / "log")
+    registry.give_up(tmp_path, "http://b:2")
+    registry.give_up(tmp_path, "http://somebody.else:3")
+    assert not registry.is_given_up(tmp_path, 0, "http://a:1")
+    assert registry.is_given_up(tmp_path, 1, "http://b:2")
+    registry.publish(tmp_path, 1, "http://b:4", tmp_path / "log")  # another one in its place
+    assert not registry.is_given_up(tmp_path, 1, "http://b:4")
+    registry.publish_failure(tmp_path, 0, "gone")
+    assert [client.url for client in registry.published(tmp_path, 2)] == ["http://b:4"]
+    registry.clear(tmp_path)
+    assert not any((tmp_path / "engines").iterdir())

@@ -204,6 +204,9 @@ class TransposingWire:
             self.done, tensor = True, tensor.T.contiguous()
         return self.wire.broadcast(tensor)
 
+    def close(self) -> None:
+        self.wire.close()
+
 
 def test_transposed_in_transit_is_named(link: Link) -> None:
     async def scenario() -> None:

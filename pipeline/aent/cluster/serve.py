@@ -1,6 +1,6 @@
 """One rollout engine of a Slurm job: ``python -m aent.cluster.serve RUN_DIR MODEL_PATH FIRST_GPU``.
 
-Each task of the engines' step runs this: it starts a vLLM server on the job's network, behind the
+Each task of the engines' step runs this: it keeps a vLLM server on the job's network, behind the
 run's token, and publishes its address in the run folder when the server is ready. FIRST_GPU is the
 place, among its node's GPUs, of the first that engines may take.
 """
@@ -18,6 +18,7 @@ from types import FrameType
 from aent.recipe.load import load
 from aent.rollout import engine, registry
 from aent.rollout.client import EngineError
+from aent.rollout.keeper import Keeper
 from aent.runtime import children
 from aent.runtime.network import own_address
 
@@ -25,29 +26,29 @@ POLL_S = 0.5
 
 
 def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
-    """Serve until SIGTERM (0), or until the server ends by itself (1)."""
+    """Serve until SIGTERM (0), or until the server has ended for good (1)."""
     children.die_with_parent()
     recipe = load(run_dir / "recipe.yaml")
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
     first_gpu += place * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
     signal.signal(signal.SIGTERM, _leave)
-    started: engine.Engine | None = None
+    keeper: Keeper | None = None
     try:
-        started = engine.start(dataclasses.replace(settings, host=own_address()))
-        started.wait_ready(recipe.rollout.engine.start_timeout_s)
-        registry.publish(run_dir, index, started.url, settings.log_path)
-        print(f"aent: engine {index} serves at {started.url}", flush=True)
-        while started.child.poll() is None:
+        own = dataclasses.replace(settings, host=own_address())
+        keeper = Keeper.start(recipe, run_dir, index, own)
+        while True:
+            if keeper.look():
+                print(f"aent: engine {index} serves at {keeper.engine.url}", flush=True)
             time.sleep(POLL_S)
-        raise EngineError(f"the vLLM server {started.url} {started.child.describe_exit()}")
     except (EngineError, OSError, ValueError) as error:
-        registry.publish_failure(run_dir, index, f"engine {index}: {error}")
+        if keeper is None:
+            registry.publish_failure(run_dir, index, f"engine {index}: {error}")
         print(f"aent: engine {index}: {error}", file=sys.stderr)
         return 1
     finally:
-        if started is not None:
-            started.stop()
+        if keeper is not None:
+            keeper.stop()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -71,7 +71,8 @@ class RolloutSection(Section):
     replacement_prompts: int = Field(0, ge=0)
     engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
     urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
-    # with fewer engines than that the run ends, until then requests go to those left; None: all
+    # with fewer engines than that the run ends; until then requests go to those left, and engines
+    # that the run has started itself are started again; None: all
     min_engines: int | None = mark(None, "free", ge=1)
     engine: EngineSection = EngineSection()
     progress_timeout_s: float = mark(300.0, "free", gt=0)  # without one finished response
@@ -85,6 +86,11 @@ class RolloutSection(Section):
     @property
     def num_engines(self) -> int:
         return self.engines + len(self.urls)
+
+    @property
+    def spare_engines(self) -> int:
+        """How many engines may be lost before the run ends."""
+        return 0 if self.min_engines is None else self.num_engines - self.min_engines
 
 
 class AlgorithmSection(Section):

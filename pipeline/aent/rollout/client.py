@@ -166,6 +166,14 @@ class EngineClient:
         """Raise EngineError unless the server is ready and its engine process lives."""
         await self.call("GET", "/health", timeout_s=5.0)
 
+    async def is_healthy(self) -> bool:
+        """``health`` as a question."""
+        try:
+            await self.health()
+        except EngineError:
+            return False
+        return True
+
     async def wait_ready(
         self, timeout_s: float, on_progress: Callable[[], None] | None = None
     ) -> None:
@@ -219,6 +227,8 @@ class Fleet:
 
     clients: list[EngineClient]
     min_engines: int | None = None  # with fewer it fails; None: with any lost
+    on_loss: Callable[[EngineClient], None] = lambda client: None
+    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
 
     def generate_sync(
         self,
@@ -255,13 +265,26 @@ class Fleet:
                         on_completion(index, completion)
         finally:
             for engine in flight.engines:
-                engine.cancel()
+                flight.stop(engine)
             await asyncio.gather(*flight.cancelled, return_exceptions=True)
         return [done[i] for i in range(len(requests))]
+
+    async def drop_lost(self, error: EngineError) -> None:
+        """Go on without the servers that are not healthy, after one has failed.
+
+        Raises ``error`` if all are, or if too few are left.
+        """
+        healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
+        lost = [c for c, well in zip(self.clients, healthy) if not well]
+        if not lost:
+            raise error
+        for client in lost:
+            self.lose(client, error)
 
     def lose(self, client: EngineClient, error: EngineError) -> None:
         """Go on without this server; raise ``error`` if too few are left."""
         self.clients.remove(client)
+        self.on_loss(client)
         least = len(self.clients) + 1 if self.min_engines is None else self.min_engines
         if len(self.clients) < least:
             if self.min_engines is None:
@@ -270,8 +293,8 @@ class Fleet:
                 f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
             )
         print(
-            f"aent: an engine is lost, {len(self.clients)} are left, which take its requests: "
-            f"{error}",
+            f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
+            f"requests: {error}",
             file=sys.stderr,
             flush=True,
         )
@@ -287,14 +310,11 @@ class _Engine:
     client: EngineClient
     in_flight: dict[asyncio.Task[Completion], Item] = field(default_factory=dict)
     progress: float = 0.0  # when a response ended, or when the first request was sent
+    busy_since: float = 0.0  # while requests are in flight
 
     @property
     def deadline(self) -> float:
         return self.progress + self.client.progress_timeout_s
-
-    def cancel(self) -> None:
-        for task in self.in_flight:
-            task.cancel()
 
 
 @dataclass
@@ -316,7 +336,7 @@ class _Flight:
             engine = min(free, key=lambda e: len(e.in_flight))
             item = self.waiting.popleft()
             if not engine.in_flight:
-                engine.progress = now
+                engine.progress = engine.busy_since = now
             engine.in_flight[asyncio.create_task(engine.client.complete(item[1]))] = item
 
     async def land(self) -> list[tuple[int, Completion]]:
@@ -334,7 +354,9 @@ class _Flight:
                 if error is None:
                     landed.append((engine.in_flight.pop(task)[0], task.result()))
                     engine.progress = loop.time()
-                elif not isinstance(error, EngineError) or await _is_healthy(engine.client):
+                    if not engine.in_flight:
+                        self.fleet.busy_s += loop.time() - engine.busy_since
+                elif not isinstance(error, EngineError) or await engine.client.is_healthy():
                     raise error
                 else:
                     self._lose(engine, error)
@@ -350,20 +372,21 @@ class _Flight:
             f"({len(engine.in_flight)} in flight)"
         )
 
+    def stop(self, engine: _Engine) -> list[Item]:
+        """Have it answer nothing more; return what it was asked."""
+        items = list(engine.in_flight.values())
+        if items:
+            self.fleet.busy_s += asyncio.get_running_loop().time() - engine.busy_since
+        for task in engine.in_flight:
+            task.cancel()
+        self.cancelled += engine.in_flight
+        engine.in_flight = {}
+        return items
+
     def _lose(self, engine: _Engine, error: EngineError) -> None:
         self.engines.remove(engine)
-        engine.cancel()
-        self.cancelled += engine.in_flight
-        self.waiting.extendleft(engine.in_flight.values())
+        self.waiting.extendleft(self.stop(engine))
         self.fleet.lose(engine.client, error)
-
-
-async def _is_healthy(client: EngineClient) -> bool:
-    try:
-        await client.health()
-    except EngineError:
-        return False
-    return True
 
 
 def _completion(choice: dict[str, Any], alternatives: bool = False) -> Completion:

@@ -1,7 +1,8 @@
 """Where a run's engines are, and the token that they ask for: files in the run folder.
 
 ``engines/INDEX.json`` is written by whoever starts engine INDEX (the launcher, a task of a Slurm
-job) and read by the trainer's rank 0. ``token`` is made once per run, readable by its owner alone.
+job) and read by the trainer's rank 0; ``engines/INDEX.lost`` the other way round. ``token`` is made
+once per run, readable by its owner alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def read_token(path: Path) -> str:
 
 def clear(run_dir: Path) -> None:
     """Forget the engines of an earlier start."""
-    for path in (run_dir / "engines").glob("*.json"):
+    for path in (run_dir / "engines").glob("*"):
         path.unlink()
 
 
@@ -52,22 +53,43 @@ def publish_failure(run_dir: Path, index: int, error: str) -> None:
     _write(run_dir, index, {"error": error})
 
 
-async def clients(
+def give_up(run_dir: Path, url: str) -> None:
+    """Say that the trainer has lost the engine at ``url``, which may be one of the run's own."""
+    for path in (run_dir / "engines").glob("*.json"):
+        if json.loads(path.read_text()).get("url") == url:
+            path.with_suffix(".lost").write_text(url)
+
+
+def is_given_up(run_dir: Path, index: int, url: str) -> bool:
+    """Whether the trainer has lost engine ``index``, at this address."""
+    try:
+        return (run_dir / "engines" / f"{index}.lost").read_text() == url
+    except FileNotFoundError:
+        return False
+
+
+def published(run_dir: Path, count: int) -> list[EngineClient]:
+    """A client for each of the ``count`` engines that has an address now."""
+    entries = [_read(run_dir, index) for index in range(count)]
+    return [_client(run_dir, entry) for entry in entries if entry is not None and "url" in entry]
+
+
+async def wait(
     run_dir: Path, count: int, timeout_s: float, on_progress: Callable[[], None] | None = None
-) -> list[EngineClient]:
-    """Wait until ``count`` engines are published; a client for each, in order.
+) -> None:
+    """Return when ``count`` engines are published.
 
     Raises EngineError, with the engine's own words where there are any, if one failed or is not
     there after ``timeout_s`` seconds.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
-    found: list[EngineClient] = []
-    while len(found) < count:
-        entry = _read(run_dir, len(found))
+    index = 0
+    while index < count:
+        entry = _read(run_dir, index)
         if entry is None:
             if asyncio.get_running_loop().time() > deadline:
                 raise EngineError(
-                    f"engine {len(found)} of {count} is not in {run_dir / 'engines'} after "
+                    f"engine {index} of {count} is not in {run_dir / 'engines'} after "
                     f"{timeout_s:.0f} s: whatever should start it has not"
                 )
             if on_progress is not None:
@@ -76,9 +98,12 @@ async def clients(
         elif "error" in entry:
             raise EngineError(entry["error"])
         else:
-            token = read_token(run_dir / "token")
-            found.append(EngineClient(entry["url"], token=token, log_path=Path(entry["log"])))
-    return found
+            index += 1
+
+
+def _client(run_dir: Path, entry: dict[str, str]) -> EngineClient:
+    token = read_token(run_dir / "token")
+    return EngineClient(entry["url"], token=token, log_path=Path(entry["log"]))
 
 
 def _write(run_dir: Path, index: int, entry: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -39,6 +39,12 @@ class Transport(Protocol):
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
         """Start sending; ``tensor`` must stay as it is until that has ended."""
+
+    def close(self) -> None:
+        """Leave the group: whoever waits in it gets an error.
+
+        Raises RuntimeError where a broadcast under way cannot be called off.
+        """
 
 
 def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -85,19 +91,37 @@ def gloo_group(
     return dist.ProcessGroupGloo(store, rank, world, options)
 
 
-def gloo_broadcast(group: dist.ProcessGroupGloo, tensor: Tensor) -> Broadcast:
+def gloo_broadcast(group: dist.ProcessGroupGloo, tensor: Tensor) -> dist.Work:
     """Start a broadcast from rank 0."""
     options = dist.BroadcastOptions()
     options.rootRank, options.rootTensor = 0, 0
     return group.broadcast([tensor], options)  # type: ignore[attr-defined]
 
 
+@dataclass(eq=False)
+class _GlooBroadcast:
+    """Keeps torch's handle no longer than it must: the group's connections last as long as any."""
+
+    work: dist.Work | None
+
+    def is_completed(self) -> bool:
+        return self.work is None or self.work.is_completed()
+
+    def wait(self) -> None:
+        try:
+            if self.work is not None:
+                self.work.wait()
+        finally:
+            self.work = None
+
+
 @dataclass
 class GlooTransport:
     """To engines on CPUs."""
 
-    group: dist.ProcessGroupGloo
+    group: dist.ProcessGroupGloo | None
     store: dist.TCPStore  # the group's rendezvous: lives as long as the group
+    _sent: list[_GlooBroadcast] = field(default_factory=list)  # and perhaps not ended
 
     @staticmethod
     def rendezvous(address: str, timeout_s: float) -> tuple[dist.TCPStore, dict[str, Any]]:
@@ -114,7 +138,15 @@ class GlooTransport:
         return GlooTransport(gloo_group(store, address, 0, world, timeout_s), store)
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
-        return gloo_broadcast(self.group, tensor.cpu().contiguous())
+        assert self.group is not None
+        sent = _GlooBroadcast(gloo_broadcast(self.group, tensor.cpu().contiguous()))
+        self._sent = [*(s for s in self._sent if s.work is not None), sent]
+        return sent
+
+    def close(self) -> None:
+        for sent in self._sent:
+            sent.work = None
+        self.group = None
 
 
 # -- nccl: CUDA tensors
@@ -143,6 +175,7 @@ class NcclTransport:
     """
 
     communicator: Any
+    newest: _CudaBroadcast | None = None
 
     @staticmethod
     def rendezvous() -> tuple[bytes, dict[str, Any]]:
@@ -163,4 +196,10 @@ class NcclTransport:
         torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
         event = torch.cuda.Event()
         event.record()
-        return _CudaBroadcast(event, tensor)
+        self.newest = _CudaBroadcast(event, tensor)
+        return self.newest
+
+    def close(self) -> None:
+        if self.newest is not None and not self.newest.is_completed():
+            raise RuntimeError("a broadcast of weights by NCCL waits for a lost engine for ever")
+        self.communicator = None

@@ -69,13 +69,15 @@ class WeightSender:
     settings: TransferSettings = TransferSettings()
     transport: Transport | None = field(default=None, init=False)
     joined: list[str] = field(default_factory=list, init=False)  # addresses in the group
+    version: int | None = field(default=None, init=False)  # of the last update
 
     async def connect(self) -> None:
-        """Form a group with every worker of every engine. Again after an engine was replaced; where
-        one was lost, ``push`` does it.
+        """Form a group with every worker of every engine; ``push`` does it too, where they are not
+        those of the last time.
 
         Raises EngineError within ``timeout_s`` if an engine does not come.
         """
+        await self._all("POST", "/collective_rpc", {"method": "aent_abandon_update"})
         sizes = [s["world_size"] for s in await self._all("GET", "/get_world_size")]
         world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
         address = self.settings.master_address
@@ -106,6 +108,12 @@ class WeightSender:
         self.transport = transport
         self.joined = [client.url for client in self.clients]
 
+    def disconnect(self) -> None:
+        """Leave the group: engines that wait in it for one that is lost get an error."""
+        transport, self.transport, self.joined = self.transport, None, []
+        if transport is not None:
+            transport.close()
+
     async def check_nccl(self) -> None:
         """Raise EngineError naming the engine whose NCCL has another major version than ours: the
         group would hang or break. Not run where it was written: it needs GPUs."""
@@ -128,36 +136,49 @@ class WeightSender:
             named_tensors: Hugging Face names and full tensors; consumed once and to its end even
                 where the update fails, because other ranks iterate in lockstep. Each tensor must
                 keep its value for two buckets; they are asked for in a thread of their own.
-            version: label of the new weights, above every engine's.
+            version: label of the new weights, above every engine's (at first any: a resumed run
+                may be behind engines that somebody else has started).
             expected: what the model needs (``expected_manifest``); None: not compared.
 
         Raises:
             WeightSyncError: by name, what did not arrive as it should; the engines stay paused.
-            EngineError: an engine failed or did not answer in time.
+            EngineError: an engine failed or did not answer in time. When that one has left
+                ``clients``, the others can have the whole update again.
         """
         rest = iter(named_tensors)
         try:
-            await self.check_version(version)
-            if self.joined != [client.url for client in self.clients]:
-                await self.connect()  # a broadcast would wait for the lost one
+            same = await self.check_version(version)
+            if not same or self.joined != [client.url for client in self.clients]:
+                await self.connect()  # a broadcast would wait for who is not there
             await self.begin()
             sent = await self.send_all(rest, expected)
             await self.verify(sent, expected)
             await self.finish(version)
             await self.reset_caches()
             await self._all("POST", "/resume")
+            self.version = version
+        except EngineError:
+            self.disconnect()
+            raise
         finally:
             for _ in rest:
                 pass
 
-    async def check_version(self, version: int) -> None:
-        """Raise WeightSyncError unless ``version`` is newer than every engine's."""
+    async def check_version(self, version: int) -> bool:
+        """Whether every engine has the weights of the last update: one that was started again at
+        its old address has not.
+
+        Raises WeightSyncError unless ``version`` is newer than theirs.
+        """
+        same = True
         for client in self.clients:
             current = await client.weight_version()
-            if not version > current >= INITIAL_VERSION:
+            if version <= (INITIAL_VERSION if self.version is None else current):
                 raise WeightSyncError(
                     f"stale weight version {version}: {client.url} is at version {current}"
                 )
+            same = same and self.version in (None, current)
+        return same
 
     async def begin(self) -> None:
         """Pause generation, keeping what is in flight, and open the update."""

@@ -7,7 +7,7 @@ The only module of aent that imports vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -74,6 +74,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     update_info_cls = GlooUpdateInfo
     group: dist.ProcessGroupGloo | None = None
     received: Manifest
+    is_open = False  # an update has begun and was not finished
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         parallel = self.parallel_config
@@ -93,7 +94,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         )
 
     def start_weight_update(self) -> None:
-        self.received = {}
+        self.received, self.is_open = {}, True
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
@@ -111,6 +112,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         if self.model_config.hf_text_config.tie_word_embeddings:
             head: Any = self.model.lm_head
             head.quant_method.process_weights_after_loading(head)
+        self.is_open = False
 
     def shutdown(self) -> None:
         self.group = None
@@ -120,10 +122,15 @@ class NcclEngine(NCCLWeightTransferEngine):
     """vLLM's NCCL engine, taking notes of what arrives. Not run here: it needs two GPUs."""
 
     received: Manifest
+    is_open = False
 
     def start_weight_update(self) -> None:
-        self.received = {}
+        self.received, self.is_open = {}, True
         super().start_weight_update()
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        self.is_open = False
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         receive(self, update_info)
@@ -139,6 +146,18 @@ class WorkerExtension:
     """Methods that vLLM adds to its worker class, reached through /collective_rpc."""
 
     weight_transfer_engine: Any
+    _weight_update_active: bool
+    finish_weight_update: Callable[[], None]
+
+    def aent_abandon_update(self) -> None:
+        """Close an update that broke off, without a new version.
+
+        Layers that have only a part of their tensors would take it for the beginning of the next
+        update's. What they have now is nothing to compute with: the engine must stay paused.
+        """
+        if self.weight_transfer_engine.is_open:
+            self._weight_update_active = True  # else where it broke in this worker
+            self.finish_weight_update()
 
     def aent_received(self) -> dict[str, Any]:
         """{name: [shape, dtype, checksum]} of every tensor since the update began."""

@@ -1,0 +1,82 @@
+"""What the launcher makes of its children, here small ones with a real heartbeat each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aent import launch
+from aent.launch import Signals
+from aent.runtime import heartbeats
+from aent.runtime.children import Child, stop_all
+
+RANK = """
+import sys, time
+from pathlib import Path
+from aent.phases import Phases
+from aent.runtime import heartbeats, signals
+run_dir, rank = Path(sys.argv[1]), int(sys.argv[2])
+signals.listen()
+Phases(run_dir / "heartbeats" / f"rank{rank}.json", step=5).begin("train")
+with heartbeats.beating(run_dir, rank):
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def ranks(tmp_path: Path):
+    """Two ranks in step 5, with their heartbeats."""
+    (tmp_path / "heartbeats").mkdir()
+    children = [
+        Child.start(
+            f"trainer rank {rank}",
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank)],
+            env=os.environ,
+            log_path=tmp_path / "logs" / f"rank{rank}.log",
+        )
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "heartbeats").glob("rank*.json"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield children
+    finally:
+        stop_all(children, 0.1)
+
+
+def watched(run_dir: Path, ranks: list[Child]) -> str | None:
+    watch = heartbeats.Watch(run_dir, silence_s=3 * heartbeats.BEAT_S)
+    return launch.look_after([], ranks, Signals(), watch, spare_engines=0)
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named_and_the_others_write_their_stacks(
+    tmp_path: Path, ranks: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "LOOK_S", 0.5)
+    ranks[1].process.send_signal(signal.SIGSTOP)
+    told = watched(tmp_path, ranks)
+    assert told is not None
+    assert "rank 1 shows no sign of life for" in told
+    assert "(step 5, phase train)" in told
+    assert "most recent call first" in ranks[0].tail(30)
+    stop_all(ranks, 0.1)
+    assert not any(psutil.pid_exists(rank.process.pid) for rank in ranks)
+
+
+def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Child]) -> None:
+    with ranks[1].log_path.open("a") as log:
+        log.write("its last words\n")
+    ranks[1].process.kill()
+    told = watched(tmp_path, ranks)
+    assert told is not None
+    assert told.startswith("aent: trainer rank 1 was killed by SIGKILL; the last lines of")
+    assert told.endswith("its last words")
