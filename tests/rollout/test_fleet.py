@@ -102,7 +102,6 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
 ) -> None:
     with kept(tmp_path, served):
         first, other = served.engine.client(), wait_for_engine(tmp_path)
-        other.progress_timeout_s = 2.0  # the first one's stays long: a slow machine is not a loss
         lost: list[EngineClient] = []
 
         def lose(client: EngineClient) -> None:
@@ -124,7 +123,11 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
                 assert models.gap(expected, seen.logprobs) < 1e-4
                 assert set(seen.versions) == {version}
 
-        assert_whole(generate(fleet, lambda: send_all(other, signal.SIGSTOP)))
+        def freeze() -> None:
+            send_all(other, signal.SIGSTOP)
+            other.progress_timeout_s = 2.0  # not before: a slow machine is not a loss
+
+        assert_whole(generate(fleet, freeze))
         assert fleet.clients == [first]
         assert lost == [other]
         assert fleet.busy_s > 2.0  # the frozen one was waited for so long

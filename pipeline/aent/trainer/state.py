@@ -69,7 +69,7 @@ class WriteInProcess(AsyncSaveShardedStrategy):
         writer = Writer(checkpoint_dir, self.copied)
         planned, *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(by_key, False),
-            writer,  # type: ignore[arg-type] # what Megatron uses of its own is here
+            writer,
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
         return AsyncRequest(writer.write, (), [partial(save_state_dict_async_finalize, *planned)])
@@ -85,12 +85,13 @@ class Writer(FileSystemWriter):
         self._copied = copied
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
-        self._plan, self._data = plan, _Copy(plan, planner) if self._copied else planner
+        self._plan = plan
+        self._data: Any = _Copy(plan, planner) if self._copied else planner
 
     def write(self) -> None:
         """Write this rank's files, to the disk. A failure is kept for the end of the save."""
         try:
-            self._results = self.write_data(self._plan, self._data).value()
+            self._results: Any = self.write_data(self._plan, self._data).value()
         except Exception as error:
             self._results = _wrap_exception(error)
         del self._data  # a copy is as large as the state
