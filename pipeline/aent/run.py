@@ -114,28 +114,38 @@ class Run:
 
     def sync(self, version: int) -> None:
         """Give the engines the trainer's weights, and prove that they sample from them."""
-        temperature = self.trainer.temperature
         with self.phases("sync"):
-            while not self._push(version):
+            while (batch := self._push(version)) is None:
                 pass
-            probes = self.alone(
-                f"the probe of weight version {version}",
-                lambda zero: Batch.from_samples(zero.probe(temperature)),
-            )
-            batch = broadcast_batch(probes, distributed.control_group())
-            log_probs = self.trainer.score(batch)
+            log_probs, temperature = self.trainer.score(batch), self.trainer.temperature
             self.alone(
                 f"the check of weight version {version}",
                 lambda zero: zero.check_probe(batch, log_probs, version, temperature),
             )
 
-    def _push(self, version: int) -> bool:
-        """Whether every engine that is left has the weights now."""
+    def _push(self, version: int) -> Batch | None:
+        """Send the weights to the engines; what these then write after the probe's prompt. None
+        where an engine was lost meanwhile: those that are left want all of it again."""
         weights = self.trainer.export()  # collective: every rank goes through all of it
-        done = self.zero.push(weights, version) if self.zero is not None else True
+        done = True
+        error: Exception | None = None
+        if self.zero is not None:
+            try:
+                done = self.zero.push(weights, version)
+            except Exception as e:  # for the others too: below
+                error = e
         for _ in weights:
             pass
-        return bool(self._from_rank_zero(done))
+
+        def probe(zero: RankZero) -> Batch | None:
+            if error is not None:
+                raise error
+            return Batch.from_samples(zero.probe(self.trainer.temperature)) if done else None
+
+        probes = self.alone(f"sending weight version {version}", probe)
+        if not self._from_rank_zero(probes is not None):
+            return None
+        return broadcast_batch(probes, distributed.control_group())
 
     def _from_rank_zero(self, value: int) -> int:
         """What rank 0 has, on every rank."""

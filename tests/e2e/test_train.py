@@ -26,7 +26,8 @@ STEP_METRICS = {
     "controller/coefficient", "controller/next_coefficient", "controller/low", "controller/high",
     "controller/error", "controller/move", "controller/at_bound", "controller/steps_at_bound",
     "gradient/policy", "gradient/entropy", "gradient/bonus_share",
-    "time/sample", "time/train", "time/sync", "tokens/per_s",
+    "time/sample", "time/train", "time/sync", "time/trainer_idle", "time/engines_busy",
+    "tokens/per_s",
 }  # fmt: skip
 
 
@@ -65,6 +66,7 @@ def test_mlflow_holds_every_metric_of_every_step(recorded):
     for key in STEP_METRICS:
         assert len(series(recorded, key)) == STEPS, key
     assert len(series(recorded, "evaluation/accuracy")) == 2
+    assert min(series(recorded, "time/engines_busy")) > 0
     assert recorded[1].data.params["trainer.tensor_parallel"] == "2"
 
 
