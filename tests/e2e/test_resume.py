@@ -18,15 +18,19 @@ from e2e.jobs import Job, assert_gone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the fixtures are four starts
 
 STEPS = 6
-# entropy controls that remember earlier steps: their memory is part of the checkpoint
+# every entropy control but those of test_controls.py: what they remember of earlier steps is part
+# of the checkpoint, what they draw is a function of seed and step
 CONTROLS = (
     "entropy_controls=[{kind: entropy_smoothing, high: 1.01}, {kind: probability_push, target: 1, "
     "probability: .05}, {kind: nucleus_anchor}, {kind: temperature_schedule}, "
-    "{kind: rollout_budget, low: 2, high: 6}]"
+    "{kind: rollout_budget, low: 2, high: 6}, {kind: entropy_advantage}, "
+    "{kind: response_entropy_advantage}, {kind: clip_cov, share: .05, low: -9, high: 9}, "
+    "{kind: kl_cov, share: .05}, {kind: entropy_ratio_clip}, {kind: advantage_kl}, "
+    "{kind: top_entropy_tokens, share: .5}]"
 )
 RUN = (
     f"steps={STEPS}", "task.heldout=4", "task.size=8", "checkpoint.every=2", "checkpoint.keep=3",
-    "entropy={measure: full}", CONTROLS,
+    "entropy={measure: full}", "algorithm.kl_coefficient=0.05", CONTROLS,
 )  # fmt: skip
 
 
@@ -107,6 +111,11 @@ def test_entropy_controls_did_what_they_are_for(undisturbed):
     assert values["control/entropy_smoothing/steps"] == list(range(1, STEPS + 1))
     push = values["control/probability_push/push"]
     assert all(-1 <= p <= 1 and p != 0 for p in push)
+    # half of the tokens by top_entropy_tokens, a twentieth of all by clip_cov
+    assert all(0.5 < share <= 0.55 for share in values["policy/masked_share"])
+    assert any(0 < share < 1 for share in values["policy/kl_clamped_share"])
+    assert max(values["policy/clip_fraction"]) > 0
+    assert max(values["policy/kl_reference"]) > 0
     sizes = set()
     for step in range(STEPS):
         rollout = rollout_files.read(undisturbed.run_dir, step)
