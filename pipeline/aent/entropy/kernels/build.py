@@ -17,7 +17,7 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf1
 VARIANTS: dict[str, tuple[str, ...]] = {
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
     "avx512": _AVX512,
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c", "-mbmi2"),
     "portable": (),
 }
 FLAGS = ("-O2", "-std=c11", "-fPIC", "-shared", "-fopenmp")

@@ -75,7 +75,7 @@ INLINE void compress_ids(int32_t *p, vm m, int32_t first_id) {
 
 #else
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__BMI2__)
 
 #include <immintrin.h>
 #define W 8
@@ -121,6 +121,24 @@ INLINE unsigned bits_of(vm m) { return (unsigned)_mm256_movemask_ps(m); }
 INLINE vf select(vm m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, m); }
 INLINE vf add_if(vm m, vf a, vf b) { return _mm256_add_ps(a, _mm256_and_ps(m, b)); }
 INLINE vf round_(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | 8); }
+/* An order of lanes in which the marked ones come first; BMI2 packs the bytes that number them. */
+INLINE __m256i marked_first(unsigned bits) {
+    uint64_t bytes = _pdep_u64(bits, 0x0101010101010101) * 0xff;
+    uint64_t order = _pext_u64(0x0706050403020100, bytes);
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)order));
+}
+/* Write the marked lanes one after the other; up to W floats from p on may be written. */
+INLINE int compress(float *p, vm m, vf v) {
+    unsigned bits = bits_of(m);
+    _mm256_storeu_ps(p, _mm256_permutevar8x32_ps(v, marked_first(bits)));
+    return __builtin_popcount(bits);
+}
+INLINE void compress_ids(int32_t *p, vm m, int32_t first_id) {
+    unsigned bits = bits_of(m);
+    if (!bits) return;
+    __m256i ids = _mm256_add_epi32(_mm256_set1_epi32(first_id), marked_first(bits));
+    _mm256_storeu_si256((__m256i *)p, ids);
+}
 INLINE vf power_of_2(vf n) {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
@@ -164,14 +182,6 @@ INLINE vf max_(vf a, vf b) { return select(a > b, a, b); }
 INLINE vf add_if(vm m, vf a, vf b) { return a + (vf)(m & (vm)b); }
 /* Adding 1.5 * 2^23 leaves the nearest integer in the last bits; |a| is far below 2^22 here. */
 INLINE vf round_(vf a) { const vf magic = all(12582912.0f); return (a + magic) - magic; }
-INLINE vf power_of_2(vf n) { return (vf)(((vm)(n + all(12582912.0f)) - 0x4b400000 + 127) << 23); }
-
-#endif
-
-/* a * 2^n, 0 below the smallest normal number; n is t rounded, NaN in t stays NaN. */
-INLINE vf scale(vf a, vf n, vf t) {
-    return select(gt(all(-126.0f), t), all(0.0f), mul(a, power_of_2(max_(all(-126.0f), n))));
-}
 INLINE int compress(float *p, vm m, vf v) {
     float lanes[W];
     int n = 0;
@@ -183,6 +193,14 @@ INLINE int compress(float *p, vm m, vf v) {
 }
 INLINE void compress_ids(int32_t *p, vm m, int32_t first_id) {
     for (unsigned bits = bits_of(m); bits; bits &= bits - 1) *p++ = first_id + __builtin_ctz(bits);
+}
+INLINE vf power_of_2(vf n) { return (vf)(((vm)(n + all(12582912.0f)) - 0x4b400000 + 127) << 23); }
+
+#endif
+
+/* a * 2^n, 0 below the smallest normal number; n is t rounded, NaN in t stays NaN. */
+INLINE vf scale(vf a, vf n, vf t) {
+    return select(gt(all(-126.0f), t), all(0.0f), mul(a, power_of_2(max_(all(-126.0f), n))));
 }
 
 #endif
