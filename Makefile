@@ -1,5 +1,5 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-fast test-faults test-cluster test-gpu lint lock clean
+.PHONY: quickstart install test test-fast test-faults test-cluster test-containers test-gpu lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -8,10 +8,10 @@ install:
 	@tools/install.sh
 
 test: install
-	.venv/bin/python -m pytest -m "not gpu and not cluster and not faults"
+	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not faults"
 
 test-fast: install
-	.venv/bin/python -m pytest -m "not gpu and not cluster and not slow"
+	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow"
 
 # Kills the launcher between any two phases of a step, resumes, and compares.
 test-faults: install
@@ -19,8 +19,15 @@ test-faults: install
 
 # On a Slurm cluster of its own: needs root and Debian packages, and prints the reason where it cannot.
 test-cluster: install
-	@tools/cluster_packages.sh
+	@tools/debian_packages.sh test-cluster "slurmctld slurmd sbatch munged ip" \
+	  slurmctld slurmd slurm-client munge iproute2
 	.venv/bin/python -m pytest -m cluster -rs tests/cluster
+
+# Builds the CPU image and runs the tiny recipe in it: some ten minutes and 15 GB of disk, root, buildah,
+# debootstrap and package sources; prints the reason where it cannot.
+test-containers: install
+	@tools/debian_packages.sh test-containers "buildah debootstrap ip" buildah debootstrap iproute2
+	.venv/bin/python -m pytest -m containers -rs tests/containers
 
 # Runs with the first Python whose torch sees a GPU: .venv's, or the one of the container.
 test-gpu:

@@ -3,8 +3,9 @@
 #   docker build -f containers/cpu.Dockerfile -t aent-cpu .
 #   docker run --rm aent-cpu aent train recipes/cpu/tiny.yaml
 #
-# Package sources other than PyPI's: pass pip's configuration as a build secret, which stays out of the
-# image (--secret id=pip.conf,src=$HOME/.config/pip/pip.conf).
+# Package sources other than the public ones are build secrets, none of which stays in the image:
+# apt.list (lines of sources.list), pip.conf, and ca.pem (the pip.conf that wants it says
+# "cert = /run/secrets/ca.pem"); see README.md beside this file.
 ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -14,7 +15,8 @@ LABEL org.opencontainers.image.title="aent on a CPU" \
 
 # Debian keeps one version of a package at a time: there is none to pin
 # hadolint ignore=DL3008
-RUN apt-get update && \
+RUN --mount=type=secret,id=apt.list,target=/etc/apt/sources.list.d/build.list,mode=0444 \
+    apt-get update && \
     apt-get install --yes --no-install-recommends \
       ca-certificates g++ git make python3.11 python3.11-dev python3.11-venv && \
     rm -rf /var/lib/apt/lists/*
@@ -23,8 +25,8 @@ RUN useradd --create-home --uid 10001 aent
 USER 10001
 WORKDIR /home/aent/aent
 COPY --chown=10001 . .
-RUN --mount=type=secret,id=pip.conf,target=/home/aent/.config/pip/pip.conf,uid=10001 \
-    make install && rm -rf /home/aent/.cache
+RUN --mount=type=secret,id=pip.conf,uid=10001 --mount=type=secret,id=ca.pem,uid=10001 \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf make install && rm -rf /home/aent/.cache
 ENV PATH=/home/aent/aent/.venv/bin:$PATH
 RUN aent doctor recipes/cpu/tiny.yaml
 CMD ["aent", "train", "recipes/cpu/quickstart.yaml"]

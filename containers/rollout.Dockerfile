@@ -3,6 +3,8 @@
 #
 #   docker build -f containers/rollout.Dockerfile -t aent-rollout .
 #
+# Package sources other than the public ones: build secrets, see README.md beside this file.
+#
 # Not built here: it needs the base image and, to be of use, a GPU.
 ARG BASE_IMAGE=vllm/vllm-openai:v0.32.0
 # hadolint ignore=DL3006
@@ -18,7 +20,9 @@ COPY recipes recipes
 COPY slurm slurm
 # everything that this part imports is a dependency of vLLM as well; typer and rich are for `aent`
 COPY containers/locks/cpu.lock.txt /tmp/lock.txt
-RUN grep -E '^(typer|rich|psutil|pyyaml)==' /tmp/lock.txt >/tmp/needed.txt && \
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    export PIP_CONFIG_FILE=/run/secrets/pip.conf && \
+    grep -E '^(typer|rich|psutil|pyyaml)==' /tmp/lock.txt >/tmp/needed.txt && \
     python3 -m pip install --no-cache-dir -r /tmp/needed.txt && \
     python3 -m pip install --no-cache-dir --no-deps . && \
     rm /tmp/lock.txt /tmp/needed.txt

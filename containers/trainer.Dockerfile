@@ -3,6 +3,8 @@
 #
 #   docker build -f containers/trainer.Dockerfile -t aent-trainer .
 #
+# Package sources other than the public ones: build secrets, see README.md beside this file.
+#
 # Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU.
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.08-py3
 # hadolint ignore=DL3006
@@ -16,8 +18,9 @@ WORKDIR /opt/aent
 
 # apex: the base image's, else built from source (the package of that name on PyPI is another one)
 ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
-RUN python3 -c 'import amp_C, apex.optimizers' 2>/dev/null || \
-    APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    python3 -c 'import amp_C, apex.optimizers' 2>/dev/null || \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
 # What the base image has stays as it is; everything else has the version of the CPU lock, with which
@@ -27,7 +30,9 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm
-RUN python3 -m pip list --format=freeze | sed 's/==.*//' >/tmp/base.txt && \
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    export PIP_CONFIG_FILE=/run/secrets/pip.conf && \
+    python3 -m pip list --format=freeze | sed 's/==.*//' >/tmp/base.txt && \
     awk -F== 'function name(s) { s = tolower(s); gsub("_", "-", s); return s } \
       NR == FNR { base[name($1)]; next } !(name($1) in base)' /tmp/base.txt /tmp/lock.txt \
       >/tmp/constraints.txt && \
