@@ -18,7 +18,7 @@ LABEL org.opencontainers.image.title="aent on a CPU" \
 RUN --mount=type=secret,id=apt.list,target=/etc/apt/sources.list.d/build.list,mode=0444 \
     apt-get update && \
     apt-get install --yes --no-install-recommends \
-      ca-certificates g++ git make python3.11 python3.11-dev python3.11-venv && \
+      ca-certificates g++ git libnuma1 make python3.11 python3.11-dev python3.11-venv && \
     rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 10001 aent

@@ -91,6 +91,14 @@ def test_vllm_for_gpus_is_refused_on_a_cpu(tmp_path):
     assert "built for GPUs" in reasons(recipe(tmp_path), findings(CPU, **gpu_build))
 
 
+def test_a_library_that_vllm_lacks_on_a_cpu_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "VLLM_CPU_LIBRARY", "libnot-here.so.1")
+    assert "cannot be loaded: libnot-here.so.1" in reasons(recipe(tmp_path))
+    elsewhere = {"urls": ["http://127.0.0.1:9"], "engines": 0}
+    rollout = {"max_prompt_tokens": 32, "max_response_tokens": 16, **elsewhere}
+    assert "libnot-here" not in reasons(recipe(tmp_path, rollout=rollout))
+
+
 def test_a_taken_port_is_named(tmp_path):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

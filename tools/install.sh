@@ -30,6 +30,12 @@ need_compiler() {
   [ -f "$include/Python.h" ] || stop "Python's C headers are needed and $include/Python.h is not there; on Debian or Ubuntu: apt install python3.11-dev"
 }
 
+# vLLM's CPU kernels are linked with it; without them its engines do not start
+need_libnuma() {
+  "$1" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+    stop "vLLM needs libnuma.so.1 and it is not there; on Debian or Ubuntu: apt install libnuma1"
+}
+
 python=$(find_python)
 wanted=$( (pwd; echo "$python"; cat "$lock" pyproject.toml tools/install.sh) | sha256sum)
 if [ -x .venv/bin/aent ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
@@ -39,6 +45,7 @@ fi
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
   stop "$python cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv"
 need_compiler "$python"
+need_libnuma "$python"
 
 echo "install: .venv, with $python"
 rm -f "$stamp"

