@@ -181,3 +181,17 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     found = Path(answer.stdout.strip())
     assert found.is_relative_to(target)
     assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
+
+
+def test_one_missing_program_among_others_is_noticed(tmp_path):
+    for name in ("bash", "id"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    answer = subprocess.run(
+        ["bash", ROOT / "tools/debian_packages.sh", "test-x", "no-such-program bash", "a-package"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = "test-x: no-such-program not found, and installing a-package needs root and apt-get\n"
+    assert answer.stdout == said
