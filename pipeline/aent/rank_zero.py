@@ -22,6 +22,7 @@ from aent.recipe.schema import Recipe
 from aent.records import (
     control_metrics,
     evaluation_metrics,
+    heldout_rows,
     response_entropies,
     sample_rows,
     step_metrics,
@@ -240,6 +241,7 @@ class RankZero:
         result = self._score(self.source.task.heldout, step)
         self.evaluations[step] = result.accuracy
         self.tracker.log(step, evaluation_metrics(result))
+        self.tracker.log_samples(step, heldout_rows(result), "heldout")
         self.display.message(
             f"held-out accuracy after {step} steps: {result.accuracy:.3f} "
             f"+- {result.standard_error:.3f} ({len(self.source.task.heldout)} questions)"

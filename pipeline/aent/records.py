@@ -157,6 +157,23 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     }
 
 
+def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
+    """The table of an evaluation's answers to the held-out questions: a row each."""
+    return [
+        {
+            "item": answer.question.index,
+            "prompt": answer.question.prompt,
+            "expected": answer.question.answer,
+            "response": answer.response,
+            "reward": answer.reward,
+            "judge_error": answer.error,
+            "tokens": answer.length,
+            "truncated": answer.truncated,
+        }
+        for answer in result.answers
+    ]
+
+
 def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
     """What a suite's evaluation found."""
     return {

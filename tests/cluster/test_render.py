@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aent.cluster.render import render
+from aent.cluster.render import render, render_array
 from aent.recipe.check import check
 from aent.recipe.load import load
 from cluster.conftest import ROOT
@@ -88,6 +88,37 @@ def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
 )
 def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, reason):
     assert any(reason in fault for fault in check(load(TINY, overrides), machine=False))
+
+
+def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
+    runs = [
+        (TINY, ["seed=0"], load(TINY, ["run_dir=/runs/a b", "cluster.gpus_per_node=0"])),
+        (TINY, ["seed=1", "name=x y"], load(TINY, ["run_dir=/runs/c", "cluster.gpus_per_node=0"])),
+    ]
+    script = render_array(runs, tmp_path / "all", "aent compare")
+    assert script.path == tmp_path / "all" / "array.sbatch"
+    asked = directives(script.text)
+    assert {"--array=0-1", f"--output={tmp_path}/all/task-%a.log", "--job-name=all"} <= set(asked)
+    header, _, body = script.text.partition("# ---- slurm/train.sbatch")
+    assert body.partition("\n")[2] == (ROOT / "slurm" / "train.sbatch").read_text()
+    for task, said in (("0", "/runs/a b|seed=0"), ("1", "/runs/c|seed=1|name=x y")):
+        show = header + '\nprintf "%s|" "$RUN_DIR" "${@:2}"; echo "$SWEEP_DIR"'
+        done = subprocess.run(
+            ["bash", "-euc", show],
+            env={"SLURM_ARRAY_TASK_ID": task},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == f"{said}|{tmp_path}/all\n", done.stderr
+
+
+def test_runs_that_are_not_one_array_are_refused(tmp_path):
+    one, other = load(TINY), load(TINY, ["cluster.nodes=2"])
+    with pytest.raises(ValueError, match="another cluster section than"):
+        render_array([(TINY, [], one), (TINY, [], other)], tmp_path, "")
+    apart = load(TINY, ["cluster.engine_nodes=1"])
+    with pytest.raises(ValueError, match="no arrays of heterogeneous jobs"):
+        render_array([(TINY, [], apart)], tmp_path, "")
 
 
 def test_without_slurm_submit_says_so(tmp_path, monkeypatch):

@@ -49,27 +49,74 @@ def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
     """
     cluster = recipe.cluster
     layout(recipe, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
-    name = "train_het.sbatch" if cluster.engine_nodes else "train.sbatch"
-    body = data_path(f"slurm/{name}").read_text()
     run_dir = run_folder(recipe).absolute()
-    file = Path(source)
-    arguments = [str(file.absolute()) if file.exists() else source, *overrides]
+    flags = [f"--job-name={recipe.name}", f"--output={_quoted(_beside(run_dir, '.log'))}"]
+    flags += [f"--comment={_quoted(run_dir)}"]
+    settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
+    settings += [f"set -- {_arguments(source, overrides)}"]
+    said = f"aent slurm render {shlex.join([source, *overrides])}"
+    return Script(_text(said, recipe, flags, settings), _beside(run_dir, ".sbatch"))
+
+
+def render_array(
+    runs: Sequence[tuple[str, Sequence[str], Recipe]], folder: Path, said: str
+) -> Script:
+    """One job array whose tasks are these runs, below one run in MLflow (``cluster.sweep``).
+
+    Args:
+        runs: source and overrides, as the command line named them, and the checked recipe of each.
+        folder: of the comparison; the script and the tasks' logs are kept there.
+        said: the command, for the script's head.
+
+    Raises ValueError, with the reason, where the runs do not fit the nodes, or not one array.
+    """
+    folder, first = folder.absolute(), runs[0][2]
+    for source, _, recipe in runs:
+        cluster = recipe.cluster
+        if cluster != first.cluster:
+            raise ValueError(f"{source} has another cluster section than {runs[0][0]}: not one job")
+        if cluster.engine_nodes:
+            raise ValueError(f"{source}: engine_nodes: Slurm has no arrays of heterogeneous jobs")
+        layout(recipe, cluster.nodes, cluster.gpus_per_node, 0)
+    log = _quoted(folder / "task-%a.log", keep="%a.log")
+    flags = [f"--job-name={folder.name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
+    settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
+    for number, (source, overrides, recipe) in enumerate(runs):
+        run_dir = shlex.quote(str(run_folder(recipe).absolute()))
+        settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
+    settings += ["esac", "export RUN_DIR"]
+    return Script(_text(said, first, flags, settings), folder / "array.sbatch")
+
+
+def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[str]) -> str:
+    """Header and body: ``flags`` of sbatch and lines of the script, beside the recipe's own."""
+    name = "train_het.sbatch" if recipe.cluster.engine_nodes else "train.sbatch"
+    body = data_path(f"slurm/{name}").read_text()
     lines = [
         "#!/bin/bash",
-        f"# aent slurm render {shlex.join([source, *overrides])}",
+        f"# {said}",
         f"# Down to the mark: from the recipe. Below it: slurm/{name}, unchanged; Slurm reads no",
         "# #SBATCH line there, for commands stand above it.",
-        *_directives(recipe, body, run_dir),
+        *_directives(recipe, body, flags),
         "",
-        *(f"export {name}={shlex.quote(value)}" for name, value in _exports(cluster, run_dir)),
-        f"set -- {shlex.join(arguments)}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in _exports(recipe.cluster)),
+        *settings,
         "",
         f"# ---- slurm/{name} " + "-" * 60,
     ]
-    return Script("\n".join(lines) + "\n" + body, run_dir.with_name(run_dir.name + ".sbatch"))
+    return "\n".join(lines) + "\n" + body
 
 
-def _directives(recipe: Recipe, body: str, run_dir: Path) -> Iterator[str]:
+def _beside(run_dir: Path, ending: str) -> Path:
+    return run_dir.with_name(run_dir.name + ending)
+
+
+def _arguments(source: str, overrides: Sequence[str]) -> str:
+    file = Path(source)
+    return shlex.join([str(file.absolute()) if file.exists() else source, *overrides])
+
+
+def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str]:
     """The script's own #SBATCH lines and, instead of those of the same flag, the recipe's."""
     cluster = recipe.cluster
     groups: list[list[str]] = [[]]
@@ -84,22 +131,20 @@ def _directives(recipe: Recipe, body: str, run_dir: Path) -> Iterator[str]:
             if getattr(cluster, flag) is not None:
                 asked.append(f"--{flag}={getattr(cluster, flag)}")
         if number == 0:
-            log = run_dir.with_name(run_dir.name + ".log")
-            asked += [f"--job-name={recipe.name}", f"--output={_quoted(log)}"]
-            asked += [f"--comment={_quoted(run_dir)}"]
+            asked += flags
         else:
             yield HETJOB
         by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked, *cluster.flags]}
         yield from (f"#SBATCH {flag}" for flag in by_flag.values())
 
 
-def _quoted(path: Path) -> str:
-    text = str(path).replace("%", "%%")
+def _quoted(path: Path, keep: str = "") -> str:
+    """The path as sbatch reads one; ``keep`` is a pattern of Slurm's at its end."""
+    text = str(path).removesuffix(keep).replace("%", "%%") + keep
     return f'"{text}"' if " " in text else text
 
 
-def _exports(cluster: ClusterSection, run_dir: Path) -> Iterator[tuple[str, str]]:
-    yield "RUN_DIR", str(run_dir)
+def _exports(cluster: ClusterSection) -> Iterator[tuple[str, str]]:
     yield "CONTAINER", cluster.container
     if cluster.container == "none":
         yield "PYTHON", sys.executable

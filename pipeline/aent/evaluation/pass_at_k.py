@@ -20,6 +20,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
+def ks(n: int) -> list[int]:
+    """The k of which pass@k is told with ``n`` samples a question: 1, 2, 4, ... and n."""
+    return sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n})
+
+
 def interval(values: Sequence[float], draws: int = 1) -> tuple[float, float]:
     """95% confidence interval of the mean of ``values`` in [0, 1], one a question.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.evaluation.answers import Answers, Row
-from aent.evaluation.pass_at_k import interval, pass_at_k
+from aent.evaluation.pass_at_k import interval, ks, pass_at_k
 from aent.evaluation.suites import Suite
 from aent.rollout.client import Completion, Fleet, GenerationRequest
 from aent.tasks import Question
@@ -175,14 +175,13 @@ def summarize(suite: Suite, answers: Answers) -> Summary:
     for row in rows:
         correct[row.question] = correct.get(row.question, 0) + (row.reward >= 1)
     n = suite.samples
-    ks = sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n})
-    values = {k: [pass_at_k(n, c, k) for c in correct.values()] for k in ks}
+    values = {k: [pass_at_k(n, c, k) for c in correct.values()] for k in ks(n)}
     return Summary(
         suite=suite.name,
         questions=len(correct),
         samples=n,
-        pass_at_k={k: statistics.fmean(values[k]) for k in ks},
-        intervals={k: interval(values[k], draws=n) for k in ks},
+        pass_at_k={k: statistics.fmean(v) for k, v in values.items()},
+        intervals={k: interval(v, draws=n) for k, v in values.items()},
         mean_reward=statistics.fmean(r.reward for r in rows),
         mean_length=statistics.fmean(r.length for r in rows),
         truncated_share=statistics.fmean(r.truncated for r in rows),

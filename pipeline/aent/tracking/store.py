@@ -26,6 +26,7 @@ PARAMS_PER_BATCH = 100
 POINTS_PER_BATCH = 1000
 KEY_LENGTH = 250
 PARAM_LENGTH = 6000
+TABLE_FOLDERS = ("samples", "heldout")
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells MLflow's pages which artifacts are tables
 TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
 
@@ -100,7 +101,7 @@ class Store:
     def upload(self, path: Path, folder: str | None) -> None:
         """Copy a file to the run's artifacts, into ``folder`` of them; tables can be browsed."""
         self.client.log_artifact(self.run_id, str(path), folder)
-        if folder == "samples":
+        if folder in TABLE_FOLDERS:
             table = {"path": f"{folder}/{path.name}", "type": "table"}
             tables = [t for t in self._tables if t != table] + [table]
             self._tables = sorted(tables, key=lambda t: t["path"])[-TABLES_IN_TAG:]

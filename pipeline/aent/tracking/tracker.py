@@ -26,6 +26,7 @@ from aent.tracking.store import RUN_ID_FILE, look_command, tracking_uri
 from aent.tracking.system_metrics import sample_system
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts to send, doubled each time
 LAST_RETRIES_S = 1.0  # between them while ``finish`` waits
 FIGURE_EVERY_S = 10.0  # at most
@@ -91,17 +92,19 @@ class Tracker:
             self._compare(step, repeated)
         self._wake.set()
 
-    def log_samples(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Record a table of sampled responses: a row each, with the same keys in every row.
+    def log_samples(
+        self, step: int, rows: Sequence[dict[str, Any]], folder: Table = "samples"
+    ) -> None:
+        """Record a table of responses: a row each, with the same keys in every row.
 
-        It lies in ``run_dir/samples`` and among MLflow's artifacts, one table a step.
+        It lies in ``run_dir/FOLDER`` and among MLflow's artifacts, one table a step.
         """
-        name = f"samples/step_{step:06d}.json"
+        name = f"{folder}/step_{step:06d}.json"
         if name in self._tables:  # executed again: the first table stays, as the first values do
             return
         if self._try("write the samples", _write_table, self.run_dir / name, rows):
             self._tables.add(name)
-            self._append([File(journal.now(), name, "samples")])
+            self._append([File(journal.now(), name, folder)])
             self._wake.set()
 
     def refresh_figure(self) -> None:

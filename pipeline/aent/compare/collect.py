@@ -1,0 +1,190 @@
+"""A comparison's runs, read back from MLflow: metrics, recipes, held-out answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from aent.evaluation.pass_at_k import ks, pass_at_k
+from aent.recipe.load import load
+from aent.recipe.schema import Recipe
+from aent.tracking.recorded import Series, SourceError
+from aent.tracking.store import RUN_ID_FILE, look_command, open_client, tracking_uri
+
+PHASES = ("sample", "score", "train", "sync")  # of a step; evaluations and checkpoints are not its
+METRICS = (
+    "reward/mean",
+    "policy/entropy",
+    "policy/clamped_entropy",
+    "controller/coefficient",
+    "controller/low",
+    "controller/high",
+    "response/length_mean",
+    "response/truncated_share",
+    "tokens/total",
+    *(f"time/{phase}" for phase in PHASES),
+)
+HELDOUT = "heldout"  # the folder of the answers' tables among MLflow's artifacts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers to the held-out questions, after some steps."""
+
+    correct: dict[str, int]  # by question (its text)
+    samples: int  # per question
+
+    def pass_at(self, k: int) -> dict[str, float]:
+        """pass@k of each question."""
+        return {q: pass_at_k(self.samples, c, k) for q, c in self.correct.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run of an arm."""
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    metrics: dict[str, Series]
+    evaluations: dict[int, Evaluation]  # by the number of steps trained before
+
+    @cached_property
+    def seconds(self) -> Series:
+        """Wall time of each step's sampling, scoring, training and weight transfer."""
+        phases = [self.metrics.get(f"time/{phase}", {}) for phase in PHASES]
+        return {s: sum(p.get(s, 0.0) for p in phases) for s in self.metrics["reward/mean"]}
+
+    @property
+    def measured_entropy(self) -> Series:
+        """That of the recipe's measure: what a controller sees."""
+        clamped = self.recipe.entropy.measure == "clamped"
+        return self.metrics["policy/clamped_entropy" if clamped else "policy/entropy"]
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of pass@k that its last evaluation can tell."""
+        return ks(self.evaluations[max(self.evaluations)].samples) if self.evaluations else []
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every finished run, and what was left out."""
+
+    runs: list[Run]  # by seed, arms in the order in which they were begun
+    left_out: list[str]  # a sentence each
+
+    @property
+    def arms(self) -> list[str]:
+        """Names, the first run's first."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    def of(self, arm: str) -> dict[int, Run]:
+        """An arm's runs by seed."""
+        return {run.seed: run for run in self.runs if run.arm == arm}
+
+    def is_uncontrolled(self, arm: str) -> bool:
+        """Whether nothing acts on the arm's entropy."""
+        recipe = next(iter(self.of(arm).values())).recipe
+        controller = recipe.controller
+        bonus = controller.kind != "constant" or controller.initial > 0
+        return not (bonus or recipe.entropy_controls)
+
+
+def read(source: str) -> Comparison:
+    """Read a comparison's folder, or its MLflow run (the one above the others), from MLflow.
+
+    Raises SourceError: the source is neither, or has no finished run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    parent, uri = _of_folder(Path(source)) if Path(source).is_dir() else _of_id(source)
+    client = open_client(uri)
+    try:
+        above = client.get_run(parent)
+        children = client.search_runs(
+            [above.info.experiment_id],
+            f"tags.mlflow.parentRunId = '{parent}'",
+            order_by=["attributes.start_time ASC"],
+        )
+        chosen, left_out = _chosen(children)
+        runs = [_run(client, child) for child in chosen]
+    except MlflowException as error:
+        raise SourceError(f"MLflow run {parent} in {look_command(uri)}: {error.message}") from error
+    if not runs:
+        raise SourceError(f"{source}: no run below MLflow's {parent} is finished")
+    order = {run.arm: place for place, run in reversed(list(enumerate(runs)))}
+    runs.sort(key=lambda run: (run.seed, order[run.arm]))
+    return Comparison(runs, left_out)
+
+
+def _of_folder(folder: Path) -> tuple[str, str]:
+    """(id of the MLflow run above the others, store)."""
+    recipe = next(iter(sorted(folder.glob("*/recipe.yaml"))), None)
+    if recipe is None or not (folder / RUN_ID_FILE).is_file():
+        raise SourceError(f"{folder} is no comparison: no run has begun in it (aent compare)")
+    uri = tracking_uri(load(recipe), recipe.parent)
+    return (folder / RUN_ID_FILE).read_text().strip(), uri
+
+
+def _of_id(run_id: str) -> tuple[str, str]:
+    if not re.fullmatch("[0-9a-f]{32}", run_id):
+        raise SourceError(f"{run_id} is no folder of a comparison and no MLflow run id")
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise SourceError(f"MLflow run {run_id}: MLFLOW_TRACKING_URI does not say where it is")
+    return run_id, uri
+
+
+def _chosen(children: Any) -> tuple[list[Any], list[str]]:
+    """The newest finished run of each arm and seed, and a sentence for each that has none."""
+    chosen: dict[tuple[str, str], Any] = {}
+    status: dict[tuple[str, str], str] = {}
+    left_out = []
+    for child in children:
+        arm, seed = key = (child.info.run_name, child.data.params.get("seed", "?"))
+        status[key] = child.info.status
+        if child.info.status == "FINISHED":
+            if key in chosen:
+                left_out.append(f"{arm}, seed {seed}: an earlier run of the same name and seed")
+            chosen[key] = child
+    left_out += [
+        f"{arm}, seed {seed}: its run is {what}, not finished"
+        for (arm, seed), what in status.items()
+        if (arm, seed) not in chosen
+    ]
+    return list(chosen.values()), left_out
+
+
+def _run(client: Any, found: Any) -> Run:
+    run_id = found.info.run_id
+    metrics = {
+        key: {m.step: m.value for m in client.get_metric_history(run_id, key)}
+        for key in METRICS
+        if key in found.data.metrics
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load(client.download_artifacts(run_id, "recipe.yaml", folder))
+        evaluations = dict(_evaluations(client, run_id, folder))
+    return Run(found.info.run_name, recipe.seed, recipe, metrics, evaluations)
+
+
+def _evaluations(client: Any, run_id: str, folder: str) -> Iterator[tuple[int, Evaluation]]:
+    for artifact in client.list_artifacts(run_id, HELDOUT):
+        table = json.loads(
+            Path(client.download_artifacts(run_id, artifact.path, folder)).read_text()
+        )
+        question, reward = (table["columns"].index(name) for name in ("prompt", "reward"))
+        rewards: dict[str, list[float]] = {}
+        for row in table["data"]:
+            rewards.setdefault(row[question], []).append(row[reward])
+        correct = {q: sum(r >= 1 for r in of_q) for q, of_q in rewards.items()}
+        samples = len(next(iter(rewards.values())))
+        yield int(Path(artifact.path).stem.rpartition("_")[2]), Evaluation(correct, samples)

@@ -1,0 +1,68 @@
+"""A comparison on this machine: one run after another, each as ``aent train`` would do it.
+
+Every run has an engine of its own: a start costs seconds, and an engine that outlived a failed or
+interrupted run would be in an unknown state (paused, in a broken group, with another's weights).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from aent.cluster.sweep import parent_run
+from aent.compare.plan import PlannedRun
+from aent.launch import launch
+from aent.runtime.signals import CHECKPOINTED
+from aent.tracking.display import clock
+
+
+def run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
+    """Do what is not done; return the exit code: 0, 1 (runs failed; the others were done), or that
+    of a run that a signal stopped, with which the comparison stops."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "at_work").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
+        except BlockingIOError:
+            _say(f"another aent compare is at work in {folder}", sys.stderr)
+            return 1
+        return _run_all(runs, folder)
+
+
+def _run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
+    left = [run for run in runs if not run.finished]
+    done = len(runs) - len(left)
+    if done:
+        _say(f"{done} of {len(runs)} runs are finished already")
+    failed: list[PlannedRun] = []
+    took: list[float] = []
+    for index, run in enumerate(left):
+        ahead = clock(statistics.fmean(took) * (len(left) - index)) if took else "?"
+        _say(f"run {done + index + 1} of {len(runs)}: {run} (left {ahead})")
+        started = time.monotonic()
+        code = _launch(run, folder)
+        took.append(time.monotonic() - started)
+        if code == CHECKPOINTED or code > 128:
+            _say(f"stopped in {run}: the same command goes on there", sys.stderr)
+            return code
+        if code:
+            failed.append(run)
+            _say(f"{run} failed (its folder: {run.run_dir}); the others go on", sys.stderr)
+    for run in failed:
+        _say(f"failed: {run}: the same command tries it again", sys.stderr)
+    return 1 if failed else 0
+
+
+def _launch(run: PlannedRun, folder: Path) -> int:
+    tracking = {"parent_run_id": parent_run(folder, run.recipe)}
+    update = {"tracking": run.recipe.tracking.model_copy(update=tracking)}
+    return launch(run.recipe.model_copy(update=update))
+
+
+def _say(text: str, file: TextIO = sys.stdout) -> None:
+    print(f"aent: {text}", file=file, flush=True)

@@ -1,0 +1,113 @@
+"""What differs between arms, and how sure that is: few seeds, many problems, paired throughout.
+
+A pair is one seed: its arms see the same prompts in the same order, sample with the same seeds, and
+answer the same held-out questions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from aent.tracking.recorded import Series
+
+DRAWS = 10_000  # of a bootstrap, and of sign flips where all of them would be more
+LEVEL = 0.05
+EXACT_SEEDS = 13  # up to so many, all 2^n sign flips are looked at
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference between an arm and the baseline, over seeds (and problems)."""
+
+    mean: float
+    low: float  # 95% interval of the bootstrap
+    high: float
+    p: float  # of the sign flips
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """``higher`` or ``lower`` where interval and sign flips agree; else why neither is said."""
+        if self.low <= 0 <= self.high:
+            return "cannot be told apart"
+        word = "higher" if self.mean > 0 else "lower"
+        if self.p <= LEVEL:
+            return word
+        if least_p(self.seeds) > LEVEL:
+            return f"{word} here; too few seeds to conclude"
+        return f"{word} here; the seeds do not agree enough"
+
+
+def compare(differences: Sequence[Sequence[float]]) -> Difference:
+    """Of one outcome: for each seed, the differences (arm minus baseline) of its problems; a single
+    one, where the outcome has no problems."""
+    means = [fmean(of_seed) for of_seed in differences]
+    low, high = bootstrap(differences)
+    return Difference(fmean(means), low, high, sign_flips(means), len(means))
+
+
+def bootstrap(
+    differences: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the mean over seeds of the mean over a seed's problems.
+
+    Each draw takes as many seeds as there are, with replacement, and of each seed taken as many of
+    its problems, with replacement, anew every time it is taken: the problems belong to the seed
+    (other seeds hold out others), so they are resampled within it.
+    """
+    random = np.random.default_rng(seed)
+    count = len(differences)
+    taken = random.integers(count, size=(draws, count))
+    means = np.empty(taken.shape)
+    for index, of_seed in enumerate(differences):
+        values, here = np.asarray(of_seed, dtype=float), taken == index
+        problems = random.integers(len(values), size=(int(here.sum()), len(values)))
+        means[here] = values[problems].mean(1)
+    low, high = np.quantile(means.mean(1), (LEVEL / 2, 1 - LEVEL / 2))
+    return float(low), float(high)
+
+
+def sign_flips(differences: Sequence[float]) -> float:
+    """Two-sided p-value of a mean difference as large as this, if each seed's sign were a coin's.
+
+    Fisher's paired randomisation test: the share of all sign assignments (beyond ``EXACT_SEEDS``
+    seeds: of ``DRAWS`` of them and the one at hand) whose mean is as far from 0. It assumes nothing
+    of the spread, and cannot be smaller than ``least_p``.
+    """
+    values = np.asarray(differences, dtype=float)
+    if len(values) <= EXACT_SEEDS:
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+    else:
+        drawn = np.random.default_rng(0).choice((1, -1), size=(DRAWS, len(values)))
+        signs = np.vstack([np.ones(len(values)), drawn])
+    means = np.abs((signs * values).mean(1))
+    return float((means >= abs(values.mean()) * (1 - 1e-12)).mean())
+
+
+def least_p(seeds: int) -> float:
+    """The smallest p-value that sign flips can give with so many seeds."""
+    return 2.0 ** (1 - seeds)
+
+
+def last_quarter(series: Series) -> float:
+    """Mean over the last quarter of the recorded steps."""
+    steps = sorted(series)
+    return fmean(series[s] for s in steps[-max(1, len(steps) // 4) :])
+
+
+def smooth(series: Series, window: int) -> Series:
+    """Mean of each step and the ``window`` - 1 recorded before it (fewer at the beginning)."""
+    steps = sorted(series)
+    values = [series[s] for s in steps]
+    return {s: fmean(values[max(0, i + 1 - window) : i + 1]) for i, s in enumerate(steps)}
+
+
+def first_reach(series: Series, target: float, window: int) -> int | None:
+    """The first step at which a mean over ``window`` whole steps is ``target`` or more."""
+    smoothed, steps = smooth(series, window), sorted(series)
+    return next((s for s in steps[window - 1 :] if smoothed[s] >= target), None)

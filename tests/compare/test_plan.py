@@ -1,0 +1,68 @@
+"""Which runs there are, in which order, and what cannot be compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from aent.compare.plan import plan
+from aent.recipe.load import RecipeError, dump
+from aent.tracking import journal
+from aent.tracking.journal import JOURNAL_FILE, Status
+from compare.conftest import write_recipes
+
+
+def test_all_arms_come_with_a_seed_before_the_next_seed(tmp_path):
+    runs = plan(write_recipes(tmp_path), ["steps=7"], 2, tmp_path / "out")
+    assert [str(run) for run in runs] == [
+        "plain, seed 0", "held, seed 0", "plain, seed 1", "held, seed 1",
+    ]  # fmt: skip
+    assert [run.recipe.seed for run in runs] == [0, 0, 1, 1]
+    assert {run.recipe.steps for run in runs} == {7}
+    assert runs[3].run_dir == tmp_path / "out" / "held-seed1"
+    assert {run.recipe.resume for run in runs} == {"auto"}
+    assert list(tmp_path.glob("out")) == []
+
+
+def test_a_run_is_finished_when_its_journal_says_so(tmp_path):
+    run, other, *_ = plan(write_recipes(tmp_path), [], 1, tmp_path)
+    run.run_dir.mkdir()
+    assert not run.finished
+    for status, done in (("RUNNING", False), ("KILLED", False), ("FINISHED", True)):
+        journal.append(run.run_dir / JOURNAL_FILE, [Status(1, status)])
+        assert run.finished == done
+    assert not other.finished
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("task.heldout: 3", "its task is not that of"),
+        ("checkpoint.every: 0", "an interrupted comparison could not go on"),
+        ("name: plain", "its name, plain, is that of"),
+        ("steps: none", "steps must be a whole number"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(tmp_path, change, reason):
+    one, other = write_recipes(tmp_path)
+    name = "" if change.startswith("name") else "  name: other\n"
+    (tmp_path / "held.yaml").write_text(f"base: plain.yaml\nchange:\n{name}  {change}\n")
+    with pytest.raises(RecipeError, match=reason):
+        plan([one, other], [], 2, tmp_path / "out")
+
+
+def test_what_a_comparison_sets_cannot_be_overridden(tmp_path):
+    with pytest.raises(RecipeError, match="override seed=3: a comparison sets it for every run"):
+        plan(write_recipes(tmp_path), ["seed=3"], 2, tmp_path)
+
+
+def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
+    sources = write_recipes(tmp_path)
+    run = plan(sources, [], 1, tmp_path)[0]
+    run.run_dir.mkdir()
+    (run.run_dir / "recipe.yaml").write_text(dump(run.recipe))
+    plan(sources, ["trainer.threads_per_rank=1"], 1, tmp_path)  # changes nothing that is learnt
+    with pytest.raises(RecipeError) as refused:
+        plan(sources, ["controller.initial=.5"], 1, tmp_path)
+    assert str(refused.value) == (
+        f"{run.run_dir}: controller.initial: 0.0 before, 0.5 now: name another folder (--out)"
+    )
