@@ -62,7 +62,7 @@ def html(report: Report) -> str:
 
 
 def data(report: Report) -> dict[str, Any]:
-    """Arms and curves as JSON has them: null for what is no number."""
+    """Arms and curves as JSON has them: six digits, null for what is no number."""
     return {
         "arms": report.arms,
         "charts": {
@@ -80,7 +80,7 @@ def data(report: Report) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _html_list(sentences: Sequence[str]) -> str:

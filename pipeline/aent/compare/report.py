@@ -278,7 +278,13 @@ def _limits(
     comparison: Comparison, arms: Sequence[str], differences: Sequence[_Compared], baseline: str
 ) -> Iterator[str]:
     """What the runs do not say."""
-    yield from (_sentence(d, baseline) for d in differences if not d.is_certain)
+    by_verdict: dict[str, list[_Compared]] = {}
+    for compared in differences:
+        if not compared.is_certain:
+            by_verdict.setdefault(compared.difference.verdict, []).append(compared)
+    for verdict, group in by_verdict.items():
+        told = [f"{d.arm}'s {d.outcome} ({d.difference.mean:+.3f})" for d in group]
+        yield f"Against {baseline}, {verdict}: {', '.join(told)}."
     seeds = min((d.difference.seeds for d in differences), default=0)
     if differences and least_p(seeds) > LEVEL:
         yield (

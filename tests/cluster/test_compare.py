@@ -1,0 +1,43 @@
+"""``aent compare --slurm``: a job array whose tasks are the runs of a comparison."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from aent.compare import collect
+from cluster.conftest import TINY, clean_environment
+from cluster.jobs import Job
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+CONSTANT = """
+base: {tiny}
+change:
+  name: constant
+  controller: {{kind: constant, initial: .02}}
+"""
+SMALL = ("steps=2", "task.heldout=0", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
+         "cluster.gpus_per_node=0")  # fmt: skip
+
+
+def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
+    clean_environment(monkeypatch)
+    tiny = Path(TINY).resolve()
+    (tmp_path / "constant.yaml").write_text(CONSTANT.format(tiny=tiny))
+    arms = (str(tiny), "constant.yaml")
+    command = (sys.executable, "-m", "aent.cli", "compare", *arms, *SMALL, "--seeds", "1")
+    command += ("--out", "all", "--slurm")
+    sent = cluster.run(*command, cwd=tmp_path).stdout
+    array = re.fullmatch(rf"job (\d+): {tmp_path}/all/array.sbatch\n", sent).group(1)
+    for task, arm in enumerate(("tiny", "constant")):
+        folder = tmp_path / "all"
+        job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", folder / f"task-{task}.log")
+        assert job.wait() == "COMPLETED", job.log
+    found = collect.read(str(tmp_path / "all"))
+    assert sorted(run.arm for run in found.runs) == ["constant", "tiny"]
+    assert found.left_out == []
+    assert cluster.run(*command, cwd=tmp_path).stdout == "every run is finished\n"
