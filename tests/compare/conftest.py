@@ -9,6 +9,7 @@ import pytest
 
 from aent.cluster.sweep import parent_run
 from aent.compare.plan import PlannedRun, plan
+from aent.recipe.load import dump
 from aent.tracking.tracker import Tracker
 
 STEPS, QUESTIONS, SAMPLES = 24, 6, 4
@@ -54,6 +55,7 @@ def record(run: PlannedRun, parent: str) -> None:
     """What the run would have recorded."""
     tracking = run.recipe.tracking.model_copy(update={"parent_run_id": parent})
     run.run_dir.mkdir()
+    (run.run_dir / "recipe.yaml").write_text(dump(run.recipe))
     tracker = Tracker(run.run_dir, run.recipe.model_copy(update={"tracking": tracking}))
     band, run_of = run.arm == "held", (run.arm, run.seed)
     for step in range(STEPS):

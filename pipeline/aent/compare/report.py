@@ -101,15 +101,17 @@ def _charts(comparison: Comparison) -> Iterator[Chart]:
     def over_steps(name: str, title: str, of_run, window: int = 1) -> Chart:
         return Chart(name, title, "step", numbers.curves(comparison, of_run, window))
 
-    smoothed = f" (mean of {WINDOW} steps)"
-    yield over_steps("reward", "mean reward" + smoothed, metric("reward/mean"), WINDOW)
+    def smoothed(name: str, title: str, key: str) -> Chart:
+        return over_steps(name, f"{title} (mean of {WINDOW} steps)", metric(key), WINDOW)
+
+    yield smoothed("reward", "mean reward", "reward/mean")
     yield over_steps("entropy", "entropy, nats per token", metric("policy/entropy"))
     yield over_steps("coefficient", "entropy coefficient", metric("controller/coefficient"))
     yield over_steps("heldout", "held-out pass@1", numbers.pass_at_1)
     passes = numbers.curves(comparison, numbers.pass_at_ks)
     yield Chart("pass_at_k", "held-out pass@k after the last step", "k", passes)
-    yield over_steps("length", "response length, tokens", metric("response/length_mean"))
-    yield over_steps("truncated", "truncated share", metric("response/truncated_share"))
+    yield smoothed("length", "response length, tokens", "response/length_mean")
+    yield smoothed("truncated", "truncated share", "response/truncated_share")
 
 
 # -- tables ----------------------------------------------------------------------------------------
