@@ -285,8 +285,8 @@ def _limits(
         if not compared.is_certain:
             by_verdict.setdefault(compared.difference.verdict, []).append(compared)
     for verdict, group in by_verdict.items():
-        told = [f"{d.arm}'s {d.outcome} ({d.difference.mean:+.3f})" for d in group]
-        yield f"Against {baseline}, {verdict}: {', '.join(told)}."
+        named = [f"{d.arm}'s {d.outcome} ({d.difference.mean:+.3f})" for d in group]
+        yield f"Against {baseline}, {verdict}: {', '.join(named)}."
     seeds = min((d.difference.seeds for d in differences), default=0)
     if differences and least_p(seeds) > LEVEL:
         yield (

@@ -108,6 +108,9 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     }
     if s.device == "cpu":
         flags.append("--enforce-eager")
+        # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a
+        # CPU: vLLM sets back the generator of a request with a seed, and a CPU's cannot be
+        flags.append("--no-enable-chunked-prefill")
         # whole blocks are what samples of one prompt share: 128, the default, is longer than many
         options["block-size"] = 32
         options["kv-cache-memory-bytes"] = int(s.kv_cache_gib * 2**30)
