@@ -138,7 +138,7 @@ class Store:
         """Build a Dockerfile of containers/ from this checkout; what the steps printed."""
         return self.buildah(
             *("build", "--isolation=chroot", "--format=docker", "--pull-never", *flags),
-            *(f"--build-arg=BASE_IMAGE=localhost/{base}", f"--file={ROOT}/containers/{file}"),
+            *(f"--build-arg=BASE_IMAGE={base}", f"--file={ROOT}/containers/{file}"),
             *(f"--tag={name}", str(ROOT)),
             timeout_s=BUILD_S,
         )

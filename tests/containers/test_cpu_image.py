@@ -13,6 +13,8 @@ import pytest
 from containers import building
 from containers.building import ROOT, Store
 
+# with a registry, for "debian" alone may be another name's short form
+BASE, IMAGE = "localhost/aent-debian", "localhost/aent-cpu"
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 DOCTOR = "aent doctor recipes/cpu/tiny.yaml"
 
@@ -36,24 +38,24 @@ def built() -> Iterator[Built]:
         building.store(Path(tempfile.mkdtemp(prefix="aent-images-"))) as store,
     ):
         flags = building.package_sources(Path(folder), mark)
-        store.make_base("debian")
-        said = store.build("cpu.Dockerfile", "aent-cpu", "debian", flags)
+        store.make_base(BASE)
+        said = store.build("cpu.Dockerfile", IMAGE, BASE, flags)
         yield Built(store, mark, Path(folder), said)
 
 
 @pytest.fixture(scope="module")
 def container(built: Built) -> str:
-    return built.store.buildah("from", "--pull-never", "localhost/aent-cpu").strip()
+    return built.store.buildah("from", "--pull-never", IMAGE).strip()
 
 
 def test_doctor_was_the_last_step_and_content_with_the_recipe(built):
-    runs = [step for step in built.store.inspect("aent-cpu")["history"] if "#(nop)" not in step]
+    runs = [step for step in built.store.inspect(IMAGE)["history"] if "#(nop)" not in step]
     assert runs[-1].endswith(DOCTOR), runs
     assert "The recipe tiny can run here." in built.said.split(DOCTOR)[-1]
 
 
 def test_labels_user_and_command(built):
-    image = built.store.inspect("aent-cpu")
+    image = built.store.inspect(IMAGE)
     assert image["Labels"]["org.opencontainers.image.title"] == "aent on a CPU"
     assert image["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert image["User"] == "10001"
