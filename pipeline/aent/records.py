@@ -154,6 +154,7 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
         "evaluation/length_mean": result.mean_length,
         "evaluation/truncated_share": result.truncated_share,
         "evaluation/judge_errors": float(result.judge_errors),
+        **{f"evaluation/pass_at_{k}": value for k, value in result.pass_at_k.items()},
     }
 
 

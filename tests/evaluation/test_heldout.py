@@ -26,5 +26,10 @@ def test_error_is_that_of_the_questions_not_of_the_samples():
     assert result.standard_error == pytest.approx(math.sqrt(1 / 2) / math.sqrt(2))
 
 
+def test_pass_at_k_counts_answers_of_reward_1():
+    result = summarize([answer(r) for r in (1.0, 0.0, 0.5, 0.9, 0.0, 0.0)], 3)
+    assert result.pass_at_k == pytest.approx({1: 1 / 6, 2: 1 / 3, 3: 1 / 2})
+
+
 def test_one_question_has_no_standard_error():
     assert math.isnan(summarize([answer(1.0)], 1).standard_error)

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from aent.evaluation.pass_at_k import ks, pass_at_k
 from aent.recipe.schema import EvaluationSection
 from aent.rollout.client import EngineClient, Fleet, GenerationRequest
 from aent.tasks import Question
@@ -36,6 +37,7 @@ class EvaluationResult:
     mean_length: float  # tokens
     truncated_share: float
     judge_errors: int
+    pass_at_k: dict[int, float]  # k = 1, 2, 4, ... and the samples a question; right: reward 1
     answers: list[Answer]
 
 
@@ -95,11 +97,16 @@ def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
     # responses to one question are not independent: the error is that of the questions' means
     means = [statistics.fmean(rewards[i : i + samples]) for i in range(0, len(rewards), samples)]
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+    right = [sum(r >= 1 for r in rewards[i : i + samples]) for i in range(0, len(rewards), samples)]
     return EvaluationResult(
         accuracy=statistics.fmean(means),
         standard_error=error,
         mean_length=statistics.fmean(a.length for a in answers),
         truncated_share=statistics.fmean(a.truncated for a in answers),
         judge_errors=sum(bool(a.error) for a in answers),
+        pass_at_k={
+            k: statistics.fmean(pass_at_k(samples, correct, k) for correct in right)
+            for k in ks(samples)
+        },
         answers=answers,
     )
