@@ -10,6 +10,7 @@ from aent.algorithm import entropy_controls, prepare
 from aent.batch import Batch
 from aent.entropy import controllers
 from aent.run import Run
+from aent.runtime import distributed
 from aent.trainer.trainer import MinibatchResult
 
 
@@ -44,9 +45,10 @@ def train(run: Run) -> bool:
         run.evaluate(step=step + 1)
         if run.checkpoint(step + 1, state, memory, batch.logprob_gap):
             return False
+    peaks = distributed.peak_memory()  # before rank 0 gathers the whole policy to save it
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")
-    run.finish()
+    run.finish(peaks)
     return True
 
 

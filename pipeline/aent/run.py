@@ -211,9 +211,9 @@ class Run:
     def _is_due(self, step: int, every: int) -> bool:
         return step in (0, self.recipe.steps) or bool(every and step % every == 0)
 
-    def finish(self) -> None:
-        """Say goodbye (rank 0): MLflow's run is FINISHED."""
-        peaks = distributed.peak_memory()
+    def finish(self, peaks: Sequence[int]) -> None:
+        """Say goodbye (rank 0): MLflow's run is FINISHED. peaks: bytes that each rank
+        held at most."""
         self.alone("the summary", lambda zero: zero.finish(peaks))
 
     def alone(self, what: str, work: Callable[[RankZero], T]) -> T | None:
