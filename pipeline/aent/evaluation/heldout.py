@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from aent.evaluation.pass_at_k import ks, pass_at_k
+from aent.evaluation.pass_at_k import by_k
 from aent.recipe.schema import EvaluationSection
 from aent.rollout.client import EngineClient, Fleet, GenerationRequest
 from aent.tasks import Question
@@ -104,9 +104,6 @@ def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
         mean_length=statistics.fmean(a.length for a in answers),
         truncated_share=statistics.fmean(a.truncated for a in answers),
         judge_errors=sum(bool(a.error) for a in answers),
-        pass_at_k={
-            k: statistics.fmean(pass_at_k(samples, correct, k) for correct in right)
-            for k in ks(samples)
-        },
+        pass_at_k={k: statistics.fmean(v) for k, v in by_k(samples, right).items()},
         answers=answers,
     )

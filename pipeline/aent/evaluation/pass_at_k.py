@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 Z = statistics.NormalDist().inv_cdf(0.975)  # of a 95% interval
 
@@ -23,6 +23,11 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def ks(n: int) -> list[int]:
     """The k of which pass@k is told with ``n`` samples a question: 1, 2, 4, ... and n."""
     return sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n})
+
+
+def by_k(n: int, correct: Collection[int]) -> dict[int, list[float]]:
+    """pass@k of every question, for each of ``ks(n)``; correct: each one's right samples of n."""
+    return {k: [pass_at_k(n, c, k) for c in correct] for k in ks(n)}
 
 
 def interval(values: Sequence[float], draws: int = 1) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.evaluation.answers import Answers, Row
-from aent.evaluation.pass_at_k import interval, ks, pass_at_k
+from aent.evaluation.pass_at_k import by_k, interval
 from aent.evaluation.suites import Suite
 from aent.rollout.client import Completion, Fleet, GenerationRequest
 from aent.tasks import Question
@@ -175,7 +175,7 @@ def summarize(suite: Suite, answers: Answers) -> Summary:
     for row in rows:
         correct[row.question] = correct.get(row.question, 0) + (row.reward >= 1)
     n = suite.samples
-    values = {k: [pass_at_k(n, c, k) for c in correct.values()] for k in ks(n)}
+    values = by_k(n, correct.values())
     return Summary(
         suite=suite.name,
         questions=len(correct),
