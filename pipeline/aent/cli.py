@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from aent.compare.commands import compare, report
+from aent.lab.commands import lab
+from aent.refusals import refuse
 
 if TYPE_CHECKING:
     from aent.cluster.render import Script
@@ -26,12 +30,6 @@ Overrides = Annotated[
 ]
 
 
-def _refuse(faults: list[str]) -> NoReturn:
-    for fault in faults:
-        print(f"aent: {fault}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
 def _load(
     path: str, overrides: list[str] | None, check: bool = True, machine: bool = True
 ) -> Recipe:
@@ -47,9 +45,9 @@ def _load(
     try:
         recipe = load(data_path(path), overrides or [])
     except RecipeError as error:
-        _refuse(str(error).splitlines())
+        refuse(str(error).splitlines())
     if check and recipe.run_dir is None and recipe.resume != "never":
-        _refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
+        refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
     if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
         stamp = time.strftime("%Y%m%d-%H%M%S")
         recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
@@ -58,7 +56,7 @@ def _load(
 
         faults = check_recipe(recipe, machine=machine)
         if faults:
-            _refuse(faults)
+            refuse(faults)
     return recipe
 
 
@@ -92,7 +90,7 @@ def _dry_run(recipe: Recipe) -> None:
 
     faults = check(recipe, machine=False)
     if faults:
-        _refuse(faults)
+        refuse(faults)
     print(dump(recipe))
     if are_known(recipe.model):
         print(describe(recipe))
@@ -152,11 +150,11 @@ def evaluate(
     elif suite is not None:
         loaded = _plain_recipe(of_recipe)
     else:
-        _refuse([f"{model} is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"])
+        refuse([f"{model} is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"])
     try:
         asked = suites.find(suite, of_suite) if suite else suites.of_recipe(loaded, of_suite)
     except ValueError as error:
-        _refuse([str(error)])
+        refuse([str(error)])
     evaluation = command.Evaluation(model, asked, loaded, out, data, tokenizer, token_file)
     raise typer.Exit(command.run(evaluation))
 
@@ -169,7 +167,7 @@ def _plain_recipe(overrides: list[str]) -> Recipe:
     try:
         return resolve(data, "aent eval", overrides)
     except RecipeError as error:
-        _refuse(str(error).splitlines())
+        refuse(str(error).splitlines())
 
 
 @app.command()
@@ -184,12 +182,12 @@ def data(
     from aent.tasks import sources
 
     if name not in sources.SOURCES:
-        _refuse([f"{name}: not one of {', '.join(sorted(sources.SOURCES))}"])
+        refuse([f"{name}: not one of {', '.join(sorted(sources.SOURCES))}"])
     target = out or Path("data") / f"{name}.jsonl"
     try:
         done = sources.prepare(name, files, target)
     except (OSError, ValueError) as error:
-        _refuse([str(error)])
+        refuse([str(error)])
     print(
         f"{target}: {done.written} questions of {done.read} rows "
         f"({done.left_out} left out, {done.repeated} repeated)"
@@ -231,7 +229,7 @@ def _recorded(source: str, overrides: list[str] | None) -> Recorded:
     try:
         return read(source, overrides or [])
     except (RecipeError, SourceError) as error:
-        _refuse(str(error).splitlines())
+        refuse(str(error).splitlines())
 
 
 @app.command()
@@ -265,7 +263,7 @@ def suggest(
     try:
         print(propose(_recorded(source, overrides), most))
     except SourceError as error:
-        _refuse([str(error)])
+        refuse([str(error)])
 
 
 @app.command(name="mlflow-sync")
@@ -279,105 +277,18 @@ def mlflow_sync(
     try:
         print(sync(run_dir))
     except (RecipeError, FileNotFoundError) as error:
-        _refuse(str(error).splitlines())
+        refuse(str(error).splitlines())
     except Exception as error:  # whatever MLflow and its store raise
         print(f"aent: MLflow did not take it: {type(error).__name__}: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
-@app.command()
-def compare(
-    arms: Annotated[
-        list[str],
-        typer.Argument(
-            help="A recipe per arm; overrides of every arm: steps=20 ...",
-            metavar="RECIPE... [key=value]...",
-        ),
-    ],
-    seeds: Annotated[int, typer.Option(min=1, help="Of every arm: 0, 1, ...")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, and of the report.")] = Path(
-        "runs/comparison"
-    ),
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="As a Slurm job array: see the cluster section.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option(help="Say what would run (of an array: its script); start nothing.")
-    ] = False,
-) -> None:
-    """Run every arm with every seed; stopped and started again, go on with what is not finished."""
-    import shlex
-
-    from aent.cluster.render import SlurmError, render_array, submit
-    from aent.compare.plan import plan
-    from aent.recipe.check import check
-    from aent.recipe.load import RecipeError
-
-    overrides = [a for a in arms if "=" in a and not Path(a).exists()]
-    sources = [a for a in arms if a not in overrides]
-    try:
-        runs = plan(sources, overrides, seeds, out)
-    except RecipeError as error:
-        _refuse(str(error).splitlines())
-    faults = [f"{r.source}: {f}" for r in runs for f in check(r.recipe, machine=not slurm)]
-    if faults:
-        _refuse(list(dict.fromkeys(faults)))
-    if not slurm:
-        from aent.compare import local
-
-        if dry_run:
-            print("\n".join(f"{r}: {'finished' if r.finished else r.run_dir}" for r in runs))
-            return
-        raise typer.Exit(local.run_all(runs, out))
-    left = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
-    if not left:
-        print("every run is finished")
-        return
-    try:
-        script = render_array(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
-        if dry_run:
-            print(f"{script.text}\n# {shlex.join(script.command)}")
-        else:
-            print(f"job {submit(script)}: {script.path}")
-    except ValueError as error:
-        _refuse([f"cluster: {error}"])
-    except SlurmError as error:
-        print(f"aent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-@app.command()
-def report(
-    source: Annotated[
-        str, typer.Argument(help="A comparison's folder, or the MLflow id of the run above it.")
-    ] = "runs/comparison",
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="What the others are held against; default: the arm without a bonus."),
-    ] = None,
-    reward: Annotated[
-        float | None,
-        typer.Option(help="Whose cost is told; default: where the baseline's training ends."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: the comparison's folder.")] = None,
-) -> None:
-    """Write what a comparison found, from MLflow: one page (HTML), and Markdown."""
-    from aent.compare import collect, page
-    from aent.compare.report import make
-    from aent.recipe.load import RecipeError
-    from aent.tracking.recorded import SourceError
-
-    try:
-        made = make(collect.read(source), baseline, reward)
-    except (RecipeError, SourceError, ValueError) as error:
-        _refuse(str(error).splitlines())
-    folder = out or (Path(source) if Path(source).is_dir() else Path())
-    for path in page.write(made, folder):
-        print(path)
-
+app.command()(compare)
+app.command()(report)
 
 slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
 app.add_typer(slurm, name="slurm")
+app.add_typer(lab, name="lab")
 
 
 def _render(recipe: str, overrides: list[str] | None) -> Script:
@@ -386,7 +297,7 @@ def _render(recipe: str, overrides: list[str] | None) -> Script:
     try:
         return render(_load(recipe, overrides, machine=False), recipe, overrides or [])
     except ValueError as error:
-        _refuse([f"cluster: {error}"])
+        refuse([f"cluster: {error}"])
 
 
 @slurm.command(name="render")
@@ -429,69 +340,6 @@ def slurm_status(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     except SlurmError as error:
         print(f"aent: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-lab = typer.Typer(
-    help="The laboratory: what can be known about entropy control on a CPU, in minutes.",
-    no_args_is_help=True,
-)
-app.add_typer(lab, name="lab")
-
-
-def _check_folders(*files: Path | None) -> None:
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
-            _refuse([f"{file}: there is no folder {file.parent}"])
-
-
-@lab.command(name="mdp")
-def lab_mdp(
-    optimal: Annotated[
-        list[int] | None,
-        typer.Option(help="Numbers of optimal answers: --optimal 15 10 5 1 (the default)."),
-    ] = None,
-    more_optimal: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Exact gradient steps.")] = 4000,
-    seeds: Annotated[int, typer.Option(min=1, help="Initial policies of each setting.")] = 5,
-    csv: Annotated[
-        Path | None, typer.Option(help="Also write arm,optimal,seed,step,reward.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the curves (PNG).")] = None,
-) -> None:
-    """The paper's small experiment: five arms on a token MDP with 100,000 actions."""
-    from aent.lab import experiment
-
-    settings = [*(optimal or []), *(more_optimal or [])] or list(experiment.PUBLISHED)
-    _check_folders(csv, plot)
-    try:
-        tasks = [experiment.Task(number) for number in dict.fromkeys(settings)]
-    except ValueError as error:
-        _refuse([f"--optimal: {error}"])
-    experiment.run(tasks, seeds, steps, csv, plot)
-
-
-@lab.command(name="clamp")
-def lab_clamp(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A Hugging Face folder, a run folder, or a bundled model "
-            "(smollm2-135m-instruct, tiny-qwen2).",
-            metavar="MODEL|RUN",
-        ),
-    ],
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
-    seed: Annotated[int, typer.Option(help="Of the answers that the policy writes.")] = 0,
-) -> None:
-    """At which entropies clamped and full entropy differ, and their gradients, for a policy."""
-    from aent.lab import clamp_report
-    from aent.recipe.load import RecipeError
-
-    _check_folders(plot)
-    try:
-        clamp_report.run(model, plot, seed)
-    except (FileNotFoundError, ValueError, RecipeError) as error:
-        _refuse(str(error).splitlines())
 
 
 def main() -> None:

@@ -81,6 +81,13 @@ def test_the_browser_shows_it(written, browse, tmp_path):
     assert {(0x55, 0x55, 0x55), (0x00, 0x72, 0xB2)} <= colours  # the arms' own
 
 
+def test_a_report_that_cannot_be_written_is_refused(comparison, tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["report", str(comparison), "--out", str(tmp_path / "file")])
+    assert done.exit_code == 2
+    assert done.stderr == f"aent: {tmp_path / 'file'} cannot be written into: File exists\n"
+
+
 def test_the_page_needs_nothing_from_outside(written):
     page = (written / "report.html").read_text()
     assert re.findall(r"(?:src|href|url)\s*[=(]", page) == []

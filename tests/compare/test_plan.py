@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from aent.cli import app
 from aent.compare.plan import plan
 from aent.recipe.load import RecipeError, dump
 from aent.tracking import journal
@@ -66,3 +68,12 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
     assert str(refused.value) == (
         f"{run.run_dir}: controller.initial: 0.0 before, 0.5 now: name another folder (--out)"
     )
+
+
+@pytest.mark.parametrize("options", [[], ["--slurm", "cluster.gpus_per_node=0"]])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, options):
+    recipes, out = write_recipes(tmp_path), tmp_path / "file"
+    out.touch()
+    done = CliRunner().invoke(app, ["compare", *recipes, *options, "--out", str(out)])
+    assert done.exit_code == 2
+    assert done.stderr == f"aent: {out} cannot be written into: File exists\n"

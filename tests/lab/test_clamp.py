@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,10 +122,29 @@ def test_the_command_on_a_small_model(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert any(line.startswith("| top_k 1000 | ") and "nowhere" in line for line in lines)
+    assert "-0.00" not in result.stdout  # more than the vocabulary: no difference
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def refusal(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["lab", "clamp", *map(str, arguments)])
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return result.stderr
+
+
 def test_refusals(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["lab", "clamp", str(tmp_path / "nothing")])
-    assert result.exit_code == 2
-    assert "there is no folder" in result.stderr
+    assert "there is no folder" in refusal(tmp_path / "nothing")
+    assert refusal("tiny-qwen2", "--plot", tmp_path) == (
+        f"aent: {tmp_path} cannot be written: Is a directory\n"
+    )
+
+
+@pytest.mark.slow  # imports transformers
+def test_folders_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    model = shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), tmp_path / "model")
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    assert f"aent: {model}: its tokenizer makes no tokens of" in refusal(model)
+    (model / "model.safetensors").write_text("garbage")
+    assert f"aent: {model} cannot be read as a model: " in refusal(model)

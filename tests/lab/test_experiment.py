@@ -58,6 +58,8 @@ def test_the_controller_lowers_the_coefficient_of_a_policy_above_its_band() -> N
         (["--optimal", 300], "optimal is 300"),
         (["--optimal", 15, 0], "optimal is 0"),
         (["--csv", "nowhere/curves.csv"], "nowhere/curves.csv: there is no folder nowhere"),
+        (["--csv", "."], ". cannot be written: Is a directory"),
+        (["--plot", "/proc/curves.png"], "/proc/curves.png cannot be written"),
         (["--seeds", 0], "seeds"),
         (["--steps", "many"], "steps"),
     ],
@@ -66,3 +68,4 @@ def test_refusals(arguments: list[object], named: str) -> None:
     result = aent("lab", "mdp", *arguments)
     assert result.exit_code == 2
     assert named in result.stderr
+    assert result.stdout == ""  # before any work

@@ -147,5 +147,5 @@ def _percent(share: Tensor) -> str:
         if percent >= 10
         else f"{percent:.1f}"
         if percent >= 1
-        else f"{percent:.2f}"
+        else f"{percent:z.2f}"
     )

@@ -59,13 +59,19 @@ def own_logits(
 
     ``samples`` answers of at most ``tokens`` tokens, drawn at temperature 1; the prompt is a user's
     turn of the chat template, where the tokenizer has one.
+
+    Raises ValueError for a folder that is no model after all.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    except Exception as error:  # whatever transformers, tokenizers and safetensors raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{folder} cannot be read as a model: {reason}") from error
     stops = model.generation_config.eos_token_id
     stops = torch.tensor([stops] if isinstance(stops, int) else stops or [])
     torch.manual_seed(seed)
@@ -77,6 +83,8 @@ def own_logits(
                 tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
             )
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        if not ids.numel():
+            raise ValueError(f"{folder}: its tokenizer makes no tokens of {prompt!r}")
         output = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0,
             top_p=1.0, num_return_sequences=samples, max_new_tokens=tokens,
