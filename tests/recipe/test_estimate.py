@@ -133,6 +133,41 @@ def test_fused_head_holds_the_logits_of_a_chunk(recipe):
     assert few.per_rank[0].logits == 200 * 49152 * 4
 
 
+def test_siren_has_the_logits_of_its_tokens_once_more(recipe):
+    """A fifth of 64 x 28 response tokens, and the gradient of a chunk of these."""
+    siren = "entropy_controls=[{kind: nucleus_anchor, share: .2}]"
+    for head in ("trainer.fused_head=false", "trainer.fused_head=true"):
+        big = ("trainer.micro_batch_tokens=100000", head)
+        plain, with_siren = (estimate(recipe(*big, *c)).per_rank[0] for c in ((), (siren,)))
+        assert with_siren.logits - plain.logits == 2 * int(0.2 * 64 * 28) * 49152 * 4
+    much = ("rollout.prompts_per_step=32", "trainer.micro_batch_tokens=100000")
+    plain, with_siren = (estimate(recipe(*much, *c)).per_rank[0] for c in ((), (siren,)))
+    assert with_siren.logits - plain.logits == (int(0.2 * 256 * 28) + 1024) * 49152 * 4
+
+
+def test_responses_that_controls_ask_for_are_counted(recipe):
+    """8 prompts x 8; their logits are 28 tokens each."""
+    big = ("trainer.micro_batch_tokens=100000", "algorithm.advantage=group_mean")
+
+    def responses(*overrides: str) -> float:
+        return estimate(recipe(*big, *overrides)).per_rank[0].logits / (28 * 49152 * 4 * 2)
+
+    assert responses() == 64
+    reroll = "entropy_controls=[{kind: reroll, target: 1, share: .25, limit: LIMIT}]"
+    assert responses(reroll.replace("LIMIT", "60")) == 64 + 2 * 7  # of two prompts, all but one
+    assert responses(reroll.replace("LIMIT", "9")) == 64 + 9
+    assert responses(reroll.replace("LIMIT", "60"), "trainer.mini_batches=8") == 8 + 7
+    budget = "entropy_controls=[{kind: rollout_budget, low: 4, high: 12}]"
+    assert responses(budget) == 64
+    assert responses(budget, "trainer.mini_batches=4") == 2 * 12
+    shared = estimate(recipe(*big, budget, "trainer.share_prompts=true")).per_rank[0]
+    plain = estimate(recipe(*big, "trainer.share_prompts=true")).per_rank[0]
+    tokens = 8 * 100 + 64 * 28
+    assert shared.activations - plain.activations == tokens * 4 * (12 - 8) * 28  # longer masks
+    said = describe(recipe(reroll.replace("LIMIT", "9")))
+    assert "8 prompts x 8 samples = 64 and at most 9 re-rolled, in 1 mini-batches" in said
+
+
 def test_engines_stand_apart_and_the_total_adds_up(recipe):
     memory = estimate(recipe("rollout.engines=2", "rollout.engine.kv_cache_gib=.5"))
     assert len(memory.engines) == 2

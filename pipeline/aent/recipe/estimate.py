@@ -1,7 +1,8 @@
 """What a run needs before it starts: memory per trainer rank, engines, and who is where.
 
-The numbers are upper bounds of what the run holds at once, from formulas below; allocators and the
-kernels' own buffers come on top. P is the parameter count of a rank, in its own shard.
+The numbers are upper bounds of what the run holds at once, from formulas below, with the responses
+that entropy controls may ask for besides the recipe's; allocators and the kernels' own buffers come
+on top. P is the parameter count of a rank, in its own shard.
 
 =============  ==================================================================================
 weights        P x 4 (float32) or P x 2 (bfloat16); twice with a frozen reference
@@ -21,6 +22,7 @@ process        the libraries themselves
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
@@ -159,23 +161,45 @@ def _largest_tensor(facts: ModelFacts) -> int:
     return max(facts.embedding_parameters, facts.hidden * facts.ffn)
 
 
-def _unit(recipe: Recipe) -> int:
-    """Responses that are computed behind one prompt: a group's, where prompts are shared and the
-    longest group fits a micro-batch (else it is split, and its prompt computed again)."""
-    rollout, trainer = recipe.rollout, recipe.trainer
-    whole = rollout.max_prompt_tokens + rollout.samples_per_prompt * rollout.max_response_tokens
-    fits = trainer.share_prompts and whole <= trainer.micro_batch_tokens
-    return rollout.samples_per_prompt if fits else 1
+def _largest(recipe: Recipe) -> tuple[int, int]:
+    """Responses of the largest possible group, and of the largest possible mini-batch: the
+    recipe's, unless an entropy control gives some questions more."""
+    rollout = recipe.rollout
+    prompts = rollout.prompts_per_step // recipe.trainer.mini_batches
+    group = rollout.samples_per_prompt
+    total = prompts * group
+    budget, reroll = recipe.control("rollout_budget"), recipe.control("reroll")
+    if budget is not None:  # no more in a step, but shared out otherwise
+        group = budget.high
+        total = min(prompts * group, rollout.prompts_per_step * rollout.samples_per_prompt)
+    if reroll is not None:  # those of a group's answers to the same question that are above a mean
+        better, again = group - 1, math.ceil(reroll.share * rollout.prompts_per_step)
+        group += min(reroll.limit, better)
+        total += min(reroll.limit, min(prompts, again) * better)
+    return group, total
+
+
+def _longest_unit(recipe: Recipe) -> int:
+    """Tokens of the largest possible group behind one prompt."""
+    group, _ = _largest(recipe)
+    return recipe.rollout.max_prompt_tokens + group * recipe.rollout.max_response_tokens
 
 
 def _mini_batch(recipe: Recipe) -> tuple[int, int]:
-    """(tokens, response tokens) of the longest possible mini-batch, per data-parallel rank."""
+    """(tokens, response tokens) of the longest possible mini-batch, per data-parallel rank.
+
+    A prompt is there once a response; once a group where prompts are shared and the longest group
+    fits a micro-batch (else it is split, and its prompt computed again).
+    """
     rollout, trainer = recipe.rollout, recipe.trainer
-    unit = _unit(recipe)
-    units = rollout.prompts_per_step * rollout.samples_per_prompt // unit
-    units = -(-units // (trainer.mini_batches * trainer.data_parallel))
-    responses = unit * rollout.max_response_tokens
-    return units * (rollout.max_prompt_tokens + responses), units * responses
+    group, total = _largest(recipe)
+    prompts = responses = -(-total // trainer.data_parallel)
+    if trainer.share_prompts and _longest_unit(recipe) <= trainer.micro_batch_tokens:
+        groups = rollout.prompts_per_step // trainer.mini_batches
+        prompts = -(-groups // trainer.data_parallel)
+        responses = min(prompts * group, total)
+    tokens = responses * rollout.max_response_tokens
+    return prompts * rollout.max_prompt_tokens + tokens, tokens
 
 
 def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) -> int:
@@ -194,9 +218,7 @@ def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) ->
     layers = facts.stage_layers(trainer.pipeline_parallel)[stage]
     per_token = layers * per_layer * element
     if trainer.share_prompts:  # the mask: a row of float32 for each token, as long as its unit
-        rollout = recipe.rollout
-        responses = rollout.samples_per_prompt * rollout.max_response_tokens
-        per_token += 4 * min(micro_tokens, rollout.max_prompt_tokens + responses)
+        per_token += 4 * min(micro_tokens, _longest_unit(recipe))
     return int(in_flight * micro_tokens * per_token)
 
 
@@ -219,12 +241,16 @@ def _logits(recipe: Recipe, facts: ModelFacts) -> int:
     """Logits of the response tokens of one micro-batch (the output layer sees no others)."""
     _, responses = _mini_batch(recipe)
     count = min(recipe.trainer.micro_batch_tokens, responses)
-    columns = -(-facts.vocab // recipe.trainer.tensor_parallel)
-    if recipe.trainer.fused_head:
-        from aent.entropy.head import CHUNK_TOKENS  # late: torch
+    row = -(-facts.vocab // recipe.trainer.tensor_parallel) * 4
+    siren = recipe.control("nucleus_anchor")
+    if siren is None and not recipe.trainer.fused_head:
+        return count * row * LOGIT_COPIES
+    from aent.entropy.head import CHUNK_TOKENS  # late: torch
 
-        return min(count, CHUNK_TOKENS) * columns * 4
-    return count * columns * 4 * LOGIT_COPIES
+    chunk = min(count, CHUNK_TOKENS)
+    chosen = int(siren.share * count) if siren is not None else 0
+    once_more = chosen + min(chosen, CHUNK_TOKENS)
+    return ((chunk if recipe.trainer.fused_head else count * LOGIT_COPIES) + once_more) * row
 
 
 def rank_coordinates(recipe: Recipe, rank: int) -> tuple[int, int, int]:
@@ -267,9 +293,11 @@ def describe(recipe: Recipe) -> str:
             f"port: {port}"
         )
     samples = rollout.prompts_per_step * rollout.samples_per_prompt
+    reroll = recipe.control("reroll")
+    more = f" and at most {reroll.limit} re-rolled" if reroll is not None else ""
     lines.append(
         f"step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
-        f"{samples}, in {trainer.mini_batches} mini-batches; {recipe.steps} steps"
+        f"{samples}{more}, in {trainer.mini_batches} mini-batches; {recipe.steps} steps"
     )
     lines.append(f"judges: {recipe.task.judge_processes} processes")
     lines.append(f"run folder: {run_folder(recipe)}")

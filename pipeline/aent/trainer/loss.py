@@ -16,6 +16,7 @@ from aent.entropy import (
     nucleus_entropy,
     token_statistics,
 )
+from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share
@@ -28,9 +29,6 @@ SUMS = (
     "kl_behaviour", "logprob_gap", "kl_reference", "invalid_rows", "tokens",
     "policy_gradient_square", "entropy_gradient_square",
 )  # fmt: skip
-
-
-NUCLEUS_TOKENS = 1024  # whose logits a scoring pass holds at once
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def nucleus_entropies(policy: Policy, hidden: Tensor, places: Tensor, recipe: Re
     """
     settings = recipe.control("nucleus_anchor")
     entropies = []
-    for part in places.split(NUCLEUS_TOKENS):
+    for part in places.split(CHUNK_TOKENS):
         logits = policy.model.logits(*policy.model.head_inputs(hidden, part))
         entropies.append(
             nucleus_entropy(logits, settings.top_p, settings.top_k, **_sharding(policy))
