@@ -21,22 +21,24 @@ import sys, time
 from pathlib import Path
 from aent.phases import Phases
 from aent.runtime import heartbeats, signals
-run_dir, rank = Path(sys.argv[1]), int(sys.argv[2])
+run_dir, rank, deadline_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+heartbeats.BEAT_S = 0.5
 signals.listen()
-Phases(run_dir / "heartbeats" / f"rank{rank}.json", step=5).begin("train")
-with heartbeats.beating(run_dir, rank):
+phases = Phases.of(run_dir, rank, deadline_s)
+phases.step = 5
+with phases.beating(), phases("train"):
     time.sleep(600)
 """
 
 
 @pytest.fixture
-def ranks(tmp_path: Path):
-    """Two ranks in step 5, with their heartbeats."""
-    (tmp_path / "heartbeats").mkdir()
+def ranks(tmp_path: Path, request: pytest.FixtureRequest):
+    """Two ranks in step 5, with their heartbeats; a parameter is the deadline of rank 1's phase."""
+    deadlines = [600.0, getattr(request, "param", 600.0)]
     children = [
         Child.start(
             f"trainer rank {rank}",
-            [sys.executable, "-c", RANK, str(tmp_path), str(rank)],
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank), str(deadlines[rank])],
             env=os.environ,
             log_path=tmp_path / "logs" / f"rank{rank}.log",
         )
@@ -44,7 +46,7 @@ def ranks(tmp_path: Path):
     ]
     try:
         deadline = time.monotonic() + 60
-        while len(list((tmp_path / "heartbeats").glob("rank*.json"))) < 2:
+        while len(heartbeats.places(tmp_path)) < 2 or "start" in str(heartbeats.places(tmp_path)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield children
@@ -70,6 +72,19 @@ def test_a_stopped_rank_is_named_and_the_others_write_their_stacks(
     assert "most recent call first" in ranks[0].tail(30)
     stop_all(ranks, 0.1)
     assert not any(psutil.pid_exists(rank.process.pid) for rank in ranks)
+
+
+@pytest.mark.parametrize("ranks", [1.0], indirect=True)
+def test_a_rank_whose_work_hangs_is_named_though_its_process_lives(
+    tmp_path: Path, ranks: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "LOOK_S", 0.2)
+    told = watched(tmp_path, ranks)
+    assert told is not None
+    assert "rank 1 has got no further for" in told
+    assert "(step 5, phase train), which is more than trainer.phase_timeout_s" in told
+    assert "rank 0" not in told
+    assert "<string>" in ranks[1].tail(30)  # its stack: where it hangs
 
 
 def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Child]) -> None:

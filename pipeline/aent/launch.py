@@ -165,7 +165,7 @@ def look_after(
             if (told := watch.look()) is not None:
                 send_all(ranks, STACKS)
                 time.sleep(STACKS_S)
-                return f"aent: {told}; the stacks of the others are in {ranks[0].log_path.parent}"
+                return f"aent: {told}; every rank's stack is in {ranks[0].log_path.parent}"
         time.sleep(POLL_S)
     return None
 

@@ -54,16 +54,15 @@ class Run:
 
     @staticmethod
     @contextmanager
-    def open(recipe: Recipe, run_dir: Path, model_path: Path, stop: StopRequest) -> Iterator[Run]:
+    def open(
+        recipe: Recipe, run_dir: Path, model_path: Path, stop: StopRequest, phases: Phases
+    ) -> Iterator[Run]:
         """Join the job, build the model, and on rank 0 reach the engines."""
         rank = int(os.environ["RANK"])
-        heartbeats = run_dir / "heartbeats"
-        heartbeats.mkdir(exist_ok=True)
-        phases = Phases(heartbeats / f"rank{rank}.json")
-        phases.begin("start")
         distributed.initialize(recipe.trainer, recipe.seed)
         deadline = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
-        control = Control(dist.distributed_c10d._get_default_store(), rank, deadline)
+        store = dist.distributed_c10d._get_default_store()
+        control = Control(store, rank, deadline, phases.progress)
         trainer = Trainer(recipe, model_path)
         zero = control.alone(
             "reaching the engines",

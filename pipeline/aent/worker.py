@@ -14,17 +14,18 @@ def main(run_dir: Path, model_path: Path) -> int:
     children.die_with_parent()
     stop = signals.listen()  # before the imports, which take seconds: the signal would kill us
     from aent import failures, loop
+    from aent.phases import Phases
     from aent.recipe.load import load
     from aent.run import Run
-    from aent.runtime import heartbeats
     from aent.runtime.rank import read_place
 
     recipe = load(run_dir / "recipe.yaml", [])
     rank = read_place()
+    phases = Phases.of(run_dir, rank, recipe.trainer.phase_timeout_s)
     with (
         failures.recorded(run_dir, rank),
-        heartbeats.beating(run_dir, rank),
-        Run.open(recipe, run_dir, model_path, stop) as run,
+        phases.beating(),
+        Run.open(recipe, run_dir, model_path, stop, phases) as run,
     ):
         ended = loop.train(run)
     return 0 if ended else signals.CHECKPOINTED

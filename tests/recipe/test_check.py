@@ -117,6 +117,15 @@ FAULTS = [
         "rollout.engine.tensor_parallel=5 does not divide the model's 12 attention heads",
     ),
     (
+        ["trainer.phase_timeout_s=900", "trainer.collective_timeout_s=900"],
+        "trainer.phase_timeout_s=900 must be above trainer.collective_timeout_s = 900",
+    ),
+    (
+        ["trainer.phase_timeout_s=650", "rollout.engine.start_timeout_s=400"],
+        "trainer.phase_timeout_s=650 must be above rollout.progress_timeout_s + "
+        "rollout.engine.start_timeout_s = 700",
+    ),
+    (
         ["entropy.top_k=1001"],
         "entropy.top_k=1001 is more than the model's vocabulary of 1000",
     ),

@@ -16,7 +16,7 @@ def store_of(rank: int, world: int) -> dist.Store:
 
 def slow_work(rank: int, world: int) -> list:
     """Longer than the deadline in all, but with a sign of progress in between."""
-    control = Control(store_of(rank, world), rank, deadline_s=1.0)
+    control = Control(store_of(rank, world), rank, deadline_s=1.0, on_progress=lambda: None)
 
     def work() -> str:
         for _ in range(4):
@@ -28,7 +28,7 @@ def slow_work(rank: int, world: int) -> list:
 
 
 def failing_work(rank: int, world: int) -> str:
-    control = Control(store_of(rank, world), rank, deadline_s=5.0)
+    control = Control(store_of(rank, world), rank, deadline_s=5.0, on_progress=lambda: None)
     try:
         control.alone("sampling", lambda: 1 // 0)
     except (RankZeroFailed, ZeroDivisionError) as error:
@@ -38,7 +38,7 @@ def failing_work(rank: int, world: int) -> str:
 
 
 def silent_work(rank: int, world: int) -> str:
-    control = Control(store_of(rank, world), rank, deadline_s=0.5)
+    control = Control(store_of(rank, world), rank, deadline_s=0.5, on_progress=lambda: None)
     try:
         control.alone("sampling", lambda: time.sleep(2))
     except TimeoutError as error:
@@ -64,7 +64,7 @@ def test_silence_is_an_error_that_says_whom_it_waited_for():
 def work_beyond_the_collectives_time_out(rank: int, world: int) -> list[float]:
     """Rank 0 works longer than the group's time-out; the others are in no collective meanwhile."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
-    control = Control(store_of(rank, world), rank, deadline_s=10.0)
+    control = Control(store_of(rank, world), rank, deadline_s=10.0, on_progress=lambda: None)
     control.alone("a long rollout", lambda: time.sleep(3))
     value = torch.tensor([float(rank)])
     dist.all_reduce(value, group=group)

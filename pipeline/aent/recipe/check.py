@@ -40,6 +40,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
         *_cluster(recipe),
+        *_timeouts(recipe),
     ]
     model_faults = list(_model(recipe, machine))
     faults += model_faults
@@ -207,6 +208,20 @@ def _engines(recipe: Recipe) -> Iterator[str]:
             f"rollout.engine.port={rollout.engine.port} leaves no ports for "
             f"rollout.engines={rollout.engines}"
         )
+
+
+def _timeouts(recipe: Recipe) -> Iterator[str]:
+    """A wait with a time-out of its own ends by that one, which says what was waited for."""
+    rollout, limit = recipe.rollout, recipe.trainer.phase_timeout_s
+    for seconds, what in (
+        (recipe.trainer.collective_timeout_s, "trainer.collective_timeout_s"),
+        (
+            rollout.progress_timeout_s + rollout.engine.start_timeout_s,
+            "rollout.progress_timeout_s + rollout.engine.start_timeout_s",
+        ),
+    ):
+        if limit <= seconds:
+            yield f"trainer.phase_timeout_s={limit:g} must be above {what} = {seconds:g}"
 
 
 def _task(recipe: Recipe, machine: bool) -> Iterator[str]:

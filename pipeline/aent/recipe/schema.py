@@ -195,6 +195,9 @@ class TrainerSection(Section):
     fused_head: bool = mark(False, "free")
     threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
     collective_timeout_s: float = mark(600.0, "free", gt=0)
+    # a rank that gets no further for so long in one phase hangs; above all the other time-outs,
+    # which say more
+    phase_timeout_s: float = mark(1800.0, "free", gt=0)
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
 

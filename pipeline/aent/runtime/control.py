@@ -28,6 +28,7 @@ class Control:
     store: dist.Store
     rank: int
     deadline_s: float  # without a sign of progress from rank 0
+    on_progress: Callable[[], None]  # called on every rank, at rank 0's signs
     _turn: int = field(default=0, init=False)
     _ticks: int = field(default=0, init=False)
 
@@ -35,6 +36,7 @@ class Control:
         """Rank 0 says that it is getting on (a response finished, a tensor was sent)."""
         if self.rank == 0:
             self.store.add("aent/progress", 1)
+            self.on_progress()
 
     def alone(self, what: str, work: Callable[[], T]) -> T | None:
         """Run ``work`` on rank 0 only; return its value there, None elsewhere.
@@ -63,6 +65,7 @@ class Control:
             ticks = self.store.add("aent/progress", 0)
             if ticks != self._ticks:
                 self._ticks, last = ticks, time.monotonic()
+                self.on_progress()
             if time.monotonic() - last > self.deadline_s:
                 raise TimeoutError(
                     f"rank {self.rank} waited for rank 0 ({what}): no sign of progress "

@@ -1,20 +1,14 @@
 """Signs of life: which ranks still live, and where each one is.
 
-A rank's heartbeat is the file ``RUN_DIR/heartbeats/rankN.json`` (``phases``), whose time of
-modification a thread of the rank renews, whatever the rank waits for. A process that is stopped, or
-on a dead node, renews nothing; one whose work hangs does, and is found by the deadline of whatever
-it waits for.
+A rank's heartbeat is the file ``RUN_DIR/heartbeats/rankN.json``, which the rank writes and a thread
+of it renews (``phases``). A process that is stopped, or on a dead node, renews nothing; one whose
+work hangs says there for how long it has got no further.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,26 +17,9 @@ LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
 CLOCK_FILE = "clock"  # the watcher's own sign: times of one file system can be compared
 
 
-@contextmanager
-def beating(run_dir: Path, rank: int) -> Iterator[None]:
-    """Renew this rank's file, once it is there, from a thread; after an end without an error the
-    file is gone."""
-    file = run_dir / "heartbeats" / f"rank{rank}.json"
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(BEAT_S):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(file)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    file.unlink(missing_ok=True)
+def file_of(run_dir: Path, rank: int) -> Path:
+    """A rank's heartbeat."""
+    return run_dir / "heartbeats" / f"rank{rank}.json"
 
 
 def clear(run_dir: Path) -> None:
@@ -71,20 +48,25 @@ class Watch:
     _before: set[int] = field(default_factory=set)  # silent at the last look
 
     def look(self) -> str | None:
-        """A sentence that names the ranks without a sign of life for ``silence_s`` seconds, at this
-        look and at the one before: on a machine that was suspended all are silent as it wakes up.
+        """A sentence that names the ranks that say they are stuck, and those without a sign of
+        life for ``silence_s`` seconds at this look and at the one before: on a machine that was
+        suspended all are silent as it wakes up.
 
         Looks should be more than ``BEAT_S`` apart.
         """
-        now = _clock(self.run_dir)
-        silent = {
-            rank: f"rank {rank} shows no sign of life for {silent_s:.0f} s "
-            f"(step {beat['step']}, phase {beat['phase']})"
-            for rank, (silent_s, beat) in _beats(self.run_dir, now).items()
-            if silent_s > self.silence_s
-        }
-        told = [words for rank, words in silent.items() if rank in self._before]
-        self._before = set(silent)
+        silent, told = set(), []
+        for rank, (silent_s, beat) in _beats(self.run_dir, _clock(self.run_dir)).items():
+            place = f"(step {beat['step']}, phase {beat['phase']})"
+            if silent_s > self.silence_s:
+                silent.add(rank)
+                if rank in self._before:
+                    told.append(f"rank {rank} shows no sign of life for {silent_s:.0f} s {place}")
+            elif "stuck_s" in beat:
+                told.append(
+                    f"rank {rank} has got no further for {beat['stuck_s']:.0f} s {place}, which is "
+                    "more than trainer.phase_timeout_s"
+                )
+        self._before = silent
         return "; ".join(told) or None
 
 
