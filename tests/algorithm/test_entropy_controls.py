@@ -159,6 +159,14 @@ def test_response_entropy_advantage_never_turns_a_sign():
     assert response(batch, batch.advantages)[-1] == 0
 
 
+def test_advantage_clip_bounds_both_signs():
+    batch = make_batch()
+    batch.advantages = over_response(batch, torch.linspace(-2.7, 1.8, N))
+    applied(batch, {"kind": "advantage_clip", "bound": 1.5})
+    want = [-1.5, -1.5, -1.5, -1.2, -0.7, -0.2, 0.3, 0.8, 1.3, 1.5]
+    assert response(batch, batch.advantages) == pytest.approx(want)
+
+
 def test_entropy_ratio_clip_gates_the_surrogate_and_not_the_reference():
     batch = applied(make_batch(), {"kind": "entropy_ratio_clip", "low": 0.1, "high": 0.2})
     mask = batch.loss_mask

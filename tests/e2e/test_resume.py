@@ -24,9 +24,9 @@ CONTROLS = (
     "entropy_controls=[{kind: entropy_smoothing, high: 1.01}, {kind: probability_push, target: 1, "
     "probability: .05}, {kind: nucleus_anchor}, {kind: temperature_schedule}, "
     "{kind: rollout_budget, low: 2, high: 6}, {kind: entropy_advantage}, "
-    "{kind: response_entropy_advantage}, {kind: clip_cov, share: .05, low: -9, high: 9}, "
-    "{kind: kl_cov, share: .05}, {kind: entropy_ratio_clip}, {kind: advantage_kl}, "
-    "{kind: top_entropy_tokens, share: .5}]"
+    "{kind: response_entropy_advantage}, {kind: advantage_clip, bound: 1}, "
+    "{kind: clip_cov, share: .05, low: -9, high: 9}, {kind: kl_cov, share: .05}, "
+    "{kind: entropy_ratio_clip}, {kind: advantage_kl}, {kind: top_entropy_tokens, share: .5}]"
 )
 RUN = (
     f"steps={STEPS}", "task.heldout=4", "task.size=8", "checkpoint.every=2", "checkpoint.keep=3",

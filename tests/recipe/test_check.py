@@ -201,6 +201,11 @@ FAULTS = [
         "rollout.samples_per_prompt must be 2 or more",
     ),
     (
+        ["entropy_controls=[{kind: advantage_clip, bound: 1.5}]", "rollout.samples_per_prompt=4"],
+        "entropy_controls[0] (advantage_clip) changes nothing: bound=1.5, and no advantage among "
+        "4 responses is above 1.5",
+    ),
+    (
         ["entropy_controls=[{kind: entropy_smoothing}]"],
         "entropy_controls[0] (entropy_smoothing) compares the bonus with entropies over the whole "
         "vocabulary: entropy.measure must be full",

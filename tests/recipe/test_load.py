@@ -67,9 +67,10 @@ FAULTS = [
         "entropy_controls: [{kind: clip_covs}]",
         [],
         "FILE: entropy_controls[0].kind must be one of 'top_entropy_tokens', 'clip_cov', 'kl_cov', "
-        "'entropy_advantage', 'response_entropy_advantage', 'entropy_ratio_clip', 'advantage_kl', "
-        "'entropy_smoothing', 'difficulty_coefficient', 'probability_push', 'nucleus_anchor', "
-        "'temperature_schedule', 'rollout_budget', 'reroll', 'majority_reward', 'forked_rollouts', "
+        "'entropy_advantage', 'response_entropy_advantage', 'advantage_clip', "
+        "'entropy_ratio_clip', 'advantage_kl', 'entropy_smoothing', 'difficulty_coefficient', "
+        "'probability_push', 'nucleus_anchor', 'temperature_schedule', 'rollout_budget', "
+        "'reroll', 'majority_reward', 'forked_rollouts', "
         'got "clip_covs"',
     ),
     ("entropy_controls: [{}]", [], "FILE: entropy_controls[0].kind is missing and has no default"),

@@ -3,6 +3,7 @@ cannot stand beside, values that contradict one another."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,6 +45,19 @@ def _group(_: Any, recipe: Recipe) -> str:
     if recipe.rollout.samples_per_prompt > 1:
         return ""
     return " compares responses: rollout.samples_per_prompt must be 2 or more"
+
+
+def _within_reach(control: Any, recipe: Recipe) -> str:
+    """Of n rewards none is further than (n - 1) / sqrt(n) standard deviations from their mean."""
+    budget = recipe.control("rollout_budget")
+    n = recipe.rollout.samples_per_prompt if budget is None else budget.high
+    most = (n - 1) / math.sqrt(n)
+    if recipe.algorithm.advantage != "group_normalized" or control.bound < most:
+        return ""
+    return (
+        f" changes nothing: bound={control.bound:g}, and no advantage among {n} responses is "
+        f"above {most:.3g}"
+    )
 
 
 def _bonus(_: Any, recipe: Recipe) -> str:
@@ -126,6 +140,7 @@ RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {
     "entropy_ratio_clip": (_moved_policy,),
     "advantage_kl": (_reference,),
     "response_entropy_advantage": (_group,),
+    "advantage_clip": (_within_reach,),
     "entropy_smoothing": (_bonus, _full_measure, _below),
     "difficulty_coefficient": (_bonus,),
     "rollout_budget": (_budget, _several),

@@ -56,6 +56,13 @@ class ResponseEntropyAdvantage(ControlSection):
     kind: Literal["response_entropy_advantage"]
 
 
+class AdvantageClip(ControlSection):
+    """ETTRL's other advantage reshaping (arXiv 2508.11356): none beyond a bound."""
+
+    kind: Literal["advantage_clip"]
+    bound: float = Field(2.0, gt=0)
+
+
 class EntropyRatioClip(ControlSection):
     """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
 
@@ -154,6 +161,7 @@ EntropyControl = Annotated[
     | KlCov
     | EntropyAdvantage
     | ResponseEntropyAdvantage
+    | AdvantageClip
     | EntropyRatioClip
     | AdvantageKl
     | EntropySmoothing

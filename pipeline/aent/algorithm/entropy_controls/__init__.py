@@ -43,6 +43,7 @@ CONTROLS: dict[str, Control] = {
     "response_entropy_advantage": Control(
         "advantage", "old_entropies", apply=advantages.response_entropy_advantage
     ),
+    "advantage_clip": Control("advantage", apply=advantages.advantage_clip),
     "entropy_ratio_clip": Control(
         "gradient gate", "old_entropies", apply=weights.entropy_ratio_clip
     ),

@@ -6,7 +6,7 @@ import torch
 
 from aent.algorithm.entropy_controls.base import Context, old_entropies, over_response
 from aent.batch import Batch
-from aent.recipe.controls import EntropyAdvantage, ResponseEntropyAdvantage
+from aent.recipe.controls import AdvantageClip, EntropyAdvantage, ResponseEntropyAdvantage
 
 
 def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: Context) -> None:
@@ -41,3 +41,14 @@ def response_entropy_advantage(
     mean = (sums / torch.bincount(group))[group]
     factor = torch.where(mean > 0, 1 + (mean - entropy) / mean, 1.0).clamp(min=0)
     batch.advantages = batch.advantages * factor[batch.sequence_of_token]
+
+
+def advantage_clip(batch: Batch, settings: AdvantageClip, _: Context) -> None:
+    """ETTRL's other reshaping (arXiv 2508.11356): clip(A, -bound, bound), so that no rare answer
+    pulls harder than that.
+
+    Certainty: EAR-style; the rule and its bound, 2, are from a secondary note. Which of the two the
+    paper's results have was not found; a recipe may ask for both.
+    """
+    assert batch.advantages is not None
+    batch.advantages = batch.advantages.clamp(-settings.bound, settings.bound)
