@@ -195,3 +195,16 @@ def test_one_missing_program_among_others_is_noticed(tmp_path):
     )
     said = "test-x: no-such-program not found, and installing a-package needs root and apt-get\n"
     assert answer.stdout == said
+
+
+@pytest.mark.parametrize("module", ["aent.cluster.serve", "aent.rollout.server"])
+def test_an_engines_image_needs_nothing_of_the_trainers(module):
+    """rollout.Dockerfile installs the package without its dependencies, beside vLLM's own."""
+    absent = ("megatron", "mbridge", "mlflow", "nemo", "reasoning_gym", "transformer_engine")
+    program = (
+        "import sys, importlib\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"  # an import of them is an ImportError
+        f"importlib.import_module({module!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
