@@ -161,6 +161,22 @@ def test_an_automatic_band_is_measured_first() -> None:
     assert [r.move for r in late] == pytest.approx([0, 0, 0, 0, 0, -0.01])
 
 
+def test_aers_rule_is_an_automatic_band_of_one_point() -> None:
+    """alpha <- max(0, alpha + eta (tau H_0 - H)), alpha 0 at first (docs/algorithms.md)."""
+    aer = ControllerSettings(
+        kind="automatic_band", initial=0.0, low_fraction=0.4, high_fraction=0.4, reference_steps=1,
+        step_size=1e-3, min=0.0, max=1.0,
+    )  # fmt: skip
+    entropies = [3.0, 2.0, 1.0, 0.5, 0.9, 1.5, 2.5, 1.1]
+    alpha, want = 0.0, []
+    for entropy in entropies:
+        alpha = max(0.0, alpha + 1e-3 * (0.4 * 3.0 - entropy))
+        want.append(alpha)
+    reports, _ = run(aer, entropies)
+    assert [r.next_coefficient for r in reports] == pytest.approx(want)
+    assert max(want) > 0
+
+
 def test_a_reference_asked_for_shorter_after_a_resume_is_what_was_measured() -> None:
     _, state = run(replace(AUTOMATIC, reference_steps=10), [2.0, 4.0, 3.0])
     _, report = update(AUTOMATIC, state, 0.65)

@@ -150,6 +150,10 @@ FAULTS = [
         "learns is the one that sampled, and every ratio is 1",
     ),
     (
+        ["algorithm.clip_high=.28"],
+        "algorithm.clip_high=0.28 changes nothing with trainer.mini_batches=1: every ratio is 1",
+    ),
+    (
         ["algorithm.policy_loss=gspo", "trainer.mini_batches=2"],
         "algorithm.policy_loss=gspo needs algorithm.aggregation=sequence_mean: token_mean would "
         "weigh a response's one ratio by its length",

@@ -146,7 +146,7 @@ def _stay(
 def _step_by_error(
     settings: ControllerSettings, state: ControllerState, error: float
 ) -> tuple[float, Memory]:
-    """Step against the error, within the box (AEnt, arXiv 2509.03493)."""
+    """Step against the error, within the box (AEnt, arXiv 2509.03493: the paper's rule)."""
     assert settings.step_size is not None
     return _in_box(settings, state.coefficient - settings.step_size * error), state.memory
 
@@ -169,7 +169,9 @@ def _log_step(
     settings: ControllerSettings, state: ControllerState, error: float
 ) -> tuple[float, Memory]:
     """SAC-style dual step (the constraint's multiplier of arXiv 1812.05905, section 5, moved on its
-    logarithm as implementations do): multiply by exp(step_size * (target - entropy))."""
+    logarithm as implementations do): multiply by exp(step_size * (target - entropy)).
+
+    Certainty: the rule is common knowledge; no constants were published for language models."""
     assert settings.step_size is not None
     factor = math.exp(min(-settings.step_size * error, 700.0))  # of more, exp would overflow
     return _in_box(settings, state.coefficient * factor), state.memory
@@ -180,7 +182,10 @@ def _fixed_step_below_target(
 ) -> tuple[float, Memory]:
     """Skywork-OR1 (arXiv 2505.22312): a fixed step up below the target, down above it; applied only
     below it. What steps is remembered apart from what is applied, which is 0 above the target: the
-    next entropy below finds it where it was."""
+    next entropy below finds it where it was.
+
+    Certainty: as in its public code (read), whose entropy is the mean of - log-prob of the sampled
+    tokens; here it is the recipe's measure."""
     assert settings.step_size is not None
     stepped = state.memory.get("stepped", settings.initial)
     sign = (error > 0) - (error < 0)

@@ -12,7 +12,7 @@ from aent.entropy import controllers
 from aent.evaluation import suites
 from aent.recipe import check_controls
 from aent.recipe.model_facts import ModelFacts, are_known, model_facts
-from aent.recipe.schema import Recipe
+from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import sources
 
@@ -151,6 +151,14 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
             f"{kind} changes nothing with trainer.mini_batches=1: the policy that learns is the "
             "one that sampled, and every ratio is 1"
         )
+    if algorithm.policy_loss == "ppo_clip" and recipe.trainer.mini_batches == 1:
+        for name in ("clip_low", "clip_high", "dual_clip"):
+            value = getattr(algorithm, name)
+            if value != AlgorithmSection.model_fields[name].default:
+                yield (
+                    f"algorithm.{name}={value:g} changes nothing with trainer.mini_batches=1: "
+                    "every ratio is 1"
+                )
     if algorithm.policy_loss == "gspo" and algorithm.aggregation != "sequence_mean":
         yield (
             f"{kind} needs algorithm.aggregation=sequence_mean: {algorithm.aggregation} would "

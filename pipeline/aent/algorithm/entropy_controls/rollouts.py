@@ -167,8 +167,9 @@ def by_majority(plan: Plan, _settings: MajorityReward, _kept: Kept) -> Plan:
     answer is the most frequent one of its group, else 0; nobody looks at the label. Among equally
     frequent answers the one that was given first counts; a response without an answer has no vote.
 
-    Certainty: the rule is TTRL's. What an answer is, and that equal means equal text, is said in
-    ``tasks.verifiers.answer_in``. The judge's rewards are recorded as ``reward/judged_mean``.
+    Certainty: the rule is from a secondary note. What an answer is, and that equal means equal
+    text, is said in ``tasks.verifiers.answer_in``. The judge's rewards are recorded as
+    ``reward/judged_mean``.
     """
     return replace(plan, reward=majority)
 
