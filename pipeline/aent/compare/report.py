@@ -290,7 +290,8 @@ def _limits(
     seeds = min((d.difference.seeds for d in differences), default=0)
     if differences and least_p(seeds) > LEVEL:
         yield (
-            f"With {seeds} {'seed' if seeds == 1 else 'seeds'}, sign flips cannot give a p-value below {least_p(seeds):g}: no "
+            f"With {seeds} {'seed' if seeds == 1 else 'seeds'}, sign flips cannot give a p-value "
+            f"below {least_p(seeds):g}: no "
             f"difference between the methods is concluded at the {LEVEL:.0%} level from so few, "
             "whatever the intervals say (6 seeds are the least). A bootstrap over so few seeds is "
             "too narrow besides."
