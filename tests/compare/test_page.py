@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from aent.cli import app
 from aent.compare import collect, numbers
 
 pytestmark = pytest.mark.slow
-WIDTH = 1100
+WIDTH, HEIGHT = 1100, 1600  # title and all charts
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,23 @@ def test_the_browser_draws_the_curves_that_mlflow_has(comparison, written, brows
 
 def test_the_browser_shows_it(written, browse, tmp_path):
     picture = tmp_path / "page.png"
-    browse(written / "report.html", f"--screenshot={picture}", f"--window-size={WIDTH},1600")
+    browse(written / "report.html", f"--screenshot={picture}", f"--window-size={WIDTH},{HEIGHT}")
     with Image.open(picture) as image:
-        assert image.size == (WIDTH, 1600)
+        assert image.size == (WIDTH, HEIGHT)
         colours = {c for _, c in image.convert("RGB").getcolors(maxcolors=1 << 22)}
     assert {(0x55, 0x55, 0x55), (0x00, 0x72, 0xB2)} <= colours  # the arms' own
+
+
+def test_a_picture_for_the_docs(browse):
+    """Of the page in the folder that AENT_REPORT names, into that folder: report.png."""
+    folder = os.environ.get("AENT_REPORT")
+    if folder is None:
+        pytest.skip("AENT_REPORT names no report: no picture of one is taken")
+    page = Path(folder).resolve() / "report.html"
+    picture = page.with_suffix(".png")
+    browse(page, f"--screenshot={picture}", f"--window-size={WIDTH},{HEIGHT}")
+    with Image.open(picture) as image:
+        assert image.size == (WIDTH, HEIGHT)
 
 
 def test_a_report_that_cannot_be_written_is_refused(comparison, tmp_path):
