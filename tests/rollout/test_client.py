@@ -76,6 +76,18 @@ def test_same_seed_same_tokens_in_order_of_requests(served: Served) -> None:
 
 
 @slow
+def test_more_prompts_at_once_than_one_pass_of_the_engine_takes(served: Served) -> None:
+    # 2048 tokens are one pass: a prompt cut in two by that, with a seed, is fatal to vLLM on a CPU
+    requests = [GenerationRequest([i + 1] + [7] * 289, 4, seed=i) for i in range(24)]
+    done = served.engine.client().generate_sync(requests)
+    for request, completion in zip(requests, done, strict=True):
+        assert completion.finish_reason == "length"
+        expected = models.logprobs(served.model, request.prompt_ids, completion.token_ids)
+        assert models.gap(completion.logprobs, expected) < 1e-4
+    asyncio.run(served.engine.client().health())
+
+
+@slow
 def test_stop_token_ends_a_response_and_stays_in_it(served: Served) -> None:
     client = served.engine.client()
     (free,) = client.generate_sync([GenerationRequest([3, 4], 20, seed=1)])
