@@ -4,7 +4,7 @@
 #   slurm/chain.sh 5 --nodes=2 --time=8:00:00 slurm/train.sbatch recipes/cpu/tiny.yaml [key=value ...]
 #
 # sends N jobs for one run folder. Each waits until the one before has ended, however it ended, and
-# resumes from the newest checkpoint; where the run is finished, the rest of the chain is cancelled.
+# resumes from the newest checkpoint; one that finds the run finished ends at once.
 
 set -euo pipefail
 

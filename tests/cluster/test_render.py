@@ -134,6 +134,9 @@ def test_scripts_are_clean_and_the_two_of_a_run_differ_at_their_top_only():
     mark = "# -- What this script assumes of a cluster"
     one, other = ((ROOT / "slurm" / f"train{x}.sbatch").read_text() for x in ("", "_het"))
     assert one.partition(mark)[2] == other.partition(mark)[2] != ""
+    texts = [(ROOT / "slurm" / name).read_text() for name in ("train.sbatch", "sweep.sbatch")]
+    run, task = ([d for d in directives(t) if d[:5] not in ("--job", "--out")] for t in texts)
+    assert run == task  # a sweep's tasks are asked to end, and requeued, as a run is
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck") is None:
