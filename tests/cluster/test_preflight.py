@@ -1,0 +1,67 @@
+"""What preflight finds wrong with a node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from aent.cluster import preflight
+
+# a node without GPUs has no nvidia-smi: this says what the real one would
+SMI = "#!/bin/sh\necho '0, 79000, 81559\n1, 3000, 81559'\n"
+
+
+def test_missing_and_busy_gpus_are_named(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    busy = "GPU 1 has 3000 of 81559 MiB free: another process holds it"
+    assert preflight.gpu_faults(2, 0.9) == [busy]
+    assert preflight.gpu_faults(4, 0.9) == ["2 GPUs, 4 are needed", busy]
+    assert preflight.gpu_faults(2, 0.01) == []
+
+
+def test_no_driver_is_a_fault_of_a_node_that_must_have_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (fault,) = preflight.gpu_faults(1, 0.9)
+    assert fault.startswith("nvidia-smi: ")
+
+
+def test_a_folder_that_is_missing_or_too_small_is_named(tmp_path):
+    assert preflight.folder_faults(tmp_path, 0.0) == []
+    assert preflight.folder_faults(tmp_path / "no", 1.0) == [f"{tmp_path}/no: {os.strerror(2)}"]
+    (fault,) = preflight.folder_faults(tmp_path, 1e9)
+    assert fault.endswith("GiB free, 1e+09 are needed")
+
+
+def test_nodes_that_meet_are_content(tmp_path):
+    tasks = [start(tmp_path, place, nodes=3) for place in range(3)]
+    for task in tasks:
+        assert task.communicate(timeout=120)[1] == ""
+        assert task.returncode == 0
+
+
+def start(folder: Path, place: int, nodes: int) -> subprocess.Popen[str]:
+    """One node's task, as srun starts it."""
+    slurm = {"SLURM_NTASKS": str(nodes), "SLURM_PROCID": str(place), "SLURM_JOB_ID": "7"}
+    slurm |= {"SLURM_STEP_ID": "1", "SLURMD_NODENAME": f"n{place}", "GLOO_SOCKET_IFNAME": "lo"}
+    argv = [sys.executable, "-m", "aent.cluster.preflight", str(folder)]
+    return subprocess.Popen(
+        [*argv, "--disk-gib=0", "--shm-gib=0"],
+        env={**os.environ, **slurm},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_node_that_does_not_come_or_does_not_answer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setattr(preflight, "PEERS_DEADLINE_S", 1.0)
+    with preflight.socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens there in a moment
+    preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", port])
+    lost, silent = preflight.peer_faults(tmp_path, nodes=3, place=0, name="n0")
+    assert lost == "node 2 of the job did not come"
+    assert silent.startswith("cannot reach n1 (127.0.0.1): ")
