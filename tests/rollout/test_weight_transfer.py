@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from aent.rollout import weight_transfer
-from aent.rollout.client import Completion, EngineClient, GenerationRequest
+from aent.rollout.client import Completion, EngineClient, EngineError, GenerationRequest
 from aent.rollout.manifest import Manifest, expected_manifest
 from aent.rollout.transport import Broadcast, Transport
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
@@ -266,3 +266,21 @@ def test_weights_that_are_not_numbers_cannot_be_sampled_from(link: Link) -> None
         assert link.gap(models.make(23), await link.probe()) < 1e-4
 
     asyncio.run(scenario())
+
+
+class Versioned(EngineClient):
+    """Says which NCCL its worker has, where no GPU is to load one for."""
+
+    async def call(self, method: str, path: str, *arguments: object, **options: object) -> dict:
+        assert path == "/collective_rpc"
+        return {"results": [[2, 26, 2]] if self.url == "http://a" else [[3, 0, 1]]}
+
+
+def test_an_engine_with_another_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    nccl = TransferSettings(backend="nccl")
+    asyncio.run(WeightSender([Versioned("http://a")], nccl).check_nccl())  # a minor one may differ
+    both = WeightSender([Versioned("http://a"), Versioned("http://b")], nccl)
+    words = r"http://b, worker 0: NCCL 3\.0\.1, the trainer has 2\.27\.5"
+    with pytest.raises(EngineError, match=words):
+        asyncio.run(both.check_nccl())
