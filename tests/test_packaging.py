@@ -182,6 +182,19 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     assert found.is_relative_to(target)
     assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
 
+    render = [sys.executable, "-m", "aent.cli", "slurm", "render", "recipes/cpu/tiny.yaml"]
+    script = subprocess.run(
+        [*render, "cluster.nodes=2"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert "#SBATCH --nodes=2\n" in script
+    assert script.endswith((ROOT / "slurm" / "train.sbatch").read_text())
+
 
 def test_one_missing_program_among_others_is_noticed(tmp_path):
     for name in ("bash", "id"):
