@@ -50,11 +50,11 @@ def probability_push(batch: Batch, settings: ProbabilityPush, context: Context) 
     H the mean entropy of this step, I the sum of H - target over all earlier ones. Too little
     entropy makes the policy less sure of its likely tokens, too much the opposite.
 
-    Certainty: as in its public code (read; the paper speaks of the weights of positive and negative
-    samples), with its constants. That code controls once a micro-batch, by the log-probs in
-    training, and adds to I with each; here it is once a step, by the old ones. Its mean over the
-    likely tokens is the recipe's aggregation of them here, divided by the step's share of likely
-    tokens: for ``token_mean`` the same.
+    Certainty: as in its public code, which was read in part (the paper speaks of the weights of
+    positive and negative samples); that likely is above .95 is from memory. That code controls once
+    a micro-batch, by the log-probs in training, and adds to I with each; here it is once a step, by
+    the old ones. Its mean over the likely tokens is the recipe's aggregation of them here, divided
+    by the step's share of likely tokens: for ``token_mean`` the same.
     """
     assert batch.old_logprobs is not None
     assert batch.advantages is not None
