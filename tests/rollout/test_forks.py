@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
+import httpx
 import pytest
 
 from aent.rollout.client import Completion, GenerationRequest, entropy_of
 from aent.rollout.forks import ALTERNATIVES, generate_forked, most_uncertain
+from aent.rollout.registry import read_token
+from rollout import models
+from rollout.conftest import Served
 
 ENTROPIES = [0.1, 2.0, 0.3, 2.0, 1.0]
 
@@ -61,3 +66,31 @@ def test_entropy_of_what_is_known_is_a_lower_bound():
     assert 0 < entropy_of(logs[:2]) < whole
     assert entropy_of([0.0]) == 0
     assert entropy_of([0.0, -9999.0]) == 0
+
+
+@pytest.mark.slow  # the server's start
+def test_a_real_engine_has_what_a_branch_shares_in_its_cache(served: Served) -> None:
+    """Whole blocks of it; and log-probs are the policy's, before and behind the fork."""
+    client = served.engine.client()
+    prompt = [5 + i % 200 for i in range(70)]
+    requests = [GenerationRequest(prompt, 100, seed=seed) for seed in range(6)]
+    before = cached_tokens(served)
+    done = generate_forked(client.generate_sync, requests, forks=1, branches=5)
+    found = cached_tokens(served) - before
+    (place,) = most_uncertain(done[0], 1, 1)
+    assert len({tuple(c.token_ids) for c in done}) == 6
+    assert all(c.token_ids[:place] == done[0].token_ids[:place] for c in done)
+    assert found >= 5 * ((70 + place - 1) // 32 * 32)
+    for completion in done[::5]:
+        expected = models.logprobs(served.model, prompt, completion.token_ids)
+        assert models.gap(completion.logprobs, expected) < 1e-4
+
+
+def cached_tokens(served: Served) -> float:
+    """Tokens of prompts that the engine has found in its prefix cache so far."""
+    token = read_token(served.engine.settings.token_path)
+    answer = httpx.get(
+        f"{served.engine.url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=30
+    )
+    (hits,) = re.findall(r"^vllm:prefix_cache_hits_total{.*} (.*)$", answer.text, re.MULTILINE)
+    return float(hits)
