@@ -23,8 +23,9 @@ test-cluster: install
 	  slurmctld slurmd slurm-client munge iproute2
 	.venv/bin/python -m pytest -m cluster -rs tests/cluster
 
-# Builds the CPU image and runs the tiny recipe in it: some ten minutes and 15 GB of disk, root, buildah,
-# debootstrap and package sources; prints the reason where it cannot.
+# Builds the CPU image and runs the tiny recipe in it, then the engines' on a CPU base: some fifteen
+# minutes and 15 GB of disk, root, buildah, debootstrap and package sources; prints the reason where
+# it cannot.
 test-containers: install
 	@tools/debian_packages.sh test-containers "buildah debootstrap ip" buildah debootstrap iproute2
 	.venv/bin/python -m pytest -m containers -rs tests/containers

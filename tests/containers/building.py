@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
+# with a registry, for "debian" alone may be another name's short form
+BASE, CPU_IMAGE = "localhost/aent-debian", "localhost/aent-cpu"
 SUITE = "bookworm"  # whose Python is the one of the lock
 PACKAGES = ("buildah", "debootstrap", "iproute2")
 BUILD_S = 1500.0
@@ -143,9 +145,15 @@ class Store:
             timeout_s=BUILD_S,
         )
 
-    def run(self, container: str, *argv: str, timeout_s: float = 60) -> str:
+    def container(self, image: str) -> str:
+        """The name of a new container of an image."""
+        return self.buildah("from", "--pull-never", image).strip()
+
+    def run(
+        self, container: str, *argv: str, flags: Sequence[str] = (), timeout_s: float = 60
+    ) -> str:
         """Run a command in a container as the image's user, without a network; its output."""
-        inside = ("run", "--isolation=chroot", container, "--", *argv)
+        inside = ("run", "--isolation=chroot", *flags, container, "--", *argv)
         return self.buildah(*inside, timeout_s=timeout_s, offline=True)
 
     def inspect(self, image: str) -> dict[str, Any]:
@@ -161,6 +169,17 @@ class Store:
         )
         assert found.returncode in (0, 1), found.stderr
         return found.stdout.splitlines()
+
+
+@dataclass
+class Built:
+    """The CPU image, and with what it was built."""
+
+    store: Store
+    mark: str  # stands in every build secret and in the paths of mounted folders
+    secrets: Path
+    flags: list[str]  # buildah's, of the package sources
+    said: str  # what the build printed
 
 
 @contextmanager

@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 
-from containers import building
-from containers.building import ROOT, Store
+from containers.building import CPU_IMAGE, ROOT, Built
 
-# with a registry, for "debian" alone may be another name's short form
-BASE, IMAGE = "localhost/aent-debian", "localhost/aent-cpu"
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 DOCTOR = "aent doctor recipes/cpu/tiny.yaml"
 
 
-@dataclass
-class Built:
-    store: Store
-    mark: str  # stands in every build secret and in the paths of mounted folders
-    secrets: Path
-    said: str  # what the build printed
-
-
-@pytest.fixture(scope="module")
-def built() -> Iterator[Built]:
-    reason = building.why_not()
-    if reason:
-        pytest.skip(f"no image can be built here: {reason}")
-    mark = f"/run/sources-{secrets.token_hex(8)}"
-    with (
-        tempfile.TemporaryDirectory(prefix="aent-secrets-") as folder,
-        building.store(Path(tempfile.mkdtemp(prefix="aent-images-"))) as store,
-    ):
-        flags = building.package_sources(Path(folder), mark)
-        store.make_base(BASE)
-        said = store.build("cpu.Dockerfile", IMAGE, BASE, flags)
-        yield Built(store, mark, Path(folder), said)
-
-
 @pytest.fixture(scope="module")
 def container(built: Built) -> str:
-    return built.store.buildah("from", "--pull-never", IMAGE).strip()
+    return built.store.container(CPU_IMAGE)
 
 
 def test_doctor_was_the_last_step_and_content_with_the_recipe(built):
-    runs = [step for step in built.store.inspect(IMAGE)["history"] if "#(nop)" not in step]
+    runs = [step for step in built.store.inspect(CPU_IMAGE)["history"] if "#(nop)" not in step]
     assert runs[-1].endswith(DOCTOR), runs
     assert "The recipe tiny can run here." in built.said.split(DOCTOR)[-1]
 
 
 def test_labels_user_and_command(built):
-    image = built.store.inspect(IMAGE)
+    image = built.store.inspect(CPU_IMAGE)
     assert image["Labels"]["org.opencontainers.image.title"] == "aent on a CPU"
     assert image["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert image["User"] == "10001"
