@@ -17,6 +17,10 @@ from cluster.jobs import Job
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 TINY = "recipes/cpu/tiny.yaml"
+# few processes: what these jobs test does not depend on the layout. Engines start late on a loaded
+# machine
+LIGHT = ("task.heldout=0", "checkpoint.every=1", "trainer.tensor_parallel=1")
+LIGHT += ("trainer.pipeline_parallel=1", "rollout.engine.start_timeout_s=800")
 TWO_NODES = ("--nodes=2", "--gpus-per-node=0", str(SLURM / "train.sbatch"), TINY)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
+from itertools import pairwise
 
 import pytest
 
 from aent.model_source import resolve
 from aent.recipe.schema import ModelSection
-from cluster.conftest import SLURM, TINY, TWO_NODES
+from aent.runtime.environment import data_path
+from cluster.conftest import LIGHT, SLURM, TINY, TWO_NODES, clean_environment
 from cluster.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -35,24 +36,42 @@ def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
     assert not job.run_dir.exists()
 
 
-def test_a_chain_of_jobs_for_one_run_and_the_log_ends_with_why_it_failed(
-    cluster, submit, tmp_path, monkeypatch
-):
-    """The links fail fast, by a model whose weights are cut off; one waits for the other."""
+def test_a_log_ends_with_why_the_job_failed(submit, tmp_path):
+    """By weights that are cut off. The recipe lies in the folder that the job is sent from."""
+    shutil.copy(data_path(TINY), tmp_path / "own.yaml")
     model = tmp_path / "model"
     shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    monkeypatch.setenv("PYTHON", sys.executable)
+    recipe = ("own.yaml", "model.bundled=null", f"model.path={model}", "rollout.engines=0")
+    job = submit(*TWO_NODES[:-1], *recipe, "rollout.urls=[http://127.0.0.1:9]")
+    assert job.wait() == "FAILED"
+    assert "failed first" in job.log
+    assert "safetensor" in job.log.rstrip().splitlines()[-1].lower()
+
+
+def test_a_chain_of_jobs_goes_on_where_the_last_one_had_no_time_to_save(
+    cluster, tmp_path, monkeypatch
+):
+    """And may not be requeued: the newest checkpoint serves the next link."""
+    clean_environment(monkeypatch)
     monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
-    recipe = ("model.bundled=null", f"model.path={model}", "rollout.engines=0")
-    recipe += ("rollout.urls=[http://127.0.0.1:9]",)
-    sent = cluster.run(str(SLURM / "chain.sh"), "2", *TWO_NODES, *recipe, cwd=tmp_path).stdout
-    numbers = sent.split()
-    assert len(numbers) == 2
-    assert f"afterany:{numbers[0]}" in cluster.show(numbers[1])["Dependency"]
-    for number in numbers:
-        job = Job(cluster, number, tmp_path / "run", tmp_path / f"aent-{number}.log")
-        assert job.wait() == "FAILED"
-        assert "failed first" in job.log
-        assert "safetensor" in job.log.rstrip().splitlines()[-1].lower()
+    monkeypatch.setenv("SAVE_MARGIN", "7200")  # as if the end were nearer than a step is long
+    flags = ("--no-requeue", "--time=60", "--gpus-per-node=0", str(SLURM / "train.sbatch"), TINY)
+    chain = (str(SLURM / "chain.sh"), "3", *flags, "steps=5", *LIGHT)
+    numbers = cluster.run(*chain, cwd=tmp_path).stdout.split()
+    links = [Job(cluster, n, tmp_path / "run", tmp_path / f"aent-{n}.log") for n in numbers]
+    for before, link in pairwise(links):
+        assert f"afterany:{before.number}" in cluster.show(link.number)["Dependency"]
+    links[0].wait_for("step 2/5")
+    run_id = links[0].mlflow()[1].info.run_id
+    cluster.run("scancel", "--batch", "--signal=USR1", links[0].number)
+    assert links[0].wait() == "FAILED", links[0].log
+    assert "aent: not requeued" in links[0].log
+    assert links[1].wait() == "COMPLETED", links[1].log
+    assert "aent: resumes after" in links[1].log
+    links[1].curve(5)  # every step is there
+    assert links[1].mlflow()[1].info.run_id == run_id
+    assert links[1].mlflow()[1].info.status == "FINISHED"
+    assert links[2].wait() == "COMPLETED"
+    assert f"aent: the run in {tmp_path}/run is finished" in links[2].log
