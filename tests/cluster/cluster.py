@@ -60,7 +60,10 @@ KillWait=20
 MpiDefault=none
 MailProg=/bin/true
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
 
@@ -215,7 +218,9 @@ exec slurmctld -D"""
         self._wait_for(self._idle)
 
     def _idle(self) -> bool:
-        answer = self.run("sinfo", "--noheader", "--Node", "--states=idle", check=False)
+        answer = self.run(
+            "sinfo", "--noheader", "--Node", "--states=idle", "--partition=batch", check=False
+        )
         return len(answer.stdout.split("\n")) - 1 == self.nodes
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:

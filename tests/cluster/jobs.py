@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ class Job:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
+    @property
+    def steps_done(self) -> int:
+        """The newest step that its log shows, counted from 1."""
+        return int(re.findall(r"^step +(\d+)/", self.log, re.MULTILINE)[-1])
+
     def wait(self) -> str:
         """Its last state; fails, with its log, if it has none in time."""
         deadline = time.monotonic() + DEADLINE_S
@@ -60,12 +66,13 @@ class Job:
         assert all(len(v) == 1 for column in values.values() for v in column), values
         return {key: [next(iter(v)) for v in column] for key, column in values.items()}
 
-    def ranks(self) -> dict[int, psutil.Process]:
-        """Its trainer ranks' processes, as this machine sees them."""
+    def tasks(self, module: str) -> dict[int, psutil.Process]:
+        """The processes of the step that runs ``aent.worker`` or ``aent.cluster.serve``, by their
+        numbers in it, as this machine sees them."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[1:4] == ["-m", "aent.worker", str(self.run_dir)]:
+                if process.cmdline()[1:4] == ["-m", module, str(self.run_dir)]:
                     found[int(process.environ()["SLURM_PROCID"])] = process
         return found
 

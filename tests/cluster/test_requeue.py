@@ -50,7 +50,7 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     job.wait_for(f"step {steps + 4:2}/60")
     assert_same_curve(job, sweep[0])
 
-    stopped = job.ranks()[3]
+    stopped = job.tasks("aent.worker")[3]
     stopped.send_signal(signal.SIGSTOP)
     assert job.wait() == "FAILED", job.log
     assert "aent: rank 3 shows no sign of life for" in job.log

@@ -1,0 +1,49 @@
+"""Jobs that lose an engine, or their place to a more urgent one, and finish or go on."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from aent.tracking import journal
+from cluster.conftest import LIGHT, SLURM, TINY
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(cluster, submit):
+    groups = ("cluster.engine_nodes=2", "cluster.gpus_per_node=0")
+    engines = ("rollout.engines=2", "rollout.min_engines=1")
+    layout = ("trainer.tensor_parallel=2", "steps=60")  # not done before an engine has started
+    job = submit("aent", TINY, *LIGHT, *groups, *engines, *layout)
+    job.wait_for(" 2/60")
+    tasks = job.tasks("aent.cluster.serve")
+    (server,) = tasks[1].children()
+    server.kill()
+    job.wait_for("takes part from here on")
+    kept = (job.run_dir / "logs" / "engines.log").read_text()
+    assert "engine 1 was killed by SIGKILL and is started again" in kept
+    tasks[0].send_signal(signal.SIGSTOP)  # it cannot hear that the job is over
+    assert job.wait() == "COMPLETED", job.log
+    job.curve(60)  # every step is there
+    assert job.mlflow()[1].info.status == "FINISHED"
+    cluster.wait_until_idle()
+
+
+def test_a_preempted_job_is_requeued_and_loses_one_step_at_most(cluster, submit):
+    script = str(SLURM / "train.sbatch")
+    job = submit("--gpus-per-node=0", script, TINY, "steps=60", *LIGHT)
+    job.wait_for(" 2/60")
+    run_id, seen = job.mlflow()[1].info.run_id, job.steps_done
+    cluster.submit(
+        "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true", "--output=/dev/null"
+    )
+    job.wait_for("aent: resumes after")
+    assert int(job.log.split("aent: resumes after ")[1].split()[0]) >= seen - 1
+    entries = journal.entries(job.run_dir / journal.JOURNAL_FILE)
+    assert "KILLED" in [e.status for e, _ in entries if isinstance(e, journal.Status)]
+    job.wait_for(f" {seen + 2}/60")
+    job.curve(seen + 2)
+    assert job.mlflow()[1].info.run_id == run_id
+    assert job.mlflow()[1].info.status == "RUNNING"
