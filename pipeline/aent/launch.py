@@ -21,6 +21,7 @@ from aent.recipe.schema import Recipe
 from aent.rollout import engine
 from aent.rollout.client import EngineError
 from aent.rollout.keeper import Keeper
+from aent.rollout.shared import SharedEngines
 from aent.runtime import heartbeats
 from aent.runtime.children import Child, free_port, stop_all
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
@@ -62,9 +63,13 @@ def caught_signals() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
-def launch(recipe: Recipe) -> int:
+def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     """Run the recipe; return the exit code: 0, 1 (a child failed), 2 (it cannot be resumed),
-    ``CHECKPOINTED`` (stopped by SIGUSR1, to be resumed), 128 + the signal's number."""
+    ``CHECKPOINTED`` (stopped by SIGUSR1, to be resumed), 128 + the signal's number.
+
+    With ``shared`` the run takes over the engines that are left there, and leaves its own there if
+    it ends well.
+    """
     try:
         run_dir, model_path = prepare(recipe)
     except CheckpointError as error:
@@ -76,7 +81,7 @@ def launch(recipe: Recipe) -> int:
     with caught_signals() as signals:
         try:
             for index in range(recipe.rollout.engines):
-                keepers.append(start_engine(recipe, model_path, run_dir, index))
+                keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
             with held():
                 ranks = start_ranks(recipe, model_path, run_dir)
             watch = heartbeats.Watch(run_dir, SILENCE_S)
@@ -84,6 +89,10 @@ def launch(recipe: Recipe) -> int:
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
             failure = f"aent: {type(error).__name__}: {error}"
         finally:
+            finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
+            if shared is not None and finished and failure is None:
+                shared.left |= {keeper.index: keeper for keeper in keepers}
+                keepers = []
             stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
         if signals.received:
             print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
@@ -99,10 +108,14 @@ def launch(recipe: Recipe) -> int:
     return 0
 
 
-def start_engine(recipe: Recipe, model_path: Path, run_dir: Path, index: int) -> Keeper:
-    """Start the recipe's engine number ``index``, on the GPUs after the ranks'."""
+def start_engine(
+    recipe: Recipe, model_path: Path, run_dir: Path, index: int, shared: SharedEngines | None
+) -> Keeper:
+    """Start the recipe's engine number ``index``, on the GPUs after the ranks', or take it over."""
     first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
+    if shared is not None:
+        return shared.engine(recipe, run_dir, index, settings)
     return Keeper.start(recipe, run_dir, index, settings)
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -46,7 +47,8 @@ def start(folder: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The folder, and what was printed before and after the interruption."""
+    """The folder, what was printed before and after the interruption, and the first engine of each
+    run."""
     folder = tmp_path_factory.mktemp("comparison")
     first, second = folder / "first.log", folder / "second.log"
     process = start(folder, first)
@@ -56,17 +58,21 @@ def outputs(tmp_path_factory):
             assert process.poll() is None, first.read_text()
             assert time.monotonic() < deadline, first.read_text()
             time.sleep(0.1)
+        engines = [
+            json.loads((folder / "runs" / f"{arm}-seed0" / "engines" / "0.json").read_text())
+            for arm in ("tiny", "constant")
+        ]
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 128 + signal.SIGTERM, first.read_text()
         process = start(folder, second)
         assert process.wait(300) == 0, second.read_text()
     finally:
         process.kill()
-    return folder, first.read_text(), second.read_text()
+    return folder, first.read_text(), second.read_text(), engines
 
 
 def test_started_again_it_goes_on_where_it_was(outputs):
-    folder, first, second = outputs
+    folder, first, second, _ = outputs
     assert "stopped in constant, seed 0: the same command goes on there" in first
     assert "1 of 2 runs are finished already" in second
     assert "run 2 of 2: constant, seed 0" in second
@@ -85,8 +91,17 @@ def test_started_again_it_goes_on_where_it_was(outputs):
     assert parents == {(folder / "runs" / "mlflow_run_id").read_text().strip()}
 
 
+def test_runs_share_an_engine_until_one_does_not_end_well(outputs):
+    folder, _, _, engines = outputs
+    assert engines[0] == engines[1]
+    again = json.loads((folder / "runs" / "constant-seed0" / "engines" / "0.json").read_text())
+    assert again["url"] != engines[0]["url"]
+    left = [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)]
+    assert left == []
+
+
 def test_the_report_has_what_the_runs_recorded(outputs):
-    folder, _, _ = outputs
+    folder, _, _, _ = outputs
     command = [sys.executable, "-m", "aent.cli", "report", str(folder / "runs"), "--reward", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -100,7 +115,7 @@ def test_the_report_has_what_the_runs_recorded(outputs):
 
 
 def test_another_recipe_does_not_go_on_in_these_runs(outputs):
-    folder, _, _ = outputs
+    folder, _, _, _ = outputs
     process = start(folder, folder / "third.log", "trainer.optimizer.lr=1")
     assert process.wait(120) == 2
     said = (folder / "third.log").read_text()

@@ -1,7 +1,6 @@
 """A comparison on this machine: one run after another, each as ``aent train`` would do it.
 
-Every run has an engine of its own: a start costs seconds, and an engine that outlived a failed or
-interrupted run would be in an unknown state (paused, in a broken group, with another's weights).
+The runs share their engines (``rollout.shared``): what one has left serves the next one.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import TextIO
 from aent.cluster.sweep import parent_run
 from aent.compare.plan import PlannedRun
 from aent.launch import launch
+from aent.rollout.shared import SharedEngines
 from aent.runtime.signals import CHECKPOINTED
 from aent.tracking.display import clock
 
@@ -31,10 +31,14 @@ def run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
         except BlockingIOError:
             _say(f"another aent compare is at work in {folder}", sys.stderr)
             return 1
-        return _run_all(runs, folder)
+        engines = SharedEngines(folder.absolute())
+        try:
+            return _run_all(runs, folder, engines)
+        finally:
+            engines.stop()
 
 
-def _run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
+def _run_all(runs: Sequence[PlannedRun], folder: Path, engines: SharedEngines) -> int:
     left = [run for run in runs if not run.finished]
     done = len(runs) - len(left)
     if done:
@@ -45,7 +49,7 @@ def _run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
         ahead = clock(statistics.fmean(took) * (len(left) - index)) if took else "?"
         _say(f"run {done + index + 1} of {len(runs)}: {run} (left {ahead})")
         started = time.monotonic()
-        code = _launch(run, folder)
+        code = _launch(run, folder, engines)
         took.append(time.monotonic() - started)
         if code == CHECKPOINTED or code > 128:
             _say(f"stopped in {run}: the same command goes on there", sys.stderr)
@@ -58,10 +62,10 @@ def _run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
     return 1 if failed else 0
 
 
-def _launch(run: PlannedRun, folder: Path) -> int:
+def _launch(run: PlannedRun, folder: Path, engines: SharedEngines) -> int:
     tracking = {"parent_run_id": parent_run(folder, run.recipe)}
     update = {"tracking": run.recipe.tracking.model_copy(update=tracking)}
-    return launch(run.recipe.model_copy(update=update))
+    return launch(run.recipe.model_copy(update=update), engines)
 
 
 def _say(text: str, file: TextIO = sys.stdout) -> None:

@@ -20,6 +20,10 @@ from aent.rollout.engine import Engine, EngineSettings
 RESTARTS = 3  # of one engine: what is lost more often is not lost by chance
 
 
+def _restarts(recipe: Recipe) -> int:
+    return RESTARTS if recipe.rollout.spare_engines > 0 else 0
+
+
 @dataclass
 class Keeper:
     """One engine, from its start to its end. Call it from a thread that lives as long."""
@@ -41,9 +45,13 @@ class Keeper:
     @staticmethod
     def start(recipe: Recipe, run_dir: Path, index: int, settings: EngineSettings) -> Keeper:
         """Start engine ``index``. It is started again only where the run can do without it."""
-        rollout = recipe.rollout
-        restarts = RESTARTS if rollout.spare_engines > 0 else 0
-        return Keeper(run_dir, index, settings, rollout.engine.start_timeout_s, restarts)
+        patience_s = recipe.rollout.engine.start_timeout_s
+        return Keeper(run_dir, index, settings, patience_s, _restarts(recipe))
+
+    def serve(self, recipe: Recipe, run_dir: Path) -> None:
+        """Be an engine of this run from here on, and published in its folder at the next look."""
+        self.run_dir, self.restarts = run_dir, _restarts(recipe)
+        self._started, self._ready = time.monotonic(), False
 
     def look(self) -> bool:
         """Publish the engine when it is ready, which is when this returns True; start it again when

@@ -30,6 +30,15 @@ def make_token(run_dir: Path) -> Path:
     return path
 
 
+def share_token(folder: Path, run_dir: Path) -> None:
+    """The run's token becomes that of ``folder``, which is made unless there is one."""
+    token = read_token(make_token(folder))
+    (run_dir / "token").unlink(missing_ok=True)
+    file = os.open(run_dir / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(file, "w") as copy:
+        copy.write(token)
+
+
 def read_token(path: Path) -> str:
     """The token in this file. Raises PermissionError where others may read it."""
     if path.stat().st_mode & 0o077:
