@@ -169,29 +169,24 @@ def test_the_wheel_carries_the_recipes(tmp_path):
         "print(data_path('recipes/cpu/tiny.yaml'))\n"
         "assert data_path('slurm/train.sbatch').is_file()"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    found = Path(answer.stdout.strip())
+
+    def installed(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(target)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout
+
+    found = Path(installed("-c", code).strip())
     assert found.is_relative_to(target)
     assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
 
-    render = [sys.executable, "-m", "aent.cli", "slurm", "render", "recipes/cpu/tiny.yaml"]
-    script = subprocess.run(
-        [*render, "cluster.nodes=2"],
-        cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(target)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
+    render = ("-m", "aent.cli", "slurm", "render", "recipes/cpu/tiny.yaml", "cluster.nodes=2")
+    script = installed(*render)
     assert "#SBATCH --nodes=2\n" in script
     assert script.endswith((ROOT / "slurm" / "train.sbatch").read_text())
 

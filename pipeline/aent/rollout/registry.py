@@ -24,9 +24,7 @@ def make_token(run_dir: Path) -> Path:
     """Write the run's token, unless there is one; return its file (mode 600)."""
     path = run_dir / "token"
     with contextlib.suppress(FileExistsError):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(file, "w") as token:
-            token.write(secrets.token_urlsafe(32))
+        _write_token(path, secrets.token_urlsafe(32))
     return path
 
 
@@ -34,9 +32,14 @@ def share_token(folder: Path, run_dir: Path) -> None:
     """The run's token becomes that of ``folder``, which is made unless there is one."""
     token = read_token(make_token(folder))
     (run_dir / "token").unlink(missing_ok=True)
-    file = os.open(run_dir / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(file, "w") as copy:
-        copy.write(token)
+    _write_token(run_dir / "token", token)
+
+
+def _write_token(path: Path, token: str) -> None:
+    """Raises FileExistsError rather than writing into a file that others may have open."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(file, "w") as opened:
+        opened.write(token)
 
 
 def read_token(path: Path) -> str:
