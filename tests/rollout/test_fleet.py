@@ -67,7 +67,11 @@ def kept(run_dir: Path, beside: Served) -> Iterator[None]:
         try:
             yield
         finally:
-            task.terminate()
+            try:
+                task.terminate()
+                task.wait(timeout=60)
+            finally:
+                task.kill()
 
 
 def wait_for_engine(run_dir: Path, last: str = "") -> EngineClient:

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from aent.recipe.load import load
 from aent.rollout import engine, registry
@@ -32,15 +31,23 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
     first_gpu += place * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
-    signal.signal(signal.SIGTERM, _leave)
+    leaving = False
+
+    def note(number: int, frame: object) -> None:
+        # an exception raised here would be lost where Python ignores those: in a hook at a fork
+        nonlocal leaving
+        leaving = True
+
+    signal.signal(signal.SIGTERM, note)
     keeper: Keeper | None = None
     try:
         own = dataclasses.replace(settings, host=own_address())
         keeper = Keeper.start(recipe, run_dir, index, own)
-        while True:
+        while not leaving:
             if keeper.look():
                 print(f"aent: engine {index} serves at {keeper.engine.url}", flush=True)
             time.sleep(POLL_S)
+        return 0
     except (EngineError, OSError, ValueError) as error:
         if keeper is None:
             registry.publish_failure(run_dir, index, f"engine {index}: {error}")
@@ -49,10 +56,6 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     finally:
         if keeper is not None:
             keeper.stop()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)
 
 
 if __name__ == "__main__":
