@@ -43,8 +43,8 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	@if command -v hadolint >/dev/null; then hadolint containers/*.Dockerfile; \
-	else echo "lint: no hadolint here, so containers/ was not looked at"; fi
+	.venv/bin/hadolint containers/*.Dockerfile
+	.venv/bin/shellcheck .ci/run */*.sh */*.sbatch
 
 # Keeps the locked versions where cpu.in allows them; remove lines from the lock to move them on.
 lock: install

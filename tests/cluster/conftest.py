@@ -48,9 +48,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def sweep(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job]:
     """Two finished runs of the tiny recipe, four steps each, on one node each: as it is (what
-    disturbed runs are compared with), and with a constant coefficient."""
+    disturbed runs are compared with), and with a constant coefficient and a single rank."""
     folder = tmp_path_factory.mktemp("sweep")
-    variants = ["seed=1", "'controller={kind: constant, initial: 0.02}'"]
+    constant = "'controller={kind: constant, initial: 0.02}'"
+    variants = ["seed=1", f"{constant} trainer.tensor_parallel=1 trainer.pipeline_parallel=1"]
     (folder / "variants.txt").write_text("\n".join(variants) + "\n")
     with pytest.MonkeyPatch.context() as monkeypatch:
         clean_environment(monkeypatch)

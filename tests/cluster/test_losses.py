@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(cluster, submit):
     groups = ("cluster.engine_nodes=2", "cluster.gpus_per_node=0")
     engines = ("rollout.engines=2", "rollout.min_engines=1")
-    layout = ("trainer.tensor_parallel=2", "steps=60")  # not done before an engine has started
-    job = submit("aent", TINY, *LIGHT, *groups, *engines, *layout)
+    steps = "steps=60"  # not done before an engine has started
+    job = submit("aent", TINY, *LIGHT, *groups, *engines, steps)
     job.wait_for(" 2/60")
     tasks = job.tasks("aent.cluster.serve")
     (server,) = tasks[1].children()

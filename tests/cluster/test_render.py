@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_without_slurm_submit_says_so(tmp_path, monkeypatch):
     assert said.stderr == "aent: sbatch is not here: this machine has no Slurm client\n"
 
 
-def test_scripts_are_clean_and_the_two_of_a_run_differ_at_their_top_only():
+def test_scripts_have_no_syntax_errors_and_the_two_of_a_run_differ_at_their_top_only():
     scripts = sorted((ROOT / "slurm").glob("*.s[bh]*"))
     assert len(scripts) >= 2
     mark = "# -- What this script assumes of a cluster"
@@ -139,6 +138,3 @@ def test_scripts_are_clean_and_the_two_of_a_run_differ_at_their_top_only():
     assert run == task  # a sweep's tasks are asked to end, and requeued, as a run is
     for script in scripts:
         subprocess.run(["bash", "-n", str(script)], check=True)
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed: only the syntax was looked at")
-    subprocess.run(["shellcheck", *map(str, scripts)], check=True)
