@@ -7,8 +7,10 @@ quickstart: install
 install:
 	@tools/install.sh
 
+# A browser looks at the page of `aent report`, where one is or can be installed.
 test: install
-	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not faults"
+	@tools/debian_packages.sh test chromium chromium fonts-dejavu-core
+	.venv/bin/python -m pytest -rs -m "not gpu and not cluster and not containers and not faults"
 
 test-fast: install
 	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow"

@@ -25,6 +25,7 @@ def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
         cluster.on_node(1, "mount", "-o", "remount,size=2g", "/dev/shm")
     assert "preflight: node1: /dev/shm has 0.00 GiB free, 0.5 are needed" in job.log
     assert "preflight: node0" not in job.log
+    assert job.mlflow()[1].info.status == "FAILED"
     assert not (job.run_dir / "engines").exists()
 
 
