@@ -257,7 +257,7 @@ class ClusterSection(Section):
     mounts: tuple[str, ...] = ()  # HOST:CONTAINER; default: the folder that the job is sent from
     env_file: str | None = None  # NCCL and vLLM settings, such as slurm/cluster.env
     flags: tuple[str, ...] = ()  # further ones of sbatch, for every group: "--qos=high"
-    max_requeues: int = Field(3, ge=0)  # in a row, without a finished step between them
+    max_requeues: int = Field(3, ge=0)  # in a row, without a new checkpoint between them
 
 
 class Recipe(Section):
