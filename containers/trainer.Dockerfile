@@ -19,7 +19,7 @@ WORKDIR /opt/aent
 # apex: the base image's, else built from source (the package of that name on PyPI is another one)
 ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
-    python3 -c 'import amp_C, apex.optimizers' 2>/dev/null || \
+    python3 -c 'import amp_C, apex.optimizers' || \
     PIP_CONFIG_FILE=/run/secrets/pip.conf APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
