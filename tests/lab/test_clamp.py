@@ -134,7 +134,9 @@ def refusal(*arguments: object) -> str:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    assert "there is no folder" in refusal(tmp_path / "nothing")
+    assert refusal("nothing") == (
+        "aent: MODEL: no folder nothing (bundled models: smollm2-135m-instruct, tiny-qwen2)\n"
+    )
     assert refusal("tiny-qwen2", "--plot", tmp_path) == (
         f"aent: {tmp_path} cannot be written: Is a directory\n"
     )

@@ -73,6 +73,17 @@ FAULTS = [
         "'reroll', 'majority_reward', 'forked_rollouts', "
         'got "clip_covs"',
     ),
+    (
+        "entropy_controls: [{kind: nucleus_anchor, topp: .5}]",
+        [],
+        "FILE: unknown key entropy_controls[0].nucleus_anchor.topp (nearest known: "
+        "entropy_controls[0].nucleus_anchor.top_p)",
+    ),
+    (
+        "entropy_controls: [{kind: clip_cov, lr: .5}]",
+        [],
+        "FILE: unknown key entropy_controls[0].clip_cov.lr (known there: kind, share, low, high)",
+    ),
     ("entropy_controls: [{}]", [], "FILE: entropy_controls[0].kind is missing and has no default"),
     ("entropy: {drop_fraction: 1}", [], "FILE: entropy.drop_fraction must be < 1, got 1"),
     (
@@ -152,6 +163,37 @@ def test_fault_is_one_sentence_naming_source_and_field(write, text, overrides, s
     with pytest.raises(RecipeError) as caught:
         load(path, overrides)
     assert str(caught.value) == sentence.replace("FILE", str(path))
+
+
+@pytest.mark.parametrize(
+    ("method", "kinds"),
+    [
+        ("siren", "nucleus_anchor"),
+        ("EntroPIC", "probability_push"),
+        ("aepo", "reroll"),
+        ("EPO", "entropy_smoothing"),
+        ("aer", "difficulty_coefficient"),
+        ("adrpo", "advantage_kl"),
+        (
+            "ettrl",
+            "response_entropy_advantage, advantage_clip, majority_reward, forked_rollouts",
+        ),
+        ("ttrl", "majority_reward"),
+        ("etmr", "forked_rollouts"),
+        ("e3", "temperature_schedule, rollout_budget"),
+        ("erc", "entropy_ratio_clip"),
+        ("ear", "response_entropy_advantage"),
+        ("clip-cov", "clip_cov"),
+        ("80/20", "top_entropy_tokens"),
+    ],
+)
+def test_a_methods_name_is_answered_with_the_kinds_of_its_parts(write, method, kinds):
+    with pytest.raises(RecipeError) as caught:
+        load(write(BASE), [f"entropy_controls=[{{kind: {method}}}]"])
+    assert str(caught.value).endswith(
+        f': entropy_controls[0].kind: "{method}" is the name of a method; the kinds of its parts: '
+        f"{kinds} (docs/algorithms.md)"
+    )
 
 
 def test_fault_of_the_whole_file(write, tmp_path):
@@ -273,7 +315,7 @@ def test_a_recipe_may_be_changes_of_another(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("base: none.yaml", "FOLDER/none.yaml: no such file"),
+        ("base: none.yaml", "FILE: base: FOLDER/none.yaml: no such file"),
         ("base: other.yaml", "FILE: base: other.yaml has a base itself; one level is all there is"),
         ("base: 3", "FILE: base must be a file's name and change a mapping"),
         ("base: whole.yaml\nchange: [1]", "FILE: base must be a file's name and change a mapping"),

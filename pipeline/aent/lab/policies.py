@@ -47,8 +47,10 @@ def find(name: str, number: int) -> tuple[Path, list[str]]:
         return policy, [question.prompt for question in questions]
     if name in BUNDLED:
         section = ModelSection.model_validate({"bundled": name})
-    else:
+    elif folder.is_dir():
         section = ModelSection(path=name)
+    else:
+        raise FileNotFoundError(f"MODEL: no folder {name} (bundled models: {', '.join(BUNDLED)})")
     return model_source.resolve(section), list(PROMPTS[:number])
 
 

@@ -5,7 +5,8 @@ What each does, where it comes from and how sure that is stands in algorithm/ent
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from aent.recipe.section import Resume, Section
 
 
 class ControlSection(Section):
-    """Base of the entropy controls."""
+    """Base of the entropy controls. A control's docstring begins with its method's name."""
 
     RESUME: ClassVar[Resume] = "warn"
 
@@ -147,7 +148,7 @@ class MajorityReward(ControlSection):
 
 
 class ForkedRollouts(ControlSection):
-    """ETTRL's tree of responses (arXiv 2508.11356), to each of the M whole ones of a prompt;
+    """ETTRL's tree of responses, ETMR (arXiv 2508.11356), to each of the M whole ones of a prompt;
     rollout.samples_per_prompt = M (1 + forks branches), the paper's 12 (1 + 2 x 2)."""
 
     kind: Literal["forked_rollouts"]
@@ -175,3 +176,19 @@ EntropyControl = Annotated[
     | ForkedRollouts,
     Field(discriminator="kind"),
 ]
+
+KINDS: dict[str, type[ControlSection]] = {
+    get_args(section.model_fields["kind"].annotation)[0]: section
+    for section in get_args(get_args(EntropyControl)[0])
+}
+
+
+def kinds_of_method(name: str) -> list[str]:
+    """The kinds of the controls that a published method (SIREN, E3, ...) is made of, if known."""
+    word = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])", re.IGNORECASE)
+    kinds = []
+    for kind, section in KINDS.items():
+        found = word.search((section.__doc__ or "").partition(" (")[0])
+        if found and not found[0].islower():  # a name, not a plain word
+            kinds.append(kind)
+    return kinds

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from aent.recipe.controls import KINDS, kinds_of_method
 from aent.recipe.schema import Recipe
 
 MAX_FAULTS = 5  # reported at once
@@ -162,7 +163,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: beside base only change may stand, not {', '.join(others)}")
     if not isinstance(base, str) or not isinstance(change, dict):
         raise RecipeError(f"{path}: base must be a file's name and change a mapping")
-    whole = _mapping(path.parent / base)
+    try:
+        whole = _mapping(path.parent / base)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: base: {error}") from error
     if "base" in whole:
         raise RecipeError(f"{path}: base: {base} has a base itself; one level is all there is")
     for key, value in change.items():
@@ -267,8 +271,13 @@ def known_keys(owner: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[st
 
 
 def _nearest(parent: str, name: str) -> str:
-    """A hint: the nearest key beside the unknown one, else anywhere in the schema."""
+    """A hint: the nearest key beside the unknown one, else anywhere in the schema.
+
+    In an entropy control, whose ``parent`` ends with its kind, beside is all there is.
+    """
     known = list(known_keys())
+    if parent.startswith("entropy_controls["):
+        known = [f"{parent}.{field}" for field in KINDS[parent.rpartition(".")[2]].model_fields]
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     for candidates in (beside, everywhere):
@@ -321,6 +330,9 @@ def sentence(fault: dict[str, Any]) -> tuple[str, str]:
         return where, f"{where}.kind is missing and has no default"
     if kind == "union_tag_invalid":
         where, got = f"{where}.kind", f", got {_shown(context['tag'])}"
+        if kinds := kinds_of_method(context["tag"]):
+            said = f"{where}: {_shown(context['tag'])} is the name of a method"
+            return where, f"{said}; the kinds of its parts: {', '.join(kinds)} (docs/algorithms.md)"
         return where, f"{where} must be one of {context['expected_tags']}{got}"
     if kind == "string_pattern_mismatch":
         return where, f"{where} must match {context['pattern']}{got}"

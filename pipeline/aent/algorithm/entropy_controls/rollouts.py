@@ -29,6 +29,7 @@ from aent.recipe.controls import (
 
 
 def at_temperature(plan: Plan, _settings: TemperatureSchedule, kept: Kept) -> Plan:
+    """E3's temperature, as the last step left it; the recipe's before the first step."""
     return replace(plan, temperature=kept.get("temperature", plan.temperature))
 
 
@@ -62,6 +63,7 @@ def temperature_schedule(batch: Batch, settings: TemperatureSchedule, context: C
 
 
 def within_budget(plan: Plan, settings: RolloutBudget, kept: Kept) -> Plan:
+    """E3's budget: each question's number of responses by the rewards that it has had."""
     means = {int(item): total / count for item, (total, count) in kept.get("rewards", {}).items()}
 
     def samples(items: Sequence[int]) -> list[int]:
@@ -117,6 +119,7 @@ def rollout_budget(batch: Batch, _settings: RolloutBudget, context: Context) -> 
 
 
 def with_reroll(plan: Plan, settings: Reroll, kept: Kept) -> Plan:
+    """AEPO's re-rolls, by the last step's entropy; none where none is known yet."""
     entropy = kept.get("entropy")
     if entropy is None:
         return plan
