@@ -7,20 +7,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from aent.cluster import preflight
 
-# a node without GPUs has no nvidia-smi: this says what the real one would
-SMI = "#!/bin/sh\necho '0, 79000, 81559\n1, 3000, 81559'\n"
 
-
-def test_missing_and_busy_gpus_are_named(tmp_path, monkeypatch):
-    (tmp_path / "nvidia-smi").write_text(SMI)
-    (tmp_path / "nvidia-smi").chmod(0o755)
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """Takes what nvidia-smi, which a node without GPUs does not have, is to do: a line of sh."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "nvidia-smi").touch(0o755)
+    return lambda line: (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{line}\n")
+
+
+def test_missing_and_busy_gpus_are_named(smi):
+    smi("echo '0, 79000, 81559\n1, 3000, 81559'")
     busy = "GPU 1 has 3000 of 81559 MiB free: another process holds it"
     assert preflight.gpu_faults(2, 0.9) == [busy]
     assert preflight.gpu_faults(4, 0.9) == ["2 GPUs, 4 are needed", busy]
     assert preflight.gpu_faults(2, 0.01) == []
+
+
+def test_what_nvidia_smi_cannot_tell_is_a_fault_in_its_words(smi):
+    smi("echo '0, [N/A], [N/A]\n1, 79000, 81559'")
+    (fault,) = preflight.gpu_faults(2, 0.9)
+    assert fault.endswith("of a GPU (index, free, total): 0, [N/A], [N/A]")
+    smi("echo 'Unable to determine the device handle for GPU'; echo Lost >&2; exit 15")
+    said = "nvidia-smi ended with code 15: Unable to determine the device handle for GPU Lost"
+    assert preflight.gpu_faults(1, 0.9) == [said]
 
 
 def test_no_driver_is_a_fault_of_a_node_that_must_have_gpus(tmp_path, monkeypatch):

@@ -59,12 +59,20 @@ def gpu_faults(wanted: int, free_share: float) -> list[str]:
     query = ["nvidia-smi", "--query-gpu=index,memory.free,memory.total", "--format=csv,noheader"]
     query[-1] += ",nounits"
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
         return [f"nvidia-smi: {error}"]
-    rows = [tuple(map(int, line.split(","))) for line in answer.stdout.splitlines()]
-    faults = [] if len(rows) >= wanted else [f"{len(rows)} GPUs, {wanted} are needed"]
-    for index, free, total in rows:
+    if answer.returncode:
+        words = " ".join(f"{answer.stdout} {answer.stderr}".split())
+        return [f"nvidia-smi ended with code {answer.returncode}: {words}"]
+    lines = answer.stdout.splitlines()
+    faults = [] if len(lines) >= wanted else [f"{len(lines)} GPUs, {wanted} are needed"]
+    for line in lines:
+        try:
+            index, free, total = map(int, line.split(","))
+        except ValueError:  # "[N/A]", or an error in the place of a number
+            faults.append(f"nvidia-smi knows no memory of a GPU (index, free, total): {line}")
+            continue
         if free < free_share * total:
             faults.append(f"GPU {index} has {free} of {total} MiB free: another process holds it")
     return faults
