@@ -18,7 +18,7 @@ from pathlib import Path
 from aent import checkpoint, resume
 from aent.checkpoint import CheckpointError
 from aent.cluster.layout import Layout, layout
-from aent.cluster.sweep import parent_run
+from aent.cluster.sweep import SweepError, parent_run
 from aent.prepare import prepare, rank_environment
 from aent.recipe.check import check, run_folder
 from aent.recipe.load import RecipeError, load
@@ -43,15 +43,15 @@ def main(arguments: list[str]) -> int:
         recipe = load(data_path(given.recipe), [*given.overrides, *own])
         faults = check(recipe)
         place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
-    except (RecipeError, ValueError) as error:
+        if given.sweep is not None and not faults:
+            tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
+            update = {"tracking": recipe.tracking.model_copy(update=tracking)}
+            recipe = recipe.model_copy(update=update)
+    except (RecipeError, ValueError, SweepError) as error:
         faults = str(error).splitlines()
     if faults:
         print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
         return 2
-    if given.sweep is not None:
-        tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
-        update = {"tracking": recipe.tracking.model_copy(update=tracking)}
-        recipe = recipe.model_copy(update=update)
     if finished(recipe):
         (run_folder(recipe) / "job.env").write_text("FINISHED=1\n")
         return 0

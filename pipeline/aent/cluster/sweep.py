@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 
 from aent.recipe.check import run_folder
@@ -10,10 +11,16 @@ from aent.recipe.schema import Recipe
 from aent.tracking.store import RUN_ID_FILE, experiment_id, open_client, tracking_uri
 
 
+class SweepError(RuntimeError):
+    """The sweep's run cannot be made; the message is one sentence."""
+
+
 def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
     """The id of the sweep's MLflow run, made by whichever of its jobs asks first.
 
     It lies in ``sweep_dir`` and holds nothing of its own; so it is FINISHED from the beginning.
+
+    Raises SweepError: MLflow, which has to be there for this once, is away.
     """
     sweep_dir.mkdir(parents=True, exist_ok=True)
     file = sweep_dir / RUN_ID_FILE
@@ -21,9 +28,26 @@ def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         if not file.exists():
             uri = tracking_uri(recipe, run_folder(recipe))
-            client = open_client(uri)
-            experiment = experiment_id(client, uri, recipe.tracking.experiment)
-            run = client.create_run(experiment, run_name=sweep_dir.name)
-            client.set_terminated(run.info.run_id, "FINISHED")
-            file.write_text(run.info.run_id)
+            try:
+                file.write_text(_make(uri, recipe.tracking.experiment, sweep_dir.name))
+            except Exception as error:  # whatever MLflow and its store raise
+                why = " ".join(str(error).split())[:300]
+                raise SweepError(
+                    f"{_named(uri, recipe)} does not take the run above the others, without which "
+                    f"none begins: {why}"
+                ) from error
         return file.read_text().strip()
+
+
+def _make(uri: str, experiment: str, name: str) -> str:
+    client = open_client(uri)
+    run = client.create_run(experiment_id(client, uri, experiment), run_name=name)
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return run.info.run_id
+
+
+def _named(uri: str, recipe: Recipe) -> str:
+    """The store, with the name of what has given it."""
+    if recipe.tracking.uri:
+        return f"tracking.uri={uri}"
+    return f"MLFLOW_TRACKING_URI={uri}" if os.environ.get("MLFLOW_TRACKING_URI") else uri

@@ -15,8 +15,8 @@ from typing import Any
 from aent.evaluation.pass_at_k import ks, pass_at_k
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
-from aent.tracking.recorded import Series, SourceError
-from aent.tracking.store import RUN_ID_FILE, look_command, open_client, tracking_uri
+from aent.tracking.recorded import Series, SourceError, open_source
+from aent.tracking.store import RUN_ID_FILE, tracking_uri
 
 PHASES = ("sample", "score", "train", "sync")  # of a step; evaluations and checkpoints are not its
 METRICS = (
@@ -106,7 +106,7 @@ def read(source: str) -> Comparison:
     from mlflow.exceptions import MlflowException
 
     parent, uri = _of_folder(Path(source)) if Path(source).is_dir() else _of_id(source)
-    client = open_client(uri)
+    client = open_source(uri)
     try:
         above = client.get_run(parent)
         children = client.search_runs(
@@ -117,7 +117,7 @@ def read(source: str) -> Comparison:
         chosen, left_out = _chosen(children)
         runs = [_run(client, child) for child in chosen]
     except MlflowException as error:
-        raise SourceError(f"MLflow run {parent} in {look_command(uri)}: {error.message}") from error
+        raise SourceError(f"MLflow run {parent} in {uri}: {error.message}") from error
     if not runs:
         raise SourceError(f"{source}: no run below MLflow's {parent} is finished")
     order = {run.arm: place for place, run in reversed(list(enumerate(runs)))}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from aent.cluster.sweep import parent_run
+from aent.cluster.sweep import SweepError, parent_run
 from aent.compare.plan import PlannedRun
 from aent.launch import launch
 from aent.rollout.shared import SharedEngines
@@ -22,8 +22,8 @@ from aent.tracking.display import clock
 
 
 def run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
-    """Do what is not done; return the exit code: 0, 1 (runs failed; the others were done), or that
-    of a run that a signal stopped, with which the comparison stops."""
+    """Do what is not done; return the exit code: 0, 1 (runs failed; the others were done; or none
+    could begin), or that of a run that a signal stopped, with which the comparison stops."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "at_work").open("w") as lock:
         try:
@@ -43,13 +43,20 @@ def _run_all(runs: Sequence[PlannedRun], folder: Path, engines: SharedEngines) -
     done = len(runs) - len(left)
     if done:
         _say(f"{done} of {len(runs)} runs are finished already")
+    if not left:
+        return 0
+    try:
+        parent = parent_run(folder, left[0].recipe)
+    except SweepError as error:
+        _say(str(error), sys.stderr)
+        return 1
     failed: list[PlannedRun] = []
     took: list[float] = []
     for index, run in enumerate(left):
         ahead = clock(statistics.fmean(took) * (len(left) - index)) if took else "?"
         _say(f"run {done + index + 1} of {len(runs)}: {run} (left {ahead})")
         started = time.monotonic()
-        code = _launch(run, folder, engines)
+        code = _launch(run, parent, engines)
         took.append(time.monotonic() - started)
         if code == CHECKPOINTED or code > 128:
             _say(f"stopped in {run}: the same command goes on there", sys.stderr)
@@ -62,9 +69,8 @@ def _run_all(runs: Sequence[PlannedRun], folder: Path, engines: SharedEngines) -
     return 1 if failed else 0
 
 
-def _launch(run: PlannedRun, folder: Path, engines: SharedEngines) -> int:
-    tracking = {"parent_run_id": parent_run(folder, run.recipe)}
-    update = {"tracking": run.recipe.tracking.model_copy(update=tracking)}
+def _launch(run: PlannedRun, parent: str, engines: SharedEngines) -> int:
+    update = {"tracking": run.recipe.tracking.model_copy(update={"parent_run_id": parent})}
     return launch(run.recipe.model_copy(update=update), engines)
 
 

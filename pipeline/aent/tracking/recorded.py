@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
@@ -103,8 +104,6 @@ def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[s
 def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:
     from mlflow.exceptions import MlflowException
 
-    from aent.tracking.store import open_client
-
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         local = Path("runs/mlflow.db").absolute()
@@ -113,7 +112,7 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
                 f"MLflow run {run_id}: MLFLOW_TRACKING_URI is not set, and there is no {local}"
             )
         uri = f"sqlite:///{local}"
-    client = open_client(uri)
+    client = open_source(uri)
     try:
         keys = client.get_run(run_id).data.metrics
         metrics = {
@@ -126,6 +125,17 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
             return load(path, overrides), metrics
     except MlflowException as error:
         raise SourceError(f"MLflow run {run_id} in {uri}: {error.message}") from error
+
+
+def open_source(uri: str) -> Any:
+    """MLflow's client of a store that is to be read. Raises SourceError."""
+    from aent.tracking.store import open_client
+
+    try:
+        return open_client(uri)
+    except Exception as error:  # whatever MLflow and its store raise
+        why = " ".join(str(error).split())
+        raise SourceError(f"MLflow's store {uri} cannot be opened: {why}") from error
 
 
 def _from_csv(path: Path) -> Series:

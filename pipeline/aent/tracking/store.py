@@ -144,7 +144,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
             return client.create_experiment(name, location and location.as_uri())
         found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
-        raise RuntimeError(f"tracking.experiment: {name} was deleted in {look_command(uri)}")
+        raise RuntimeError(f"tracking.experiment: {name} was deleted in {uri}")
     return found.experiment_id
 
 
