@@ -10,7 +10,7 @@ import typer
 
 from aent.compare.commands import compare, report
 from aent.lab.commands import lab
-from aent.refusals import refuse
+from aent.refusals import make_folder, refuse
 
 if TYPE_CHECKING:
     from aent.cluster.render import Script
@@ -323,6 +323,7 @@ def slurm_submit(
     if dry_run:
         print(f"{script.text}\n# {shlex.join(script.command)}")
         return
+    make_folder(script.path.parent)
     try:
         print(f"job {submit(script)}: {script.path}")
     except SlurmError as error:

@@ -33,6 +33,8 @@ def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
     command += ("--out", "all", "--slurm")
     sent = cluster.run(*command, cwd=tmp_path).stdout
     array = re.fullmatch(rf"job (\d+): {tmp_path}/all/array.sbatch\n", sent).group(1)
+    again = cluster.run(*command, cwd=tmp_path, check=False)
+    assert again.stderr == f"aent: job {array} waits or runs already: {tmp_path}/all/array.sbatch\n"
     for task, arm in enumerate(("tiny", "constant")):
         folder = tmp_path / "all"
         job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", folder / f"task-{task}.log")

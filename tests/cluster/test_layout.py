@@ -29,6 +29,7 @@ def test_engines_lie_beside_the_ranks_or_on_nodes_of_their_own():
         ((1, 3, 1), (), "4 trainer ranks need 4 GPUs on a node, and a node has 3"),
         ((2, 2, 1), ("rollout.engines=3",), r"3 engine\(s\) .*=1 need 3 GPUs"),
         ((2, 2, 1), ("rollout.engines=0",), r"needs rollout\.engines above 0"),
+        ((2, 2, 3), ("rollout.engines=2",), r"3 nodes for rollout\.engines=2: some would have no"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(arguments, overrides, reason):

@@ -82,11 +82,38 @@ def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
         (["cluster.container=apptainer"], "cluster.container=apptainer needs cluster.image"),
         (["cluster.image=x.sif"], "cluster.image has no meaning with cluster.container=none"),
         (["cluster.mounts=[/data]"], "cluster.mounts: /data is not HOST:CONTAINER"),
-        (["cluster.flags=[qos]"], "cluster.flags: qos is no flag of sbatch"),
+        (["cluster.flags=[qos]"], "cluster.flags: 'qos' is no flag of sbatch"),
+        (["cluster.flags=['--qos=a --nodes=7']"], "cluster.flags: '--qos=a --nodes=7' is no flag"),
+        (["cluster.flags=['--nodes=7']"], "--nodes is for cluster.nodes and cluster.engine_nodes"),
+        (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node is for cluster.gpus_per_node to say"),
+        (["cluster.flags=['--job-name=y']"], "--job-name=y may not stand there"),
+        (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition must be one word, got"),
+        (["cluster.account=''"], "cluster.account must be one word, got ''"),
+        (["cluster.time=8hours"], "'8hours' is no time limit such as 30, 8:00:00 or 1-12:00:00"),
     ],
 )
 def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, reason):
     assert any(reason in fault for fault in check(load(TINY, overrides), machine=False))
+
+
+def test_what_the_job_would_not_find_is_refused(tmp_path):
+    def refused(*overrides: str) -> str:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is looked at
+            render(load(TINY, ["cluster.gpus_per_node=0", *overrides]), TINY, [])
+        return str(caught.value)
+
+    assert refused("cluster.env_file=none.env") == "env_file: no file none.env"
+    assert "has a quote or a line break" in refused('run_dir="a\\nb"')
+    container = ("cluster.container=apptainer", "cluster.image=x.sif", "cluster.engine_image=x.sif")
+    here = Path.cwd()
+    assert refused(*container, "run_dir=/x/y") == f"run_dir=/x/y lies outside mounts={here}:{here}"
+    other = "cluster.mounts=['/data:/x', '/xy:/xy:ro']"  # of that name only in the container
+    assert "lies outside mounts=/data:/x,/xy:/xy:ro" in refused(*container, "run_dir=/x/y", other)
+    (tmp_path / "link").symlink_to(tmp_path)
+    same = [f"cluster.mounts=['{tmp_path}:{tmp_path}/link']", f"run_dir={tmp_path}/link/a"]
+    for seen in (same, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
+        text = render(load(TINY, ["cluster.gpus_per_node=0", *container, *seen]), TINY, []).text
+    assert f"\nexport CLUSTER_ENV={ROOT}/slurm/cluster.env\n" in text
 
 
 def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
@@ -124,7 +151,17 @@ def test_without_slurm_submit_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     said = aent_slurm("submit", TINY, "cluster.gpus_per_node=0", cwd=tmp_path)
     assert said.returncode == 1
-    assert said.stderr == "aent: sbatch is not here: this machine has no Slurm client\n"
+    assert said.stderr == "aent: squeue is not here: this machine has no Slurm client\n"
+
+
+@pytest.mark.parametrize("run_dir", ["/proc/x", "/etc/passwd/x"])
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, run_dir):
+    refused = aent_slurm(
+        "submit", TINY, "cluster.gpus_per_node=0", f"run_dir={run_dir}", cwd=tmp_path
+    )
+    assert refused.returncode == 2
+    assert f"aent: {Path(run_dir).parent} cannot be written into: " in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_scripts_have_no_syntax_errors_and_the_two_of_a_run_differ_at_their_top_only():

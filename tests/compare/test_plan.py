@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aent.cli import app
+from aent.cluster import prepare
 from aent.compare.plan import plan
 from aent.recipe.load import RecipeError, dump
 from aent.tracking import journal
@@ -14,7 +15,9 @@ from compare.conftest import write_recipes
 
 
 def test_all_arms_come_with_a_seed_before_the_next_seed(tmp_path):
-    runs = plan(write_recipes(tmp_path), ["steps=7"], 2, tmp_path / "out")
+    sources = write_recipes(tmp_path)
+    sources += [sources[0], f"{tmp_path}/../{tmp_path.name}/held.yaml"]  # again: once is enough
+    runs = plan(sources, ["steps=7"], 2, tmp_path / "out")
     assert [str(run) for run in runs] == [
         "plain, seed 0", "held, seed 0", "plain, seed 1", "held, seed 1",
     ]  # fmt: skip
@@ -77,3 +80,35 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, options):
     done = CliRunner().invoke(app, ["compare", *recipes, *options, "--out", str(out)])
     assert done.exit_code == 2
     assert done.stderr == f"aent: {out} cannot be written into: File exists\n"
+
+
+AWAY = "http://127.0.0.1:9"
+
+
+def test_without_the_tracking_server_nothing_begins(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
+    recipe, _ = write_recipes(tmp_path)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["compare", recipe, "--seeds", "1", "--out", str(out)])
+    assert done.exit_code == 1
+    said = f"aent: MLFLOW_TRACKING_URI={AWAY} does not take the run above the others, without which"
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+    assert list(out.glob("*/")) == []
+    arguments = ["--nodes=1", "--gpus-per-node=0", f"--sweep={out}", recipe]
+    assert prepare.main([str(tmp_path / "run"), *arguments]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "suggest"])
+def test_a_store_that_cannot_be_read_is_a_sentence(monkeypatch, command):
+    for uri, said in (
+        (AWAY, f"MLflow run {'0' * 32} in {AWAY}: "),
+        ("bogus://x", "MLflow's store bogus://x cannot be opened: "),
+        ("sqlite:////proc/x/y.db", "MLflow's store sqlite:////proc/x/y.db cannot be opened: "),
+    ):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        done = CliRunner().invoke(app, [command, "0" * 32])
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"aent: {said}")
+        assert len(done.stderr.splitlines()) == 1

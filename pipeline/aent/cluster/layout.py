@@ -34,6 +34,10 @@ def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0
     ranks_per_node = ranks // nodes
     if engine_nodes and not rollout.engines:
         raise ValueError("a second group for engines needs rollout.engines above 0")
+    if engine_nodes > rollout.engines:
+        raise ValueError(
+            f"{engine_nodes} nodes for rollout.engines={rollout.engines}: some would have no engine"
+        )
     places = min(engine_nodes or nodes, rollout.engines)
     engines_per_node = -(-rollout.engines // places) if places else 0
     engine_gpus = engines_per_node * rollout.engine.tensor_parallel

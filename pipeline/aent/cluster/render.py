@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
     """
     cluster = recipe.cluster
     layout(recipe, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
-    run_dir = run_folder(recipe).absolute()
+    run_dir = _run_dir(recipe)
     flags = [f"--job-name={recipe.name}", f"--output={_quoted(_beside(run_dir, '.log'))}"]
     flags += [f"--comment={_quoted(run_dir)}"]
     settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
@@ -82,10 +83,29 @@ def render_array(
     flags = [f"--job-name={folder.name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
     settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
     for number, (source, overrides, recipe) in enumerate(runs):
-        run_dir = shlex.quote(str(run_folder(recipe).absolute()))
+        run_dir = shlex.quote(str(_run_dir(recipe)))
         settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
     settings += ["esac", "export RUN_DIR"]
     return Script(_text(said, first, flags, settings), folder / "array.sbatch")
+
+
+def _run_dir(recipe: Recipe) -> Path:
+    """The run's folder, absolute; ValueError where it cannot be written into a batch script, or
+    where the job's containers do not see it under its name."""
+    run_dir, here = run_folder(recipe).absolute(), Path.cwd()
+    if re.search(r'["\n]', str(run_dir)):
+        raise ValueError(f"run_dir={str(run_dir)!r} has a quote or a line break")
+    mounts = recipe.cluster.mounts or (f"{here}:{here}",)
+    if recipe.cluster.container == "none" or any(_sees(mount, run_dir) for mount in mounts):
+        return run_dir
+    raise ValueError(f"run_dir={run_dir} lies outside mounts={','.join(mounts)}")
+
+
+def _sees(mount: str, folder: Path) -> bool:
+    host, inside = map(Path, mount.split(":")[:2])
+    if not folder.is_relative_to(inside):
+        return False
+    return (host / folder.relative_to(inside)).resolve() == folder.resolve()
 
 
 def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[str]) -> str:
@@ -94,7 +114,7 @@ def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[st
     body = data_path(f"slurm/{name}").read_text()
     lines = [
         "#!/bin/bash",
-        f"# {said}",
+        "# " + said.replace("\n", " "),
         f"# Down to the mark: from the recipe. Below it: slurm/{name}, unchanged; Slurm reads no",
         "# #SBATCH line there, for commands stand above it.",
         *_directives(recipe, body, flags),
@@ -152,19 +172,34 @@ def _exports(cluster: ClusterSection) -> Iterator[tuple[str, str]]:
         ("IMAGE", cluster.image),
         ("ENGINE_IMAGE", cluster.engine_image),
         ("MOUNTS", ",".join(cluster.mounts)),
-        ("CLUSTER_ENV", cluster.env_file and str(Path(cluster.env_file).absolute())),
+        ("CLUSTER_ENV", _env_file(cluster)),
     ):
         if value:
             yield name, value
     yield "MAX_REQUEUES", str(cluster.max_requeues)
 
 
+def _env_file(cluster: ClusterSection) -> str | None:
+    if cluster.env_file is None:
+        return None
+    path = data_path(cluster.env_file)
+    if not path.is_file():
+        raise ValueError(f"env_file: no file {path}")
+    return str(path.absolute())
+
+
 def submit(script: Script) -> str:
     """Keep the script beside the run and give it to sbatch; the job's number.
 
+    Two jobs of one script would work in one folder: the second is refused as long as the first,
+    which keeps its number when it is requeued, waits or runs.
+
     Raises SlurmError.
     """
-    script.path.parent.mkdir(parents=True, exist_ok=True)
+    for line in _slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
+        number, _, command = line.partition("|")
+        if command == str(script.path):
+            raise SlurmError(f"job {number} waits or runs already: {script.path}")
     script.path.write_text(script.text)
     return _slurm(script.command).strip().partition(";")[0]
 

@@ -44,7 +44,8 @@ def plan(
 ) -> list[PlannedRun]:
     """Every arm with the seeds 0, 1, ...; all arms with seed 0 first: an early look is fair.
 
-    Runs that have begun are resumed (``resume: auto``); nothing is written here.
+    A recipe that is named twice is one arm. Runs that have begun are resumed (``resume: auto``);
+    nothing is written here.
 
     Raises RecipeError, one line per fault: a recipe that cannot be loaded, or arms that cannot be
     compared, or a run in ``folder`` that another recipe has made.
@@ -54,6 +55,7 @@ def plan(
     for override in overrides:
         if override.partition("=")[0] in OURS:
             raise RecipeError(f"override {override}: a comparison sets it for every run")
+    sources = list({data_path(source).resolve(): source for source in sources}.values())
     faults: list[str] = []
     runs: list[PlannedRun] = []
     for seed in range(seeds):

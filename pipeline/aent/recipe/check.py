@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from aent.entropy import controllers
 from aent.evaluation import suites
-from aent.recipe import check_controls
+from aent.recipe import check_cluster, check_controls
 from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
@@ -39,7 +39,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_engines(recipe),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
-        *_cluster(recipe),
+        *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
     ]
     model_faults = list(_model(recipe, machine))
@@ -287,22 +287,6 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
             f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
             f"{steps} optimizer steps"
         )
-
-
-def _cluster(recipe: Recipe) -> Iterator[str]:
-    cluster = recipe.cluster
-    for name in ("image", "engine_image"):
-        given = getattr(cluster, name) is not None
-        if given and cluster.container == "none":
-            yield f"cluster.{name} has no meaning with cluster.container=none"
-        if not given and cluster.container != "none":
-            yield f"cluster.container={cluster.container} needs cluster.{name}"
-    for mount in cluster.mounts:
-        if ":" not in mount or "," in mount:
-            yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
-    for flag in cluster.flags:
-        if not flag.startswith("--") or "\n" in flag:
-            yield f"cluster.flags: {flag} is no flag of sbatch (--NAME or --NAME=VALUE)"
 
 
 def _attention(recipe: Recipe) -> Iterator[str]:

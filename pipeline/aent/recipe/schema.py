@@ -248,7 +248,7 @@ class ClusterSection(Section):
     nodes: int = Field(1, ge=1)  # with trainer ranks
     engine_nodes: int = Field(0, ge=0)  # of a heterogeneous job's second group; 0: no such group
     gpus_per_node: int = Field(8, ge=0)  # 0: a job without GPUs
-    time: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d{2}){0,2}$")  # limit, as sbatch has it
+    time: str | None = None  # limit, as sbatch has it: 30, 8:00:00, 1-12:00:00
     account: str | None = None
     partition: str | None = None
     container: Literal["none", "pyxis", "apptainer"] = "none"
@@ -256,7 +256,7 @@ class ClusterSection(Section):
     engine_image: str | None = None
     mounts: tuple[str, ...] = ()  # HOST:CONTAINER; default: the folder that the job is sent from
     env_file: str | None = None  # NCCL and vLLM settings, such as slurm/cluster.env
-    flags: tuple[str, ...] = ()  # further ones of sbatch, for every group: "--qos=high"
+    flags: tuple[str, ...] = ()  # further ones of sbatch, for every group: --qos=high
     max_requeues: int = Field(3, ge=0)  # in a row, without a new checkpoint between them
 
 

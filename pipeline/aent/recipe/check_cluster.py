@@ -1,0 +1,54 @@
+"""Checks of a recipe's ``cluster:`` section, which becomes lines of a batch script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from aent.recipe.schema import ClusterSection
+
+TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
+FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
+# flags that the batch script gets of other fields
+OURS = {
+    "nodes": "cluster.nodes and cluster.engine_nodes",
+    "gpus-per-node": "cluster.gpus_per_node",
+    "time": "cluster.time",
+    "account": "cluster.account",
+    "partition": "cluster.partition",
+    "job-name": "name",
+    "comment": "run_dir",
+    "output": "run_dir",
+    "array": "the seeds and arms of aent compare",
+}
+
+
+def faults(cluster: ClusterSection) -> Iterator[str]:
+    """One sentence per fault, as ``check.check`` has them."""
+    for name in ("image", "engine_image"):
+        given = getattr(cluster, name) is not None
+        if given and cluster.container == "none":
+            yield f"cluster.{name} has no meaning with cluster.container=none"
+        if not given and cluster.container != "none":
+            yield f"cluster.container={cluster.container} needs cluster.{name}"
+    for mount in cluster.mounts:
+        if ":" not in mount or "," in mount:
+            yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
+    if cluster.time is not None and not re.fullmatch(TIME, cluster.time):
+        yield f"cluster.time={cluster.time!r} is no time limit such as 30, 8:00:00 or 1-12:00:00"
+    for name in ("account", "partition"):
+        value = getattr(cluster, name)
+        if value is not None and not re.fullmatch(r"\S+", value):
+            yield f"cluster.{name} must be one word, got {value!r}"
+    for flag in cluster.flags:
+        yield from _flag(flag)
+
+
+def _flag(flag: str) -> Iterator[str]:
+    parts = re.fullmatch(FLAG, flag)
+    if parts is None:
+        yield f"cluster.flags: {flag!r} is no flag of sbatch (--NAME or --NAME=VALUE)"
+        return
+    for name, field in OURS.items():
+        if name.startswith(parts[1]):  # sbatch takes a flag's beginning for it
+            yield f"cluster.flags: {flag} may not stand there: --{name} is for {field} to say"
