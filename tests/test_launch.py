@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aent import launch
+from aent import failures, launch
 from aent.launch import Signals
 from aent.runtime import heartbeats
 from aent.runtime.children import Child, stop_all
@@ -95,3 +95,21 @@ def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Chi
     assert told is not None
     assert told.startswith("aent: trainer rank 1 was killed by SIGKILL; the last lines of")
     assert told.endswith("its last words")
+
+
+def test_of_ranks_that_ended_by_themselves_the_first_that_wrote_why_is_told(tmp_path: Path) -> None:
+    def fail(rank: int, error: Exception) -> Child:
+        with pytest.raises(type(error)), failures.recorded(tmp_path, rank):
+            raise error
+        argv = [sys.executable, "-c", "raise SystemExit(1)"]
+        return Child.start(f"rank {rank}", argv, env=os.environ, log_path=tmp_path / "log")
+
+    class RankZeroFailed(RuntimeError):
+        pass
+
+    ranks = [fail(1, RankZeroFailed("rank 0 failed")), fail(0, OSError("disk full"))]
+    for rank in ranks:
+        rank.process.wait(60)
+    told = launch.first_failure(ranks, ranks, tmp_path)
+    assert told.startswith("aent: rank 0 on ")
+    assert told.endswith("OSError: disk full")

@@ -9,9 +9,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank has failed
-LINES = 25  # of the traceback, shown
+LINES = 40  # of the traceback, shown: an engine's error has 25 of its log
 
 
 def clear(run_dir: Path) -> None:
@@ -35,7 +36,9 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
             "error": type(error).__name__,
             "traceback": traceback.format_exc(),
         }
-        (folder / f"rank{rank}.json").write_text(json.dumps(record))
+        partial = folder / f"rank{rank}.partial"
+        partial.write_text(json.dumps(record))
+        partial.replace(folder / f"rank{rank}.json")  # whole or not there: others end this process
         raise
 
 
@@ -44,8 +47,7 @@ def first(run_dir: Path) -> str | None:
 
     The order is that of the machines' clocks; a rank that only followed another one comes last.
     """
-    records = [json.loads(p.read_text()) for p in (run_dir / "failures").glob("rank*.json")]
-    if not records:
+    if not (records := _records(run_dir)):
         return None
     record = min(records, key=lambda r: (r["error"] in FOLLOWERS, r["time"]))
     lines = record["traceback"].rstrip().splitlines()[-LINES:]
@@ -53,6 +55,16 @@ def first(run_dir: Path) -> str | None:
     return (
         f"aent: rank {record['rank']} on {record['host']} failed first"
         + (f" ({others} more followed)" if others else "")
-        + ":\n"
+        + f"; the last lines of {run_dir}/logs/rank{record['rank']}.log:\n"
         + "\n".join(lines)
     )
+
+
+def only_followed(run_dir: Path) -> bool:
+    """Whether all that ranks have written so far is that another one failed."""
+    records = _records(run_dir)
+    return bool(records) and all(record["error"] in FOLLOWERS for record in records)
+
+
+def _records(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in (run_dir / "failures").glob("rank*.json")]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from aent import failures
 from aent.checkpoint import CheckpointError
 from aent.prepare import prepare, rank_environment
 from aent.recipe.schema import Recipe
@@ -29,11 +30,10 @@ from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
-LAST_WORDS_S = 10.0  # for rank 0 to end after another rank has followed its failure
+LAST_WORDS_S = 10.0  # for rank 0 to write why, after another rank has followed its failure
 LOG_LINES = 25  # of a dead child, shown
 SILENCE_S = 120.0  # without a sign of life after which a rank hangs
 STACKS_S = 3.0  # for the ranks to write their stacks
-FOLLOWED_RANK_0 = "RankZeroFailed"
 
 
 @dataclass
@@ -170,7 +170,7 @@ def look_after(
                 keepers.remove(keeper)
         dead = [r for r in ranks if r.poll() not in (None, 0, CHECKPOINTED)]
         if dead:
-            return first_failure(dead, ranks)
+            return first_failure(dead, ranks, watch.run_dir)
         if all(rank.poll() is not None for rank in ranks):
             return None
         if time.monotonic() > next_look:
@@ -188,18 +188,19 @@ def send_all(ranks: list[Child], number: signal.Signals) -> None:
         rank.process.send_signal(number)  # nothing, to one that has ended
 
 
-def first_failure(dead: list[Child], ranks: list[Child]) -> str:
-    """The last lines of the child that failed first, not of those that only followed it.
+def first_failure(dead: list[Child], ranks: list[Child], run_dir: Path) -> str:
+    """Why the first rank failed: in its own words (``failures``) if it has written any.
 
-    A child killed by a signal comes before one that ended by itself; a rank that only says that
-    rank 0 failed gives rank 0 the time to say why.
+    One that a signal killed comes before those that ended by themselves; a rank that only followed
+    rank 0 gives it the time to write.
     """
     child = min(dead, key=lambda c: (c.poll() or 0) >= 0)
-    if FOLLOWED_RANK_0 in child.tail(5):
+    if (child.poll() or 0) > 0:
         deadline = time.monotonic() + LAST_WORDS_S
-        while ranks[0].poll() is None and time.monotonic() < deadline:
+        while failures.only_followed(run_dir) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        child = ranks[0]
+        if told := failures.first(run_dir):
+            return told
     return (
         f"aent: {child.name} {child.describe_exit()}; the last lines of {child.log_path}:\n"
         + child.tail(LOG_LINES)
