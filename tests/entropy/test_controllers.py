@@ -242,7 +242,6 @@ def box_of(controller: ControllerSettings) -> tuple[float, float]:
 
 
 @given(CONTROLLERS, ENTROPIES)
-@settings(deadline=None)
 def test_the_box_is_never_left(
     controller: ControllerSettings, entropies: list[float | None]
 ) -> None:
@@ -254,7 +253,6 @@ def test_the_box_is_never_left(
 
 
 @given(CONTROLLERS, ENTROPIES, st.data())
-@settings(deadline=None)
 def test_a_state_saved_in_mid_run_continues_alike(
     controller: ControllerSettings, entropies: list[float | None], data: st.DataObject
 ) -> None:
@@ -271,7 +269,6 @@ def test_a_state_saved_in_mid_run_continues_alike(
 
 
 @given(CONTROLLERS, ENTROPIES, st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-@settings(deadline=None)
 def test_more_entropy_never_makes_the_coefficient_larger(
     controller: ControllerSettings, entropies: list[float | None], one: float, other: float
 ) -> None:
@@ -282,7 +279,6 @@ def test_more_entropy_never_makes_the_coefficient_larger(
 
 
 @given(CONTROLLERS, ENTROPIES, st.sampled_from([None, math.nan, math.inf, -math.inf]))
-@settings(deadline=None)
 def test_no_measurement_changes_nothing_but_the_step(
     controller: ControllerSettings, entropies: list[float | None], missing: float | None
 ) -> None:
@@ -310,7 +306,7 @@ def closed_loop(
 
 
 @given(st.floats(0.05, 1.1))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_integral_removes_the_steady_error(pull: float) -> None:
     """Any pull that the box can hold (4 * .3 = 1.2 nats) ends on target; P alone stays below."""
     whole = closed_loop(PI, [pull] * 600)[-1]

@@ -55,7 +55,7 @@ def check_against_reference(
     assert (stats.clamped_entropy >= 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(backend=st.sampled_from(BACKENDS), data=st.data())
 def test_values_gradients_and_set_equal_the_reference(backend: str, data: st.DataObject) -> None:
     with kernels.using(backend):

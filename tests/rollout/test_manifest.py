@@ -35,7 +35,7 @@ def test_checksum_over_several_chunks_sees_exchanged_chunks() -> None:
 
 
 @given(st.integers(0, 999), st.integers(0, 999), st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_checksum_sees_two_exchanged_words(i: int, j: int, seed: int) -> None:
     words = torch.randint(0, 2**31 - 1, (1000,), generator=torch.Generator().manual_seed(seed))
     other = words.clone()
