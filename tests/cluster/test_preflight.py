@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aent.cluster import preflight
+from aent.runtime.children import free_port
 
 
 @pytest.fixture
@@ -73,9 +74,7 @@ def start(folder: Path, place: int, nodes: int) -> subprocess.Popen[str]:
 def test_a_node_that_does_not_come_or_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(preflight, "PEERS_DEADLINE_S", 1.0)
-    with preflight.socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # nobody listens there in a moment
-    preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", port])
+    preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", free_port()])  # nobody listens there
     lost, silent = preflight.peer_faults(tmp_path, nodes=3, place=0, name="n0")
     assert lost == "node 2 of the job did not come"
     assert silent.startswith("cannot reach n1 (127.0.0.1): ")

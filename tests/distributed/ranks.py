@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def free_port() -> int:
-    """Return a TCP port on loopback that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def _rank_main(rank: int, world: int, port: int, fn: Callable, args: tuple, queue: Any) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
     )  # fmt: skip
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         result, error = fn(rank, world, *args), None
     except Exception:
         result, error = None, traceback.format_exc()
@@ -41,7 +33,7 @@ def _rank_main(rank: int, world: int, port: int, fn: Callable, args: tuple, queu
 
 
 def run_ranks(
-    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 300
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 500
 ) -> list[Any]:
     """Call ``fn(rank, world_size, *args)`` on every rank of a gloo group; return results by rank.
 
@@ -51,9 +43,12 @@ def run_ranks(
     """
     ctx = mp.get_context("spawn")
     queue: Any = ctx.Queue()
-    port = free_port()
+    # of this process: a port that is chosen for ranks to come may be somebody else's by then
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
-        ctx.Process(target=_rank_main, args=(r, world_size, port, fn, args, queue), daemon=True)
+        ctx.Process(
+            target=_rank_main, args=(r, world_size, store.port, fn, args, queue), daemon=True
+        )
         for r in range(world_size)
     ]
     for p in processes:

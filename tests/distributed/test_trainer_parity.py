@@ -21,7 +21,7 @@ from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # tensor, pipeline, data parallel sizes, sequence parallel
 LAYOUTS = [(tp, pp, dp, False) for tp, pp, dp in itertools.product((1, 2), repeat=3)]

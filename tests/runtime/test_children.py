@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aent.runtime import children
 from aent.runtime.children import Child, free_port, stop_all, tail_of
 
 # starts a grandchild, writes both process ids, sleeps; with "deaf" both ignore SIGTERM
@@ -31,7 +33,7 @@ def start(tmp_path: Path, code: str, *arguments: str) -> Child:
 
 
 def pids_of(log: Path) -> list[int]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         words = tail_of(log, 1).split()
         if words[:1] == ["family"]:
@@ -48,7 +50,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_dead(pids: list[int]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(alive(p) for p in pids):
         assert time.monotonic() < deadline, f"still alive: {[p for p in pids if alive(p)]}"
         time.sleep(0.02)
@@ -60,7 +62,7 @@ def test_stop_ends_child_and_grandchild(tmp_path: Path, arguments: tuple[str, ..
     pids = pids_of(child.log_path)
     assert child.poll() is None
     assert child.describe_exit() == "is running"
-    child.stop(0.5 if arguments else 5.0)
+    child.stop(0.5 if arguments else 60.0)
     assert not any(alive(p) for p in pids)
     expected = "SIGKILL" if arguments else "SIGTERM"
     assert child.describe_exit() == f"was killed by {expected}"
@@ -71,7 +73,7 @@ def test_stop_ends_the_grandchild_of_a_child_that_is_gone(tmp_path: Path) -> Non
     child = start(tmp_path, FAMILY)
     _, grandchild = pids_of(child.log_path)
     os.kill(child.process.pid, signal.SIGKILL)
-    child.process.wait(10)
+    child.process.wait(60)
     assert alive(grandchild)
     stop_all([child], 0.1)
     assert not alive(grandchild)
@@ -87,17 +89,19 @@ def test_child_dies_when_its_parent_is_killed(tmp_path: Path) -> None:
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "child.log")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        grandchild = int(parent.stdout.readline())
-        assert alive(grandchild)
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            grandchild = int(parent.stdout.readline())
+            assert alive(grandchild)
+        finally:
+            parent.kill()
     wait_dead([grandchild])
 
 
 def test_exit_code_and_last_lines(tmp_path: Path) -> None:
     code = "import sys\nfor i in range(5): print('line', i)\nsys.exit('the reason')"
     child = start(tmp_path, code)
-    assert child.process.wait(30) == 1
+    assert child.process.wait(60) == 1
     assert child.describe_exit() == "exited with code 1"
     assert sorted(child.tail(2).splitlines()) == ["line 4", "the reason"]
     assert tail_of(tmp_path / "absent", 3) == ""
@@ -107,12 +111,22 @@ def test_own_session_and_given_environment(tmp_path: Path) -> None:
     code = "import os; print(os.getsid(0) == os.getpid(), os.environ.get('A'), len(os.environ) < 4)"
     argv = [sys.executable, "-c", code]
     child = Child.start("c", argv, env={"A": "b", "LC_ALL": "C"}, log_path=tmp_path / "log")
-    child.process.wait(30)
+    child.process.wait(60)
     assert child.tail(1) == "True b True"
 
 
-def test_free_port_is_free() -> None:
-    import socket
-
+def test_free_port_is_free_and_stays_so() -> None:
+    port = free_port()
+    first, last = map(int, children.KERNELS_PORTS.read_text().split())
+    assert not first <= port <= last or (first, last) == (1024, 65535)
     with socket.socket() as s:
-        s.bind(("127.0.0.1", free_port()))
+        s.bind(("127.0.0.1", port))
+        assert free_port() != port
+
+
+def test_where_every_port_may_be_anybodys_it_is_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "range").write_text("1024\t65535\n")
+    monkeypatch.setattr(children, "KERNELS_PORTS", tmp_path / "range")
+    assert free_port() >= 10_000

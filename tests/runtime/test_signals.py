@@ -38,7 +38,7 @@ def answers(child: subprocess.Popen, before: bool, after: bool) -> list[str]:
         child.stdin.flush()
         seen.append(child.stdout.readline().strip())
     child.stdin.close()
-    assert child.wait(30) == 0
+    assert child.wait(60) == 0
     return seen
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.ranks import free_port
+from aent.runtime.children import free_port
 from trainer import formulas, tiny
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,7 +23,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.02
-KILL_WAIT_S = 5.0  # for the kernel to deliver a SIGKILL
+KILL_WAIT_S = 30.0  # for the kernel to deliver a SIGKILL, and to take the memory back
+KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing is imported between fork and exec
 
 
@@ -37,10 +40,23 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port of ``host`` that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind((host, 0))
-        return s.getsockname()[1]
+    """Return a TCP port of ``host`` that was free a moment ago.
+
+    Whoever shall listen there imports for seconds first. So it is a port that the kernel gives to
+    nobody who does not ask for it by number, where there are such ports.
+    """
+    first, last = map(int, KERNELS_PORTS.read_text().split())
+    all_ports = range(10_000, 65_536)
+    ports = [port for port in all_ports if not first <= port <= last] or all_ports
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as s:
+            try:
+                s.bind((host, port))
+                return port
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+    raise OSError(f"no port of {host} is free")
 
 
 def tail_of(path: Path, lines: int) -> str:
