@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts to send, doubled each time
 LAST_RETRIES_S = 1.0  # between them while ``finish`` waits
 FIGURE_EVERY_S = 10.0  # at most
+ANSWER_S = 10  # for one answer, when a run has died
 # what differs when a step is executed again: how long it took
 UNREPEATABLE = ("time/", "system/", "tokens/per_s")
 
@@ -268,13 +270,15 @@ def _json_value(value: Any) -> Any:
 # -- after the ranks died
 
 
-def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
+def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
     """Give the run this status unless it has a final one; for another process than rank 0's, which
     is dead by now.
 
     Also sends what the dead process had not sent; a run that ended before MLflow heard of it is
-    made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``. Returns
-    whether it went well; a failure is one line on stderr, and ``aent mlflow-sync`` is left to do.
+    made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``: the
+    import alone takes seconds, on a loaded machine many. A silent server is waited for no longer
+    than ``ANSWER_S``. Returns whether it went well; a failure is one line on stderr, and ``aent
+    mlflow-sync`` is left to do.
     """
     path = run_dir / JOURNAL_FILE
     journal.drop_torn_line(path)
@@ -286,7 +290,12 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 20.0) -> bool:
     started = time.monotonic()
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, start_new_session=True
+            command,
+            env={"MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_S), **os.environ},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            start_new_session=True,
         )
         why = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
     except subprocess.TimeoutExpired:
