@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from e2e.jobs import Job
+from e2e.jobs import PATIENCE_S, Job
 
 
 @pytest.fixture
@@ -24,6 +24,6 @@ def start_job(tmp_path):
         if job.process.poll() is None:
             job.process.send_signal(signal.SIGTERM)
             try:
-                job.process.wait(40)
+                job.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 job.process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 TINY = "recipes/cpu/tiny.yaml"
+PATIENCE_S = 900.0  # a loaded machine; a minute on an idle one
 
 
 class Job:
@@ -35,6 +35,7 @@ class Job:
         self.output = folder / "output.txt"
         self.mark = uuid.uuid4().hex  # in the environment of every process of the job
         argv = [sys.executable, "-m", "aent.cli", "train", recipe, f"run_dir={self.run_dir}"]
+        argv += [f"rollout.engine.start_timeout_s={PATIENCE_S}"]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -49,20 +50,20 @@ class Job:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait_for(self, words: str, timeout_s: float = 240) -> None:
+    def wait_for(self, words: str) -> None:
         """Return when the output has these words."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while words not in self.text:
             assert self.process.poll() is None, f"ended before it said {words!r}:\n{self.text}"
             assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.text}"
             time.sleep(0.2)
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self) -> int:
         """The exit code; fails, with the output, if there is none in time."""
         try:
-            return self.process.wait(timeout_s)
+            return self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still runs after {timeout_s:.0f} s:\n{self.text}")
+            pytest.fail(f"still runs after {PATIENCE_S:.0f} s:\n{self.text}")
 
     def descendants(self) -> list[psutil.Process]:
         """Every process that the job has started, itself left out."""
@@ -88,9 +89,18 @@ def job_mark(process: psutil.Process) -> str:
         return ""
 
 
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """No process of a job is left (a zombie is nobody)."""
-    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+def assert_gone(processes: list[psutil.Process], within_s: float = 0.0) -> None:
+    """No process of a job is left (a zombie is nobody), or not for longer than ``within_s``."""
+    deadline = time.monotonic() + within_s
+    while (left := [p for p in processes if runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
     for process in left:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
     assert not left, left
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -14,7 +14,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # three starts
+from e2e.jobs import PATIENCE_S
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # three starts
 
 STEPS = 3
 SMALL = (f"steps={STEPS}", "task.heldout=3", "evaluation.samples=2", "evaluation.temperature=1",
@@ -53,7 +55,7 @@ def outputs(tmp_path_factory):
     first, second = folder / "first.log", folder / "second.log"
     process = start(folder, first)
     try:
-        deadline = time.monotonic() + 500
+        deadline = time.monotonic() + PATIENCE_S
         while "step 1/3" not in first.read_text().partition("run 2 of 2")[2]:
             assert process.poll() is None, first.read_text()
             assert time.monotonic() < deadline, first.read_text()
@@ -63,9 +65,9 @@ def outputs(tmp_path_factory):
             for arm in ("tiny", "constant")
         ]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 128 + signal.SIGTERM, first.read_text()
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM, first.read_text()
         process = start(folder, second)
-        assert process.wait(300) == 0, second.read_text()
+        assert process.wait(PATIENCE_S) == 0, second.read_text()
     finally:
         process.kill()
     return folder, first.read_text(), second.read_text(), engines
@@ -103,7 +105,7 @@ def test_runs_share_an_engine_until_one_does_not_end_well(outputs):
 def test_the_report_has_what_the_runs_recorded(outputs):
     folder, _, _, _ = outputs
     command = [sys.executable, "-m", "aent.cli", "report", str(folder / "runs"), "--reward", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     page = (folder / "runs" / "report.html").read_text()
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
@@ -117,6 +119,6 @@ def test_the_report_has_what_the_runs_recorded(outputs):
 def test_another_recipe_does_not_go_on_in_these_runs(outputs):
     folder, _, _, _ = outputs
     process = start(folder, folder / "third.log", "trainer.optimizer.lr=1")
-    assert process.wait(120) == 2
+    assert process.wait(PATIENCE_S) == 2
     said = (folder / "third.log").read_text()
     assert "trainer.optimizer.lr: 0.001 before, 1.0 now: name another folder (--out)" in said

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
         tmp_path_factory.mktemp("controls"), f"steps={STEPS}", "task.heldout=0",
         "checkpoint.every=9", CONTROLS, *one_rank,
     )  # fmt: skip
-    assert job.wait(500) == 0, job.text
+    assert job.wait() == 0, job.text
     return job
 
 

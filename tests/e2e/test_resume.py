@@ -7,7 +7,6 @@ import json
 import signal
 from collections import Counter
 
-import psutil
 import pytest
 
 from aent import rollout_files
@@ -15,7 +14,7 @@ from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run
 from e2e.jobs import Job, assert_gone
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the fixtures are four starts
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixtures are four starts
 
 STEPS = 6
 # every entropy control but those of test_controls.py: what they remember of earlier steps is part
@@ -51,7 +50,7 @@ def start():
 @pytest.fixture(scope="module")
 def undisturbed(start, tmp_path_factory):
     job = start(tmp_path_factory.mktemp("undisturbed"), *RUN)
-    assert job.wait(500) == 0, job.text
+    assert job.wait() == 0, job.text
     return job
 
 
@@ -65,7 +64,7 @@ def parts(start, tmp_path_factory):
     job = start(folder, *RUN)
     job.wait_for("step 1/6")
     job.process.send_signal(signal.SIGUSR1)
-    assert job.wait(120) == CHECKPOINTED, job.text
+    assert job.wait() == CHECKPOINTED, job.text
     assert job.status() == "RUNNING"
     assert_gone(job.survivors())
     outputs.append(job.text)
@@ -74,8 +73,7 @@ def parts(start, tmp_path_factory):
     job = start(folder, *RUN, "--resume")
     job.wait_for("step 5/6")  # after the checkpoint of 4 steps
     job.process.kill()
-    psutil.wait_procs(job.survivors(), timeout=15)
-    assert_gone(job.survivors())
+    assert_gone(job.survivors(), within_s=60)
     outputs.append(job.text)
     heartbeats = {
         f.name: json.loads(f.read_text()) for f in (job.run_dir / "heartbeats").glob("rank*.json")
@@ -85,7 +83,7 @@ def parts(start, tmp_path_factory):
     state = newest / "state.json"
     state.write_text(state.read_text() + " ")
     job = start(folder, *RUN, "resume=auto", "checkpoint.asynchronous=true")
-    assert job.wait(500) == 0, job.text
+    assert job.wait() == 0, job.text
     outputs.append(job.text)
     assert (job.run_dir / "mlflow_run_id").read_text() == run_id
     return outputs, job, newest, heartbeats
@@ -167,7 +165,7 @@ def test_a_killed_run_leaves_the_heartbeat_of_every_rank_and_a_finished_one_none
 def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
     before = sorted(parts[1].run_dir.rglob("*"))
     job = start(parts[1].run_dir.parent, *RUN, "--resume", "seed=5")
-    assert job.wait(60) == 2
+    assert job.wait() == 2
     assert "seed: 1 before, 5 now" in job.text
     assert sorted(parts[1].run_dir.rglob("*")) == before
 
@@ -177,7 +175,7 @@ def test_a_run_goes_on_beyond_its_end_by_another_layout(start, parts):
     job = start(
         run_dir.parent, *RUN[1:], "--resume", f"steps={STEPS + 1}", "trainer.pipeline_parallel=1"
     )
-    assert job.wait(300) == 0, job.text
+    assert job.wait() == 0, job.text
     assert f"steps: {STEPS} before, {STEPS + 1} now" in job.text
     assert "random streams begin anew" in job.text
     assert f"step {STEPS + 1}/{STEPS + 1}" in job.text

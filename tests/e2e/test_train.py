@@ -12,7 +12,7 @@ import torch
 
 from aent.recipe.estimate import estimate
 from aent.recipe.load import load
-from e2e.jobs import Job
+from e2e.jobs import PATIENCE_S, Job
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ STEP_METRICS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     job = Job(tmp_path_factory.mktemp("tiny"), f"steps={STEPS}")
-    assert job.wait(500) == 0, job.text
+    assert job.wait() == 0, job.text
     return job
 
 
@@ -148,15 +148,15 @@ def test_policy_is_a_hugging_face_folder_that_training_has_changed(finished):
 
 
 def test_nothing_is_left_running_and_the_folder_is_not_reused(finished):
-    assert Job(finished.run_dir.parent).wait(60) == 2
+    assert Job(finished.run_dir.parent).wait() == 2
     again = Job(finished.run_dir.parent)
-    assert again.wait(60) == 2
+    assert again.wait() == 2
     assert "run_dir" in again.text
 
 
 def test_a_replay_gives_the_coefficients_that_were_logged(finished, recorded):
     argv = [sys.executable, "-m", "aent.cli", "replay", str(finished.run_dir)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     for name in ("coefficient", "next_coefficient"):
         logged = series(recorded, f"controller/{name}")
