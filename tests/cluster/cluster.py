@@ -28,13 +28,14 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 NAMESPACES = ["unshare", "--net", "--uts", "--mount", "--pid", "--mount-proc"]
 NAMESPACES += ["--fork", "--kill-child", "bash", "-c"]  # and the script to run there
-START_S = 60.0  # a loaded machine; three seconds on an idle one
+START_S = 300.0  # a loaded machine; three seconds on an idle one
 POLL_S = 0.1
 NETWORK = "10.77.0"
 CONTROL = f"{NETWORK}.254"
 
 # cred_expire is also how long a requeued job waits (two minutes by default); the scheduler looks at
-# its queue every other second, not every minute; a node that is silent for ten seconds is down
+# its queue every other second, not every minute; a node that is silent for thirty seconds is down;
+# what became of a job is never forgotten (after five minutes by default)
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost=control({control})
@@ -55,8 +56,9 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-SlurmdTimeout=10
-KillWait=20
+SlurmdTimeout=30
+KillWait=60
+MinJobAge=0
 MpiDefault=none
 MailProg=/bin/true
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
@@ -94,7 +96,7 @@ class Cluster:
     machines: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def run(
-        self, *argv: str, cwd: Path = Path("/"), check: bool = True, timeout_s: float = 60
+        self, *argv: str, cwd: Path = Path("/"), check: bool = True, timeout_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in folder ``cwd`` of the cluster's login node; its output is captured."""
         inside = self._inside(f"--wd={cwd}", *argv)
@@ -119,7 +121,7 @@ class Cluster:
         """End a node and all that runs on it at once, as a lost power supply would."""
         machine = self.machines.pop(node)
         psutil.Process(machine.pid).children(recursive=True)[1].kill()  # the node's init
-        machine.wait(10)
+        machine.wait(60)
 
     def power_on(self, node: int) -> None:
         """Start a node; it is idle some moments later."""
@@ -211,7 +213,7 @@ exec slurmctld -D"""
         """Run a command on a node, as its administrator would."""
         (init,) = psutil.Process(self.machines[node].pid).children(recursive=True)[1:2]
         inside = ["nsenter", f"--target={init.pid}", "--mount", "--net", "--uts", "--pid"]
-        subprocess.run([*inside, *argv], check=True, timeout=60)
+        subprocess.run([*inside, *argv], check=True, timeout=300)
 
     def wait_until_idle(self) -> None:
         """Return when every node waits for work."""
@@ -245,5 +247,5 @@ def running(folder: Path, nodes: int, gpus: int = 4) -> Iterator[Cluster]:
     finally:
         stop_all([cluster.init], 0.1)
         for machine in cluster.machines.values():
-            machine.wait(10)
+            machine.wait(60)
         del os.environ["SLURM_CONF"]

@@ -28,7 +28,7 @@ def test_it_ends_with_its_server_when_it_is_told_to_in_the_middle_of_a_start(tmp
         env={**os.environ, **place},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "logs" / "engine0.log").exists()  # a server had been started

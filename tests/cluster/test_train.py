@@ -65,19 +65,20 @@ def test_a_chain_of_jobs_goes_on_where_the_last_one_had_no_time_to_save(
     monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("SAVE_MARGIN", "7200")  # as if the end were nearer than a step is long
     flags = ("--no-requeue", "--time=60", "--gpus-per-node=0", str(SLURM / "train.sbatch"), TINY)
-    chain = (str(SLURM / "chain.sh"), "3", *flags, "steps=5", *LIGHT)
+    steps = "steps=20"  # not done before the signal comes
+    chain = (str(SLURM / "chain.sh"), "3", *flags, steps, *LIGHT)
     numbers = cluster.run(*chain, cwd=tmp_path).stdout.split()
     links = [Job(cluster, n, tmp_path / "run", tmp_path / f"aent-{n}.log") for n in numbers]
     for before, link in pairwise(links):
         assert f"afterany:{before.number}" in cluster.show(link.number)["Dependency"]
-    links[0].wait_for("step 2/5")
-    run_id = links[0].mlflow()[1].info.run_id
+    links[0].wait_for("step  2/20")
     cluster.run("scancel", "--batch", "--signal=USR1", links[0].number)
     assert links[0].wait() == "FAILED", links[0].log
+    run_id = links[0].mlflow()[1].info.run_id
     assert "aent: not requeued" in links[0].log
     assert links[1].wait() == "COMPLETED", links[1].log
     assert "aent: resumes after" in links[1].log
-    links[1].curve(5)  # every step is there
+    links[1].curve(20)  # every step is there
     assert links[1].mlflow()[1].info.run_id == run_id
     assert links[1].mlflow()[1].info.status == "FINISHED"
     assert links[2].wait() == "COMPLETED"
