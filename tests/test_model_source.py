@@ -71,18 +71,20 @@ def test_same_weights_every_time(cache, monkeypatch, tmp_path):
 
 def _resolve(cache, barrier):
     os.environ["AENT_CACHE"] = str(cache)
-    barrier.wait(30)
+    barrier.wait(300)
     assert model_source.resolve(TINY).is_dir()
 
 
 def test_two_processes_at_once(cache):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # this process has threads, which hold locks
     barrier = context.Barrier(4)
-    processes = [context.Process(target=_resolve, args=(cache, barrier)) for _ in range(4)]
+    processes = [
+        context.Process(target=_resolve, args=(cache, barrier), daemon=True) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [p.exitcode for p in processes] == [0] * 4
     assert len(list(cache.iterdir())) == 1
 

@@ -33,7 +33,7 @@ model: {bundled: tiny-qwen2}
 controller: {initial: 0}
 tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT}
 """
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 
 class Server:
@@ -177,21 +177,47 @@ def test_a_server_that_is_killed_in_mid_run_gets_the_rest_when_it_is_back(run_di
     assert_whole(run_dir, steps=7)
 
 
-def test_what_a_frozen_server_missed_at_the_end_is_sent_by_mlflow_sync(run_dir, server, capfd):
+# a run that ends while the server is frozen: between its two parts it waits for a line
+ENDS_ALONE = """
+import sys
+from pathlib import Path
+from aent.recipe.load import load
+from aent.tracking.tracker import Tracker
+from tracking.test_outages import log
+run_dir = Path(sys.argv[1])
+tracker = Tracker(run_dir, load(run_dir / "recipe.yaml"))
+log(tracker, range(2))
+print("logged", flush=True)
+sys.stdin.readline()
+log(tracker, range(2, 5))
+sys.exit(0 if tracker.finish("FINISHED", timeout_s=1) else 7)
+"""
+
+
+def test_what_a_frozen_server_missed_at_the_end_is_sent_by_mlflow_sync(run_dir, server):
     from typer.testing import CliRunner
 
     if not server.answers():
         server.start()
-    tracker = Tracker(run_dir, recipe_of(run_dir))
-    log(tracker, range(2))
-    wait_until(lambda: everything_sent(run_dir), "the first steps arrive")
-    server.signal(signal.SIGSTOP)
-    try:
-        log(tracker, range(2, 5))
-        assert not tracker.finish("FINISHED", timeout_s=1)
-    finally:
-        server.signal(signal.SIGCONT)
-    assert f"aent mlflow-sync {run_dir}" in capfd.readouterr().err
+    tests = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDS_ALONE, str(run_dir)],
+        env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "logged\n"
+            wait_until(lambda: everything_sent(run_dir), "the first steps arrive")
+            server.signal(signal.SIGSTOP)
+            try:
+                _, said = run.communicate("\n", timeout=PATIENCE_S)
+            finally:
+                server.signal(signal.SIGCONT)
+        finally:
+            run.kill()
+    assert run.returncode == 7, said
+    assert f"aent mlflow-sync {run_dir}" in said
     for _ in range(2):  # twice is as once
         done = CliRunner().invoke(app, ["mlflow-sync", str(run_dir)])
         assert done.exit_code == 0, done.output

@@ -142,11 +142,12 @@ def test_points_that_could_not_be_sent_go_with_the_next_attempt(run_dir, recipe,
     database.write_bytes(b"not a database, but of some length" * 100)
     tracker = Tracker(run_dir, recipe)
     tracker.log(0, {"a": 1.0})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while tracker.failures < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert tracker.failures >= 2
-    database.write_bytes(content)
+    with database.open("r+b") as file:  # an empty one the tracker, which may look, would fill
+        file.write(content)
     for step in (1, 2):
         tracker.log(step, {"a": 1.0})
     assert tracker.finish("FINISHED", timeout_s=120)
@@ -170,6 +171,10 @@ def test_finish_does_not_wait_for_a_silent_server(run_dir, recipe, monkeypatch, 
         assert not mark_ended(run_dir, "FAILED", timeout_s=2.0)
         said = capfd.readouterr().err
         assert f"does not know that {run_dir} is FAILED: no answer within" in said
+    (run_dir / "mlflow_run_id").unlink()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracker._thread.join(120)  # it sends to the file beside the run then, and ends
+    assert not tracker._thread.is_alive()
     assert journal.read(run_dir / "journal.jsonl")[0].value == 1.0
 
 
@@ -355,7 +360,7 @@ def test_system_metrics_go_through_the_journal_and_count_on_after_a_resume(run_d
     for _ in range(2):
         tracker = Tracker(run_dir, watched)
         before = len(journal.read(run_dir / "journal.jsonl"))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(journal.read(run_dir / "journal.jsonl")) == before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
