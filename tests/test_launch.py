@@ -45,7 +45,7 @@ def ranks(tmp_path: Path, request: pytest.FixtureRequest):
         for rank in range(2)
     ]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(heartbeats.places(tmp_path)) < 2 or "start" in str(heartbeats.places(tmp_path)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -54,9 +54,17 @@ def ranks(tmp_path: Path, request: pytest.FixtureRequest):
         stop_all(children, 0.1)
 
 
-def watched(run_dir: Path, ranks: list[Child]) -> str | None:
-    watch = heartbeats.Watch(run_dir, silence_s=3 * heartbeats.BEAT_S)
+def watched(run_dir: Path, ranks: list[Child], silence_s: float = 600.0) -> str | None:
+    watch = heartbeats.Watch(run_dir, silence_s)
     return launch.look_after([], ranks, Signals(), watch, spare_engines=0)
+
+
+def wait_for_stack(rank: Child, words: str) -> None:
+    """The launcher gives a rank that hangs a moment for it; a loaded machine may need more."""
+    deadline = time.monotonic() + 300
+    while words not in rank.tail(30):
+        assert time.monotonic() < deadline, rank.tail(30)
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -65,11 +73,11 @@ def test_a_stopped_rank_is_named_and_the_others_write_their_stacks(
 ) -> None:
     monkeypatch.setattr(heartbeats, "LOOK_S", 0.5)
     ranks[1].process.send_signal(signal.SIGSTOP)
-    told = watched(tmp_path, ranks)
+    told = watched(tmp_path, ranks, silence_s=3 * heartbeats.BEAT_S)
     assert told is not None
     assert "rank 1 shows no sign of life for" in told
     assert "(step 5, phase train)" in told
-    assert "most recent call first" in ranks[0].tail(30)
+    wait_for_stack(ranks[0], "most recent call first")
     stop_all(ranks, 0.1)
     assert not any(psutil.pid_exists(rank.process.pid) for rank in ranks)
 
@@ -84,7 +92,7 @@ def test_a_rank_whose_work_hangs_is_named_though_its_process_lives(
     assert "rank 1 has got no further for" in told
     assert "(step 5, phase train), which is more than trainer.phase_timeout_s" in told
     assert "rank 0" not in told
-    assert "<string>" in ranks[1].tail(30)  # its stack: where it hangs
+    wait_for_stack(ranks[1], "<string>")  # where it hangs
 
 
 def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Child]) -> None:
