@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 def output(*command: str) -> str:
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command], capture_output=True, text=True, timeout=1000, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

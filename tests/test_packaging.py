@@ -114,7 +114,7 @@ def install(checkout: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
         env={"PATH": str(programs), "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -151,12 +151,12 @@ def test_the_wheel_carries_the_recipes(tmp_path):
         shutil.copy(ROOT / name, tree)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(tree)]
-    subprocess.run(wheel, check=True, timeout=300)
+    subprocess.run(wheel, check=True, timeout=1000)
     shutil.rmtree(tree)
     (built,) = tmp_path.glob("aent-*.whl")
     target = tmp_path / "installed"
     unpack = [*pip, "install", "--no-deps", "--target", str(target), str(built)]
-    subprocess.run(unpack, check=True, timeout=300)
+    subprocess.run(unpack, check=True, timeout=1000)
 
     kernels = target / "aent" / "entropy" / "kernels"
     assert (kernels / "rows.c").exists()
@@ -178,7 +178,7 @@ def test_the_wheel_carries_the_recipes(tmp_path):
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=600,
         ).stdout
 
     found = Path(installed("-c", code).strip())

@@ -63,7 +63,7 @@ def recorded(tmp_path_factory) -> tuple[Path, list[float], list[float]]:
                     "controller/next_coefficient": report.next_coefficient,
                 },
             )
-        assert tracker.finish("FINISHED", timeout_s=120)
+        assert tracker.finish("FINISHED", timeout_s=300)
     return run_dir, [r.coefficient for r in reports], [r.next_coefficient for r in reports]
 
 

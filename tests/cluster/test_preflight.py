@@ -54,7 +54,7 @@ def test_a_folder_that_is_missing_or_too_small_is_named(tmp_path):
 def test_nodes_that_meet_are_content(tmp_path):
     tasks = [start(tmp_path, place, nodes=3) for place in range(3)]
     for task in tasks:
-        assert task.communicate(timeout=120)[1] == ""
+        assert task.communicate(timeout=600)[1] == ""
         assert task.returncode == 0
 
 

@@ -18,7 +18,7 @@ TINY = "recipes/cpu/tiny.yaml"
 
 def aent_slurm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aent.cli", "slurm", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def directives(text: str) -> list[str]:

@@ -82,7 +82,7 @@ def record(run: PlannedRun, parent: str) -> None:
         ]
         tracker.log_samples(steps, rows, "heldout")
     unfinished = run.arm == "plain" and run.seed == 2
-    assert tracker.finish("KILLED" if unfinished else "FINISHED", timeout_s=120)
+    assert tracker.finish("KILLED" if unfinished else "FINISHED", timeout_s=300)
 
 
 @pytest.fixture(scope="session")

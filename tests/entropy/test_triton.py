@@ -37,7 +37,7 @@ FORWARD += [(dtype, style) for dtype in DTYPES[1:] for style in ("normal", "grid
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
 

@@ -90,7 +90,7 @@ def cached_tokens(served: Served) -> float:
     """Tokens of prompts that the engine has found in its prefix cache so far."""
     token = read_token(served.engine.settings.token_path)
     answer = httpx.get(
-        f"{served.engine.url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=30
+        f"{served.engine.url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=300
     )
     (hits,) = re.findall(r"^vllm:prefix_cache_hits_total{.*} (.*)$", answer.text, re.MULTILINE)
     return float(hits)

@@ -33,7 +33,7 @@ def choose(implementation: str, planted: Path) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": str(planted)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
