@@ -17,10 +17,10 @@ from cluster.jobs import Job
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"
 TINY = "recipes/cpu/tiny.yaml"
-# few processes: what these jobs test does not depend on the layout. Engines start late on a loaded
-# machine
-LIGHT = ("task.heldout=0", "checkpoint.every=1", "trainer.tensor_parallel=1")
-LIGHT += ("trainer.pipeline_parallel=1", "rollout.engine.start_timeout_s=800")
+PATIENT = "rollout.engine.start_timeout_s=800"  # engines start late on a loaded machine
+# few processes: what these jobs test does not depend on the layout
+LIGHT = (PATIENT, "task.heldout=0", "checkpoint.every=1", "trainer.tensor_parallel=1")
+LIGHT += ("trainer.pipeline_parallel=1",)
 TWO_NODES = ("--nodes=2", "--gpus-per-node=0", str(SLURM / "train.sbatch"), TINY)
 
 
@@ -56,7 +56,7 @@ def sweep(cluster: slurm.Cluster, tmp_path_factory: pytest.TempPathFactory) -> t
     with pytest.MonkeyPatch.context() as monkeypatch:
         clean_environment(monkeypatch)
         flags = ("--array=0-1", "--gpus-per-node=0", str(SLURM / "sweep.sbatch"))
-        array = cluster.submit(*flags, TINY, "variants.txt", "task.heldout=0", cwd=folder)
+        array = cluster.submit(*flags, TINY, "variants.txt", "task.heldout=0", PATIENT, cwd=folder)
         name = f"aent-sweep-{array}"
         jobs = [
             Job(cluster, f"{array}_{n}", folder / f"runs/{name}_{n}", folder / f"{name}_{n}.log")

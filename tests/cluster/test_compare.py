@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aent.compare import collect
-from cluster.conftest import TINY, clean_environment
+from cluster.conftest import PATIENT, TINY, clean_environment
 from cluster.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -21,7 +21,7 @@ change:
   controller: {{kind: constant, initial: .02}}
 """
 SMALL = ("steps=2", "task.heldout=0", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
-         "cluster.gpus_per_node=0")  # fmt: skip
+         "cluster.gpus_per_node=0", PATIENT)  # fmt: skip
 
 
 def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):

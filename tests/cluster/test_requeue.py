@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from aent.rollout import registry
-from cluster.conftest import TINY, TWO_NODES
+from cluster.conftest import PATIENT, TINY, TWO_NODES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 STEPS = 4  # of the undisturbed run, with which the others are compared
-LONG = ("steps=60", "task.heldout=0", "checkpoint.every=1")
+LONG = ("steps=60", "task.heldout=0", "checkpoint.every=1", PATIENT)
 
 
 def assert_same_curve(job, reference):

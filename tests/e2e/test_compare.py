@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # three starts
 STEPS = 3
 SMALL = (f"steps={STEPS}", "task.heldout=3", "evaluation.samples=2", "evaluation.temperature=1",
          "checkpoint.every=1", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
-         "trainer.mini_batches=1")  # fmt: skip
+         "trainer.mini_batches=1", f"rollout.engine.start_timeout_s={PATIENCE_S}")  # fmt: skip
 CONSTANT = """
 base: {tiny}
 change:

@@ -103,7 +103,7 @@ def test_a_suite_on_a_running_engine_goes_on_where_it_stopped(policy, tmp_path, 
     )
     started = engine.start(settings)
     try:
-        started.wait_ready(240)
+        started.wait_ready(900)
         asked = Evaluation(
             started.url,
             suite,

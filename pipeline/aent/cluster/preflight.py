@@ -22,7 +22,7 @@ from pathlib import Path
 from aent.runtime.network import own_address
 
 GIB = 2**30
-PEERS_DEADLINE_S = 30.0  # for the other nodes to come and to be reached
+PEERS_DEADLINE_S = 120.0  # for the other nodes to come and to be reached
 CONNECT_S = 5.0
 POLL_S = 0.1
 
