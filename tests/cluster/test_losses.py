@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(cluster, submit):
     groups = ("cluster.engine_nodes=2", "cluster.gpus_per_node=0")
     engines = ("rollout.engines=2", "rollout.min_engines=1")
-    steps = "steps=60"  # not done before an engine has started
+    steps = "steps=150"  # not done before an engine has started
     job = submit("aent", TINY, *LIGHT, *groups, *engines, steps)
-    job.wait_for(" 2/60")
+    job.wait_for(" 2/150")
     tasks = job.tasks("aent.cluster.serve")
     (server,) = tasks[1].children()
     server.kill()
@@ -26,7 +26,7 @@ def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(
     assert "engine 1 was killed by SIGKILL and is started again" in kept
     tasks[0].send_signal(signal.SIGSTOP)  # it cannot hear that the job is over
     assert job.wait() == "COMPLETED", job.log
-    job.curve(60)  # every step is there
+    job.curve(150)  # every step is there
     assert job.mlflow()[1].info.status == "FINISHED"
     cluster.wait_until_idle()
 
