@@ -6,11 +6,16 @@ by multiprocessing's spawn, which imports the main module in each of them: this 
 
 from __future__ import annotations
 
+import os
 import runpy
 
 from aent.runtime.children import die_with_parent
 
-die_with_parent()
+STARTED_BY = "AENT_SERVER_PROCESS"  # the process of the server that has started this one
+
+parent = os.environ.get(STARTED_BY)  # not there: this is the first, which dies with its launcher
+die_with_parent(int(parent) if parent else None)
+os.environ[STARTED_BY] = str(os.getpid())
 
 if __name__ == "__main__":
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
