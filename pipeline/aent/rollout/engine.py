@@ -197,7 +197,7 @@ class Engine:
     def is_healthy(self) -> bool:
         """Whether the server is ready and its engine process lives."""
         try:  # verify: reading certificates, for a URL without any, takes as long as the rest
-            answer = httpx.get(f"{self.url}/health", timeout=2.0, trust_env=False, verify=False)
+            answer = httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False, verify=False)
         except httpx.HTTPError:
             return False
         return answer.is_success

@@ -328,8 +328,9 @@ async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
         done, _ = await asyncio.wait(
             calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION
         )
-        for call in done:
-            call.result()
+        for call in calls:  # in their order: several may have failed
+            if call in done:
+                call.result()
         raise EngineError(f"a broadcast of weights broke: {error}") from error
 
 
