@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 from aent.rollout import engine, registry
 from rollout import models
 
-READY_S = 240.0  # a loaded machine; ten seconds on an idle one
+READY_S = 900.0  # a loaded machine; ten seconds on an idle one
 
 
 @dataclass

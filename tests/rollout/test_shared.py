@@ -16,7 +16,7 @@ from aent.rollout.shared import SharedEngines
 from aent.runtime.environment import data_path
 from rollout.conftest import READY_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def engine_of(shared: SharedEngines, run_dir: Path, *overrides: str) -> Keeper:

@@ -29,7 +29,7 @@ def test_every_route_asks_for_the_token(served: Served) -> None:
     asked = routes(client)
     paths = {path for _, path in asked}
     assert {"/update_weights", "/collective_rpc", "/metrics", "/v1/completions"} <= paths
-    with httpx.Client(base_url=client.url, trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=client.url, trust_env=False, timeout=300) as http:
         for method, path in asked:
             for headers in ({}, {"Authorization": "Bearer guess"}):
                 status = http.request(method, path, json={}, headers=headers).status_code

@@ -21,7 +21,7 @@ from rollout.conftest import Served
 
 pytestmark = pytest.mark.slow
 
-SMALL_BUCKETS = TransferSettings(bucket_bytes=100_000, timeout_s=60.0)
+SMALL_BUCKETS = TransferSettings(bucket_bytes=100_000, timeout_s=120.0)
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"  # [128, 128]
 
 
@@ -98,7 +98,7 @@ def test_update_with_requests_in_flight(link: Link) -> None:
         old = await link.push(models.make(13 + 100 * attempt))
         model = models.make(14 + 100 * attempt)
         pending, first_done = in_flight(link.client)
-        await asyncio.wait_for(first_done.wait(), 60)
+        await asyncio.wait_for(first_done.wait(), 300)
         new = await link.push(model)
         done = await pending
         for i, completion in enumerate(done):
