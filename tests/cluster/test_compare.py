@@ -30,16 +30,16 @@ def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
     (tmp_path / "constant.yaml").write_text(CONSTANT.format(tiny=tiny))
     arms = (str(tiny), "constant.yaml")
     command = (sys.executable, "-m", "aent.cli", "compare", *arms, *SMALL, "--seeds", "1")
-    command += ("--out", "all", "--slurm")
+    command += ("--out", "all runs", "--slurm")
+    folder = tmp_path / "all runs"
     sent = cluster.run(*command, cwd=tmp_path).stdout
-    array = re.fullmatch(rf"job (\d+): {tmp_path}/all/array.sbatch\n", sent).group(1)
+    array = re.fullmatch(rf"job (\d+): {folder}/array.sbatch\n", sent).group(1)
     again = cluster.run(*command, cwd=tmp_path, check=False)
-    assert again.stderr == f"aent: job {array} waits or runs already: {tmp_path}/all/array.sbatch\n"
+    assert again.stderr == f"aent: job {array} waits or runs already: {folder}/array.sbatch\n"
     for task, arm in enumerate(("tiny", "constant")):
-        folder = tmp_path / "all"
         job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", folder / f"task-{task}.log")
         assert job.wait() == "COMPLETED", job.log
-    found = collect.read(str(tmp_path / "all"))
+    found = collect.read(str(folder))
     assert sorted(run.arm for run in found.runs) == ["constant", "tiny"]
     assert found.left_out == []
     assert cluster.run(*command, cwd=tmp_path).stdout == "every run is finished\n"

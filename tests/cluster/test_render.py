@@ -121,10 +121,14 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
         (TINY, ["seed=0"], load(TINY, ["run_dir=/runs/a b", "cluster.gpus_per_node=0"])),
         (TINY, ["seed=1", "name=x y"], load(TINY, ["run_dir=/runs/c", "cluster.gpus_per_node=0"])),
     ]
-    script = render_array(runs, tmp_path / "all", "aent compare")
-    assert script.path == tmp_path / "all" / "array.sbatch"
+    script = render_array(runs, tmp_path / "all runs", "aent compare")
+    assert script.path == tmp_path / "all runs" / "array.sbatch"
     asked = directives(script.text)
-    assert {"--array=0-1", f"--output={tmp_path}/all/task-%a.log", "--job-name=all"} <= set(asked)
+    assert {
+        "--array=0-1",
+        f'--output="{tmp_path}/all runs/task-%a.log"',
+        "--job-name=all_runs",
+    } <= set(asked)
     header, _, body = script.text.partition("# ---- slurm/train.sbatch")
     assert body.partition("\n")[2] == (ROOT / "slurm" / "train.sbatch").read_text()
     for task, said in (("0", "/runs/a b|seed=0"), ("1", "/runs/c|seed=1|name=x y")):
@@ -135,7 +139,7 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
             capture_output=True,
             text=True,
         )
-        assert done.stdout == f"{said}|{tmp_path}/all\n", done.stderr
+        assert done.stdout == f"{said}|{tmp_path}/all runs\n", done.stderr
 
 
 def test_runs_that_are_not_one_array_are_refused(tmp_path):

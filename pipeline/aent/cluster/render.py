@@ -80,7 +80,8 @@ def render_array(
             raise ValueError(f"{source}: engine_nodes: Slurm has no arrays of heterogeneous jobs")
         layout(recipe, cluster.nodes, cluster.gpus_per_node, 0)
     log = _quoted(folder / "task-%a.log", keep="%a.log")
-    flags = [f"--job-name={folder.name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
+    name = re.sub(r"\s", "_", folder.name)
+    flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
     settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
     for number, (source, overrides, recipe) in enumerate(runs):
         run_dir = shlex.quote(str(_run_dir(recipe)))
@@ -198,7 +199,7 @@ def submit(script: Script) -> str:
     """
     for line in _slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
         number, _, command = line.partition("|")
-        if command == str(script.path):
+        if Path(command).resolve() == script.path.resolve():
             raise SlurmError(f"job {number} waits or runs already: {script.path}")
     script.path.write_text(script.text)
     return _slurm(script.command).strip().partition(";")[0]

@@ -31,7 +31,7 @@ def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
             try:
                 file.write_text(_make(uri, recipe.tracking.experiment, sweep_dir.name))
             except Exception as error:  # whatever MLflow and its store raise
-                why = " ".join(str(error).split())[:300]
+                why = " ".join(str(error).split())[:500]
                 raise SweepError(
                     f"{_named(uri, recipe)} does not take the run above the others, without which "
                     f"none begins: {why}"
