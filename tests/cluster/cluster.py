@@ -34,7 +34,7 @@ NETWORK = "10.77.0"
 CONTROL = f"{NETWORK}.254"
 
 # cred_expire is also how long a requeued job waits (two minutes by default); the scheduler looks at
-# its queue every other second, not every minute; a node that is silent for thirty seconds is down;
+# its queue every other second, not every minute; a node that is silent for twenty seconds is down;
 # what became of a job is never forgotten (after five minutes by default)
 SLURM_CONF = """\
 ClusterName=test
@@ -56,8 +56,8 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-SlurmdTimeout=30
-KillWait=60
+SlurmdTimeout=20
+KillWait=30
 MinJobAge=0
 MpiDefault=none
 MailProg=/bin/true

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(cluster, submit):
     groups = ("cluster.engine_nodes=2", "cluster.gpus_per_node=0")
     engines = ("rollout.engines=2", "rollout.min_engines=1")
-    steps = "steps=150"  # not done before an engine has started
-    job = submit("aent", TINY, *LIGHT, *groups, *engines, steps)
-    job.wait_for(" 2/150")
+    rest = ("steps=1000", "cluster.flags=[--no-requeue]")  # it ends when it is asked to
+    job = submit("aent", TINY, *LIGHT, *groups, *engines, *rest)
+    job.wait_for(" 2/1000")
     tasks = job.tasks("aent.cluster.serve")
     (server,) = tasks[1].children()
     server.kill()
@@ -25,9 +25,10 @@ def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(
     kept = (job.run_dir / "logs" / "engines.log").read_text()
     assert "engine 1 was killed by SIGKILL and is started again" in kept
     tasks[0].send_signal(signal.SIGSTOP)  # it cannot hear that the job is over
-    assert job.wait() == "COMPLETED", job.log
-    job.curve(150)  # every step is there
-    assert job.mlflow()[1].info.status == "FINISHED"
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    assert job.wait() == "FAILED", job.log
+    assert "aent: not requeued" in job.log
+    job.curve(job.steps_done)  # every step is there
     cluster.wait_until_idle()
 
 

@@ -26,7 +26,7 @@ def assert_same_curve(job, reference):
 def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it(
     cluster, submit, tmp_path, sweep, monkeypatch
 ):
-    monkeypatch.setenv("SILENCE", "60")
+    monkeypatch.setenv("SILENCE", "40")
     two_groups = ("cluster.nodes=2", "cluster.engine_nodes=1", "cluster.gpus_per_node=0")
     job = submit("aent", TINY, *LONG, *two_groups)
     job.wait_for("step  2/60")
