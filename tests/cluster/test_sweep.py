@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+from aent.cluster import sweep as sweeps
+from aent.recipe.load import load
+from cluster.conftest import TINY
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_task_takes_its_line_and_mlflow_shows_them_together(sweep):
     plain, constant = sweep
     runs = [job.mlflow()[1] for job in sweep]
@@ -18,3 +25,11 @@ def test_every_task_takes_its_line_and_mlflow_shows_them_together(sweep):
     assert runs[1].data.params["controller.kind"] == "constant"
     assert constant.curve(4)["controller/coefficient"] == [0.02] * 4
     assert plain.curve(4)["controller/coefficient"][-1] != 0.02
+
+
+def test_a_job_that_hangs_while_it_makes_the_run_above_is_told_by_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "LOCK_S", 0.5)
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(sweeps.SweepError, match=r"/lock: for 0\.5 s another job"):
+            sweeps.parent_run(tmp_path, load(TINY))

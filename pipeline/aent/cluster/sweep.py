@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
+from typing import TextIO
 
 from aent.recipe.check import run_folder
 from aent.recipe.schema import Recipe
 from aent.tracking.store import RUN_ID_FILE, experiment_id, open_client, tracking_uri
+
+LOCK_S = 300.0  # for another job to make the run: some requests to MLflow, with 30 s each
+POLL_S = 0.2
 
 
 class SweepError(RuntimeError):
@@ -20,12 +25,12 @@ def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
 
     It lies in ``sweep_dir`` and holds nothing of its own; so it is FINISHED from the beginning.
 
-    Raises SweepError: MLflow, which has to be there for this once, is away.
+    Raises SweepError: MLflow, which has to be there for this once, is away, or another job hangs.
     """
     sweep_dir.mkdir(parents=True, exist_ok=True)
     file = sweep_dir / RUN_ID_FILE
     with (sweep_dir / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        _wait_for(lock)
         if not file.exists():
             uri = tracking_uri(recipe, run_folder(recipe))
             try:
@@ -37,6 +42,21 @@ def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
                     f"none begins: {why}"
                 ) from error
         return file.read_text().strip()
+
+
+def _wait_for(lock: TextIO) -> None:
+    """Take the lock, until the file is closed."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SweepError(
+                    f"{lock.name}: for {LOCK_S:g} s another job has been making the run above the "
+                    "others: it hangs"
+                ) from None
+            time.sleep(POLL_S)
 
 
 def _make(uri: str, experiment: str, name: str) -> str:
