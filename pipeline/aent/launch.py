@@ -30,6 +30,7 @@ from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
+ENDED_S = 20.0  # for MLflow to hear of a signal: who has sent it waits 30 s at most
 LAST_WORDS_S = 10.0  # for rank 0 to write why, after another rank has followed its failure
 LOG_LINES = 25  # of a dead child, shown
 SILENCE_S = 120.0  # without a sign of life after which a rank hangs
@@ -96,7 +97,7 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
             stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
         if signals.received:
             print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
-            mark_ended(run_dir, "KILLED")
+            mark_ended(run_dir, "KILLED", ENDED_S)
             return 128 + signals.received
     if failure is not None:
         print(failure, file=sys.stderr)

@@ -44,13 +44,8 @@ def test_a_log_ends_with_why_the_job_failed(submit, tmp_path):
     shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    recipe = (
-        "own.yaml",
-        "model.bundled=null",
-        f"model.path={model}",
-        "rollout.engines=0",
-        "trainer.pipeline_parallel=1",
-    )  # a rank on each node
+    recipe = ("own.yaml", "model.bundled=null", f"model.path={model}", "rollout.engines=0")
+    recipe += ("trainer.pipeline_parallel=1",)  # a rank on each node
     job = submit(*TWO_NODES[:-1], *recipe, "rollout.urls=[http://127.0.0.1:9]")
     assert job.wait() == "FAILED"
     assert "failed first" in job.log

@@ -58,12 +58,12 @@ class Job:
             assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.text}"
             time.sleep(0.2)
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit code; fails, with the output, if there is none in time."""
         try:
-            return self.process.wait(PATIENCE_S)
+            return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"still runs after {PATIENCE_S:.0f} s:\n{self.text}")
+            pytest.fail(f"still runs after {timeout_s:.0f} s:\n{self.text}")
 
     def descendants(self) -> list[psutil.Process]:
         """Every process that the job has started, itself left out."""
@@ -87,20 +87,3 @@ def job_mark(process: psutil.Process) -> str:
         return process.environ().get("AENT_TEST_JOB", "")
     except psutil.Error:
         return ""
-
-
-def assert_gone(processes: list[psutil.Process], within_s: float = 0.0) -> None:
-    """No process of a job is left (a zombie is nobody), or not for longer than ``within_s``."""
-    deadline = time.monotonic() + within_s
-    while (left := [p for p in processes if runs(p)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in left:
-        process.kill()
-    assert not left, left
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

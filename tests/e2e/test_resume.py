@@ -12,7 +12,8 @@ import pytest
 from aent import rollout_files
 from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run
-from e2e.jobs import Job, assert_gone
+from e2e.jobs import Job
+from processes import assert_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixtures are four starts
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from e2e.compare import assert_same_run
-from e2e.jobs import Job, assert_gone
+from e2e.jobs import Job
+from processes import assert_gone
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(3600)]
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from aent.rollout import engine
 from aent.rollout.client import EngineClient, EngineError, Fleet
+from processes import assert_gone
 from rollout import models
 from rollout.conftest import READY_S, Served
 from rollout.test_weight_transfer import connected, in_flight
@@ -41,21 +41,6 @@ time.sleep(600)
 def family(pid: int) -> list[psutil.Process]:
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
-
-
-def wait_gone(processes: list[psutil.Process], seconds: float = 60.0) -> None:
-    """Fail unless every process is gone (a zombie is) within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while left := [p for p in processes if runs(p)]:
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.05)
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_tied_embeddings_update_then_death_in_mid_transfer(
@@ -89,7 +74,7 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(
         assert str(served_tied.engine.settings.log_path) in str(caught.value)
         assert "pid=" in str(caught.value)  # lines of vLLM's log
         assert yielded == list(tensors)  # the other ranks of an export are not left waiting
-        wait_gone(everybody)
+        assert_gone(everybody, within_s=60)
 
         fleet = Fleet(link.sender.clients, min_engines=1)
         await fleet.drop_lost(caught.value)
@@ -124,7 +109,7 @@ def test_death_of_the_parent_in_mid_generation(tmp_path: Path) -> None:
             asyncio.run(scenario())
         finally:
             parent.kill()
-    wait_gone(everybody)
+    assert_gone(everybody, within_s=60)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
@@ -156,4 +141,4 @@ def test_a_server_that_is_not_ready_in_time(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="is not ready after 0 s"):
         started.wait_ready(0.01)
     started.stop(grace_s=0.1)
-    wait_gone(everybody, seconds=0.1)
+    assert_gone(everybody, within_s=0.1)

@@ -23,6 +23,7 @@ from aent.rollout.client import Completion, EngineClient, EngineError, Fleet, Ge
 from aent.rollout.manifest import expected_manifest
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, probe, probe_prompt
 from aent.runtime.children import free_port
+from processes import command_line
 from rollout import models
 from rollout.conftest import READY_S, Served
 
@@ -83,13 +84,6 @@ def wait_for_engine(run_dir: Path, last: str = "") -> EngineClient:
                 return client
         time.sleep(0.1)
     raise AssertionError(f"no engine but {last} within {READY_S:.0f} s")
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def send_all(client: EngineClient, number: signal.Signals) -> None:

@@ -11,6 +11,7 @@ import pytest
 from aent.recipe.schema import TaskSection
 from aent.tasks import Question
 from aent.tasks.judge import JudgePool, Verdict
+from processes import command_line
 
 SEVEN = Question(0, "What is 3 + 4?", "7")
 POWER_TOWER = "9**9**9**9"  # hangs in integer arithmetic, where no Python signal handler runs
@@ -24,13 +25,6 @@ def pool(verifier="math_verify", processes=1, timeout_s=60):
 
 def workers():
     return [p for p in psutil.Process().children() if "aent.tasks.judge_worker" in command_line(p)]
-
-
-def command_line(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:  # somebody else's child, which has just ended
-        return []
 
 
 def wait_until_busy(worker):

@@ -1,0 +1,34 @@
+"""Processes that a test has started, looked at from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import psutil
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Its arguments; none if it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def runs(process: psutil.Process) -> bool:
+    """A zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def assert_gone(processes: Sequence[psutil.Process], within_s: float = 0.0) -> None:
+    """None of them is left, or not for longer than ``within_s``; what is, is killed."""
+    deadline = time.monotonic() + within_s
+    while (left := [p for p in processes if runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        process.kill()
+    assert not left, left
