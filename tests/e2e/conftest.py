@@ -1,4 +1,4 @@
-"""Jobs that are ended when their test is over."""
+"""Jobs that end with their test, and one engine for all that need none of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from e2e.engines import tiny_engine
 from e2e.jobs import PATIENCE_S, Job
 
 
@@ -27,3 +28,10 @@ def start_job(tmp_path):
                 job.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 job.process.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tmp_path_factory):
+    """The address of a server that outlives the runs (see ``tiny_engine``)."""
+    with tiny_engine(tmp_path_factory.mktemp("engine")) as url:
+        yield url

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from aent.algorithm.entropy_controls import CONTROLS
-from aent.model_source import resolve
-from aent.recipe.load import load
-from aent.rollout import engine
-from e2e.jobs import PATIENCE_S, TINY, Job
+from e2e.jobs import Job
 
 pytestmark = pytest.mark.slow
 
@@ -58,25 +55,6 @@ ROWS = COEFFICIENTS | {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    """The address of a server that outlives the runs; each gives it its first weights."""
-    recipe, folder = load(TINY), tmp_path_factory.mktemp("engine")
-    settings = engine.EngineSettings(
-        model_path=resolve(recipe.model),
-        served_name="tiny",
-        log_path=folder / "engine.log",
-        max_model_len=recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens,
-        kv_cache_gib=recipe.rollout.engine.kv_cache_gib,
-    )
-    started = engine.start(settings)
-    try:
-        started.wait_ready(PATIENCE_S)
-        yield started.url
-    finally:
-        started.stop()
-
-
 def series(run_dir: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for line in (run_dir / "journal.jsonl").read_text().splitlines():
@@ -87,10 +65,10 @@ def series(run_dir: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_ten_steps(name, url, tmp_path):
+def test_ten_steps(name, tiny_url, tmp_path):
     job = Job(
         tmp_path, f"steps={STEPS}", "task.heldout=0", "checkpoint.every=0", "rollout.engines=0",
-        f"rollout.urls=['{url}']", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
+        f"rollout.urls=['{tiny_url}']", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
         "tracking.samples_every=0", "tracking.system_metrics_every_s=0", *ROWS[name],
     )  # fmt: skip
     assert job.wait() == 0, job.text
