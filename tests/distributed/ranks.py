@@ -1,4 +1,8 @@
-"""Run a function on several real ranks (one process each, gloo) and collect what each returns."""
+"""Run a function on several real ranks (one process each, gloo) and collect what each returns.
+
+The ranks are forked from a server process that has imported torch and Megatron and done nothing
+else: those imports take longer than most tests.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,32 @@ import os
 import pickle
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+ALONE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # read when torch is imported
+
+
+def _server() -> Any:
+    """The multiprocessing context whose processes are forked from the server; starts it once."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["aent.trainer.trainer"])
+    before = dict(os.environ)
+    os.environ.update(ALONE)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
 
 def _rank_main(rank: int, world: int, port: int, fn: Callable, args: tuple, queue: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-        OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
-    )  # fmt: skip
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
@@ -41,7 +59,7 @@ def run_ranks(
     (use ``.tolist()`` or ``.numpy()``). The default process group is initialised before the call.
     Raises RuntimeError with the first failing rank's traceback, or after ``timeout`` seconds.
     """
-    ctx = mp.get_context("spawn")
+    ctx = _server()
     queue: Any = ctx.Queue()
     # of this process: a port that is chosen for ranks to come may be somebody else's by then
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

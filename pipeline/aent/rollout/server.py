@@ -6,6 +6,7 @@ by multiprocessing's spawn, which imports the main module in each of them: this 
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 
@@ -16,6 +17,7 @@ STARTED_BY = "AENT_SERVER_PROCESS"  # the process of the server that has started
 parent = os.environ.get(STARTED_BY)  # not there: this is the first, which dies with its launcher
 die_with_parent(int(parent) if parent else None)
 os.environ[STARTED_BY] = str(os.getpid())
+gc.set_threshold(100_000)
 
 if __name__ == "__main__":
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")

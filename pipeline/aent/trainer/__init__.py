@@ -1,0 +1,3 @@
+from aent.trainer import lean_imports  # before any module here imports Megatron
+
+__all__ = ["lean_imports"]

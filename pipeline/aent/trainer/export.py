@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
-from mbridge.core.bridge import Bridge
 from megatron.core import parallel_state
 from torch import Tensor
 
+from aent.trainer.lean_imports import Bridge
 from aent.trainer.model import PolicyModel
 
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mbridge import AutoBridge
-from mbridge.core.bridge import Bridge
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -21,6 +19,7 @@ from transformers import AutoConfig
 
 from aent.recipe.schema import Recipe
 from aent.trainer.layers import local_block_spec
+from aent.trainer.lean_imports import Bridge, bridge_of
 from aent.trainer.packing import MicroBatch
 
 try:
@@ -111,7 +110,7 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
         hf_config.head_dim = hf_config.hidden_size // hf_config.num_attention_heads
     dtype = getattr(torch, recipe.model.dtype)
     tp = parallel_state.get_tensor_model_parallel_world_size()
-    bridge = AutoBridge.from_config(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    bridge = bridge_of(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
     bridge.set_extra_args(
         num_layers_in_last_pipeline_stage=layers_in_last_stage(hf_config, bridge.mpu.pp_size),
         sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,

@@ -1,0 +1,38 @@
+"""Run a command and say how much processor time it and every process it started took.
+
+``python tools/core_seconds.py NAME BUDGET COMMAND...``: prints one line at the end; the exit code is
+the command's. A process whose parent has died is counted too: it becomes a child of this one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(name: str, budget_s: float, command: list[str]) -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    process = subprocess.Popen(command)
+    code = None
+    while code is None:
+        pid, status = os.wait()
+        if pid == process.pid:
+            code = os.waitstatus_to_exitcode(status)
+    while True:  # what it left behind and has ended by now
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                break
+        except ChildProcessError:
+            break
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{name}: {used.ru_utime + used.ru_stime:.0f} core-seconds (budget {budget_s:.0f})")
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2]), sys.argv[3:]))
