@@ -1,5 +1,5 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-fast test-faults test-cluster test-containers test-gpu lint lock clean
+.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -10,7 +10,15 @@ install:
 # A browser looks at the page of `aent report`, where one is or can be installed.
 test: install
 	@tools/debian_packages.sh test chromium chromium fonts-dejavu-core
-	.venv/bin/python -m pytest -rs -m "not gpu and not cluster and not containers and not faults"
+	.venv/bin/python tools/core_seconds.py "make test" 1300 .venv/bin/python -m pytest -rs \
+	  -m "not gpu and not cluster and not containers and not faults and not full"
+
+# Everything that needs no GPU, in three parts, within an hour. Stopped and called again on the same
+# files, it goes on with what has not passed yet.
+test-all: install
+	@tools/debian_packages.sh test-all "chromium slurmctld slurmd sbatch munged ip buildah debootstrap" \
+	  chromium fonts-dejavu-core slurmctld slurmd slurm-client munge iproute2 buildah debootstrap
+	tools/test_all.sh
 
 test-fast: install
 	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow"

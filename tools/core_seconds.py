@@ -1,6 +1,6 @@
 """Run a command and say how much processor time it and every process it started took.
 
-``python tools/core_seconds.py NAME BUDGET COMMAND...``: prints one line at the end; the exit code is
+``python tools/core_seconds.py NAME BUDGET COMMAND...`` prints one line at the end; its exit code is
 the command's. A process whose parent has died is counted too: it becomes a child of this one.
 """
 
@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -23,15 +24,21 @@ def main(name: str, budget_s: float, command: list[str]) -> int:
         pid, status = os.wait()
         if pid == process.pid:
             code = os.waitstatus_to_exitcode(status)
-    while True:  # what it left behind and has ended by now
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                break
-        except ChildProcessError:
-            break
+    reap(within_s=5.0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{name}: {used.ru_utime + used.ru_stime:.0f} core-seconds (budget {budget_s:.0f})")
     return code if code >= 0 else 128 - code
+
+
+def reap(within_s: float) -> None:
+    """Wait for what the command has left behind and ends by itself."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.05)
+        except ChildProcessError:
+            return
 
 
 if __name__ == "__main__":

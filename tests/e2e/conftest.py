@@ -35,3 +35,9 @@ def tiny_url(tmp_path_factory):
     """The address of a server that outlives the runs (see ``tiny_engine``)."""
     with tiny_engine(tmp_path_factory.mktemp("engine")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def served(tiny_url):
+    """Overrides of a run that samples from that server."""
+    return "rollout.engines=0", f"rollout.urls=['{tiny_url}']"

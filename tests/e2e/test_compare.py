@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from e2e.jobs import PATIENCE_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # three starts
+pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(3600)]  # three starts
 
 STEPS = 3
 SMALL = (f"steps={STEPS}", "task.heldout=3", "evaluation.samples=2", "evaluation.temperature=1",

@@ -12,9 +12,15 @@ from processes import assert_gone, command_line
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+TWO_RANKS = ("task.heldout=0", "trainer.tensor_parallel=1")  # a pipeline
+ONE_RANK = ("task.heldout=0", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1")
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM]
+)
 def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
-    job = start_job("steps=50", "task.heldout=0")
+    job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")
     family = job.descendants()
     assert any("aent.rollout.server" in command_line(p) for p in family)
@@ -26,20 +32,20 @@ def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
 
 
 def test_a_dead_rank_ends_the_job_with_its_last_lines(start_job):
-    job = start_job("steps=50", "task.heldout=0")
+    job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")
     family = job.descendants()
     ranks = [p for p in family if "aent.worker" in command_line(p)]
-    assert len(ranks) == 4
+    assert len(ranks) == 2
     ranks[-1].kill()
     assert job.wait() == 1
     assert_gone(family)
-    assert "trainer rank 3 was killed by SIGKILL" in job.text
+    assert "trainer rank 1 was killed by SIGKILL" in job.text
     assert job.status() == "FAILED"
 
 
 def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
-    job = start_job("steps=50", "task.heldout=0")
+    job = start_job("steps=50", *ONE_RANK)
     job.wait_for("step  1/50")
     family = job.descendants()
     (server,) = [p for p in family if "aent.rollout.server" in command_line(p)]
@@ -51,9 +57,9 @@ def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
     assert job.status() == "FAILED"
 
 
+@pytest.mark.full
 def test_a_lost_engine_is_started_again_and_with_too_few_the_job_ends(start_job):
-    two = ("rollout.engines=2", "rollout.min_engines=1", "trainer.tensor_parallel=1")
-    job = start_job("steps=200", "task.heldout=0", *two)
+    job = start_job("steps=200", "rollout.engines=2", "rollout.min_engines=1", *TWO_RANKS)
 
     def servers() -> list[psutil.Process]:
         return [
@@ -77,8 +83,9 @@ def test_a_lost_engine_is_started_again_and_with_too_few_the_job_ends(start_job)
     assert job.status() == "FAILED"
 
 
+@pytest.mark.full
 def test_a_killed_launcher_leaves_no_orphan(start_job):
-    job = start_job("steps=50", "task.heldout=0")
+    job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")
     family = job.descendants()
     job.process.kill()
@@ -86,8 +93,8 @@ def test_a_killed_launcher_leaves_no_orphan(start_job):
     assert_gone(family, within_s=60)
 
 
-def test_a_gap_beyond_the_bound_stops_the_run_before_the_first_update(start_job):
-    job = start_job("steps=2", "task.heldout=0", "rollout.max_logprob_gap=1e-12")
+def test_a_gap_beyond_the_bound_stops_the_run_before_the_first_update(start_job, served):
+    job = start_job("steps=2", *ONE_RANK, *served, "rollout.max_logprob_gap=1e-12")
     assert job.wait() == 1
     assert "rollout.max_logprob_gap=1e-12" in job.text
     assert "step 1/2" not in job.text

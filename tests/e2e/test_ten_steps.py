@@ -11,7 +11,7 @@ import pytest
 from aent.algorithm.entropy_controls import CONTROLS
 from e2e.jobs import Job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 STEPS = 10
 FULL = "entropy={measure: full}"
@@ -65,10 +65,10 @@ def series(run_dir: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_ten_steps(name, tiny_url, tmp_path):
+def test_ten_steps(name, served, tmp_path):
     job = Job(
-        tmp_path, f"steps={STEPS}", "task.heldout=0", "checkpoint.every=0", "rollout.engines=0",
-        f"rollout.urls=['{tiny_url}']", "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
+        tmp_path, f"steps={STEPS}", "task.heldout=0", "checkpoint.every=0", *served,
+        "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
         "tracking.samples_every=0", "tracking.system_metrics_every_s=0", *ROWS[name],
     )  # fmt: skip
     assert job.wait() == 0, job.text

@@ -16,7 +16,7 @@ from e2e.jobs import PATIENCE_S, Job
 
 pytestmark = pytest.mark.slow
 
-STEPS = 3
+STEPS = 10
 STEP_METRICS = {
     "reward/mean", "reward/groups_replaced", "reward/penalty",
     "reward/judged_mean", "reward/rerolled",
@@ -56,7 +56,7 @@ def series(recorded, key: str) -> list[float]:
 
 def test_output_shows_steps_summary_and_where_things_lie(finished):
     for step in range(1, STEPS + 1):
-        assert f"step {step}/{STEPS}" in finished.text
+        assert f"step {step:2d}/{STEPS}" in finished.text
     assert "held-out accuracy" in finished.text
     assert str(finished.run_dir / "policy") in finished.text
 

@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,11 @@ CASES = {
 }  # fmt: skip
 
 
-def replay(case: Case, folder: Path, url: str) -> dict[str, Any]:
-    """Run the case on the engine at ``url`` and return its numbers, as in ``expected.json``."""
+def replay(case: Case, folder: Path, served: Sequence[str]) -> dict[str, Any]:
+    """Run the case on an engine (overrides that name it) and return its numbers, as in
+    ``expected.json``."""
     shutil.copytree(HERE / "recorded" / case.start, folder / "run")
-    job = Job(
-        folder, *SMALL, "rollout.engines=0", f"rollout.urls=['{url}']", *case.overrides, "--resume"
-    )
+    job = Job(folder, *SMALL, *served, *case.overrides, "--resume")
     assert job.wait() == 0, job.text
     return {
         "series": series(job.run_dir),
@@ -112,7 +112,9 @@ def main() -> None:
         for number, (name, case) in enumerate(CASES.items()):
             place = Path(folder, str(number))
             place.mkdir()
-            expected["cases"][name] = replay(case, place, url)
+            expected["cases"][name] = replay(
+                case, place, ("rollout.engines=0", f"rollout.urls=['{url}']")
+            )
     EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
 
 
