@@ -281,6 +281,7 @@ class RankZero:
                 report.coefficient,
                 batch.tokens.numel(),
                 dict(seconds),
+                sum(r.update_skipped for r in results),
             )
         )
 
