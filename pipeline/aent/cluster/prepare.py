@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> int:
 def finished(recipe: Recipe) -> bool:
     """Whether the run has nothing left to do: its policy is there, and no step is missing."""
     run_dir = run_folder(recipe)
-    checkpoints = (run_dir / checkpoint.FOLDER).glob("step_" + "[0-9]" * 6)
-    newest = max((int(path.name[5:]) for path in checkpoints), default=recipe.steps)
+    steps = [each.step for each in checkpoint.found(run_dir) if not each.ending]
+    newest = max(steps, default=recipe.steps)
     return (run_dir / "policy").is_dir() and newest >= recipe.steps
 
 
