@@ -36,7 +36,7 @@ from aent.recipe.load import dump
 from aent.runtime import distributed
 from aent.runtime.files import read_again
 from aent.tracking.journal import JOURNAL_FILE
-from aent.tracking.store import RUN_ID_FILE
+from aent.tracking.store import known_run_id
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
@@ -188,13 +188,13 @@ def begin(
     def make_room() -> None:
         shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
         (partial / TRAINER).mkdir(parents=True)
-        journal, run_id = run.run_dir / JOURNAL_FILE, run.run_dir / RUN_ID_FILE
+        journal = run.run_dir / JOURNAL_FILE
         LoopState(
             step=step,
             controller=controller,
             logprob_gap=logprob_gap,
             journal_bytes=journal.stat().st_size if journal.exists() else 0,
-            mlflow_run_id=run_id.read_text().strip() if run_id.exists() else None,
+            mlflow_run_id=known_run_id(run.run_dir) or None,
             controls=controls,
         ).write(partial)
         (partial / "recipe.yaml").write_text(dump(run.recipe))

@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from aent.recipe.load import dump, flatten, load
 from aent.recipe.schema import Recipe
 from aent.tracking import journal, store
+from aent.tracking.address import tracking_uri
 from aent.tracking.journal import File, Point, Status
-from aent.tracking.store import Store, tracking_uri
+from aent.tracking.store import Store
 from aent.tracking.tracker import Tracker, mark_ended
 
 RECIPE = """

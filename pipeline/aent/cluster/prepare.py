@@ -24,6 +24,8 @@ from aent.recipe.check import check, run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.tracking.address import AddressError
+from aent.tracking.sqlite import StoreError
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         run_dir, model_path = prepare(recipe)
         count_start(run_dir, given.max_requeues)
-    except CheckpointError as error:
+    except (CheckpointError, StoreError, AddressError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     (run_dir / "logs").mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import sources
+from aent.tracking import address
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -39,6 +40,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_engines(recipe),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
+        *filter(None, [address.fault(recipe)]),
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
     ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 ATTEMPTS, PAUSE_S = 3, 1.0  # of reading, and between two
+LOOK_S = 0.2  # between two looks at a lock
 
 
 def read_again(read: Callable[[], T]) -> T:
@@ -41,3 +44,25 @@ def write_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float, what: str) -> Iterator[None]:
+    """Hold the lock of this file, which is made and stays.
+
+    what: an infinitive, what it is held for. Raises TimeoutError if another process has it for
+    ``timeout_s``, OSError where the file cannot be made or the file system knows no locks.
+    """
+    deadline = time.monotonic() + timeout_s
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{path}: another process has held it for {timeout_s:g} s, to {what}"
+                    ) from None
+                time.sleep(LOOK_S)
+        yield

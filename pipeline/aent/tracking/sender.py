@@ -11,9 +11,11 @@ from pathlib import Path
 
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
 from aent.tracking import journal
+from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.journal import JOURNAL_FILE, Entry, File, Point, Status
-from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, look_command, tracking_uri
+from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
 
 SENT_FILE = "mlflow_sent"  # the run's id, and the journal's bytes that it has
 FIGURE_FILE = "figure.png"
@@ -81,12 +83,11 @@ class Sender:
         """The run in MLflow: the one whose id the folder knows, else a new one."""
         if self._store is not None:
             return self._store
-        known = self.run_dir / RUN_ID_FILE
-        if known.is_file():
-            store = Store(tracking_uri(self.recipe, self.run_dir), known.read_text().strip())
+        if run_id := known_run_id(self.run_dir):
+            store = Store(tracking_uri(self.recipe, self.run_dir), run_id)
         else:
             store = Store.create(self.recipe, self.run_dir)
-            known.write_text(store.run_id + "\n")
+            write_whole(self.run_dir / RUN_ID_FILE, store.run_id + "\n")
         store.describe(self.recipe)
         self.position = 0 if self._from_start else _sent(self.run_dir, store.run_id)
         for entry, end in journal.entries(self._journal):
@@ -100,9 +101,7 @@ class Sender:
     def _arrived(self, position: int) -> None:
         self.position = position
         assert self._store is not None
-        unfinished = self.run_dir / f".{SENT_FILE}"
-        unfinished.write_text(f"{self._store.run_id} {position}\n")
-        unfinished.replace(self.run_dir / SENT_FILE)
+        write_whole(self.run_dir / SENT_FILE, f"{self._store.run_id} {position}\n")
 
     def _may_send(self, key: str) -> bool:
         """Whether every store takes this name beside the others; if not, it is said once."""
@@ -123,9 +122,7 @@ class Sender:
 
 def everything_sent(run_dir: Path) -> bool:
     """Whether MLflow has the whole journal."""
-    known = run_dir / RUN_ID_FILE
-    run_id = known.read_text().strip() if known.is_file() else ""
-    return _sent(run_dir, run_id) == (run_dir / JOURNAL_FILE).stat().st_size
+    return _sent(run_dir, known_run_id(run_dir)) == (run_dir / JOURNAL_FILE).stat().st_size
 
 
 def _sent(run_dir: Path, run_id: str) -> int:
@@ -146,7 +143,7 @@ def sync(run_dir: Path, from_start: bool = True) -> str:
     sender.send()
     sender.send_figure()
     status = journal.last_status(run_dir / JOURNAL_FILE)
-    run_id = (run_dir / RUN_ID_FILE).read_text().strip()
+    run_id = known_run_id(run_dir)
     look = look_command(tracking_uri(recipe, run_dir))
     return f"MLflow has all of {run_dir}: run {run_id}, {status} ({look})"
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from aent.recipe.load import Scalar, dump, flatten
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.tracking import sqlite
+from aent.tracking.address import check_supported, tracking_uri
 from aent.tracking.journal import JOURNAL_FILE, Point
 
 RUN_ID_FILE = "mlflow_run_id"
@@ -31,15 +34,10 @@ TABLES_TAG = "mlflow.loggedArtifacts"  # tells MLflow's pages which artifacts ar
 TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
 
 
-def tracking_uri(recipe: Recipe, run_dir: Path) -> str:
-    """The recipe's store, else MLFLOW_TRACKING_URI's, else a SQLite file beside the runs."""
-    given = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
-
-
-def look_command(uri: str) -> str:
-    """What a person types, or opens, to look at the store."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+def known_run_id(folder: Path) -> str:
+    """The id of this folder's run in MLflow; empty where none is known."""
+    path = folder / RUN_ID_FILE
+    return path.read_text().strip() if path.is_file() else ""
 
 
 class Store:
@@ -116,7 +114,18 @@ class Store:
 
 
 def open_client(uri: str) -> Any:
-    """MLflow's client of this store, without its chatter."""
+    """MLflow's client of this store, which is made where it is a SQLite file that is not there.
+
+    Raises AddressError, StoreError, and what MLflow raises.
+    """
+    check_supported(uri)
+    if (path := sqlite.file_of(uri)) is not None:
+        sqlite.make_ready(path)
+    return mlflow_client(uri)
+
+
+def mlflow_client(uri: str) -> Any:
+    """MLflow's client, without its chatter."""
     # before the import: MLflow's usage reports are started by it
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # a request to a dead or frozen server ends soon; who sends tries again by itself (tracker.py)
@@ -139,12 +148,17 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         location = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts"
     found = client.get_experiment_by_name(name)
     if found is None:
-        # another run may make it at this very moment: then it is there below
-        with contextlib.suppress(MlflowException):
+        try:
             return client.create_experiment(name, location and location.as_uri())
-        found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise RuntimeError(f"tracking.experiment: {name} was deleted in {uri}")
+        except MlflowException as error:
+            # another run may have made it at this very moment; else the store says why not
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise RuntimeError(
+                    f"tracking.experiment={name}: {redacted(uri)} does not make it: {error.message}"
+                ) from error
+    if found.lifecycle_stage != "active":
+        raise RuntimeError(f"tracking.experiment: {name} was deleted in {redacted(uri)}")
     return found.experiment_id
 
 

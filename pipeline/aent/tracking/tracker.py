@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
 from aent.tracking import figures, journal
+from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.journal import JOURNAL_FILE, File, Point
 from aent.tracking.journal import Status as StatusEntry
 from aent.tracking.sender import FIGURE_FILE, Sender, everything_sent
-from aent.tracking.store import RUN_ID_FILE, look_command, tracking_uri
+from aent.tracking.store import RUN_ID_FILE
 from aent.tracking.system_metrics import sample_system
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -58,7 +61,7 @@ class Tracker:
         self._wake, self._ended = threading.Event(), threading.Event()
         self._watched = threading.Event()  # no more of the system's metrics
         if run_id:
-            (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
+            self._try("keep MLflow's id", write_whole, run_dir / RUN_ID_FILE, run_id + "\n")
         self._try("read the journal", self._read_journal)
         self._append([StatusEntry(journal.now(), "RUNNING")])
         self._sender = Sender(run_dir, recipe)
@@ -244,7 +247,7 @@ class Tracker:
             self.failures += 1
             if what not in self._reported:
                 self._reported.add(what)
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
                 print(
                     f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
                     f"in {self._journal})",
@@ -301,7 +304,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
     except subprocess.TimeoutExpired:
         why = f"no answer within {time.monotonic() - started:.0f} s"
     if why:
-        last = why.splitlines()[-1]
+        last = redacted(why.splitlines()[-1])
         print(
             f"aent: MLflow does not know that {run_dir} is {status}: {last}; when it answers: aent "
             f"mlflow-sync {run_dir}",
