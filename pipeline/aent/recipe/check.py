@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from aent import tasks
 from aent.entropy import controllers
 from aent.evaluation import suites
 from aent.recipe import check_cluster, check_controls
@@ -248,6 +249,12 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
         yield "task.kind=file needs task.path"
     elif machine and not data_path(task.path).is_file():
         yield f"task.path: no file {task.path}{sources.hint(task.path)}"
+    elif machine:
+        try:
+            tasks.load(task, recipe.seed)
+        except (OSError, ValueError) as error:
+            field = "" if str(error).startswith("task.") else "task.path: "
+            yield f"{field}{error}"
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
