@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from aent import checkpoint, resume
 from aent.checkpoint import CheckpointError
+from aent.cluster import starts
 from aent.cluster.layout import Layout, layout
 from aent.cluster.sweep import SweepError, parent_run
 from aent.prepare import prepare, rank_environment
@@ -83,12 +83,10 @@ def count_start(run_dir: Path, max_requeues: int) -> None:
     a checkpoint between them.
     """
     folder = resume.chosen(run_dir)
-    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder and folder.name}
-    path = run_dir / "starts.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps(start) + "\n")
-    starts = [json.loads(line) for line in path.read_text().splitlines()]
-    in_a_row = len(list(takewhile(lambda earlier: earlier == start, reversed(starts))))
+    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder.name if folder else None}
+    starts.note(run_dir, start)
+    before = reversed(starts.noted(run_dir))
+    in_a_row = len(list(takewhile(lambda earlier: earlier == start, before)))
     if in_a_row > max_requeues + 1:
         raise CheckpointError(
             f"the job was requeued {in_a_row - 1} times in a row without coming to another "

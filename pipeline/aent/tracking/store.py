@@ -71,14 +71,13 @@ class Store:
         return store
 
     def describe(self, recipe: Recipe) -> None:
-        """Tags, parameters and the recipe itself; again after a resume, where they may differ.
+        """Tags and parameters; again after a resume, where they may differ.
 
         MLflow's parameters never change: one that does is a tag ``aent.changed.NAME`` as well.
         """
         from mlflow.entities import Param, RunTag
 
         there = self.client.get_run(self.run_id).data
-        self._tables = json.loads(there.tags.get(TABLES_TAG, "[]"))
         parameters = {_param_name(k): _param_text(v) for k, v in flatten(recipe).items()}
         new = [Param(k, v) for k, v in parameters.items() if k not in there.params]
         for start in range(0, len(new), PARAMS_PER_BATCH):
@@ -87,7 +86,12 @@ class Store:
             f"aent.changed.{k}": v for k, v in parameters.items() if there.params.get(k, v) != v
         }
         self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-        self.client.log_text(self.run_id, dump(recipe), "recipe.yaml")
+
+    def begin_uploads(self, recipe: str) -> None:
+        """The recipe's text as an artifact; which tables are there already."""
+        self.client.log_text(self.run_id, recipe, "recipe.yaml")
+        tags = self.client.get_run(self.run_id).data.tags
+        self._tables = json.loads(tags.get(TABLES_TAG, "[]"))
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Log at most ``POINTS_PER_BATCH`` points; those already there change nothing."""
