@@ -4,7 +4,9 @@ here; tests/trainer/test_state.py and tests/e2e/test_resume.py have the real one
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from aent.checkpoint import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
+from aent.runtime import files
 from aent.tracking import journal
 from aent.tracking.journal import Point
 from test_rollout_files import rollout
@@ -199,3 +202,71 @@ def test_a_state_of_another_version_is_an_error_not_a_damage(run_dir, recipe):
     with pytest.raises(CheckpointError, match="this version of aent cannot read"):
         start(recipe("resume=required"), run_dir)
     assert folder.is_dir()
+
+
+def fail_to_read(monkeypatch, times: int) -> None:
+    """The next ``times`` checksums end in an error of the file system's."""
+    left = [times]
+    real = checkpoint._checksum
+
+    def flaky(path: Path) -> str:
+        if left[0] > 0:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "_checksum", flaky)
+    monkeypatch.setattr(files, "PAUSE_S", 0.0)
+
+
+def test_an_error_of_reading_is_no_damage(run_dir, monkeypatch, capsys):
+    fail_to_read(monkeypatch, times=1)
+    assert checkpoint.pick(run_dir).name == "step_000010"
+    fail_to_read(monkeypatch, times=10**6)
+    with pytest.raises(CheckpointError, match=r"step_000010 cannot be read .*Input/output"):
+        checkpoint.pick(run_dir)
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
+        "step_000005",
+        "step_000010",
+    ]
+
+
+FOREIGN = ["best", "latest", ".nfs0001", "zz_mine", "step_000010-good", "step_5", "step_00000a"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_pruning_leaves_what_is_not_ours(run_dir, recipe, keep):
+    folder = run_dir / "checkpoints"
+    for step in (15, 1_000_000):
+        write(run_dir, step, recipe())
+    (folder / "step_000020.partial").mkdir()
+    for name in FOREIGN:
+        if name not in ("latest", ".nfs0001"):
+            (folder / name).mkdir()
+    (folder / "latest").symlink_to("step_000015")
+    (folder / ".nfs0001").write_text("")
+    (run_dir / "rollouts").mkdir()
+    (run_dir / "rollouts" / "step_mine.npz").write_text("")
+    checkpoint._prune(run_dir, keep)
+    newest = ["step_000015", "step_1000000"][-keep:]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(newest + FOREIGN)
+    assert (run_dir / "rollouts" / "step_mine.npz").exists()
+    assert checkpoint.pick(run_dir).name == "step_1000000"
+
+
+def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
+    def busy(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    checkpoint._prune(run_dir, keep=1)
+    assert "step_000005 cannot be removed" in capsys.readouterr().err
+
+
+def test_a_torn_start_file_is_chosen_anew(run_dir, recipe, tmp_path):
+    start(recipe("resume=auto"), run_dir)
+    (run_dir / "start.json").write_text("")
+    assert resume.chosen(run_dir) == checkpoint.path_of(run_dir, 10)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "start.json").write_text("{")
+    assert resume.chosen(tmp_path / "new") is None

@@ -1,5 +1,7 @@
 """The first error of the first failing rank, out of what each has written."""
 
+import contextlib
+
 import pytest
 
 from aent import failures
@@ -30,3 +32,32 @@ def test_the_first_that_failed_by_itself_is_told(tmp_path):
 def test_a_follower_is_told_where_nobody_else_has_written(tmp_path):
     fail(tmp_path, 3, RankZeroFailed("rank 0 failed (sampling): out of memory"))
     assert "out of memory" in failures.first(tmp_path)
+
+
+def test_the_reason_has_its_room_before_the_disk_is_full(tmp_path, capsys):
+    place = tmp_path / "failures" / "rank0.partial"
+
+    def measured_then_failing() -> tuple[int, int]:
+        with contextlib.suppress(ValueError), failures.recorded(tmp_path, 0):
+            taken = place.stat()
+            raise ValueError("x" * 10**6)
+        return taken.st_size, taken.st_ino
+
+    room, inode = measured_then_failing()
+    assert room == failures.ROOM
+    file = tmp_path / "failures" / "rank0.json"
+    assert file.stat().st_ino == inode  # written where the room was taken
+    assert file.stat().st_size == failures.ROOM
+    assert [p.name for p in file.parent.iterdir()] == ["rank0.json"]
+    assert "rank 0 on" in failures.first(tmp_path)
+    file.write_text('{"rank": 0, "ho')  # torn
+    assert failures.first(tmp_path) is None
+    with failures.recorded(tmp_path, 1):
+        pass
+    assert not place.with_name("rank1.partial").exists()
+
+
+def test_a_rank_that_cannot_write_its_reason_still_fails_of_it(tmp_path, capsys):
+    (tmp_path / "failures").write_text("a file is in the way")
+    fail(tmp_path, 0, ValueError("NaN in layer 7"))
+    assert "cannot be written" in capsys.readouterr().err

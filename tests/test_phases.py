@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -73,3 +74,41 @@ def test_a_phase_that_gets_no_further_says_so_until_it_does(tmp_path, quick):
             phases.progress()
         time.sleep(0.1)  # some beats
         assert not stuck()
+
+
+def test_a_beat_that_cannot_be_written_ends_nobody(tmp_path, quick, capsys, monkeypatch):
+    phases = Phases.of(tmp_path, 0, 600)
+    file = phases.heartbeat
+    full = [True]
+    replace = os.replace
+
+    def no_room(source: Path, target: Path) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_room)
+    with phases.beating():
+        phases.begin("train")
+        os.utime(file, (time.time() - 300,) * 2)
+        wait_until(lambda: time.time() - file.stat().st_mtime < 200)  # lives all the same
+        assert json.loads(file.read_text())["phase"] == "start"
+        full[0] = False
+        wait_until(lambda: json.loads(file.read_text())["phase"] == "train")
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_a_rank_that_is_stuck_and_cannot_say_so_gives_no_sign(tmp_path, quick, monkeypatch):
+    phases = Phases.of(tmp_path, 0, deadline_s=600)
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "replace", no_room)
+    with phases._lock:
+        phases._progress -= 601
+    os.utime(phases.heartbeat, (time.time() - 300,) * 2)
+    with phases.beating():
+        wait_until(lambda: "stuck_s" in phases._place)
+        time.sleep(0.1)  # some beats
+        assert time.time() - phases.heartbeat.stat().st_mtime > 200

@@ -2,6 +2,7 @@
 
 import torch
 
+from aent import records
 from aent.batch import Batch, Sample
 from aent.records import (
     control_metrics,
@@ -69,3 +70,18 @@ def test_time_is_told_per_phase_and_per_role():
         "time/engines_busy": 4.5,
         "time/engines_idle": 5.5,
     }
+
+
+def test_a_table_of_samples_is_bounded_in_rows_and_text():
+    text = "a" * 5000 + "b" * 5000
+    sample = Sample([1], [2], [-0.5], [0], "stop", 0, 0)
+    count = records.MAX_ROWS + 10
+    rollout = Rollout([sample] * count, ["?"] * count, [text] * count, [Verdict(1.0)] * count)
+    rows = records.sample_rows(rollout, [0.5] * count)
+    assert len(rows) == records.MAX_ROWS
+    response = rows[0]["response"]
+    assert records.MAX_TEXT <= len(response) < records.MAX_TEXT + 50
+    assert response.startswith("a" * 4096)
+    assert response.endswith("b" * 4096)
+    assert "1808 characters" in response
+    assert rows[0]["prompt"] == "?"

@@ -75,3 +75,11 @@ def test_a_vote_takes_the_place_of_the_judges_rewards():
     group.reward_by(majority, "last_number")
     assert [s.reward for s in group.samples] == [0, 1, 1, 0]
     assert [v.reward for v in group.verdicts] == [1, 0, 0, 0]
+
+
+def test_only_finished_answers_are_rewarded_where_it_is_asked_for():
+    group = group_with([1, 1, 0])
+    group.samples[0].finish_reason = "length"
+    group.reward_finished_only()
+    assert [s.reward for s in group.samples] == [0, 1, 0]
+    assert [v.reward for v in group.verdicts] == [1, 1, 0]

@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -33,8 +34,9 @@ from aent.algorithm.entropy_controls import Memory
 from aent.entropy.controllers import ControllerState
 from aent.recipe.load import dump
 from aent.runtime import distributed
+from aent.runtime.files import read_again
 from aent.tracking.journal import JOURNAL_FILE
-from aent.tracking.store import RUN_ID_FILE
+from aent.tracking.store import known_run_id
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
@@ -45,6 +47,8 @@ FOLDER = "checkpoints"
 TRAINER = "trainer"  # the trainer's part
 SUMS = "SHA256SUMS"
 PARTIAL = ".partial"  # while it is written
+DAMAGED = ".damaged"  # set aside: not what was written
+NAME = re.compile(r"step_(\d{6,})(\.partial|\.damaged)?")
 
 
 class CheckpointError(RuntimeError):
@@ -77,6 +81,23 @@ def path_of(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"step_{step:06d}"
 
 
+class Found(NamedTuple):
+    """A folder of ours among the checkpoints."""
+
+    step: int
+    ending: str  # "", PARTIAL or DAMAGED
+    folder: Path
+
+
+def found(run_dir: Path) -> list[Found]:
+    """Every checkpoint, oldest first. What has another name (somebody's copy, a link) is not ours:
+    it is neither read nor removed."""
+    folder = run_dir / FOLDER
+    paths = [p for p in folder.iterdir() if not p.is_symlink()] if folder.is_dir() else []
+    named = [(NAME.fullmatch(p.name), p) for p in paths if p.is_dir()]
+    return sorted(Found(int(name[1]), name[2] or "", p) for name, p in named if name)
+
+
 @dataclass
 class Saving:
     """A checkpoint being written, each rank its files."""
@@ -104,7 +125,7 @@ class Saving:
         self.request.async_fn()
         try:
             for path in self.partial.glob(f"{TRAINER}/__{dist.get_rank()}_*"):
-                self.sums[str(path.relative_to(self.partial))] = _checksum(path)
+                self.sums[str(path.relative_to(self.partial))] = _written(path)
         except OSError as error:
             self.error = error
 
@@ -141,9 +162,9 @@ class Saving:
         for path in sorted(p for p in self.partial.rglob("*") if p.is_file()):
             name = str(path.relative_to(self.partial))
             if name not in sums:
-                sums[name] = _checksum(path)
+                sums[name] = _written(path)
         (self.partial / SUMS).write_text("".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
-        _checksum(self.partial / SUMS)  # to the disk
+        _written(self.partial / SUMS)
         _rename(self.partial, target)
         _prune(self.run.run_dir, self.run.recipe.checkpoint.keep)
 
@@ -167,13 +188,13 @@ def begin(
     def make_room() -> None:
         shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
         (partial / TRAINER).mkdir(parents=True)
-        journal, run_id = run.run_dir / JOURNAL_FILE, run.run_dir / RUN_ID_FILE
+        journal = run.run_dir / JOURNAL_FILE
         LoopState(
             step=step,
             controller=controller,
             logprob_gap=logprob_gap,
             journal_bytes=journal.stat().st_size if journal.exists() else 0,
-            mlflow_run_id=run_id.read_text().strip() if run_id.exists() else None,
+            mlflow_run_id=known_run_id(run.run_dir) or None,
             controls=controls,
         ).write(partial)
         (partial / "recipe.yaml").write_text(dump(run.recipe))
@@ -193,51 +214,77 @@ def pick(run_dir: Path) -> Path:
     and set aside, under the name they had with ``.damaged``.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or if the file system does not read one: that is no
+            damage, and an older one would throw its steps away.
     """
     names = []
-    for folder in sorted((run_dir / FOLDER).glob("step_*"), reverse=True):
-        if folder.suffix == ".damaged":  # found by an earlier start
+    for _, ending, folder in reversed(found(run_dir)):
+        if ending == DAMAGED:  # found by an earlier start
             names.append(folder.stem)
             continue
-        fault = "it was not finished" if folder.suffix == PARTIAL else damage(folder)
+        fault = "it was not finished" if ending == PARTIAL else _damage_if_read(folder)
         if not fault:
             return folder
         names.append(folder.name)
         print(f"aent: checkpoint {folder} is skipped: {fault}", file=sys.stderr)
-        if not folder.suffix:
-            aside = folder.with_name(folder.name + ".damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            _rename(folder, aside)
-    found = f"only damaged ones ({', '.join(names)})" if names else "none"
+        if not ending:
+            _set_aside(folder)
+    there = f"only damaged ones ({', '.join(names)})" if names else "none"
     raise CheckpointError(
-        f"run_dir: no checkpoint to resume from in {run_dir / FOLDER}: {found}. To begin anew, "
+        f"run_dir: no checkpoint to resume from in {run_dir / FOLDER}: {there}. To begin anew, "
         "name another run_dir"
     )
 
 
+def _damage_if_read(folder: Path) -> str:
+    try:
+        return read_again(lambda: damage(folder))
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be read ({error}): resume when the file system reads it "
+            "again, or move it away to go on from an older one"
+        ) from error
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(folder.name + DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _rename(folder, aside)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be set aside: {error}") from error
+
+
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint's files, as a clause; empty if they are as written."""
+    """What is wrong with a checkpoint's files, as a clause; empty if they are as written.
+
+    Raises OSError where they cannot be read.
+    """
     try:
         lines = (folder / SUMS).read_text().splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
-            found = pool.map(_checksum, [folder / name for name in sums])
-            for name, digest in zip(sums, found):
+            digests = pool.map(_checksum, [folder / name for name in sums])
+            for name, digest in zip(sums, digests):
                 if digest != sums[name]:
                     return f"{name} is not what was written (SHA-256)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError) as error:
-        return f"it cannot be read ({type(error).__name__}: {error})"
+    except ValueError as error:
+        return f"{SUMS} is not what was written ({error})"
     return "" if sums else f"{SUMS} is empty"
 
 
 def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _written(path: Path) -> str:
     """SHA-256 of a file that is on the disk when this returns."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _checksum(path)
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -251,10 +298,13 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _prune(run_dir: Path, keep: int) -> None:
-    """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest."""
-    folders = sorted((run_dir / FOLDER).iterdir())
-    whole = [f for f in folders if not f.suffix]
-    for folder in [*whole[:-keep], *(f for f in folders if f.suffix == PARTIAL)]:
-        shutil.rmtree(folder)
-    oldest = int(whole[-keep:][0].name.removeprefix("step_"))
-    rollout_files.forget(run_dir, before=oldest)
+    """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest. What
+    cannot be removed is named on stderr: it costs room, no run."""
+    ours = found(run_dir)
+    whole = [each for each in ours if not each.ending]
+    for _, _, folder in [*whole[:-keep], *(each for each in ours if each.ending == PARTIAL)]:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            print(f"aent: {folder} cannot be removed: {error}", file=sys.stderr, flush=True)
+    rollout_files.forget(run_dir, before=whole[-keep:][0].step)

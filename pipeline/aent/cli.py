@@ -272,6 +272,7 @@ def mlflow_sync(
 ) -> None:
     """Give MLflow all that a run recorded while MLflow was away. May be repeated."""
     from aent.recipe.load import RecipeError
+    from aent.recipe.redact import redacted
     from aent.tracking.sender import sync
 
     try:
@@ -279,7 +280,8 @@ def mlflow_sync(
     except (RecipeError, FileNotFoundError) as error:
         refuse(str(error).splitlines())
     except Exception as error:  # whatever MLflow and its store raise
-        print(f"aent: MLflow did not take it: {type(error).__name__}: {error}", file=sys.stderr)
+        why = redacted(f"{type(error).__name__}: {error}")
+        print(f"aent: MLflow did not take it: {why}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,33 +16,60 @@ from typing import Any
 
 FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank has failed
 LINES = 40  # of the traceback, shown: an engine's error has 25 of its log
+ROOM = 32768  # bytes of a rank's file, taken before there is anything to write
 
 
 def clear(run_dir: Path) -> None:
     """Forget the failures of an earlier start."""
-    for path in (run_dir / "failures").glob("rank*.json"):
+    for path in (run_dir / "failures").glob("rank*"):
         path.unlink()
 
 
 @contextmanager
 def recorded(run_dir: Path, rank: int) -> Iterator[None]:
-    """Write what this rank fails of to ``run_dir/failures``, and let it fail."""
+    """Write what this rank fails of to ``run_dir/failures``, and let it fail.
+
+    The file's room is taken before: a full disk is a reason to be told too.
+    """
+    place = run_dir / "failures" / f"rank{rank}.partial"
+    _reserve(place)
     try:
         yield
     except Exception as error:
-        folder = run_dir / "failures"
-        folder.mkdir(exist_ok=True)
         record = {
             "rank": rank,
             "host": socket.gethostname(),
             "time": time.time(),
             "error": type(error).__name__,
-            "traceback": traceback.format_exc(),
+            "traceback": traceback.format_exc()[-ROOM // 2 :],
         }
-        partial = folder / f"rank{rank}.partial"
-        partial.write_text(json.dumps(record))
-        partial.replace(folder / f"rank{rank}.json")  # whole or not there: others end this process
+        try:
+            _fill(place, json.dumps(record).encode())
+        except OSError as why:  # the traceback, above, is in this rank's own log, if anything is
+            print(f"aent: {place} cannot be written: {why}", file=sys.stderr)
         raise
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink(missing_ok=True)
+
+
+def _reserve(place: Path) -> None:
+    try:
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b" " * ROOM)
+    except OSError as error:
+        print(f"aent: {place} cannot be written: {error}", file=sys.stderr)
+
+
+def _fill(place: Path, text: bytes) -> None:
+    """Write into the room that was taken; the file gets its name when it is whole, for others end
+    this process as soon as they see it."""
+    place.parent.mkdir(exist_ok=True)
+    with open(os.open(place, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        file.write(text.ljust(ROOM))  # blanks after JSON are JSON
+        file.flush()
+        os.fsync(file.fileno())
+    place.replace(place.with_suffix(".json"))
 
 
 def first(run_dir: Path) -> str | None:
@@ -67,4 +97,8 @@ def only_followed(run_dir: Path) -> bool:
 
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(p.read_text()) for p in (run_dir / "failures").glob("rank*.json")]
+    found = []
+    for path in (run_dir / "failures").glob("rank*.json"):
+        with contextlib.suppress(OSError, ValueError):  # one that cannot be read has told nothing
+            found.append(json.loads(path.read_text()))
+    return found

@@ -26,6 +26,8 @@ from aent.rollout.shared import SharedEngines
 from aent.runtime import heartbeats
 from aent.runtime.children import Child, free_port, stop_all
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
+from aent.tracking.address import AddressError
+from aent.tracking.sqlite import StoreError
 from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
@@ -73,7 +75,7 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     """
     try:
         run_dir, model_path = prepare(recipe)
-    except CheckpointError as error:
+    except (CheckpointError, StoreError, AddressError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     keepers: list[Keeper] = []

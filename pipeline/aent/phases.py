@@ -5,13 +5,16 @@ it is written when a phase begins, and whole at any time. A thread of the rank r
 modification, whatever the rank waits for, and adds "stuck_s" when the phase has got no further for
 longer than its deadline. By the rank's own monotonic clock, which stands still while a machine is
 suspended; so that whoever watches (``runtime.heartbeats``) need not compare clocks.
+
+A beat that cannot be written (a full disk, a file system that fails now and then) is told once and
+tried again: the rank lives, whatever becomes of a file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,12 +36,13 @@ class Phases:
     _place: dict[str, object] = field(default_factory=dict)  # what the file says
     _progress: float = field(default_factory=time.monotonic)  # when there was some
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _written: bool = False  # the file says where the rank is
+    _told: bool = False  # that it cannot be written
 
     @staticmethod
     def of(run_dir: Path, rank: int, deadline_s: float) -> Phases:
         """Those of a rank that begins."""
         file = heartbeats.file_of(run_dir, rank)
-        file.parent.mkdir(exist_ok=True)
         phases = Phases(file, deadline_s)
         phases.begin("start")
         return phases
@@ -62,7 +66,8 @@ class Phases:
         with self._lock:
             self._place = {"step": self.step, "phase": name, "since": time.time()}
             self.progress()
-            self._write()
+            self._written = False
+            self._beat()
 
     def progress(self) -> None:
         """The phase gets on (a response has come, a tensor was sent): its deadline counts anew."""
@@ -70,7 +75,8 @@ class Phases:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Renew the file from a thread; after an end without an error it is gone."""
+        """Renew the file from a thread; after an end without an error it is gone, if it can be
+        removed."""
         over = threading.Event()
 
         def beat() -> None:
@@ -79,10 +85,8 @@ class Phases:
                     stuck_s = time.monotonic() - self._progress
                     if stuck_s > self.deadline_s:
                         self._place["stuck_s"] = round(stuck_s)
-                        self._write()
-                    else:
-                        with contextlib.suppress(FileNotFoundError):
-                            os.utime(self.heartbeat)
+                        self._written = False
+                    self._beat()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -91,9 +95,35 @@ class Phases:
         finally:
             over.set()
             thread.join()
-        self.heartbeat.unlink(missing_ok=True)
+        try:
+            self.heartbeat.unlink(missing_ok=True)
+        except OSError as error:
+            self._tell(error)
 
-    def _write(self) -> None:
-        partial = self.heartbeat.with_suffix(".partial")
-        partial.write_text(json.dumps(self._place))
-        os.replace(partial, self.heartbeat)
+    def _beat(self) -> None:
+        """Renew the file's time, and write it where it does not say yet where the rank is. A rank
+        that is stuck and cannot say so shows no sign of life either."""
+        try:
+            if not self._written:
+                self.heartbeat.parent.mkdir(exist_ok=True)
+                partial = self.heartbeat.with_suffix(".partial")
+                partial.write_text(json.dumps(self._place))
+                os.replace(partial, self.heartbeat)
+                self._written = True
+            os.utime(self.heartbeat)
+        except OSError as error:
+            self._tell(error)
+            if "stuck_s" not in self._place:
+                self._renew_only()
+
+    def _renew_only(self) -> None:
+        """The file of an earlier phase, for a sign of life; made anew where it is gone."""
+        try:
+            self.heartbeat.touch()
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            self._told = True
+            print(f"aent: {self.heartbeat}: {error} (the rank goes on)", file=sys.stderr)

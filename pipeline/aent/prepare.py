@@ -16,20 +16,28 @@ from aent.resume import choose_start
 from aent.rollout import registry
 from aent.runtime import heartbeats
 from aent.runtime.environment import device_kind
+from aent.runtime.files import write_whole
+from aent.tracking import address, sqlite
 
 
 def prepare(recipe: Recipe) -> tuple[Path, Path]:
-    """Make the run's folder (the resolved recipe, the point to start from, the engines' token) and
-    a bundled model.
+    """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
+    MLflow's address), MLflow's store where it is a file, and a bundled model.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
-    ``model_source.resolve`` and ``resume.choose_start``, with nothing written.
+    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.make_ready``, with
+    nothing written.
     """
     run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    store = sqlite.file_of(address.tracking_uri(recipe, run_dir))
+    if store is not None:
+        sqlite.make_ready_apart(store)
     run_dir.mkdir(parents=True, exist_ok=True)
     choose_start(recipe, run_dir)
-    (run_dir / "recipe.yaml").write_text(dump(recipe))
+    address.keep(recipe, run_dir)
+    write_whole(run_dir / "recipe.yaml", dump(recipe))
     registry.make_token(run_dir)
     registry.clear(run_dir)
     failures.clear(run_dir)
@@ -46,7 +54,8 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
         f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
         f"{rollout.num_engines} vLLM engine(s), model {model_path}\n"
         f"{say_what_controls(recipe)}\n"
-        f"aent: run folder {run_dir} (logs in logs/)",
+        f"aent: run folder {run_dir} (logs in logs/)\n"
+        f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",
         flush=True,
     )
 

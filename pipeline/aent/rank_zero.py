@@ -38,6 +38,7 @@ from aent.runtime.environment import device_kind
 from aent.runtime.network import is_local, own_address
 from aent.sampling import Rollout, RolloutSource
 from aent.tasks.judge import JudgePool
+from aent.tasks.verifiers import as_number
 from aent.tracking import journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
@@ -78,6 +79,7 @@ class RankZero:
             tracker = Tracker(run_dir, recipe, run_id or "")
             words = tokenizer.load(recipe.model, model_path)
             task = _load_task(recipe, words, progress)
+            task = _without_unreadable(task, recipe, judge, progress)
             suite_questions = {s: _suite(s, recipe, words) for s in recipe.evaluation.suites}
             found = asyncio.run(find_engines(recipe, run_dir, progress))
             fleet = Fleet(
@@ -281,6 +283,7 @@ class RankZero:
                 report.coefficient,
                 batch.tokens.numel(),
                 dict(seconds),
+                sum(r.update_skipped for r in results),
             )
         )
 
@@ -322,11 +325,9 @@ class RankZero:
 def _load_task(
     recipe: Recipe, words: tokenizer.Tokenizer, progress: Callable[[], None]
 ) -> tasks.Task:
-    """The recipe's task; of a file, without the questions whose prompts are too long."""
+    """The recipe's task, without the questions whose prompts are too long."""
     task = tasks.load(recipe.task, recipe.seed)
     progress()
-    if recipe.task.kind != "file":
-        return task
 
     def length(prompt: str) -> int:
         progress()
@@ -341,6 +342,34 @@ def _load_task(
             flush=True,
         )
     return kept
+
+
+def _without_unreadable(
+    task: tasks.Task, recipe: Recipe, judge: JudgePool, progress: Callable[[], None]
+) -> tasks.Task:
+    """The task of a file without the questions whose reference math-verify cannot read. (For
+    last_number, ``tasks.load`` has refused them.)
+
+    Raises ValueError if no training question is left.
+    """
+    if recipe.task.kind != "file" or recipe.task.verifier != "math_verify":
+        return task
+    everyone = [*task.heldout, *task.train]
+    questions = [q for q in everyone if as_number(q.answer) is None]  # a number can be read
+    bad: list[tasks.Question] = []
+    for first in range(0, len(questions), 100):
+        bad += judge.unreadable(questions[first : first + 100])
+        progress()
+    if not bad:
+        return task
+    rows = ", ".join(str(q.row) for q in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    print(
+        f"aent: {len(bad)} questions of {task.name} have an answer that task.verifier=math_verify "
+        f"cannot read (row {rows}) and are left out",
+        flush=True,
+    )
+    left_out = {q.index for q in bad}
+    return tasks.without(task, left_out, "task.verifier=math_verify reads no answer")
 
 
 def _suite(name: str, recipe: Recipe, words: tokenizer.Tokenizer) -> list[tasks.Question]:

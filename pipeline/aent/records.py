@@ -17,6 +17,8 @@ from aent.evaluation.heldout import EvaluationResult
 from aent.sampling import Rollout
 from aent.trainer.trainer import MinibatchResult
 
+# what a table of samples holds: 8,192 responses a step would be 50 MB each time
+MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
 # phases in which the trainer's ranks compute or send; in the others they wait
 TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
 
@@ -192,13 +194,15 @@ def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list
 
 
 def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:
-    """The table of a step's samples: a row each."""
+    """The table of a step's samples: a row each, ``MAX_ROWS`` at most (whole groups first), long
+    texts without their middle. All of them, whole, are in ``rollouts/`` as long as a checkpoint
+    needs them."""
     return [
         {
             "item": sample.item,
             "group": sample.group,
-            "prompt": prompt,
-            "response": response,
+            "prompt": shortened(prompt),
+            "response": shortened(response),
             "reward": sample.reward,
             "replaced": sample.replaced,
             "entropy": entropy,
@@ -209,6 +213,18 @@ def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, 
             "version": sample.versions[-1],
         }
         for sample, prompt, response, verdict, entropy in zip(
-            rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts, entropies
+            rollout.samples[:MAX_ROWS],
+            rollout.prompts,
+            rollout.responses,
+            rollout.verdicts,
+            entropies,
         )
     ]
+
+
+def shortened(text: str) -> str:
+    """A text of more than ``MAX_TEXT`` characters without its middle, which is counted."""
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"

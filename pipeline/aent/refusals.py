@@ -10,11 +10,13 @@ from typing import NoReturn
 
 import typer
 
+from aent.recipe.redact import redacted
+
 
 def refuse(faults: Iterable[str]) -> NoReturn:
     """Say the faults and end the command."""
     for fault in faults:
-        print(f"aent: {fault}", file=sys.stderr)
+        print(f"aent: {redacted(fault)}", file=sys.stderr)
     raise typer.Exit(2)
 
 

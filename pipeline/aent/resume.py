@@ -13,6 +13,7 @@ from aent.checkpoint import CheckpointError, LoopState
 from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
@@ -46,23 +47,25 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
                 "before it are missing",
                 file=sys.stderr,
             )
-    (run_dir / START_FILE).write_text(json.dumps({"checkpoint": folder and str(folder)}))
+    write_whole(run_dir / START_FILE, json.dumps({"checkpoint": folder and str(folder)}))
 
 
 def chosen(run_dir: Path) -> Path | None:
     """The checkpoint that ``choose_start`` left for the ranks; None: from the first step."""
-    folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
+    try:
+        folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
+    except (ValueError, KeyError, TypeError):  # a torn file: a machine that lost its power
+        return checkpoint.pick(run_dir) if has_begun(run_dir) else None
     return folder and Path(folder)
 
 
 def has_begun(run_dir: Path) -> bool:
     """Whether a step was ever begun here, or a checkpoint made before it."""
-    checkpoints = (run_dir / checkpoint.FOLDER).glob("step_*")
-    if any(folder.suffix != checkpoint.PARTIAL for folder in checkpoints):
+    if any(each.ending != checkpoint.PARTIAL for each in checkpoint.found(run_dir)):
         return True
     path = run_dir / JOURNAL_FILE  # says so too where no checkpoints were wanted
     trained = path.exists() and any(p.key == "update/loss" for p in journal.read(path))
-    return trained or any((run_dir / rollout_files.FOLDER).glob("step_*"))
+    return trained or bool(rollout_files.recorded(run_dir))
 
 
 def accept_changes(recipe: Recipe, folder: Path) -> bool:

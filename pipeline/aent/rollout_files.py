@@ -9,8 +9,10 @@ as JSON. A zip file carries a checksum (CRC-32) of everything in it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 import zipfile
 from dataclasses import asdict
@@ -21,10 +23,12 @@ from typing import Any
 import numpy as np
 
 from aent.batch import Sample
+from aent.runtime.files import read_again
 from aent.sampling import Rollout
 from aent.tasks.judge import Verdict
 
 FOLDER = "rollouts"
+NAME = re.compile(r"step_(\d{6,})\.npz")
 ARRAYS = {
     "prompt_ids": np.int64,
     "response_ids": np.int64,
@@ -64,16 +68,18 @@ def write(run_dir: Path, step: int, rollout: Rollout) -> None:
 
 def read(run_dir: Path, step: int) -> Rollout | None:
     """The step's rollouts; None where there are none, or where the file is damaged (it is named
-    on stderr)."""
+    on stderr). Raises OSError where the file system does not read it: that is no damage."""
     path = path_of(run_dir, step)
     if not path.exists():
         return None
+    content = io.BytesIO(read_again(path.read_bytes))
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise ValueError(f"the checksum of {broken} is wrong")
-        with np.load(path) as arrays:
+        content.seek(0)
+        with np.load(content) as arrays:
             return _rollout(dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         print(f"aent: {path} is damaged ({error}): step {step} is sampled anew", file=sys.stderr)
@@ -104,8 +110,22 @@ def recorded_until(run_dir: Path, step: int) -> int:
 
 
 def forget(run_dir: Path, *, before: int = 0, from_step: int | None = None) -> None:
-    """Remove the rollouts of steps below ``before`` and of ``from_step`` and all later ones."""
-    for path in (run_dir / FOLDER).glob("step_*.npz"):
-        step = int(path.stem.removeprefix("step_"))
-        if step < before or (from_step is not None and step >= from_step):
+    """Remove the rollouts of steps below ``before`` and of ``from_step`` and all later ones.
+
+    Raises OSError where one of ``from_step`` or later, which must not be read again, cannot be
+    removed; an older one is named on stderr.
+    """
+    for step, path in recorded(run_dir).items():
+        if from_step is not None and step >= from_step:
             path.unlink()
+        elif step < before:
+            try:
+                path.unlink()
+            except OSError as error:
+                print(f"aent: {path} cannot be removed: {error}", file=sys.stderr, flush=True)
+
+
+def recorded(run_dir: Path) -> dict[int, Path]:
+    """The file of every step that has one; others' files are not ours."""
+    named = ((NAME.fullmatch(p.name), p) for p in (run_dir / FOLDER).glob("step_*.npz"))
+    return {int(name[1]): path for name, path in named if name}

@@ -43,6 +43,12 @@ class Rollout:
         for sample, value in zip(self.samples, reward(answers)):
             sample.reward = value
 
+    def reward_finished_only(self) -> None:
+        """Take the rewards of responses that were cut off."""
+        for sample in self.samples:
+            if sample.finish_reason == "length":
+                sample.reward = 0.0
+
     def select(self, chosen: Sequence[int]) -> Rollout:
         """These of its responses, in this order."""
         return Rollout(
@@ -210,6 +216,9 @@ class RolloutSource:
         if plan.reward is not None:
             for group in groups:
                 group.reward_by(plan.reward, self.recipe.task.verifier)
+        if self.recipe.task.finished_only:
+            for group in groups:
+                group.reward_finished_only()
         return groups
 
     def _requests(self, step: int, asked: Asked, temperature: float) -> Iterator[GenerationRequest]:

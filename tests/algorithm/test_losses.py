@@ -149,3 +149,58 @@ def test_gspo_without_old_logprobs_is_at_ratio_one():
     settings = AlgorithmSection(policy_loss="gspo", aggregation="sequence_mean")
     loss = policy_loss(torch.tensor(LOG_PROB), fields(None), settings).loss
     assert torch.equal(loss, -torch.tensor(ADVANTAGE))
+
+
+# what a mini-batch has beside its ordinary tokens
+EXTREME = {
+    "reference": (AlgorithmSection(kl_coefficient=0.01), {"reference_logprobs": 95.0}),
+    "old": (AlgorithmSection(), {"old_logprobs": -95.0}),
+    "old, dual clip": (AlgorithmSection(dual_clip=3.0), {"old_logprobs": -95.0}),
+    "old, cispo": (AlgorithmSection(policy_loss="cispo", clip_low=1), {"old_logprobs": -95.0}),
+    "old, never sampled": (AlgorithmSection(), {"old_logprobs": -math.inf}),
+    "ratio_weight": (AlgorithmSection(), {"old_logprobs": -95.0, "ratio_weight": 0.5}),
+}
+
+
+@pytest.mark.parametrize("case", EXTREME)
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_one_extreme_token_leaves_every_gradient_finite_and_the_others_as_they_are(case, advantage):
+    settings, extreme = EXTREME[case]
+    ordinary = {name: [0.5 if name == "ratio_weight" else -0.7] * 6 for name in extreme}
+    log_prob = torch.tensor(LOG_PROB, requires_grad=True)
+    policy_loss(log_prob, fields(**ordinary), settings).loss.sum().backward()
+    expected, log_prob.grad = log_prob.grad, None
+    given = fields(**ordinary)
+    given["advantages"][2] = advantage
+    for name, value in extreme.items():
+        given[name][2] = value
+    loss = policy_loss(log_prob, given, settings).loss
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert log_prob.grad.isfinite().all()
+    others = torch.arange(6) != 2
+    assert torch.equal(log_prob.grad[others], expected[others])
+
+
+@pytest.mark.parametrize("old", [-95.0, -math.inf, math.nan])
+@pytest.mark.parametrize("kind", ["ppo_clip", "cispo"])
+@pytest.mark.parametrize("mask", ["importance", "entropy", "old_kl_weight", "ratio_weight"])
+def test_a_masked_token_contributes_exactly_nothing(mask, kind, old):
+    settings = AlgorithmSection(policy_loss=kind)
+    log_prob = torch.tensor(LOG_PROB, requires_grad=True)
+    given = fields([old, *OLD[1:]])
+    given["advantages"][0] = -3.0
+    out = torch.arange(6) == 0
+    weight = torch.where(out, 0.0, 1.0)
+    given["importance"] = weight  # a token without a surrogate may have other terms
+    if mask == "entropy":
+        del given["importance"]
+        given |= {"entropy": weight, "entropy_low": weight * 0 + 0.5, "entropy_high": weight + 1}
+    elif mask != "importance":
+        given[mask] = weight
+    loss = policy_loss(log_prob, given, settings).loss
+    loss.sum().backward()
+    assert loss[0].item() == 0
+    assert log_prob.grad[0].item() == 0
+    assert log_prob.grad.isfinite().all()
+    assert (log_prob.grad[1:] != 0).any()

@@ -162,3 +162,17 @@ def test_importance_masks_whole_sequences():
 )
 def test_who_needs_old_logprobs(sections, needed):
     assert prepare.needs_old_logprobs(make_recipe(**sections)) is needed
+
+
+@pytest.mark.parametrize("gap", [95.0, math.inf])
+@pytest.mark.parametrize("kind", ["truncated_token", "masked_sequence"])
+def test_a_correction_of_an_extreme_token_is_a_number(kind, gap):
+    batch = make_batch()
+    batch.old_logprobs = batch.behaviour_logprobs.clone()
+    off, on = (int(m.nonzero()[0]) for m in (~batch.loss_mask, batch.loss_mask))
+    batch.old_logprobs[off] = math.nan
+    batch.old_logprobs[on] = gap
+    correction = prepare.CORRECTIONS[kind](batch, 2.0)
+    assert correction.isfinite().all()
+    assert correction[off] == 0
+    assert correction[on] == (2.0 if kind == "truncated_token" else 0.0)

@@ -6,6 +6,7 @@ import pytest
 
 from aent import resume
 from aent.checkpoint import CheckpointError
+from aent.cluster import starts
 from aent.cluster.prepare import count_start, finished
 from aent.recipe.load import load
 
@@ -37,3 +38,14 @@ def test_a_run_is_finished_when_its_policy_is_there_and_no_step_is_missing(tmp_p
     (tmp_path / "policy").mkdir()
     assert finished(recipe)
     assert not finished(load("recipes/cpu/tiny.yaml", [f"run_dir={tmp_path}", "steps=8"]))
+
+
+@pytest.mark.parametrize("torn", [b'{"job": "7', b"\0" * 30 + b"\n", b"[1]\n\xff\n"])
+def test_a_torn_line_among_the_starts_is_none(tmp_path, torn):
+    starts.note(tmp_path, {"job": "7", "checkpoint": None})
+    with (tmp_path / starts.STARTS_FILE).open("ab") as file:
+        file.write(torn)
+    assert [s["job"] for s in starts.noted(tmp_path)] == ["7"]
+    starts.note(tmp_path, {"job": "8", "checkpoint": "step_000010"})
+    assert [s["job"] for s in starts.noted(tmp_path)] == ["7", "8"]
+    assert starts.noted(tmp_path / "none") == []

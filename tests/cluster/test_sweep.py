@@ -31,5 +31,7 @@ def test_a_job_that_hangs_while_it_makes_the_run_above_is_told_by_the_others(tmp
     monkeypatch.setattr(sweeps, "LOCK_S", 0.5)
     with (tmp_path / "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(sweeps.SweepError, match=r"/lock: for 0\.5 s another job"):
+        with pytest.raises(
+            sweeps.SweepError, match=r"/lock: another process has held it for 0\.5 s"
+        ):
             sweeps.parent_run(tmp_path, load(TINY))

@@ -1,5 +1,6 @@
 """Signs of life: missed when a process is stopped, read when its work hangs."""
 
+import errno
 import json
 import os
 import re
@@ -46,3 +47,31 @@ def test_a_rank_that_says_it_is_stuck_is_named_at_once(tmp_path):
         "rank 2 has got no further for 1801 s (step 7, phase sync), which is more than "
         "trainer.phase_timeout_s"
     )
+
+
+def test_a_look_that_fails_says_nothing_of_the_ranks(tmp_path, monkeypatch, capsys):
+    def stale(*_: object) -> float:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    beat(tmp_path, 0, silent_s=300)
+    watch = Watch(tmp_path, 60)
+    with monkeypatch.context() as failing:
+        failing.setattr(heartbeats, "_clock", stale)
+        assert [watch.look(), watch.look()] == [None, None]
+        assert heartbeats.places(tmp_path) == {}
+        assert capsys.readouterr().err == ""
+        watch._seen -= heartbeats.BLIND_S
+        assert [watch.look(), watch.look()] == [None, None]
+        assert capsys.readouterr().err.count("Stale file handle") == 1
+    assert watch.look() is None
+    assert "rank 0 shows no sign of life" in watch.look()
+
+
+def test_an_empty_file_is_a_sign_of_life(tmp_path):
+    file = beat(tmp_path, 0)
+    file.write_text("")
+    watch = Watch(tmp_path, 60)
+    assert [watch.look(), watch.look()] == [None, None]
+    os.utime(file, (time.time() - 300,) * 2)
+    assert watch.look() is None
+    assert "rank 0 shows no sign of life" in watch.look()

@@ -46,6 +46,13 @@ def test_verdicts_come_in_the_order_of_the_responses():
     assert workers() == []
 
 
+def test_references_that_nobody_can_match_are_found():
+    questions = [Question(i, "?", a) for i, a in enumerate(["7", "3/4", "1e3", "seven"])]
+    with pool("last_number") as judge:
+        assert [q.index for q in judge.unreadable(questions)] == [1, 3]
+        assert judge.judge([SEVEN], ["7"]) == [Verdict(1.0)]
+
+
 @pytest.mark.slow  # seconds that a loaded machine may need for the answers that do not hang
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_answer_that_hangs_costs_itself_only(processes):

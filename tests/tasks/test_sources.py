@@ -88,12 +88,56 @@ def test_a_file_of_something_else_leaves_nothing_behind(tmp_path):
         ('{"question": "a", "answer": ""}', "row 1: 'answer' must be a text"),
         ('{"question": null, "answer": "1"}', "row 1: 'question' must be a text"),
         ("", "has no rows"),
+        ('{"question": "a", "answer": NaN}', "row 1: 'answer' must be a text"),
+        ('{"question": "a", "answer": -Infinity}', "row 1: 'answer' must be a text"),
+        ('{"question": "a \\ud83d", "answer": "1"}', "row 1: 'question' has half a character"),
+        ('{"question": "a", "answer": "1 \\ude00"}', "row 1: 'answer' has half a character"),
+        (
+            '{"question": "a", "answer": "1"}\n{"question": "a", "answer": "2"}',
+            "row 2 has the question of row 1 and another answer: '2', there '1'",
+        ),
+        ('{"question": "a", "answer": "1", "answer": "2"}', "line 1 .* 'answer' is there twice"),
+        ('{"question": "a", "answer": "1", "m": ' + "[" * 10**5, "line 1 is not JSON"),
     ],
 )
 def test_faults_of_a_file_are_one_sentence(tmp_path, text, sentence):
     (tmp_path / "q.jsonl").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         files.questions(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_one_sentence(tmp_path, encoding):
+    text = '{"question": "a", "answer": "1"}\n{"question": "caf\u00e9", "answer": "1"}'
+    (tmp_path / "q.jsonl").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"q\.jsonl: line [12] is not UTF-8"):
+        files.questions(tmp_path / "q.jsonl")
+
+
+def test_a_byte_order_mark_and_the_same_question_twice_are_no_fault(tmp_path):
+    first = '{"question": "a\u2028b", "answer": 1.0}'
+    again = first.replace("1.0", '"1"')
+    text = f"\ufeff{first}\r\n\r\n{again}"
+    (tmp_path / "q.JSONL").write_text(text, encoding="utf-8", newline="")
+    (question,) = files.questions(tmp_path / "q.JSONL")
+    assert (question.prompt, question.answer, question.row) == ("a\u2028b", "1", 1)
+
+
+def test_a_recipe_with_such_a_file_is_refused_before_anything_starts(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: 0}\n")
+    rows = [{"question": f"{i}?", "answer": "3/4" if i == 7 else str(i)} for i in range(70)]
+    path = write(tmp_path / "q.jsonl", rows)
+    task = ["task.kind=file", f"task.path={path}", f"run_dir={tmp_path / 'run'}"]
+    done = CliRunner().invoke(app, ["train", str(recipe), *task, "task.verifier=last_number"])
+    assert done.exit_code == 2
+    assert "task.verifier" in done.stderr
+    assert "row 8" in done.stderr
+    assert not (tmp_path / "run").exists()
+    path.write_text('{"question": "a", "answer": NaN}\n')
+    done = CliRunner().invoke(app, ["train", str(recipe), *task, "task.verifier=math_verify"])
+    assert done.exit_code == 2
+    assert f"task.path: {path}: row 1" in done.stderr
 
 
 def test_a_task_of_a_file(tmp_path):
@@ -110,7 +154,9 @@ def test_a_task_of_a_file(tmp_path):
     assert load(section.model_copy(update={"size": 3}), seed=0).heldout == task.heldout
     few = without_long_prompts(task, len, len("1?\nThink."))
     assert {len(q.prompt) for q in few.train} == {len("1?\nThink.")}
-    with pytest.raises(ValueError, match=r"max_prompt_tokens=2: every training question"):
+    with pytest.raises(
+        ValueError, match=r"no training question left: rollout\.max_prompt_tokens=2"
+    ):
         without_long_prompts(task, len, 2)
     with pytest.raises(ValueError, match=r"q\.jsonl has about 20 distinct questions"):
         load(section.model_copy(update={"heldout": 20}), seed=0)

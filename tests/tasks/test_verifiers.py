@@ -2,6 +2,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sympy import SympifyError
 
 from aent.tasks import Question, verifiers
 
@@ -30,6 +31,15 @@ def question(answer, **metadata):
         ("x2", None),
         ("seven", None),
         ("", None),
+        (".5", "0.5"),
+        ("it is -.5", "-0.5"),
+        ("so 1e3", "1000"),
+        ("1.5E-2 m", "0.015"),
+        ("2e", "2"),
+        ("1e9999", "1"),
+        ("\N{EN DASH}5", "-5"),
+        ("5\N{EN DASH}10", "10"),
+        ("3.0.1", "3.0"),
     ],
 )
 def test_last_number_in(text, number):
@@ -38,8 +48,25 @@ def test_last_number_in(text, number):
 
 
 @pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("7", "7"), (" -1,234.50 ", "-1234.5"), (".5", "0.5"), ("+2", "2"), ("1e3", "1000"),
+        ("3/4", None), (r"\frac{3}{4}", None), ("50%", None), ("10:30", None), ("7.", None),
+        ("5-10", None), ("1 234", None), ("12,34,567", None), ("nan", None), ("x2", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_reference_is_a_number_as_a_whole(answer, number):
+    assert verifiers.as_number(answer) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
     ("response", "answer", "reward"),
     [
+        ("It is 0.5", ".5", 1.0),
+        ("It is 5", ".5", 0.0),
+        ("So 1000", "1e3", 1.0),
+        ("The answer is 4.", "3/4", 0.0),
         ("3 + 4 = 7", "7", 1.0),
         ("7, because 3 + 4 = 8", "7", 0.0),
         ("7.0", "7", 1.0),
@@ -79,6 +106,13 @@ def test_reasoning_gym(response, reward):
         ("$x + 1$", "$1 + x$", 1.0),
         ("$x + 2$", "$1 + x$", 0.0),
         ("I do not know", "7", 0.0),
+        (r"\boxed{east}", "seat", 0.0),
+        (r"\boxed{no}", "on", 0.0),
+        (r"\boxed{\text{No~solution}}", "no solution", 1.0),
+        (r"\boxed{\text{even}}", r"\text{even}", 1.0),
+        (r"\boxed{neve}", r"\text{even}", 0.0),
+        (r"\boxed{x \cdot y}", "xy", 1.0),
+        (r"\boxed{\text{A}}", "A", 1.0),
     ],
 )
 def test_math_verify(response, answer, reward):
@@ -151,3 +185,12 @@ def test_last_boxed(solution, answer):
 )
 def test_answer_in(verifier, response, answer):
     assert verifiers.answer_in(verifier, response) == answer
+
+
+@pytest.mark.parametrize(
+    "answer", ["nan", "NaN", "\N{FULLWIDTH DIGIT ONE}", "5$ and $6", r"\text{}"]
+)
+def test_a_reference_that_cannot_be_read_is_an_error(answer):
+    verify = verifiers.make("math_verify", "", {})
+    with pytest.raises((ValueError, SympifyError)):
+        verifiers.check_reference(verify, question(answer))

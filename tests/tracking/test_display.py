@@ -7,6 +7,7 @@ import os
 import pty
 import statistics
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,13 @@ def test_plain_lines_without_a_terminal():
         "| sample 5.0 score 0.0 train 4.0 sync 1.0 s",
         "evaluation: [0.5]",
     ]
+
+
+def test_skipped_updates_are_shown():
+    out = io.StringIO()
+    with Display(steps=10, file=out) as display:
+        display.step(replace(line(0), skipped=2))
+    assert "2 update(s) SKIPPED" in out.getvalue()
 
 
 def read_to_the_end(reader: int, pieces: list[bytes]) -> None:

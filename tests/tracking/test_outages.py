@@ -21,9 +21,10 @@ from aent.cli import app
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port
-from aent.tracking import journal
+from aent.tracking import journal, uploads
 from aent.tracking.sender import everything_sent
 from aent.tracking.tracker import Tracker
+from tracking.proxy import NAME, PASSWORD, Proxy, proxy
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +184,7 @@ import sys
 from pathlib import Path
 from aent.recipe.load import load
 from aent.tracking.tracker import Tracker
+from tracking.proxy import NAME, PASSWORD, Proxy, proxy
 from tracking.test_outages import log
 run_dir = Path(sys.argv[1])
 tracker = Tracker(run_dir, load(run_dir / "recipe.yaml"))
@@ -223,6 +225,68 @@ def test_what_a_frozen_server_missed_at_the_end_is_sent_by_mlflow_sync(run_dir, 
         assert done.exit_code == 0, done.output
         assert "FINISHED" in done.stdout
     assert_whole(run_dir, steps=5)
+
+
+@pytest.fixture
+def before(server, tmp_path, monkeypatch) -> Iterator[Proxy]:
+    """A proxy before the server, whose certificate and password are in the environment."""
+    if not server.answers():
+        server.start()
+    with proxy(server.uri, tmp_path) as found:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(found.certificate))
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        yield found
+
+
+def test_a_server_behind_tls_and_a_password_gets_all(run_dir, before, capfd):
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(2))
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S), capfd.readouterr().err
+    assert_whole(run_dir, steps=2)
+    assert any("mlflow-artifacts" in path for path in before.asked)
+
+
+def test_a_password_in_the_address_works_and_is_shown_nowhere(run_dir, before, monkeypatch, capfd):
+    uri = before.uri.replace("https://", f"https://{NAME}:{PASSWORD}@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(1))
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S), capfd.readouterr().err
+    assert PASSWORD not in tracker.look
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace(PASSWORD, f"{PASSWORD}-wrong"))
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    wait_until(lambda: tracker.failures > 0, "the proxy refuses")
+    said = capfd.readouterr().err
+    assert "401" in said
+    assert PASSWORD not in said
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracker.finish("FINISHED", timeout_s=PATIENCE_S)
+
+
+def test_uploads_that_hang_keep_neither_points_nor_status(
+    run_dir, before, server, monkeypatch, capfd
+):
+    before.free.clear()
+    monkeypatch.setattr(uploads, "UPLOAD_S", 2.0)
+    tracker = Tracker(run_dir, recipe_of(run_dir))
+    log(tracker, range(3))
+    wait_until(lambda: tracker.failures > 0, "an upload has reached its deadline")
+    assert "the upload of" in capfd.readouterr().err
+    assert not tracker.finish("FINISHED", timeout_s=3)
+    said = capfd.readouterr().err
+    assert "did not take 3 files" in said
+    assert f"aent mlflow-sync {run_dir}" in said
+    client = MlflowClient(server.uri)
+    run_id = (run_dir / "mlflow_run_id").read_text().strip()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(run_id, "loss")) == 3
+    before.free.set()
+    assert tracker._uploads.join(PATIENCE_S)
+    assert_whole(run_dir, steps=3)
 
 
 def test_sync_says_what_is_wrong(tmp_path, server, run_dir):

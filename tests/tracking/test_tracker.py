@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from aent.recipe.load import dump, flatten, load
 from aent.recipe.schema import Recipe
 from aent.tracking import journal, store
+from aent.tracking.address import tracking_uri
 from aent.tracking.journal import File, Point, Status
-from aent.tracking.store import Store, tracking_uri
+from aent.tracking.store import Store
 from aent.tracking.tracker import Tracker, mark_ended
 
 RECIPE = """
@@ -173,8 +174,9 @@ def test_finish_does_not_wait_for_a_silent_server(run_dir, recipe, monkeypatch, 
         assert f"does not know that {run_dir} is FAILED: no answer within" in said
     (run_dir / "mlflow_run_id").unlink()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracker._thread.join(120)  # it sends to the file beside the run then, and ends
-    assert not tracker._thread.is_alive()
+    # they send to the file beside the run then, and end
+    assert tracker._points.join(120)
+    assert tracker._uploads.join(120)
     assert journal.read(run_dir / "journal.jsonl")[0].value == 1.0
 
 
@@ -256,11 +258,40 @@ def test_a_journal_cut_short_reads_up_to_the_cut(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_damaged_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 0}', b"\0" * 11, b"\xff\xfe not text", b"[1, 2, 3]"]
+)
+def test_a_damaged_line_is_named_and_costs_itself_only(tmp_path, capsys, damaged):
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"step": 0, "time": 1, "key": "a", "value": 1.0}\n{"step": 0}\n')
-    with pytest.raises(ValueError, match=r"journal\.jsonl: damaged line before byte 61"):
-        journal.read(path)
+    first, second = Point(0, 1, "a", 1.0), Point(1, 2, "a", 0.5)
+    journal.append(path, [first])
+    with path.open("ab") as file:
+        file.write(damaged + b"\n")
+    journal.append(path, [second, Status(3, "KILLED")])
+    assert journal.read(path) == journal.read(path) == [first, second]
+    assert journal.last_status(path) == "KILLED"
+    place = 49 + len(damaged) + 1
+    assert capsys.readouterr().err.count(f"{path}: damaged line before byte {place}") == 1
+
+
+def test_last_words_on_a_full_disk_are_a_sentence(tmp_path, capsys, monkeypatch):
+    journal.append(tmp_path / "journal.jsonl", [Status(1, "RUNNING")])
+
+    def full(path: Path, new: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(journal, "append", full)
+    assert not mark_ended(tmp_path, "FAILED")
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_run_id_is_none(run_dir, recipe, content):
+    (run_dir / "mlflow_run_id").write_text(content)
+    tracker = Tracker(run_dir, recipe)
+    tracker.log(0, {"a": 1.0})
+    assert tracker.finish("FINISHED", timeout_s=300)
+    assert history(run_dir, "a") == [(0, 1.0)]
 
 
 def test_an_append_that_does_not_fit_leaves_no_half_line(tmp_path):

@@ -113,17 +113,24 @@ def weights_of(trainer: Any) -> list[torch.Tensor]:
 
 
 def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
-    """A mini-batch whose gradient is not finite, after some that were."""
+    """A mini-batch whose gradient is not finite, after some that were; then several in a row."""
+    from aent.trainer.trainer import MAX_SKIPPED
+
     before = weights_of(trainer)
     broken = tiny.mini_batch(tiny.RAGGED)
     broken.advantages = broken.advantages * float("inf")
     result = trainer.train_minibatch(broken, 0.0)
     same = all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer)))
     after = trainer.train_minibatch(BATCHES[0], 0.0)
+    skipped = trainer.skipped_updates
+    for _ in range(MAX_SKIPPED - 1):
+        trainer.train_minibatch(broken, 0.0)
+    with pytest.raises(RuntimeError, match="in a row was not finite"):
+        trainer.train_minibatch(broken, 0.0)
     return {
         "skipped": result.update_skipped,
         "same": same,
-        "count": trainer.skipped_updates,
+        "count": skipped,
         "next": (after.update_skipped, after.grad_norm),
     }
 

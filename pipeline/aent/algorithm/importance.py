@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aent.algorithm.losses import bound_log_ratio
 from aent.batch import Batch
 
 
@@ -17,7 +18,7 @@ def truncated_token(batch: Batch, cap: float) -> Tensor:
         [T] fp32, 0 off the loss mask.
     """
     assert batch.old_logprobs is not None, "importance weights need the trainer's log-probs"
-    ratio = torch.exp(batch.old_logprobs - batch.behaviour_logprobs).clamp(max=cap)
+    ratio = torch.exp(bound_log_ratio(batch.old_logprobs - batch.behaviour_logprobs)).clamp(max=cap)
     return torch.where(batch.loss_mask, ratio, 0.0)
 
 

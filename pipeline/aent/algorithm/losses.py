@@ -1,4 +1,9 @@
-"""Policy losses per token. How tokens are averaged is ``aggregation``'s business, not theirs."""
+"""Policy losses per token. How tokens are averaged is ``aggregation``'s business, not theirs.
+
+One extreme token must not cost a mini-batch its update: a log-ratio is bounded before it is
+exponentiated (``bound_log_ratio``), and a weight of 0 leaves a token out by ``where``, for 0 x inf
+is NaN.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ import torch
 from torch import Tensor
 
 from aent.recipe.schema import AlgorithmSection
+
+MAX_LOG_RATIO = 20.0  # nats: e^20 is 5e8; fp32's exp overflows at 88
 
 
 @dataclass
@@ -46,31 +53,58 @@ def policy_loss(
             ``old_kl_weight`` (with old log-probs), ``reference_logprobs``, ``kl_weight``.
     """
     advantages, old = fields["advantages"], fields.get("old_logprobs")
+    kept = _kept(fields)
     if settings.policy_loss == "gspo" and old is not None:
         log_ratio = log_prob - log_prob.detach() + fields["sequence_log_ratio"]
     else:
         log_ratio = log_prob - (log_prob.detach() if old is None else old)
+    if kept is not None:  # without a gradient, and a number in any case
+        log_ratio = torch.where(kept, log_ratio, log_ratio.detach().nan_to_num())
     if settings.policy_loss == "cispo":
         loss, clipped = cispo(log_prob, log_ratio, advantages, settings)
     else:
         loss, clipped = clipped_surrogate(log_ratio, advantages, settings)
     if "importance" in fields:
         loss = loss * fields["importance"]
+    if kept is not None:
+        loss = torch.where(kept, loss, 0.0)
     if "entropy_low" in fields:
-        entropy, low, high = (fields[n] for n in ("entropy", "entropy_low", "entropy_high"))
-        inside = (entropy >= low) & (entropy <= high)
-        loss, clipped = loss * inside, clipped | ~inside
+        clipped = clipped | ~_inside(fields)
     if "ratio_weight" in fields:
-        before = log_prob.detach() if old is None else old
-        loss = loss - fields["ratio_weight"] * torch.exp(log_prob - before)
+        before, weight = log_prob.detach() if old is None else old, fields["ratio_weight"]
+        loss = loss - weight * torch.exp(
+            bound_log_ratio(torch.where(weight != 0, log_prob - before, 0.0))
+        )
     if "old_kl_weight" in fields:
-        loss = loss + fields["old_kl_weight"] * (log_prob - fields["old_logprobs"]).abs()
+        weight = fields["old_kl_weight"]
+        change = torch.where(weight != 0, log_prob - fields["old_logprobs"], 0.0)
+        loss = loss + weight * change.abs()
     kl = None
     if "reference_logprobs" in fields:
-        difference = fields["reference_logprobs"] - log_prob
+        difference = bound_log_ratio(fields["reference_logprobs"] - log_prob)
         kl = torch.exp(difference) - difference - 1
         loss = loss + fields.get("kl_weight", settings.kl_coefficient) * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+
+
+def bound_log_ratio(log_ratio: Tensor) -> Tensor:
+    """At most ``MAX_LOG_RATIO``, for what is exponentiated: beyond it a token has a finite loss and
+    no gradient. Below it nothing changes, to the last bit."""
+    return log_ratio.clamp(max=MAX_LOG_RATIO)
+
+
+def _inside(fields: Mapping[str, Tensor]) -> Tensor:
+    """[N] bool: whose entropy lies within the bounds of ERC."""
+    entropy, low, high = (fields[n] for n in ("entropy", "entropy_low", "entropy_high"))
+    return (entropy >= low) & (entropy <= high)
+
+
+def _kept(fields: Mapping[str, Tensor]) -> Tensor | None:
+    """[N] bool: which tokens have a surrogate; None: all."""
+    kept = fields["importance"] != 0 if "importance" in fields else None
+    if "entropy_low" in fields:
+        kept = _inside(fields) if kept is None else kept & _inside(fields)
+    return kept
 
 
 def entropy_bonus(entropy: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
@@ -93,7 +127,7 @@ def clipped_surrogate(
       1707.06347 eq. 7; asymmetric bounds: DAPO, arXiv 2503.14476 eq. 10)
     - dual clip, only where A < 0: at most -dual_clip * A (arXiv 1912.09729 eq. 5)
     """
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(bound_log_ratio(log_ratio))
     bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     unclipped_loss, bounded_loss = -ratio * advantages, -bounded * advantages
     loss = torch.maximum(unclipped_loss, bounded_loss)
@@ -114,7 +148,7 @@ def cispo(
     The paper sets no lower bound (``clip_low: 1``). The bounds are differences from 1, as in the
     paper, verl and slime; TRL's epsilon_high is the bound itself, and its lower one is not used.
     """
-    ratio = torch.exp(log_ratio.detach())
+    ratio = torch.exp(bound_log_ratio(log_ratio.detach()))
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     return -weight * advantages * log_prob, weight != ratio
 

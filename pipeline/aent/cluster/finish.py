@@ -3,13 +3,13 @@ why, and closes MLflow's run with STATUS (FAILED or KILLED; RUNNING: it goes on 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Literal
 
 from aent import failures
+from aent.cluster import starts
 from aent.runtime import heartbeats
 from aent.tracking.tracker import Status, mark_ended
 
@@ -34,8 +34,8 @@ def main(run_dir: Path, status: Status | Literal["RUNNING"], ranks_began: bool) 
 def last_started_by(run_dir: Path) -> str | None:
     """The job that started last in this folder (``cluster.prepare``): a job that was refused there
     has no say over another one's run."""
-    path = run_dir / "starts.jsonl"
-    return json.loads(path.read_text().splitlines()[-1])["job"] if path.exists() else None
+    begun = starts.noted(run_dir)
+    return begun[-1].get("job") if begun else None
 
 
 if __name__ == "__main__":

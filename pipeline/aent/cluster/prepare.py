@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from aent import checkpoint, resume
 from aent.checkpoint import CheckpointError
+from aent.cluster import starts
 from aent.cluster.layout import Layout, layout
 from aent.cluster.sweep import SweepError, parent_run
 from aent.prepare import prepare, rank_environment
@@ -24,6 +24,8 @@ from aent.recipe.check import check, run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.tracking.address import AddressError
+from aent.tracking.sqlite import StoreError
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         run_dir, model_path = prepare(recipe)
         count_start(run_dir, given.max_requeues)
-    except CheckpointError as error:
+    except (CheckpointError, StoreError, AddressError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     (run_dir / "logs").mkdir(exist_ok=True)
@@ -69,8 +71,8 @@ def main(arguments: list[str]) -> int:
 def finished(recipe: Recipe) -> bool:
     """Whether the run has nothing left to do: its policy is there, and no step is missing."""
     run_dir = run_folder(recipe)
-    checkpoints = (run_dir / checkpoint.FOLDER).glob("step_" + "[0-9]" * 6)
-    newest = max((int(path.name[5:]) for path in checkpoints), default=recipe.steps)
+    steps = [each.step for each in checkpoint.found(run_dir) if not each.ending]
+    newest = max(steps, default=recipe.steps)
     return (run_dir / "policy").is_dir() and newest >= recipe.steps
 
 
@@ -81,12 +83,10 @@ def count_start(run_dir: Path, max_requeues: int) -> None:
     a checkpoint between them.
     """
     folder = resume.chosen(run_dir)
-    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder and folder.name}
-    path = run_dir / "starts.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps(start) + "\n")
-    starts = [json.loads(line) for line in path.read_text().splitlines()]
-    in_a_row = len(list(takewhile(lambda earlier: earlier == start, reversed(starts))))
+    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder.name if folder else None}
+    starts.note(run_dir, start)
+    before = reversed(starts.noted(run_dir))
+    in_a_row = len(list(takewhile(lambda earlier: earlier == start, before)))
     if in_a_row > max_requeues + 1:
         raise CheckpointError(
             f"the job was requeued {in_a_row - 1} times in a row without coming to another "

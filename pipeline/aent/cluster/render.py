@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aent.cluster.layout import layout
 from aent.recipe.check import run_folder
+from aent.recipe.redact import redacted
 from aent.recipe.schema import ClusterSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tracking import journal
@@ -134,6 +135,11 @@ def _beside(run_dir: Path, ending: str) -> Path:
 
 def _arguments(source: str, overrides: Sequence[str]) -> str:
     file = Path(source)
+    if any(redacted(override) != override for override in overrides):
+        raise ValueError(
+            "an override has a password, which the batch script would hold: write it into the "
+            "recipe, or give the address by MLFLOW_TRACKING_URI"
+        )
     return shlex.join([str(file.absolute()) if file.exists() else source, *overrides])
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from aent.evaluation.pass_at_k import ks, pass_at_k
 from aent.recipe.load import load
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.tracking.address import tracking_uri
 from aent.tracking.recorded import Series, SourceError, open_source
-from aent.tracking.store import RUN_ID_FILE, tracking_uri
+from aent.tracking.store import known_run_id
 
 PHASES = ("sample", "score", "train", "sync")  # of a step; evaluations and checkpoints are not its
 METRICS = (
@@ -117,7 +119,7 @@ def read(source: str) -> Comparison:
         chosen, left_out = _chosen(children)
         runs = [_run(client, child) for child in chosen]
     except MlflowException as error:
-        raise SourceError(f"MLflow run {parent} in {uri}: {error.message}") from error
+        raise SourceError(f"MLflow run {parent} in {redacted(uri)}: {error.message}") from error
     if not runs:
         raise SourceError(f"{source}: no run below MLflow's {parent} is finished")
     order = {run.arm: place for place, run in reversed(list(enumerate(runs)))}
@@ -128,10 +130,10 @@ def read(source: str) -> Comparison:
 def _of_folder(folder: Path) -> tuple[str, str]:
     """(id of the MLflow run above the others, store)."""
     recipe = next(iter(sorted(folder.glob("*/recipe.yaml"))), None)
-    if recipe is None or not (folder / RUN_ID_FILE).is_file():
+    if recipe is None or not known_run_id(folder):
         raise SourceError(f"{folder} is no comparison: no run has begun in it (aent compare)")
     uri = tracking_uri(load(recipe), recipe.parent)
-    return (folder / RUN_ID_FILE).read_text().strip(), uri
+    return known_run_id(folder), uri
 
 
 def _of_id(run_id: str) -> tuple[str, str]:

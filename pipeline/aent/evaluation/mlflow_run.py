@@ -8,8 +8,11 @@ from pathlib import Path
 
 from aent.evaluation.suite import Summary
 from aent.recipe.load import load
+from aent.recipe.redact import redacted
+from aent.runtime.files import write_whole
 from aent.tracking import journal
-from aent.tracking.store import RUN_ID_FILE, open_client, tracking_uri
+from aent.tracking.address import tracking_uri
+from aent.tracking.store import RUN_ID_FILE, known_run_id, open_client
 
 
 def is_run(folder: Path) -> bool:
@@ -26,8 +29,8 @@ def log(run_dir: Path, summary: Summary, folder: Path) -> int:
         _log(run_dir, summary, folder)
     except Exception as error:  # whatever MLflow and its store raise
         print(
-            f"aent eval: MLflow did not take the result ({type(error).__name__}: {error}); the "
-            "same command tries again and asks nothing anew",
+            f"aent eval: MLflow did not take the result ({type(error).__name__}: "
+            f"{redacted(str(error))}); the same command tries again and asks nothing anew",
             file=sys.stderr,
         )
         return 1
@@ -37,17 +40,16 @@ def log(run_dir: Path, summary: Summary, folder: Path) -> int:
 def _log(run_dir: Path, summary: Summary, folder: Path) -> None:
     from mlflow.entities import Metric, Param
 
-    if not (run_dir / RUN_ID_FILE).is_file():
+    parent = known_run_id(run_dir)
+    if not parent:
         raise FileNotFoundError(f"{run_dir} has no {RUN_ID_FILE}: aent mlflow-sync {run_dir}")
-    parent = (run_dir / RUN_ID_FILE).read_text().strip()
     client = open_client(tracking_uri(load(run_dir / "recipe.yaml"), run_dir))
-    known = folder / RUN_ID_FILE
-    if not known.is_file():
+    if not known_run_id(folder):
         experiment = client.get_run(parent).info.experiment_id
         tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "aent eval"}
         run = client.create_run(experiment, run_name=f"eval {summary.suite}", tags=tags)
-        known.write_text(run.info.run_id + "\n")
-    run_id = known.read_text().strip()
+        write_whole(folder / RUN_ID_FILE, run.info.run_id + "\n")
+    run_id = known_run_id(folder)
     if client.get_run(run_id).info.status == "FINISHED":
         return
     settings = json.loads((folder / "settings.json").read_text())

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.recipe.section import Resume, Section
 
@@ -35,7 +36,7 @@ def _changes(prefix: str, before: Section, after: Section) -> Iterator[Change]:
         old, new = getattr(before, name), getattr(after, name)
         if isinstance(new, Section):
             yield from _changes(f"{prefix}{name}.", old, new)
-        elif old != new:
+        elif _hidden(old) != _hidden(new):
             yield Change(prefix + name, old, new, rule_of(type(after), name))
 
 
@@ -45,7 +46,12 @@ def rule_of(section: type[Section], name: str) -> Resume:
     return extra["resume"] if isinstance(extra, dict) else section.RESUME  # type: ignore[return-value]
 
 
+def _hidden(value: Any) -> Any:
+    """The value as a run's folder keeps it: without a password."""
+    return redacted(value) if isinstance(value, str) else value
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, BaseModel | dict | tuple):
         return str(value)
-    return "nothing" if value is None else f"{value}"
+    return "nothing" if value is None else f"{_hidden(value)}"

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from aent import tasks
 from aent.entropy import controllers
 from aent.evaluation import suites
 from aent.recipe import check_cluster, check_controls
@@ -15,6 +16,7 @@ from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import sources
+from aent.tracking import address
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -39,6 +41,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_engines(recipe),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
+        *filter(None, [address.fault(recipe)]),
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
     ]
@@ -246,6 +249,12 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
         yield "task.kind=file needs task.path"
     elif machine and not data_path(task.path).is_file():
         yield f"task.path: no file {task.path}{sources.hint(task.path)}"
+    elif machine:
+        try:
+            tasks.load(task, recipe.seed)
+        except (OSError, ValueError) as error:
+            field = "" if str(error).startswith("task.") else "task.path: "
+            yield f"{field}{error}"
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from aent.recipe.controls import KINDS, kinds_of_method
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 
 MAX_FAULTS = 5  # reported at once
@@ -69,14 +70,21 @@ def resolve(data: dict[str, Any], source: str, overrides: Sequence[str] = ()) ->
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every field written out; ``load`` makes an equal one of it."""
-    return yaml.dump(
-        recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
-    )
+    """The resolved recipe as YAML, every field written out; ``load`` makes an equal one of it, but
+    for the password of ``tracking.uri``, which is hidden."""
+    return yaml.dump(_shown_values(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _shown_values(recipe: Recipe) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json")
+    if values["tracking"]["uri"] is not None:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    return values
 
 
 def flatten(recipe: Recipe) -> dict[str, Scalar]:
-    """Every field under its dotted name; lists and empty mappings as JSON text."""
+    """Every field under its dotted name, values as ``dump`` has them; lists and empty mappings as
+    JSON text."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Scalar]]:
         if isinstance(value, dict) and value:
@@ -85,7 +93,7 @@ def flatten(recipe: Recipe) -> dict[str, Scalar]:
         else:
             yield prefix, json.dumps(value) if isinstance(value, list | dict) else value
 
-    return dict(walk("", recipe.model_dump(mode="json")))
+    return dict(walk("", _shown_values(recipe)))
 
 
 # -- YAML ------------------------------------------------------------------------------------------

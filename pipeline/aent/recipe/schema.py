@@ -43,6 +43,8 @@ class TaskSection(Section):
     # last_number: the response's last number equals the answer; reasoning_gym: the dataset's own
     # scorer; math_verify: mathematical equality
     verifier: Literal["last_number", "reasoning_gym", "math_verify"] = "reasoning_gym"
+    # a response that was cut off at rollout.max_response_tokens gets reward 0, whatever is in it
+    finished_only: bool = False
     judge_processes: int = mark(1, "free", ge=1)
     judge_timeout_s: float = mark(5.0, "warn", gt=0)  # an answer that takes longer gets reward 0
 

@@ -8,12 +8,14 @@ work hangs says there for how long it has got no further.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 BEAT_S = 2.0
 LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
+BLIND_S = 600.0  # without being able to look, after which a ``Watch`` says so
 CLOCK_FILE = "clock"  # the watcher's own sign: times of one file system can be compared
 
 
@@ -29,10 +31,14 @@ def clear(run_dir: Path) -> None:
 
 
 def places(run_dir: Path) -> dict[int, str]:
-    """Where each rank that has not ended well is, in words; empty where none has begun."""
-    now = _clock(run_dir)
+    """Where each rank that has not ended well is, in words; empty where none has begun, or where
+    the file system does not say."""
+    try:
+        beats = _beats(run_dir, _clock(run_dir))
+    except OSError:
+        return {}
     told = {}
-    for rank, (silent_s, beat) in _beats(run_dir, now).items():
+    for rank, (silent_s, beat) in beats.items():
         told[rank] = f"step {beat['step']}, {beat['phase']} for {time.time() - beat['since']:.0f} s"
         if silent_s > 3 * BEAT_S:
             told[rank] += f", no sign of life for {silent_s:.0f} s"
@@ -41,11 +47,17 @@ def places(run_dir: Path) -> dict[int, str]:
 
 @dataclass
 class Watch:
-    """Looks for ranks that hang; beside them, on one machine in the launcher, else in a task."""
+    """Looks for ranks that hang; beside them, on one machine in the launcher, else in a task.
+
+    A look that fails (ESTALE, EIO) says nothing of the ranks: it is told on stderr, and the next
+    one counts.
+    """
 
     run_dir: Path
     silence_s: float
     _before: set[int] = field(default_factory=set)  # silent at the last look
+    _seen: float = field(default_factory=time.monotonic)  # when a look went well
+    _told: bool = False  # that looks fail
 
     def look(self) -> str | None:
         """A sentence that names the ranks that say they are stuck, and those without a sign of
@@ -54,8 +66,27 @@ class Watch:
 
         Looks should be more than ``BEAT_S`` apart.
         """
+        try:
+            beats = _beats(self.run_dir, _clock(self.run_dir))
+        except OSError as error:
+            self._say_blind(error)
+            return None
+        self._seen, self._told = time.monotonic(), False
+        return self._judge(beats)
+
+    def _say_blind(self, error: OSError) -> None:
+        if not self._told and time.monotonic() - self._seen > BLIND_S:
+            self._told = True
+            print(
+                f"aent: for {time.monotonic() - self._seen:.0f} s nobody has seen whether the "
+                f"ranks live ({error}); the run goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _judge(self, beats: dict[int, tuple[float, dict]]) -> str | None:
         silent, told = set(), []
-        for rank, (silent_s, beat) in _beats(self.run_dir, _clock(self.run_dir)).items():
+        for rank, (silent_s, beat) in beats.items():
             place = f"(step {beat['step']}, phase {beat['phase']})"
             if silent_s > self.silence_s:
                 silent.add(rank)
@@ -78,12 +109,16 @@ def _clock(run_dir: Path) -> float:
 
 
 def _beats(run_dir: Path, now: float) -> dict[int, tuple[float, dict]]:
-    """{rank: (seconds since its last sign, its file's content)}."""
+    """{rank: (seconds since its last sign, its file's content)}. Raises OSError."""
     found = {}
     for file in (run_dir / "heartbeats").glob("rank*.json"):
         try:
-            silent_s, beat = now - file.stat().st_mtime, json.loads(file.read_text())
+            silent_s, text = now - file.stat().st_mtime, file.read_text()
         except FileNotFoundError:  # it has just ended
             continue
+        try:
+            beat = json.loads(text)
+        except ValueError:  # made anew on a full disk: a sign of life, and no more
+            beat = {"step": "?", "phase": "?", "since": now}
         found[int(file.stem.removeprefix("rank"))] = (silent_s, beat)
     return dict(sorted(found.items()))

@@ -26,6 +26,7 @@ class Question:
     prompt: str
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict)  # what the data set's scorer wants
+    row: int | None = None  # of a file, from 1
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ def load(section: TaskSection, seed: int) -> Task:
             f"questions, too few to hold {section.heldout} out and train on another"
         )
     if section.verifier == "last_number":
-        from aent.tasks.verifiers import last_number_in
+        from aent.tasks.verifiers import as_number
 
         for question in questions:
-            if last_number_in(question.answer) is None:
+            if as_number(question.answer) is None:
+                place = "" if question.row is None else f" in row {question.row}"
                 raise ValueError(
                     f"task.verifier: last_number needs numbers for answers, {_name(section)} has "
-                    f"{question.answer!r}"
+                    f"{question.answer[:100]!r}{place}"
                 )
     return Task(_name(section), questions[section.heldout :], questions[: section.heldout])
 
@@ -72,15 +74,24 @@ def without_long_prompts(task: Task, length: Callable[[str], int], limit: int) -
     Raises ValueError if no training question is left.
     """
 
-    def short(questions: list[Question]) -> list[Question]:
-        return [q for q in questions if length(q.prompt) <= limit]
+    everyone = [*task.train, *task.heldout]
+    long = {q.index for q in everyone if length(q.prompt) > limit}
+    return without(task, long, f"rollout.max_prompt_tokens={limit} is too few for every one")
 
-    kept = Task(task.name, short(task.train), short(task.heldout))
-    if not kept.train:
-        raise ValueError(
-            f"rollout.max_prompt_tokens={limit}: every training question of {task.name} is longer"
-        )
-    return kept
+
+def without(task: Task, left_out: set[int], why: str) -> Task:
+    """The task without the questions of these indices.
+
+    Raises ValueError, with the reason, if no training question is left.
+    """
+
+    def kept(questions: list[Question]) -> list[Question]:
+        return [q for q in questions if q.index not in left_out]
+
+    rest = Task(task.name, kept(task.train), kept(task.heldout))
+    if not rest.train:
+        raise ValueError(f"{task.name} has no training question left: {why}")
+    return rest
 
 
 def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Question]:

@@ -1,12 +1,16 @@
 """Files of questions: JSONL or parquet, one row a question.
 
-Columns: ``question`` and ``answer``, both text (a whole number is taken as its digits); any others
-go along as the question's metadata. ``aent data`` makes such files of the public ones.
+Columns: ``question`` and ``answer``, both text (a number is taken as its digits); any others go
+along as the question's metadata. ``aent data`` makes such files of the public ones.
+
+What would cost a run hours later is refused here, by row: an answer that is not there (NaN is how
+tables write it), text that no tokenizer reads, two answers to one question.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,50 +34,84 @@ def questions(path: Path, instruction: str | None = None) -> list[Question]:
                 f"{', '.join(map(repr, row)) or 'none'}); aent data NAME FILE makes a file that has"
             )
         question, answer = (as_text(row[c]) for c in COLUMNS)
-        if not question or not answer:
-            empty = COLUMNS[bool(question)]
-            raise ValueError(f"{path}: row {number}: {empty!r} must be a text that is not empty")
+        for name, text in zip(COLUMNS, (question, answer)):
+            if fault := _fault(text):
+                raise ValueError(f"{path}: row {number}: {name!r} {fault}")
         prompt = f"{question}\n{instruction}" if instruction else question
         others = {k: v for k, v in row.items() if k not in COLUMNS}
-        found.setdefault(question, Question(len(found), prompt, answer, others))
+        asked = Question(len(found), prompt, answer, others, number)
+        known = found.setdefault(question, asked)
+        if known.answer != answer:
+            raise ValueError(
+                f"{path}: row {number} has the question of row {known.row} and another answer: "
+                f"{answer[:100]!r}, there {known.answer[:100]!r}"
+            )
     if not found:
         raise ValueError(f"{path} has no rows")
     return list(found.values())
+
+
+def _fault(text: str) -> str:
+    """What is wrong with a question or an answer; empty if nothing is."""
+    if not text:
+        return "must be a text that is not empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"has half a character at place {error.start} (a lone surrogate)"
+    return ""
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl or .parquet file; raises as ``questions``."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
         try:
             return pyarrow.parquet.read_table(path).to_pylist()
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a parquet file: {error}") from error
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         raise ValueError(f"{path} must be a .jsonl or .parquet file")
     return list(_json_rows(path))
 
 
 def _json_rows(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                # a byte order mark may stand at the beginning
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text, object_pairs_hook=_without_repeated_keys)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}: line {number} is not UTF-8 (byte {error.start}): save it as UTF-8"
+                ) from None
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: line {number} is not a JSON object")
             yield row
 
 
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return row
+
+
 def as_text(value: Any) -> str:
-    """A cell's text, '' where it is neither text nor number."""
+    """A cell's text, '' where it is neither text nor a finite number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ""
     if isinstance(value, float) and value.is_integer():  # as AMC's answers are published
         value = int(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -62,6 +62,17 @@ class JudgePool:
 
         Raises RuntimeError if a worker cannot start, TimeoutError if one does not start in time.
         """
+        return self._judge(questions, responses)
+
+    def unreadable(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions whose reference the verifier cannot read; raises as ``judge``. One that
+        takes it too long is not among them: how long it takes is the machine's affair."""
+        verdicts = self._judge(questions, [None] * len(questions))
+        return [q for q, v in zip(questions, verdicts) if v.error and v.error != "timeout"]
+
+    def _judge(
+        self, questions: Sequence[Question], responses: Sequence[str | None]
+    ) -> list[Verdict]:
         if self._closed:
             raise RuntimeError("the judges are closed")
         if len(questions) != len(responses):

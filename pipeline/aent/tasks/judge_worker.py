@@ -1,7 +1,8 @@
 """The worker process of ``aent.tasks.judge``: ``python -m aent.tasks.judge_worker FD PARENT``.
 
 Reads its verifier, then one (response, question) after the other, from a pipe, and answers
-each with (reward, error). Verifiers run in its main thread.
+each with (reward, error). With a response of None only the question's reference is read: (1, "") if
+it can be. Verifiers run in its main thread.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ def main(fd: int, parent: int) -> None:
         except EOFError:
             return
         try:
-            reward = verify(response, question)
+            if response is None:
+                verifiers.check_reference(verify, question)
+                reward = 1.0
+            else:
+                reward = verify(response, question)
             if not 0 <= reward <= 1:
                 raise ValueError(f"the verifier's reward is {reward}, not within [0, 1]")
             pipe.send((reward, ""))

@@ -15,7 +15,17 @@ from aent.tasks import Question
 Verifier = Callable[[str, Question], float]
 
 # a minus sign belongs to the number unless something stands directly before it, as in 7-5
-_NUMBER = re.compile(r"(?<!\w)(?<![0-9]\.)-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
+_VALUE = r"(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?!\w))?"
+_NUMBER = re.compile(rf"(?<!\w)(?<![0-9]\.)-?{_VALUE}")
+_WHOLE = re.compile(rf"[-+]?{_VALUE}")
+# dashes that stand for a minus sign
+_MINUS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
+# LaTeX's commands for upright text, and its spaces
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
+)
+_SPACE = re.compile(r"(?:\s|~|\\[ ,;])+")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ '][^\W\d_]+)*")
 _ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)  # as reasoning-gym has it
 
 
@@ -28,16 +38,40 @@ def make(verifier: str, dataset: str, config: dict[str, Any]) -> Verifier:
     return _reasoning_gym(dataset, config)
 
 
+def check_reference(verify: Verifier, question: Question) -> None:
+    """Raise an error where even the question's own answer, boxed, is wrong: so every response would
+    be."""
+    own = re.sub(r"(?<!\\)\$", "", question.answer)
+    if verify(own if r"\boxed" in own else rf"\boxed{{{own}}}", question) < 1:
+        raise ValueError(f"the reference answer {question.answer!r} is not found right itself")
+
+
 def last_number_in(text: str) -> Decimal | None:
-    """Return the last number written in ``text``: 1,234.50 and -2 are numbers, th2 is not."""
-    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    """Return the last number written in ``text``: 1,234.50, -2, .5 and 1e3 are numbers, th2 is
+    not."""
+    numbers = _NUMBER.findall(text.translate(_MINUS))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
+def as_number(text: str) -> Decimal | None:
+    """Return the number that ``text`` is as a whole; None for 3/4 or 50%, which only have some."""
+    plain = text.strip().translate(_MINUS)
+    return Decimal(plain.replace(",", "")) if _WHOLE.fullmatch(plain) else None
+
+
+def words_of(answer: str) -> str | None:
+    """An answer that is words (two letters and more) as plain text, in lower case; None for
+    mathematics, to which a single letter belongs."""
+    plain = _SPACE.sub(" ", _TEXT.sub(r"\1", answer)).strip(" $.")
+    is_words = _WORDS.fullmatch(plain) and any(len(word) > 1 for word in re.split("[ ']", plain))
+    return plain.casefold() if is_words else None
+
+
 def last_number(response: str, question: Question) -> float:
-    """1 if the response's last number equals the answer, else 0."""
+    """1 if the response's last number equals the answer, else 0. The answer must be a number as a
+    whole (``tasks.load`` refuses others)."""
     number = last_number_in(response)
-    return float(number is not None and number == last_number_in(question.answer))
+    return float(number is not None and number == as_number(question.answer))
 
 
 def last_boxed(text: str) -> str | None:
@@ -97,7 +131,9 @@ def _math_verify() -> Verifier:
     """1 if math-verify finds the response's answer mathematically equal to the reference.
 
     The reference may be bare LaTeX, as the public data sets have it. An interval and the inequality
-    that says the same are equal. What math-verify gets wrong: tests/tasks/answers.tsv.
+    that says the same are equal. Where reference and boxed answer are words, they are compared as
+    text: math-verify takes words for products of letters, and seat for east. What it gets wrong:
+    tests/tasks/answers.tsv.
     """
     import math_verify
 
@@ -107,11 +143,10 @@ def _math_verify() -> Verifier:
 
     # its own time limits are off: the judge kills what takes too long, and counts it
     def verify(response: str, question: Question) -> float:
-        reference = math_verify.parse(
-            in_mathematics(question.answer), parsing_timeout=None, raise_on_error=True
-        )
-        if not reference:
-            raise ValueError(f"math-verify cannot read the reference answer {question.answer!r}")
+        reference = _read_mathematics(question.answer)
+        words, said = words_of(question.answer), words_of(last_boxed(response) or "")
+        if words is not None and said is not None:
+            return float(words == said)
         answer = math_verify.parse(response, parsing_timeout=None, raise_on_error=True)
         return float(
             math_verify.verify(
@@ -124,6 +159,16 @@ def _math_verify() -> Verifier:
         )
 
     return verify
+
+
+def _read_mathematics(answer: str) -> Any:
+    """math-verify's reading of a reference answer. Raises ValueError, and what sympy raises."""
+    import math_verify
+
+    parsed = math_verify.parse(in_mathematics(answer), parsing_timeout=None, raise_on_error=True)
+    if not parsed or words_of(answer) == "nan":  # a table's empty cell
+        raise ValueError(f"math-verify cannot read the reference answer {answer!r}")
+    return parsed
 
 
 def in_mathematics(answer: str) -> str:

@@ -27,6 +27,7 @@ class StepLine:
     coefficient: float  # of this step
     tokens: int  # prompts and responses
     seconds: Mapping[str, float]  # wall time per phase
+    skipped: int = 0  # updates left out: their gradient was not finite
 
     @property
     def total_s(self) -> float:
@@ -97,6 +98,7 @@ class Display:
             f"step {line.step + 1:>{len(str(self.steps))}}/{self.steps}  "
             f"reward {line.reward:.3f}  entropy {line.entropy:.3f}  "
             f"coefficient {line.coefficient:.3g}  {line.tokens_per_s:.0f} tokens/s  "
+            f"{_said_of_skipped(line)}"
             f"left {clock(self.time_left_s())}  | {phases} s"
         )
 
@@ -107,7 +109,7 @@ class Display:
             table.add_column(name if name not in phases else f"{name} s", justify="right")
         for line in self._lines[-ROWS:]:
             table.add_row(
-                f"{line.step + 1}/{self.steps}",
+                f"{line.step + 1}/{self.steps} {_said_of_skipped(line)}".rstrip(),
                 f"{line.reward:.3f}",
                 f"{line.entropy:.3f}",
                 f"{line.coefficient:.3g}",
@@ -122,6 +124,10 @@ class Display:
         foot.add_row(bar, f"time left {clock(self.time_left_s())}")
         outer.add_row(foot)
         return outer
+
+
+def _said_of_skipped(line: StepLine) -> str:
+    return f"{line.skipped} update(s) SKIPPED  " if line.skipped else ""
 
 
 def clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def append(path: Path, new: Iterable[Entry]) -> None:
 def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
     """Every whole line from byte ``start`` on, with the position after it.
 
-    A last line cut short by a kill is left out. Raises ValueError naming a damaged line.
+    A last line cut short by a kill is left out. So is a damaged one (a machine that lost its power
+    leaves zeros): it is named on stderr, once, and costs its own entry only.
     """
     position = start
     with path.open("rb") as file:
@@ -82,8 +84,18 @@ def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
                 fields = json.loads(line)
                 entry = _KINDS[frozenset(fields)](**fields)
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}: damaged line before byte {position}") from None
+                _tell_damaged(path, position)
+                continue
             yield entry, position
+
+
+def _tell_damaged(path: Path, position: int) -> None:
+    if (path, position) not in _told:
+        _told.add((path, position))
+        print(f"aent: {path}: damaged line before byte {position} is left out", file=sys.stderr)
+
+
+_told: set[tuple[Path, int]] = set()
 
 
 def read(path: Path) -> list[Point]:

@@ -15,6 +15,7 @@ from typing import Any
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.recipe.load import RecipeError, load, resolve
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
@@ -124,7 +125,7 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
             path = client.download_artifacts(run_id, "recipe.yaml", folder)
             return load(path, overrides), metrics
     except MlflowException as error:
-        raise SourceError(f"MLflow run {run_id} in {uri}: {error.message}") from error
+        raise SourceError(f"MLflow run {run_id} in {redacted(uri)}: {error.message}") from error
 
 
 def open_source(uri: str) -> Any:
@@ -134,8 +135,8 @@ def open_source(uri: str) -> Any:
     try:
         return open_client(uri)
     except Exception as error:  # whatever MLflow and its store raise
-        why = " ".join(str(error).split())
-        raise SourceError(f"MLflow's store {uri} cannot be opened: {why}") from error
+        why = redacted(" ".join(str(error).split()))
+        raise SourceError(f"MLflow's store {redacted(uri)} cannot be opened: {why}") from error
 
 
 def _from_csv(path: Path) -> Series:

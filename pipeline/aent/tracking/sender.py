@@ -11,25 +11,28 @@ from pathlib import Path
 
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
 from aent.tracking import journal
-from aent.tracking.journal import JOURNAL_FILE, Entry, File, Point, Status
-from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, look_command, tracking_uri
+from aent.tracking.address import look_command, tracking_uri
+from aent.tracking.journal import JOURNAL_FILE, File, Point, Status
+from aent.tracking.sent import Sent
+from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
+from aent.tracking.uploads import Uploader, files_left
 
-SENT_FILE = "mlflow_sent"  # the run's id, and the journal's bytes that it has
-FIGURE_FILE = "figure.png"
+SENT_FILE = "mlflow_sent"  # the run's id, and the journal's bytes whose points it has
 
 
 class Sender:
-    """Feeds one run in MLflow from the journal in ``run_dir``, in order.
+    """Feeds one run in MLflow with points and status from the journal in ``run_dir``, in order.
 
     from_start: begin with the first entry, whatever was sent before (the same twice is as once).
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
         self.run_dir, self.recipe = run_dir, recipe
-        self.position = 0  # in the journal: MLflow has everything before it
         self._from_start = from_start
         self._store: Store | None = None
+        self._sent = Sent(run_dir / SENT_FILE)
         self._keys: set[str] = set()  # of the metrics sent
         self._refused: set[str] = set()
 
@@ -41,68 +44,47 @@ class Sender:
         """Send everything that the journal has by now; on an error, a later call goes on there."""
         store = self._open()
         batch: list[Point] = []
-        position = self.position
-        for entry, end in journal.entries(self._journal, self.position):
-            if batch and (not isinstance(entry, Point) or len(batch) == POINTS_PER_BATCH):
+        position = self._sent.position
+        for entry, end in journal.entries(self._journal, position):
+            if batch and (isinstance(entry, Status) or len(batch) == POINTS_PER_BATCH):
                 store.log_points(batch)
-                self._arrived(position)
+                self._sent.arrived(store.run_id, position)
                 batch = []
             if isinstance(entry, Point):
                 batch += [entry] if self._may_send(entry.key) else []
-            else:
-                self._send_other(store, entry)
-                self._arrived(end)
+            elif isinstance(entry, Status):
+                store.set_status(entry.status, entry.time)
+                self._sent.arrived(store.run_id, end)
             position = end
         if batch:
             store.log_points(batch)
-        if position > self.position:
-            self._arrived(position)
-
-    def send_figure(self) -> None:
-        """Send the figure as it is now."""
-        if (self.run_dir / FIGURE_FILE).is_file():
-            self._open().upload(self.run_dir / FIGURE_FILE, None)
+        if position > self._sent.position:
+            self._sent.arrived(store.run_id, position)
 
     def left(self) -> int:
-        """How many entries of the journal MLflow has not taken."""
-        return sum(1 for _ in journal.entries(self._journal, self.position))
-
-    def _send_other(self, store: Store, entry: Entry) -> None:
-        if isinstance(entry, File):
-            path = self.run_dir / entry.file
-            if path.is_file():
-                store.upload(path, entry.folder)
-            else:
-                print(f"aent: {path} is gone: MLflow will not have it", file=sys.stderr)
-        elif isinstance(entry, Status):
-            store.set_status(entry.status, entry.time)
+        """How many points and statuses of the journal MLflow has not taken."""
+        later = journal.entries(self._journal, self._sent.position)
+        return sum(not isinstance(entry, File) for entry, _ in later)
 
     def _open(self) -> Store:
         """The run in MLflow: the one whose id the folder knows, else a new one."""
         if self._store is not None:
             return self._store
-        known = self.run_dir / RUN_ID_FILE
-        if known.is_file():
-            store = Store(tracking_uri(self.recipe, self.run_dir), known.read_text().strip())
+        if run_id := known_run_id(self.run_dir):
+            store = Store(tracking_uri(self.recipe, self.run_dir), run_id)
         else:
             store = Store.create(self.recipe, self.run_dir)
-            known.write_text(store.run_id + "\n")
+            write_whole(self.run_dir / RUN_ID_FILE, store.run_id + "\n")
         store.describe(self.recipe)
-        self.position = 0 if self._from_start else _sent(self.run_dir, store.run_id)
+        if not self._from_start:
+            self._sent.read(store.run_id)
         for entry, end in journal.entries(self._journal):
-            if end > self.position:
+            if end > self._sent.position:
                 break
             if isinstance(entry, Point):
                 self._may_send(entry.key)
         self._store = store
         return store
-
-    def _arrived(self, position: int) -> None:
-        self.position = position
-        assert self._store is not None
-        unfinished = self.run_dir / f".{SENT_FILE}"
-        unfinished.write_text(f"{self._store.run_id} {position}\n")
-        unfinished.replace(self.run_dir / SENT_FILE)
 
     def _may_send(self, key: str) -> bool:
         """Whether every store takes this name beside the others; if not, it is said once."""
@@ -121,32 +103,30 @@ class Sender:
         return other is None
 
 
+def points_sent(run_dir: Path) -> bool:
+    """Whether MLflow has every point of the journal, and the status."""
+    sent = Sent(run_dir / SENT_FILE)
+    sent.read(known_run_id(run_dir))
+    return sent.position == (run_dir / JOURNAL_FILE).stat().st_size
+
+
 def everything_sent(run_dir: Path) -> bool:
-    """Whether MLflow has the whole journal."""
-    known = run_dir / RUN_ID_FILE
-    run_id = known.read_text().strip() if known.is_file() else ""
-    return _sent(run_dir, run_id) == (run_dir / JOURNAL_FILE).stat().st_size
-
-
-def _sent(run_dir: Path, run_id: str) -> int:
-    path = run_dir / SENT_FILE
-    words = path.read_text().split() if path.is_file() else []
-    return int(words[1]) if len(words) == 2 and words[0] == run_id else 0
+    """Whether MLflow has the whole journal, and the files that it names."""
+    return points_sent(run_dir) and files_left(run_dir) == 0
 
 
 def sync(run_dir: Path, from_start: bool = True) -> str:
-    """Give MLflow everything that the journal has; return what was done, in one line.
+    """Give MLflow everything that the journal has, points first; return what was done, in one line.
 
     Raises FileNotFoundError where the folder is no run's, RecipeError, and what MLflow raises.
     """
     recipe = load(run_dir / "recipe.yaml")
     if not (run_dir / JOURNAL_FILE).is_file():
         raise FileNotFoundError(f"{run_dir} is no run folder: it has no {JOURNAL_FILE}")
-    sender = Sender(run_dir, recipe, from_start)
-    sender.send()
-    sender.send_figure()
+    Sender(run_dir, recipe, from_start).send()
+    Uploader(run_dir, recipe, from_start).send(figure=True)
     status = journal.last_status(run_dir / JOURNAL_FILE)
-    run_id = (run_dir / RUN_ID_FILE).read_text().strip()
+    run_id = known_run_id(run_dir)
     look = look_command(tracking_uri(recipe, run_dir))
     return f"MLflow has all of {run_dir}: run {run_id}, {status} ({look})"
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from aent.recipe.load import Scalar, dump, flatten
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.tracking import sqlite
+from aent.tracking.address import check_supported, tracking_uri
 from aent.tracking.journal import JOURNAL_FILE, Point
 
 RUN_ID_FILE = "mlflow_run_id"
@@ -31,15 +34,10 @@ TABLES_TAG = "mlflow.loggedArtifacts"  # tells MLflow's pages which artifacts ar
 TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
 
 
-def tracking_uri(recipe: Recipe, run_dir: Path) -> str:
-    """The recipe's store, else MLFLOW_TRACKING_URI's, else a SQLite file beside the runs."""
-    given = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{run_dir.absolute().parent / 'mlflow.db'}"
-
-
-def look_command(uri: str) -> str:
-    """What a person types, or opens, to look at the store."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+def known_run_id(folder: Path) -> str:
+    """The id of this folder's run in MLflow; empty where none is known."""
+    path = folder / RUN_ID_FILE
+    return path.read_text().strip() if path.is_file() else ""
 
 
 class Store:
@@ -73,14 +71,13 @@ class Store:
         return store
 
     def describe(self, recipe: Recipe) -> None:
-        """Tags, parameters and the recipe itself; again after a resume, where they may differ.
+        """Tags and parameters; again after a resume, where they may differ.
 
         MLflow's parameters never change: one that does is a tag ``aent.changed.NAME`` as well.
         """
         from mlflow.entities import Param, RunTag
 
         there = self.client.get_run(self.run_id).data
-        self._tables = json.loads(there.tags.get(TABLES_TAG, "[]"))
         parameters = {_param_name(k): _param_text(v) for k, v in flatten(recipe).items()}
         new = [Param(k, v) for k, v in parameters.items() if k not in there.params]
         for start in range(0, len(new), PARAMS_PER_BATCH):
@@ -89,7 +86,12 @@ class Store:
             f"aent.changed.{k}": v for k, v in parameters.items() if there.params.get(k, v) != v
         }
         self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
-        self.client.log_text(self.run_id, dump(recipe), "recipe.yaml")
+
+    def begin_uploads(self, recipe: str) -> None:
+        """The recipe's text as an artifact; which tables are there already."""
+        self.client.log_text(self.run_id, recipe, "recipe.yaml")
+        tags = self.client.get_run(self.run_id).data.tags
+        self._tables = json.loads(tags.get(TABLES_TAG, "[]"))
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Log at most ``POINTS_PER_BATCH`` points; those already there change nothing."""
@@ -116,7 +118,18 @@ class Store:
 
 
 def open_client(uri: str) -> Any:
-    """MLflow's client of this store, without its chatter."""
+    """MLflow's client of this store, which is made where it is a SQLite file that is not there.
+
+    Raises AddressError, StoreError, and what MLflow raises.
+    """
+    check_supported(uri)
+    if (path := sqlite.file_of(uri)) is not None:
+        sqlite.make_ready(path)
+    return mlflow_client(uri)
+
+
+def mlflow_client(uri: str) -> Any:
+    """MLflow's client, without its chatter."""
     # before the import: MLflow's usage reports are started by it
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # a request to a dead or frozen server ends soon; who sends tries again by itself (tracker.py)
@@ -139,12 +152,17 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         location = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts"
     found = client.get_experiment_by_name(name)
     if found is None:
-        # another run may make it at this very moment: then it is there below
-        with contextlib.suppress(MlflowException):
+        try:
             return client.create_experiment(name, location and location.as_uri())
-        found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise RuntimeError(f"tracking.experiment: {name} was deleted in {uri}")
+        except MlflowException as error:
+            # another run may have made it at this very moment; else the store says why not
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise RuntimeError(
+                    f"tracking.experiment={name}: {redacted(uri)} does not make it: {error.message}"
+                ) from error
+    if found.lifecycle_stage != "active":
+        raise RuntimeError(f"tracking.experiment: {name} was deleted in {redacted(uri)}")
     return found.experiment_id
 
 

@@ -18,18 +18,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
 from aent.tracking import figures, journal
+from aent.tracking.address import look_command, tracking_uri
+from aent.tracking.background import Background
 from aent.tracking.journal import JOURNAL_FILE, File, Point
 from aent.tracking.journal import Status as StatusEntry
-from aent.tracking.sender import FIGURE_FILE, Sender, everything_sent
-from aent.tracking.store import RUN_ID_FILE, look_command, tracking_uri
+from aent.tracking.sender import Sender, everything_sent, points_sent
+from aent.tracking.store import RUN_ID_FILE, known_run_id
 from aent.tracking.system_metrics import sample_system
+from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Table = Literal["samples", "heldout"]  # in training; of an evaluation
-FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts to send, doubled each time
-LAST_RETRIES_S = 1.0  # between them while ``finish`` waits
 FIGURE_EVERY_S = 10.0  # at most
 ANSWER_S = 10  # for one answer, when a run has died
 # what differs when a step is executed again: how long it took
@@ -52,19 +55,20 @@ class Tracker:
         self._metrics: dict[str, dict[int, float]] = {}  # by key and step; what the journal has
         self._tables: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
-        self._figure_due = False
+        self._figure_due = self._unsent_figure = False
+        self._drawn_at = -math.inf
         self._reported: set[str] = set()
         self._lock = threading.Lock()  # of the journal and of what it has
-        self._wake, self._ended = threading.Event(), threading.Event()
         self._watched = threading.Event()  # no more of the system's metrics
         if run_id:
-            (run_dir / RUN_ID_FILE).write_text(run_id + "\n")
+            self._try("keep MLflow's id", write_whole, run_dir / RUN_ID_FILE, run_id + "\n")
         self._try("read the journal", self._read_journal)
         self._append([StatusEntry(journal.now(), "RUNNING")])
-        self._sender = Sender(run_dir, recipe)
-        self._wake.set()  # open the run at once
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
+        self._sender, self._uploader = Sender(run_dir, recipe), Uploader(run_dir, recipe)
+        self._uploads = Background("uploads", self._upload)
+        self._points = Background("tracking", self._send)
+        self._figure = Background("figure", self._draw_if_due)
+        self._points.wake()  # open the run at once
         self._watcher = threading.Thread(target=self._watch_system, name="system", daemon=True)
         self._watcher.start()
 
@@ -92,7 +96,7 @@ class Tracker:
         self._append(new)
         if repeated:
             self._compare(step, repeated)
-        self._wake.set()
+        self._points.wake()
 
     def log_samples(
         self, step: int, rows: Sequence[dict[str, Any]], folder: Table = "samples"
@@ -107,37 +111,46 @@ class Tracker:
         if self._try("write the samples", _write_table, self.run_dir / name, rows):
             self._tables.add(name)
             self._append([File(journal.now(), name, folder)])
-            self._wake.set()
+            self._points.wake()
 
     def refresh_figure(self) -> None:
         """Have ``run_dir/figure.png`` drawn anew and sent, in the background, not too often."""
         self._figure_due = True
-        self._wake.set()
+        self._figure.wake()
 
     def finish(self, status: Status | None, timeout_s: float = 30.0) -> bool:
         """Draw the figure, send what is left, and set the run's status (None: it goes on later, and
         stays RUNNING).
 
-        Returns whether MLflow has everything within ``timeout_s``; if not, what it lacks is said on
-        stderr, and ``aent mlflow-sync`` sends it.
+        Returns whether MLflow has everything: points and status within ``timeout_s``, and then
+        files within as much again. If not, what it lacks is said on stderr, and ``aent
+        mlflow-sync`` sends it.
         """
         self._watched.set()
         self._watcher.join(timeout_s)
         self._figure_due = True
+        self._figure.end()
         if status is not None:
             self._append([StatusEntry(journal.now(), status)])
-        self._ended.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
-        if not self._thread.is_alive():
+        self._points.end()
+        self._figure.join(timeout_s)
+        has_points = self._points.join(timeout_s)
+        self._uploads.end()
+        if not has_points:
+            self._say_left(f"{self._sender.left()} entries of the journal", timeout_s)
+        elif not self._uploads.join(timeout_s):
+            self._say_left(f"{self._uploader.left()} files, or the figure,", timeout_s)
+        else:
             return True
+        return False
+
+    def _say_left(self, what: str, timeout_s: float) -> None:
         print(
-            f"aent: MLflow ({self.look}) did not take {self._sender.left()} entries of the journal "
-            f"within {timeout_s:g} s; when it is back: aent mlflow-sync {self.run_dir}",
+            f"aent: MLflow ({self.look}) did not take {what} within {timeout_s:g} s; when it is "
+            f"back: aent mlflow-sync {self.run_dir}",
             file=sys.stderr,
             flush=True,
         )
-        return False
 
     # -- the journal
 
@@ -187,36 +200,36 @@ class Tracker:
 
     # -- in the background
 
-    def _work(self) -> None:
-        delay = 0.0  # until the next attempt; 0: nothing waits
-        attempt_at = drawn_at = -math.inf
-        unsent_figure = False
-        while True:
-            self._wake.wait(delay or None)
-            self._wake.clear()
-            ended = self._ended.is_set()
-            if self._figure_due and (ended or time.monotonic() - drawn_at >= FIGURE_EVERY_S):
-                self._figure_due, drawn_at = False, time.monotonic()
-                unsent_figure |= self._try("draw the figure", self._draw)
-            if time.monotonic() < attempt_at and not (ended and delay > LAST_RETRIES_S):
-                continue
-            if self._try("send to MLflow", self._send, unsent_figure):
-                delay, unsent_figure = 0.0, False
-                if ended:
-                    return
-            elif ended:
-                delay = LAST_RETRIES_S
-            else:
-                delay = min(max(2 * delay, FIRST_RETRY_S), LONGEST_RETRY_S)
-            attempt_at = time.monotonic() + delay
+    def _send(self) -> bool:
+        if not self._try("send to MLflow", self._sender.send):
+            return False
+        self._say_again("send to MLflow", "MLflow takes points again, and has all")
+        self._uploads.wake()
+        return True
 
-    def _send(self, figure: bool) -> None:
-        self._sender.send()
-        if "send to MLflow" in self._reported:
-            self._reported.discard("send to MLflow")
-            print("aent: MLflow takes points again, and has all", file=sys.stderr, flush=True)
-        if figure:
-            self._sender.send_figure()
+    def _upload(self) -> bool:
+        if not known_run_id(self.run_dir):  # the points come first
+            return not self._uploads.ended
+        figure, self._unsent_figure = self._unsent_figure, False
+        if not self._try("upload to MLflow", self._uploader.send, figure):
+            self._unsent_figure |= figure
+            return False
+        self._say_again("upload to MLflow", "MLflow takes files again, and has all")
+        return True
+
+    def _draw_if_due(self) -> bool:
+        ended = self._figure.ended
+        if self._figure_due and (ended or time.monotonic() - self._drawn_at >= FIGURE_EVERY_S):
+            self._figure_due, self._drawn_at = False, time.monotonic()
+            if self._try("draw the figure", self._draw):
+                self._unsent_figure = True
+                self._uploads.wake()
+        return True
+
+    def _say_again(self, what: str, text: str) -> None:
+        if what in self._reported:
+            self._reported.discard(what)
+            print(f"aent: {text}", file=sys.stderr, flush=True)
 
     def _draw(self) -> None:
         with self._lock:
@@ -244,7 +257,7 @@ class Tracker:
             self.failures += 1
             if what not in self._reported:
                 self._reported.add(what)
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
                 print(
                     f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
                     f"in {self._journal})",
@@ -277,15 +290,19 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
     Also sends what the dead process had not sent; a run that ended before MLflow heard of it is
     made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``: the
     import alone takes seconds, on a loaded machine many. A silent server is waited for no longer
-    than ``ANSWER_S``. Returns whether it went well; a failure is one line on stderr, and ``aent
-    mlflow-sync`` is left to do.
+    than ``ANSWER_S``. Returns whether it went well; a failure (a full disk too) is one line on
+    stderr, and ``aent mlflow-sync`` is left to do.
     """
     path = run_dir / JOURNAL_FILE
-    journal.drop_torn_line(path)
-    if journal.last_status(path) in (None, "RUNNING"):
-        journal.append(path, [StatusEntry(journal.now(), status)])
-    elif everything_sent(run_dir):
-        return True
+    try:
+        journal.drop_torn_line(path)
+        if journal.last_status(path) in (None, "RUNNING"):
+            journal.append(path, [StatusEntry(journal.now(), status)])
+        elif everything_sent(run_dir):
+            return True
+    except OSError as error:
+        print(f"aent: {path} does not say that the run is {status}: {error}", file=sys.stderr)
+        return False
     command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
     started = time.monotonic()
     try:
@@ -301,10 +318,12 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
     except subprocess.TimeoutExpired:
         why = f"no answer within {time.monotonic() - started:.0f} s"
     if why:
-        last = why.splitlines()[-1]
+        last = redacted(why.splitlines()[-1])
+        lacks = f"does not have every file of {run_dir}"
+        if not points_sent(run_dir):
+            lacks = f"does not know that {run_dir} is {status}"
         print(
-            f"aent: MLflow does not know that {run_dir} is {status}: {last}; when it answers: aent "
-            f"mlflow-sync {run_dir}",
+            f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}",
             file=sys.stderr,
         )
     return not why

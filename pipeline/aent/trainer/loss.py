@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import entropy_bonus, policy_loss, sequence_log_ratio
+from aent.algorithm.losses import bound_log_ratio, entropy_bonus, policy_loss, sequence_log_ratio
 from aent.entropy import (
     TokenStatistics,
     linear_token_statistics,
@@ -132,7 +132,7 @@ def micro_batch_loss(
         "clamped_entropy": stats.clamped_entropy.detach(),
         "kept_mass": stats.kept_mass,
         "clip_fraction": policy.clipped,
-        "kl_behaviour": torch.expm1(gap) - gap,
+        "kl_behaviour": torch.expm1(bound_log_ratio(gap)) - bound_log_ratio(gap),
         "logprob_gap": gap.abs(),
         "kl_reference": policy.kl_reference if policy.kl_reference is not None else gap * 0,
         "invalid_rows": stats.invalid_rows,

@@ -28,6 +28,8 @@ from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
 
+MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
+
 
 @dataclass
 class MinibatchResult:
@@ -107,7 +109,7 @@ class Trainer:
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
-        self.skipped_updates = 0
+        self.skipped_updates = self.skipped_in_a_row = 0
         self.temperature = recipe.rollout.temperature  # a control may give each step its own
 
     @property
@@ -169,6 +171,9 @@ class Trainer:
                 ``policy_weight`` and ``entropy_weight``. ``old_logprobs`` None: those of this
                 very forward (ratio 1).
             coefficient: of the entropy bonus (lambda).
+
+        Raises RuntimeError where this is the ``MAX_SKIPPED``th update in a row whose gradient is
+        not finite.
         """
         micro_batches = self._micro_batches(batch)
 
@@ -186,10 +191,19 @@ class Trainer:
         self.optimizer.zero_grad()
         parts = self._run(micro_batches, step_loss, forward_only=False)
         update = optimizer.apply_gradients(self.optimizer, self.recipe.trainer.optimizer.clip_grad)
-        self.skipped_updates += update.skipped
+        self._count_skipped(update)
         lr = self.learning_rate.value
         self.learning_rate.move()
         return self._result(batch, micro_batches, parts, update, lr)
+
+    def _count_skipped(self, update: optimizer.Update) -> None:
+        self.skipped_updates += update.skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            raise RuntimeError(
+                f"the gradient norm of {MAX_SKIPPED} updates in a row was not finite (the last: "
+                f"{update.grad_norm}), and they were skipped: the policy no longer learns"
+            )
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) on rank 0; every rank iterates, in lockstep, to the

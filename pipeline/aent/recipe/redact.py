@@ -1,0 +1,17 @@
+"""Addresses without their passwords, for everything that a person or a log shows."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "***"  # in the place of a password
+# scheme://user:PASSWORD@host; and as a parameter of a database's address
+_USER = re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/'\"]*(?=@)")
+_PARAMETER = re.compile(
+    r"(?i)([?&;](?:password|passwd|pwd|token|secret|api_key|sslpassword)=)[^&;\s'\"]+"
+)
+
+
+def redacted(text: str) -> str:
+    """The text with the passwords of all addresses in it hidden."""
+    return _PARAMETER.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}", text))

@@ -1,0 +1,68 @@
+"""Small files of a run's folder, on file systems that fail now and then."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+ATTEMPTS, PAUSE_S = 3, 1.0  # of reading, and between two
+LOOK_S = 0.2  # between two looks at a lock
+
+
+def read_again(read: Callable[[], T]) -> T:
+    """What ``read`` returns; an OSError (EIO, ESTALE) costs another attempt, the last one is
+    raised. A file that is not there is not waited for."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(PAUSE_S)
+    return read()
+
+
+def write_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write a text file that is there whole or not at all, even after a loss of power.
+
+    mode: of a new file, less the umask; 0o600 for what only its owner may read. Raises OSError,
+    with what was there before left as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(path: Path, timeout_s: float, what: str) -> Iterator[None]:
+    """Hold the lock of this file, which is made and stays.
+
+    what: an infinitive, what it is held for. Raises TimeoutError if another process has it for
+    ``timeout_s``, OSError where the file cannot be made or the file system knows no locks.
+    """
+    deadline = time.monotonic() + timeout_s
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{path}: another process has held it for {timeout_s:g} s, to {what}"
+                    ) from None
+                time.sleep(LOOK_S)
+        yield

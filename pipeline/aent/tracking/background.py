@@ -1,0 +1,85 @@
+"""Work beside training that may fail, and is tried again until it goes well."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts, doubled each time
+LAST_RETRIES_S = 1.0  # between them when nothing new will come
+
+
+class Background:
+    """A thread that does ``work`` whenever it is woken, and again after a failure.
+
+    work: returns whether it went well. After ``end`` the thread ends with the next success.
+    """
+
+    def __init__(self, name: str, work: Callable[[], bool]) -> None:
+        self._work = work
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing new will come."""
+        return self._ended.is_set()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    def end(self) -> None:
+        """This was the last."""
+        self._ended.set()
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it came."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        delay = 0.0  # until the next attempt; 0: nothing waits
+        attempt_at = -math.inf
+        while True:
+            self._wake.wait(delay or None)
+            self._wake.clear()
+            ended = self.ended
+            if time.monotonic() < attempt_at and not (ended and delay > LAST_RETRIES_S):
+                continue
+            if self._work():
+                delay = 0.0
+                if ended:
+                    return
+            elif ended:
+                delay = LAST_RETRIES_S
+            else:
+                delay = min(max(2 * delay, FIRST_RETRY_S), LONGEST_RETRY_S)
+            attempt_at = time.monotonic() + delay
+
+
+def within(seconds: float, what: str, work: Callable[[], None]) -> None:
+    """Do ``work`` in a thread of its own, which is left behind if it takes longer: nothing ends a
+    thread that hangs in somebody's library.
+
+    Raises TimeoutError then, else what ``work`` raises.
+    """
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"{what} has not ended within {seconds:g} s")
+    if failed:
+        raise failed[0]

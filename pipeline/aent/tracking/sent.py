@@ -1,0 +1,26 @@
+"""How much of the journal MLflow has: a file in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aent.runtime.files import write_whole
+
+
+class Sent:
+    """MLflow has everything before byte ``position`` of the journal, of one kind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+
+    def read(self, run_id: str) -> None:
+        """Take up what an earlier process has sent to this run of MLflow's, if it was this one."""
+        words = self.path.read_text().split() if self.path.is_file() else []
+        known = len(words) == 2 and words[0] == run_id and words[1].isdigit()
+        self.position = int(words[1]) if known else 0
+
+    def arrived(self, run_id: str, position: int) -> None:
+        """Remember that MLflow has everything before ``position``."""
+        self.position = position
+        write_whole(self.path, f"{run_id} {position}\n")

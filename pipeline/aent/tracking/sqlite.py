@@ -1,0 +1,103 @@
+"""MLflow's store in a SQLite file: it appears when it is whole, and one that is not is named.
+
+MLflow makes a store in some forty steps, each committed; a process that dies between two leaves a
+file that no later run can use. So it is made under another name, under a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+from aent.runtime.files import locked
+
+MAKE_S = 300.0  # for this process, or another one, to make a store
+BUSY_S = 10.0  # for another process that writes
+
+
+class StoreError(RuntimeError):
+    """The SQLite file cannot be used; one sentence that names it, and how to mend it."""
+
+
+def file_of(uri: str) -> Path | None:
+    """The file of a SQLite store; None for another one."""
+    name = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(name).absolute() if uri.startswith("sqlite:///") and name else None
+
+
+def make_ready(path: Path) -> None:
+    """Make the store unless it is there. Raises StoreError."""
+    if _is_there(path):
+        return _check(path)
+    try:
+        with locked(path.with_name(f".{path.name}.lock"), MAKE_S, "make MLflow's store"):
+            if not _is_there(path):
+                _make(path)
+    except OSError as error:
+        raise StoreError(f"MLflow's store {path} cannot be made: {error}") from error
+    _check(path)
+
+
+def make_ready_apart(path: Path) -> None:
+    """``make_ready`` in a process of its own where there is something to make: MLflow's import
+    costs seconds and memory that the caller does not want to spend. Raises StoreError."""
+    if _is_there(path):
+        return _check(path)
+    command = [sys.executable, "-m", "aent.tracking.sqlite", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * MAKE_S)
+    except subprocess.TimeoutExpired:
+        raise StoreError(f"MLflow's store {path} was not made within {2 * MAKE_S:.0f} s") from None
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise StoreError(why if str(path) in why else f"MLflow's store {path}: {why}")
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+def _check(path: Path) -> None:
+    """Raise StoreError for a file whose making was cut short: the last thing in it, MLflow's own
+    first experiment, is missing."""
+    try:
+        address = f"{path.as_uri()}?mode=rw"  # a killed writer's transaction is rolled back
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_S)) as database:
+            if database.execute("SELECT count(*) FROM experiments").fetchone()[0]:
+                return
+        why = "it has no experiment"
+    except sqlite3.Error as error:
+        why = str(error)
+        if "locked" in why:  # somebody writes: it is whole
+            return
+        if "no such table" not in why and "not a database" not in why:
+            raise StoreError(f"MLflow's store {path} cannot be read: {why}") from error
+    raise StoreError(
+        f"MLflow's store {path} is not whole ({why}): a process died while it made the file, or it "
+        "is no store at all; move it away, and the next run makes a new one"
+    )
+
+
+def _make(path: Path) -> None:
+    partial = path.with_name(f".{path.name}.new")
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):  # of one that died here
+        left.unlink(missing_ok=True)
+    _fill(f"sqlite:///{partial}")
+    os.replace(partial, path)
+
+
+def _fill(uri: str) -> None:
+    from aent.tracking.store import mlflow_client
+
+    mlflow_client(uri).search_experiments()
+
+
+if __name__ == "__main__":
+    try:
+        make_ready(Path(sys.argv[1]))
+    except StoreError as error:
+        sys.exit(str(error))

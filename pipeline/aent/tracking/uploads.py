@@ -1,0 +1,89 @@
+"""From the run's folder to MLflow's artifacts: the recipe, tables, the figure.
+
+Apart from the points (``sender``), which never wait for a file: artifacts often lie in another
+store than the metrics, and an upload that hangs there says nothing of the server. Each has a
+deadline. What has arrived is remembered in the run's folder (``mlflow_uploaded``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from aent.recipe.load import dump
+from aent.recipe.schema import Recipe
+from aent.tracking import journal
+from aent.tracking.address import tracking_uri
+from aent.tracking.background import within
+from aent.tracking.journal import JOURNAL_FILE, File
+from aent.tracking.sent import Sent
+from aent.tracking.store import Store, known_run_id
+
+UPLOADED_FILE = "mlflow_uploaded"
+FIGURE_FILE = "figure.png"
+UPLOAD_S = 300.0  # for one file
+
+
+class Uploader:
+    """Feeds the artifacts of one run, which MLflow knows already, from ``run_dir``.
+
+    from_start: begin with the first file, whatever was uploaded before.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
+        self.run_dir, self.recipe = run_dir, recipe
+        self._from_start = from_start
+        self._store: Store | None = None
+        self._sent = Sent(run_dir / UPLOADED_FILE)
+
+    def send(self, figure: bool) -> None:
+        """Upload every file that the journal names by now, and the figure as it is. On an error, a
+        later call goes on there.
+
+        Raises TimeoutError naming a file that took longer than ``UPLOAD_S``, and what MLflow
+        raises.
+        """
+        store = self._open()
+        for entry, end in journal.entries(self.run_dir / JOURNAL_FILE, self._sent.position):
+            if isinstance(entry, File):
+                self._upload(store, self.run_dir / entry.file, entry.folder)
+                self._sent.arrived(store.run_id, end)
+        if figure and (self.run_dir / FIGURE_FILE).is_file():
+            self._upload(store, self.run_dir / FIGURE_FILE, None)
+
+    def left(self) -> int:
+        """How many files of the journal MLflow has not taken."""
+        return files_left(self.run_dir)
+
+    def _upload(self, store: Store, path: Path, folder: str | None) -> None:
+        if not path.is_file():
+            print(f"aent: {path} is gone: MLflow will not have it", file=sys.stderr)
+            return
+        self._in_time(f"the upload of {path}", lambda: store.upload(path, folder))
+
+    def _in_time(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            within(UPLOAD_S, what, work)
+        except TimeoutError:
+            self._store = None  # what hangs has its client
+            raise
+
+    def _open(self) -> Store:
+        if self._store is None:
+            run_id = known_run_id(self.run_dir)
+            store = Store(tracking_uri(self.recipe, self.run_dir), run_id)
+            recipe = dump(self.recipe)
+            self._in_time("the upload of the recipe", lambda: store.begin_uploads(recipe))
+            if not self._from_start:
+                self._sent.read(run_id)
+            self._store = store
+        return self._store
+
+
+def files_left(run_dir: Path) -> int:
+    """How many files of the journal MLflow has not taken."""
+    sent = Sent(run_dir / UPLOADED_FILE)
+    sent.read(known_run_id(run_dir))
+    later = journal.entries(run_dir / JOURNAL_FILE, sent.position)
+    return sum(isinstance(entry, File) for entry, _ in later)

@@ -1,0 +1,39 @@
+import pytest
+
+from aent.recipe.changes import changes
+from aent.recipe.load import dump, flatten, load
+from aent.recipe.redact import redacted
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://anna:hunter2@host:5000/a", "http://anna:***@host:5000/a"),
+        ("said 'postgresql+psycopg2://u:hun@ter2@db/x' twice", None),
+        ("mysql://db/x?user=u&password=hunter2&ssl=1", "mysql://db/x?user=u&password=***&ssl=1"),
+        ("http://anna@host", "http://anna@host"),
+        ("http://host:5000/a@b", "http://host:5000/a@b"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://:hunter2@host", "http://:***@host"),
+    ],
+)
+def test_passwords_are_hidden_and_nothing_else(text, shown):
+    shown = shown or "said 'postgresql+psycopg2://u:***@db/x' twice"
+    assert redacted(text) == shown
+    assert redacted(shown) == shown
+
+
+def test_a_recipe_is_shown_and_kept_without_its_password(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: 0}\n")
+    given = load(file, [f"tracking.uri=http://anna:{SECRET}@host"])
+    assert given.tracking.uri == f"http://anna:{SECRET}@host"
+    assert SECRET not in dump(given)
+    assert flatten(given)["tracking.uri"] == "http://anna:***@host"
+    kept = tmp_path / "kept.yaml"
+    kept.write_text(dump(given))
+    assert changes(load(kept), given) == []
+    (change,) = changes(load(file), given)
+    assert SECRET not in str(change)

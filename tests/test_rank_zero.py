@@ -1,0 +1,63 @@
+"""Which questions a run is left with, whatever is in the data."""
+
+import json
+
+import pytest
+
+from aent import model_source, tokenizer
+from aent.rank_zero import _load_task, _without_unreadable
+from aent.recipe.load import load
+from aent.recipe.schema import ModelSection, Recipe
+from aent.runtime.environment import data_path
+from aent.tasks.judge import JudgePool
+
+
+@pytest.fixture(scope="module")
+def words() -> tokenizer.Tokenizer:
+    section = ModelSection(bundled="tiny-qwen2")
+    return tokenizer.load(section, model_source.resolve(section))
+
+
+def left_by_length(recipe: Recipe, words: tokenizer.Tokenizer) -> list[int]:
+    task = _load_task(recipe, words, lambda: None)
+    return [
+        len(words.chat_prompt(q.prompt, recipe.task.system_prompt))
+        for q in [*task.train, *task.heldout]
+    ]
+
+
+@pytest.mark.slow
+def test_generated_questions_that_are_too_long_are_left_out_and_counted(words, capsys):
+    config = "task.config={min_terms: 2, max_terms: 6, min_digits: 1, max_digits: 4}"
+    given = [config, "task.size=100", "task.heldout=20"]
+    recipe = load(data_path("recipes/cpu/tiny.yaml"), [*given, "rollout.max_prompt_tokens=500"])
+    every = left_by_length(recipe, words)
+    assert "left out" not in capsys.readouterr().out
+    limit = sorted(every)[len(every) // 2]
+    short = load(data_path("recipes/cpu/tiny.yaml"), [*given, f"rollout.max_prompt_tokens={limit}"])
+    assert left_by_length(short, words) == [n for n in every if n <= limit]
+    said = capsys.readouterr().out
+    assert f"{sum(n > limit for n in every)} questions of chain_sum have more than" in said
+    assert f"rollout.max_prompt_tokens={limit}" in said
+
+
+@pytest.mark.slow
+def test_references_that_math_verify_cannot_read_are_left_out_by_row(words, tmp_path, capsys):
+    answers = ["5$ and $6", "7", r"\frac{1}{2}", "\N{FULLWIDTH DIGIT ONE}", "east", "nan"]
+    rows = [json.dumps({"question": f"{i}?", "answer": a}) for i, a in enumerate(answers)]
+    (tmp_path / "q.jsonl").write_text("\n".join(rows))
+    recipe = load(
+        data_path("recipes/cpu/tiny.yaml"),
+        [
+            f"task={{kind: file, path: {tmp_path}/q.jsonl, verifier: math_verify, heldout: 1}}",
+            "rollout.max_prompt_tokens=500",
+        ],
+    )
+    with JudgePool(recipe.task) as judge:
+        task = _load_task(recipe, words, lambda: None)
+        task = _without_unreadable(task, recipe, judge, lambda: None)
+    kept = {q.answer for q in [*task.train, *task.heldout]}
+    assert kept == {"7", r"\frac{1}{2}", "east"}
+    said = capsys.readouterr().out
+    assert "3 questions of" in said
+    assert all(str(row) in said.partition("(row ")[2] for row in (1, 4, 6))
