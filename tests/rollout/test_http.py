@@ -14,7 +14,7 @@ import pytest
 from aent.rollout import http
 from aent.rollout.client import EngineClient
 from aent.rollout.completion import GenerationRequest
-from aent.rollout.http import RefusedError, http_client
+from aent.rollout.http import OutOfFilesError, http_client
 from rollout.stand_in import COMPLETION, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]
@@ -66,5 +66,5 @@ def test_too_many_open_files_are_named_and_no_engine_is_blamed(
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         client = EngineClient(url, progress_timeout_s=5.0)
-        with pytest.raises(RefusedError, match=rf"limit is {few}\).*rollout\.concurrency"):
+        with pytest.raises(OutOfFilesError, match=rf"limit is {few}\).*rollout\.concurrency"):
             client.generate_sync(REQUESTS)

@@ -24,7 +24,7 @@ from aent.rollout.completion import Completion, GenerationRequest, version_of
 from aent.rollout.flight import EngineFlight, Flight
 from aent.rollout.http import (
     EngineError,
-    RefusedError,
+    OutOfFilesError,
     TransientError,
     error_of_status,
     http_client,
@@ -106,7 +106,7 @@ class EngineClient:
 
         ``timeout_s`` bounds the whole call: None waits for ever, -1 means ``call_timeout_s``.
         Raises EngineError naming URL, status and the answer's first line: TransientError where the
-        same call may succeed later, RefusedError where it cannot.
+        same call may succeed later, ``http.RefusedError`` where it cannot.
         """
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -121,7 +121,7 @@ class EngineClient:
             raise self.error(words, TransientError) from None
         except httpx.HTTPError as error:
             if why := out_of_files(error):
-                raise self.error(f"{path}: {why}", RefusedError) from error
+                raise self.error(f"{path}: {why}", OutOfFilesError) from error
             words = f"{path}: {type(error).__name__} {error}".rstrip()
             raise self.error(words, TransientError) from error
         if not answer.is_success:
@@ -156,9 +156,11 @@ class EngineClient:
         await self.call("GET", "/health", timeout_s=HEALTH_S)
 
     async def is_healthy(self) -> bool:
-        """``health`` as a question."""
+        """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
         try:
             await self.health()
+        except OutOfFilesError:
+            raise
         except EngineError:
             return False
         return True

@@ -33,6 +33,10 @@ class RefusedError(EngineError):
     server itself is well."""
 
 
+class OutOfFilesError(RefusedError):
+    """This process may open no more connections, to any server."""
+
+
 async def http_client(url: str) -> httpx.AsyncClient:
     """The running event loop's client for the engine at ``url``; closed before the loop is."""
     loop = asyncio.get_running_loop()
