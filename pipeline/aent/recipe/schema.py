@@ -87,7 +87,7 @@ class RolloutSection(Section):
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")  # auto: by device
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
-    # mean |engine log-prob - trainer log-prob| of the probe's tokens, checked after every update
+    # the same of the probe's tokens, checked after every update (bfloat16: docs/engines.md)
     probe_tolerance: float = mark(0.01, "warn", gt=0)
 
     @property

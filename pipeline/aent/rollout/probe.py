@@ -9,9 +9,9 @@ too. Three faults show that no check of the transfer can see:
   renewed): its log-probs are nearer to the trainer's of then than to those of now;
 - one that computes with something else: its log-probs are far from the trainer's.
 
-The text is that of the run's own prompts, its tokens are given (nothing is sampled, so both sides
-speak of the same ones) and many: in bfloat16 single tokens differ by tenths of a nat, the mean over
-two hundred hardly changes from one text to the next (docs/performance.md has the measurement).
+The text is that of the run's own prompts. Its tokens are given (nothing is sampled, so both sides
+speak of the same ones) and many: rounding moves single tokens far, the mean over two hundred little
+(docs/engines.md has what was measured in bfloat16).
 """
 
 from __future__ import annotations
