@@ -357,7 +357,9 @@ async def find_engines(
 def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
     """A client per engine that has an address now."""
     rollout = recipe.rollout
-    token = None if rollout.token_file is None else registry.read_token(Path(rollout.token_file))
+    token = None
+    if rollout.token_file is not None:
+        token = registry.read_token(Path(rollout.token_file).expanduser())
     clients = [EngineClient(url.rstrip("/"), token=token) for url in rollout.urls]
     clients += registry.published(run_dir, rollout.engines)
     for client in clients:

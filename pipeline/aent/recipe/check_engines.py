@@ -76,7 +76,8 @@ def _token_file(recipe: Recipe, machine: bool) -> Iterator[str]:
         yield "rollout.token_file is for engines of rollout.urls, and there are none"
     elif machine:
         try:
-            token, mode = Path(given).read_text(), Path(given).stat().st_mode
+            path = Path(given).expanduser()
+            token, mode = path.read_text(), path.stat().st_mode
         except OSError as error:
             yield f"{where}: {error.strerror}"
         except ValueError:

@@ -147,13 +147,18 @@ class EngineClient:
     async def health(self) -> None:
         """Raise EngineError unless the server is ready and its engine process lives.
 
-        It may be slow to answer, and a connection may break: it has the time and the tries."""
+        It may be slow to answer, and a connection may break: it has ``HEALTH_S`` seconds in all.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + HEALTH_S
         for _ in range(HEALTH_TRIES - 1):
             try:
-                return await self.call("GET", "/health", timeout_s=HEALTH_S)
+                return await self.call("GET", "/health", timeout_s=deadline - now())
             except TransientError:
+                if now() + HEALTH_PAUSE_S > deadline:
+                    raise
                 await asyncio.sleep(HEALTH_PAUSE_S)
-        await self.call("GET", "/health", timeout_s=HEALTH_S)
+        await self.call("GET", "/health", timeout_s=deadline - now())
 
     async def is_healthy(self) -> bool:
         """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
