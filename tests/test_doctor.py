@@ -106,7 +106,7 @@ def test_a_taken_port_is_named(tmp_path):
         port = holder.getsockname()[1]
         rollout = {"engine": {"port": port}, "max_prompt_tokens": 32, "max_response_tokens": 16}
         taken = recipe(tmp_path, rollout=rollout)
-        assert f"port {port} cannot be used" in reasons(taken)
+        assert f"port {port} of 127.0.0.1 is taken" in reasons(taken)
     assert reasons(taken) == ""
 
 

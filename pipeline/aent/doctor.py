@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from packaging.requirements import Requirement
 
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
+from aent.runtime.network import LOOPBACK, port_problem
 from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look, smollm2_file
 
 GIB = 2**30
@@ -263,16 +263,13 @@ def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterat
 
 def _port_problems(recipe: Recipe) -> Iterator[str]:
     first = recipe.rollout.engine.port
-    for port in range(first, first + recipe.rollout.engines) if first else ():
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", port))
-            except (OSError, OverflowError) as error:
-                yield f"rollout.engine.port: port {port} cannot be used ({error})"
+    last = min(first + recipe.rollout.engines, 65536)
+    for port in range(first, last) if first else ():
+        if (why := port_problem(LOOPBACK, port)) is not None:
+            yield f"rollout.engine.port: port {port} {why}"
     for url in recipe.rollout.urls:
         try:
-            httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+            httpx.get(f"{url.rstrip('/')}/health", timeout=5, trust_env=False).raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             yield f"rollout.urls: {url} does not answer ({error or type(error).__name__})"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +28,13 @@ from aent.records import (
     suite_metrics,
     time_metrics,
 )
-from aent.rollout import registry, weight_transfer
-from aent.rollout.client import Completion, EngineClient, EngineError, Fleet
+from aent.rollout import probe, registry
+from aent.rollout.client import EngineClient, EngineError, Fleet
 from aent.rollout.manifest import Manifest, expected_manifest
-from aent.rollout.transport import LOOPBACK
+from aent.rollout.probe import Probe, Seen
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from aent.runtime.environment import device_kind
-from aent.runtime.network import is_local, own_address
+from aent.runtime.network import LOOPBACK, is_local, own_address
 from aent.sampling import Rollout, RolloutSource
 from aent.tasks.judge import JudgePool
 from aent.tasks.verifiers import as_number
@@ -55,14 +54,14 @@ class RankZero:
     fleet: Fleet
     sender: WeightSender
     manifest: Manifest  # what every weight update must carry
-    probe_prompt: list[int]
+    probe: Probe
     source: RolloutSource
     tracker: Tracker
     display: Display
     suites: dict[str, list[tasks.Question]]  # by name
     progress: Callable[[], None]
     rollout: Rollout | None = None  # of the step under way
-    probes: list[Completion] = field(default_factory=list)  # one per engine, of the newest weights
+    seen: list[Seen] = field(default_factory=list)  # by each engine, of the newest weights
     rewards: list[float] = field(default_factory=list)  # mean of each step
     evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
@@ -88,7 +87,8 @@ class RankZero:
                 on_loss=lambda client: registry.give_up(run_dir, client.url),
             )
             sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
-            probe_prompt = asyncio.run(connect(fleet, sender, model_path))
+            asyncio.run(sender.connect())
+            text = probe_text(recipe, task, words, fleet.clients[0])
         except BaseException:
             judge.close()
             raise
@@ -99,7 +99,7 @@ class RankZero:
             fleet=fleet,
             sender=sender,
             manifest=expected_manifest(model_path, recipe.model.dtype),
-            probe_prompt=probe_prompt,
+            probe=Probe(text, recipe.rollout.probe_tolerance),
             source=source,
             tracker=tracker,
             display=Display(recipe.steps),
@@ -130,58 +130,36 @@ class RankZero:
                 self.fleet.clients.append(client)
                 self.display.message(f"aent: engine {client.url} takes part from here on")
 
-    def probe(self, temperature: float) -> list[Sample]:
-        """What every engine writes after the probe's prompt, with its log-probs."""
+    def ask_probe(self) -> Sample:
+        """Have every engine say the log-probs of the probe's text; the text, as a sample."""
 
-        async def ask() -> list[Completion]:
-            return await asyncio.gather(
-                *(
-                    weight_transfer.probe(c, self.probe_prompt, temperature=temperature)
-                    for c in self.fleet.clients
-                )
-            )
+        async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
+            asked = (probe.ask(client, self.probe.text) for client in clients)
+            return await asyncio.gather(*asked, return_exceptions=True)
 
-        while True:
-            try:
-                self.probes = asyncio.run(ask())
-                break
-            except EngineError as error:
-                asyncio.run(self.fleet.drop_lost(error))
-        return [
-            Sample(self.probe_prompt, p.token_ids, p.logprobs, p.versions, p.finish_reason, 0, 0)
-            for p in self.probes
-        ]
+        clients = list(self.fleet.clients)
+        answers = dict(zip((c.url for c in clients), asyncio.run(ask(clients))))
+        errors = [answer for answer in answers.values() if isinstance(answer, EngineError)]
+        if errors:
+            asyncio.run(self.fleet.drop_lost(errors[0]))
+        self.seen = []
+        for client in self.fleet.clients:
+            answer = answers[client.url]
+            if isinstance(answer, BaseException):
+                raise answer
+            self.seen.append(answer)
+        first, *others = self.probe.text
+        nothing = [0.0] * len(others)
+        return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
 
-    def check_probe(
-        self, batch: Batch, log_probs: Tensor, version: int, temperature: float
-    ) -> None:
-        """Compare the engines' log-probs of the probes (``batch``) with the trainer's.
-
-        Raises WeightSyncError naming engine and cause.
-        """
-        gaps = (log_probs - batch.behaviour_logprobs).abs()  # 0 off the mask
-        owner, tolerance = batch.sequence_of_token, self.recipe.rollout.probe_tolerance
-        for index, (client, seen) in enumerate(zip(self.fleet.clients, self.probes)):
-            if set(seen.versions) != {version}:
-                raise WeightSyncError(
-                    f"{client.url} wrote the probe with weight versions "
-                    f"{sorted(set(seen.versions))}, not {version}"
-                )
-            gap = float(gaps[owner == index].max())
-            if not gap <= tolerance:  # NaN too
-                cause = asyncio.run(
-                    weight_transfer.diagnose(
-                        client,
-                        self.probe_prompt,
-                        seen,
-                        tolerance=tolerance,
-                        temperature=temperature,
-                    )
-                )
-                raise WeightSyncError(
-                    f"weight version {version}: the probe's log-probs differ from the trainer's "
-                    f"by {gap:.4g}, more than rollout.probe_tolerance={tolerance:g}: {cause}"
-                )
+    def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
+        """Compare what the engines said of the probe's text with what the trainer says of it
+        (``log_probs`` of ``batch``). Raises WeightSyncError naming engine and cause."""
+        ours = log_probs[batch.loss_mask].float().cpu()
+        faults = self.probe.judge(self.seen, ours, version)
+        told = [f"{c.url} {fault}" for c, fault in zip(self.fleet.clients, faults) if fault]
+        if told:
+            raise WeightSyncError(f"weight version {version}: {'; '.join(told)}")
 
     def restore(self, step: int, same_layout: bool) -> int:
         """Take up what earlier starts left of the run's first ``step`` steps; return the first
@@ -262,6 +240,7 @@ class RankZero:
         assert self.rollout is not None
         metrics = step_metrics(batch, results, report, self.rollout)
         metrics |= control_metrics(memory)
+        metrics["policy/probe_gap"] = self.probe.gap
         metrics |= time_metrics(batch, seconds, self._engine_busy_s())
         self.tracker.log(step, metrics)
         every = self.recipe.tracking.samples_every
@@ -407,10 +386,14 @@ async def find_engines(
 def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
     """A client per engine that has an address now."""
     rollout = recipe.rollout
-    clients = [EngineClient(url) for url in rollout.urls]
+    token = None
+    if rollout.token_file is not None:
+        token = registry.read_token(Path(rollout.token_file).expanduser())
+    clients = [EngineClient(url.rstrip("/"), token=token) for url in rollout.urls]
     clients += registry.published(run_dir, rollout.engines)
     for client in clients:
         client.progress_timeout_s = rollout.progress_timeout_s
+        client.concurrency = rollout.concurrency
     return clients
 
 
@@ -429,8 +412,12 @@ def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
     )
 
 
-async def connect(fleet: Fleet, sender: WeightSender, model_path: Path) -> list[int]:
-    """Form the group that weights travel in; return the probe's prompt."""
-    await sender.connect()
-    vocab_size = json.loads((model_path / "config.json").read_text())["vocab_size"]
-    return await weight_transfer.probe_prompt(fleet.clients[0], vocab_size)
+def probe_text(
+    recipe: Recipe, task: tasks.Task, words: tokenizer.Tokenizer, client: EngineClient
+) -> list[int]:
+    """Token ids of the probe: the first chat prompts of the task."""
+    rollout = recipe.rollout
+    room = rollout.max_prompt_tokens + rollout.max_response_tokens
+    length = asyncio.run(probe.length_of(client, room))
+    prompts = (words.chat_prompt(q.prompt, recipe.task.system_prompt) for q in task.train)
+    return probe.text_of(prompts, length)

@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from aent import checkpoint, resume
 from aent.algorithm.entropy_controls import Memory, Plan
@@ -116,14 +117,22 @@ class Run:
         with self.phases("sync"):
             while (batch := self._push(version)) is None:
                 pass
-            log_probs, temperature = self.trainer.score(batch), self.trainer.temperature
+            log_probs = self._score_probe(batch)
             self.alone(
                 f"the check of weight version {version}",
-                lambda zero: zero.check_probe(batch, log_probs, version, temperature),
+                lambda zero: zero.check_probe(batch, log_probs, version),
             )
 
+    def _score_probe(self, batch: Batch) -> Tensor:
+        """What the trainer says of the probe, at the temperature of log-probs of given tokens."""
+        temperature, self.trainer.temperature = self.trainer.temperature, 1.0
+        try:
+            return self.trainer.score(batch)
+        finally:
+            self.trainer.temperature = temperature
+
     def _push(self, version: int) -> Batch | None:
-        """Send the weights to the engines; what these then write after the probe's prompt. None
+        """Send the weights to the engines, and ask them for the probe: its text, to be scored. None
         where an engine was lost meanwhile: those that are left want all of it again."""
         weights = self.trainer.export()  # collective: every rank goes through all of it
         done = True
@@ -139,12 +148,12 @@ class Run:
         def probe(zero: RankZero) -> Batch | None:
             if error is not None:
                 raise error
-            return Batch.from_samples(zero.probe(self.trainer.temperature)) if done else None
+            return Batch.from_samples([zero.ask_probe()]) if done else None
 
-        probes = self.alone(f"sending weight version {version}", probe)
-        if not self._from_rank_zero(probes is not None):
+        asked = self.alone(f"sending weight version {version}", probe)
+        if not self._from_rank_zero(asked is not None):
             return None
-        return broadcast_batch(probes, distributed.control_group())
+        return broadcast_batch(asked, distributed.control_group())
 
     def _from_rank_zero(self, value: int) -> int:
         """What rank 0 has, on every rank."""

@@ -117,6 +117,23 @@ FAULTS = [
         "rollout.engine.tensor_parallel=5 does not divide the model's 12 attention heads",
     ),
     (
+        ["rollout.engine.options={tensor-parallel-size: 2}"],
+        "rollout.engine.options.tensor-parallel-size is set by the run itself: give "
+        "rollout.engine.tensor_parallel",
+    ),
+    (
+        ["rollout.engine.options={no_enable_scale_out: true}"],
+        "rollout.engine.options.no_enable_scale_out is set by the run itself",
+    ),
+    (
+        ["rollout.engine.options={api-key: x}"],
+        "rollout.engine.options.api-key would change what the run says of its engines itself",
+    ),
+    (
+        ["rollout.token_file=/nowhere/token"],
+        "rollout.token_file is for engines of rollout.urls, and there are none",
+    ),
+    (
         ["trainer.phase_timeout_s=900", "trainer.collective_timeout_s=900"],
         "trainer.phase_timeout_s=900 must be above trainer.collective_timeout_s = 900",
     ),

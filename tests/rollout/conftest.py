@@ -30,8 +30,11 @@ class Served:
 @contextmanager
 def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
     model = models.make(seed=0, tied=tied)
+    models.save(model, folder / "model")
+    if tied:
+        models.store_head(folder / "model")
     settings = engine.EngineSettings(
-        model_path=models.save(model, folder / "model"),
+        model_path=folder / "model",
         served_name="tiny",
         log_path=folder / "engine.log",
         max_model_len=models.MAX_LENGTH,
@@ -63,6 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served_tied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose model has tied embeddings; the last test of its module may kill it."""
+    """A server whose model has tied embeddings, and a head in its file all the same (as public ones
+    do); the last test of its module may kill it."""
     with serving(tmp_path_factory.mktemp("tied"), tied=True) as server:
         yield server

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -40,6 +41,15 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> Path:
     trap = {"do_sample": True, "top_k": 1, "temperature": 0.3, "repetition_penalty": 2.0}
     (folder / "generation_config.json").write_text(json.dumps(trap))
     return folder
+
+
+def store_head(folder: Path) -> None:
+    """Store a tied head beside the embedding that it is."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def named_tensors(model: Qwen2ForCausalLM) -> dict[str, Tensor]:

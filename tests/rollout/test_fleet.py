@@ -18,14 +18,15 @@ from transformers import Qwen2ForCausalLM
 
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
-from aent.rollout import registry
+from aent.rollout import flight, probe, registry
 from aent.rollout.client import Completion, EngineClient, EngineError, Fleet, GenerationRequest
 from aent.rollout.manifest import expected_manifest
-from aent.rollout.weight_transfer import TransferSettings, WeightSender, probe, probe_prompt
+from aent.rollout.weight_transfer import TransferSettings, WeightSender
 from aent.runtime.children import free_port
 from processes import command_line
 from rollout import models
 from rollout.conftest import READY_S, Served
+from rollout.test_weight_transfer import PROMPTS
 
 # of different lengths, so that each can be told from the others; all but the first go on for long
 REQUESTS = [GenerationRequest([i + 1], 250 + i if i else 4, seed=i) for i in range(32)]
@@ -110,17 +111,17 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         fleet = Fleet([first, other], min_engines=1, on_loss=lose)
         sender = WeightSender(fleet.clients, TransferSettings(timeout_s=120))
         asyncio.run(sender.connect())
-        prompt = asyncio.run(probe_prompt(first, models.VOCABULARY))
+        text = probe.text_of(PROMPTS, probe.TOKENS)
 
         def push(model: Qwen2ForCausalLM) -> None:
             version = asyncio.run(first.weight_version()) + 1
             tensors = iter(models.named_tensors(model).items())
             asyncio.run(sender.push(tensors, version, expected_manifest(served.folder)))
             for client in fleet.clients:
-                seen = asyncio.run(probe(client, prompt))
-                expected = models.logprobs(model, prompt, seen.token_ids)
-                assert models.gap(expected, seen.logprobs) < 1e-4
-                assert set(seen.versions) == {version}
+                seen = asyncio.run(probe.ask(client, text))
+                expected = models.logprobs(model, text[:1], text[1:])
+                assert models.gap(expected, seen.logprobs.tolist()) < 1e-4
+                assert (seen.version, seen.cached) == (version, 0)
 
         def freeze() -> None:
             send_all(other, signal.SIGSTOP)
@@ -144,7 +145,8 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         push(served.model)  # for the tests of others
 
 
-def test_too_few_engines_end_it_and_say_so() -> None:
+def test_too_few_engines_end_it_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flight, "RETRY_DELAYS_S", (0.01,))
     gone = EngineClient(f"http://127.0.0.1:{free_port()}", "tiny")
     with pytest.raises(EngineError, match=r"0 engines are left, rollout\.min_engines=1: engine .*"):
         Fleet([gone], min_engines=1).generate_sync(REQUESTS)

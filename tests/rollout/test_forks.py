@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from aent.rollout.client import Completion, GenerationRequest, entropy_of
+from aent.rollout.completion import Completion, GenerationRequest, entropy_of
 from aent.rollout.forks import ALTERNATIVES, generate_forked, most_uncertain
 from aent.rollout.registry import read_token
 from rollout import models

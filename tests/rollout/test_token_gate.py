@@ -12,7 +12,8 @@ import pytest
 
 from aent.rollout import registry
 from aent.rollout.client import EngineClient
-from aent.rollout.token_gate import FILE_VARIABLE, TokenGate
+from aent.rollout.http import RefusedError
+from aent.rollout.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
 from rollout.conftest import Served
 
 
@@ -34,6 +35,28 @@ def test_every_route_asks_for_the_token(served: Served) -> None:
             for headers in ({}, {"Authorization": "Bearer guess"}):
                 status = http.request(method, path, json={}, headers=headers).status_code
                 assert status == (200 if path == "/health" else 401), (method, path, headers)
+
+
+@pytest.mark.slow
+def test_only_our_own_methods_of_a_worker_can_be_called(served: Served) -> None:
+    client = served.engine.client()
+    with pytest.raises(RefusedError, match="status 403"):
+        asyncio.run(client.call("POST", "/collective_rpc", {"method": "get_model_inspection"}))
+    with pytest.raises(RefusedError, match="status 403"):
+        asyncio.run(client.call("POST", "/collective_rpc"))
+    ours = client.call("POST", "/collective_rpc", {"method": "aent_reset_transfer"})
+    assert asyncio.run(ours) == {"results": [None]}
+
+
+@pytest.mark.slow
+def test_a_server_proves_that_it_knows_the_token(served: Served) -> None:
+    assert served.engine.is_healthy()
+    assert served.engine.settings.token_path is not None
+    token = registry.read_token(served.engine.settings.token_path)
+    with httpx.Client(base_url=served.engine.url, trust_env=False, timeout=300) as http:
+        answer = http.get("/health", headers={CHALLENGE: "abc"})
+        assert answer.headers[PROOF] == proof(token, "abc") != proof(token, "abd")
+        assert PROOF not in http.get("/health").headers
 
 
 @pytest.mark.slow

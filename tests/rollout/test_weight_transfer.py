@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from aent.rollout import weight_transfer
-from aent.rollout.client import Completion, EngineClient, EngineError, GenerationRequest
+from aent.rollout import probe
+from aent.rollout.client import EngineClient
+from aent.rollout.completion import Completion, GenerationRequest
 from aent.rollout.manifest import Manifest, expected_manifest
-from aent.rollout.transport import Broadcast, Transport
+from aent.rollout.probe import Probe, Seen
+from aent.rollout.transport import Broadcast, GlooTransport, Transport
 from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from rollout import models
 from rollout.conftest import Served
@@ -22,6 +24,7 @@ from rollout.conftest import Served
 pytestmark = pytest.mark.slow
 
 SMALL_BUCKETS = TransferSettings(bucket_bytes=100_000, timeout_s=120.0)
+PROMPTS = [[5 * i, *range(i, 20 + i)] for i in range(1, 12)]
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"  # [128, 128]
 
 
@@ -33,7 +36,7 @@ class Link:
     sender: WeightSender
     client: EngineClient
     expected: Manifest
-    prompt: list[int]  # of the probe
+    text: list[int]  # of the probe
 
     async def push(
         self, model: Qwen2ForCausalLM | dict[str, Tensor], sender: WeightSender | None = None
@@ -44,20 +47,23 @@ class Link:
         await (sender or self.sender).push(iter(tensors.items()), version, self.expected)
         return version
 
-    async def probe(self) -> Completion:
-        return await weight_transfer.probe(self.client, self.prompt)
+    async def probe(self) -> Seen:
+        return await probe.ask(self.client, self.text)
 
-    def gap(self, model: Qwen2ForCausalLM, seen: Completion) -> float:
-        return models.gap(models.logprobs(model, self.prompt, seen.token_ids), seen.logprobs)
+    def gap(self, model: Qwen2ForCausalLM, seen: Seen) -> float:
+        return models.gap(self.logprobs(model).tolist(), seen.logprobs.tolist())
+
+    def logprobs(self, model: Qwen2ForCausalLM) -> Tensor:
+        return torch.tensor(models.logprobs(model, self.text[:1], self.text[1:]))
 
 
 async def connected(served: Served) -> Link:
     client = served.engine.client()
     sender = WeightSender([client], SMALL_BUCKETS)
     await sender.connect()
-    prompt = await weight_transfer.probe_prompt(client, models.VOCABULARY)
-    assert len(prompt) > await client.block_size()
-    return Link(served, sender, client, expected_manifest(served.folder), prompt)
+    text = probe.text_of(PROMPTS, await probe.length_of(client, models.MAX_LENGTH))
+    assert len(text) == probe.TOKENS > await client.block_size()
+    return Link(served, sender, client, expected_manifest(served.folder), text)
 
 
 @pytest.fixture
@@ -73,12 +79,14 @@ def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
     async def scenario() -> None:
         for seed in (11, 12):
             model = models.make(seed)
+            old = await link.push(models.make(seed + 100))
             before = await link.probe()  # fills the cache with keys of the old weights
             version = await link.push(model)
             after = await link.probe()
             assert link.gap(model, after) < 1e-4
             assert link.gap(model, before) > 0.1
-            assert after.versions == [version] * len(after.token_ids)
+            assert (before.version, before.cached) == (old, 0)
+            assert (after.version, after.cached) == (version, 0)
             sampled = await link.client.generate([GenerationRequest([7, 8], 8, seed=1)])
             expected = models.logprobs(model, [7, 8], sampled[0].token_ids)
             assert models.gap(sampled[0].logprobs, expected) < 1e-4
@@ -235,22 +243,21 @@ def test_skipped_cache_reset_is_seen_by_the_probe_and_named(link: Link) -> None:
         await forgetful.connect()
         await link.probe()
         model = models.make(20)
-        await link.push(model, forgetful)
+        version = await link.push(model, forgetful)
         seen = await link.probe()
-        assert link.gap(model, seen) > 0.01
-        verdict = await weight_transfer.diagnose(link.client, link.prompt, seen, tolerance=1e-3)
-        assert verdict.startswith(f"stale prefix cache in {link.client.url}")
+        assert seen.cached > 0
+        (fault,) = Probe(link.text, 1e-3).judge([seen], link.logprobs(model), version)
+        assert "stale prefix cache" in fault
 
     asyncio.run(scenario())
 
 
 def test_other_weights_are_told_from_a_stale_cache(link: Link) -> None:
     async def scenario() -> None:
-        await link.push(models.make(21))
+        version = await link.push(models.make(21))
         seen = await link.probe()
-        assert link.gap(models.make(22), seen) > 0.01
-        verdict = await weight_transfer.diagnose(link.client, link.prompt, seen, tolerance=1e-3)
-        assert "computes with other weights" in verdict
+        (fault,) = Probe(link.text, 1e-3).judge([seen], link.logprobs(models.make(22)), version)
+        assert "computes with other weights" in fault
 
     asyncio.run(scenario())
 
@@ -261,26 +268,21 @@ def test_weights_that_are_not_numbers_cannot_be_sampled_from(link: Link) -> None
         broken = tensors | {"model.norm.weight": torch.full((128,), float("nan"))}
         await link.push(broken)  # it arrives as it is
         with pytest.raises(RuntimeError, match=r"not finite|status 500"):
-            await link.probe()
+            await link.client.generate([GenerationRequest([7, 8], 4, seed=1)])
         await link.push(tensors)
         assert link.gap(models.make(23), await link.probe()) < 1e-4
 
     asyncio.run(scenario())
 
 
-class Versioned(EngineClient):
-    """Says which NCCL its worker has, where no GPU is to load one for."""
+def test_a_new_connection_takes_the_place_of_the_old_one(link: Link) -> None:
+    async def scenario() -> None:
+        old = link.sender.transport
+        assert isinstance(old, GlooTransport)
+        await link.sender.connect()
+        assert link.sender.transport is not old
+        assert old.group is None
+        await link.push(models.make(24))
+        assert link.gap(models.make(24), await link.probe()) < 1e-4
 
-    async def call(self, method: str, path: str, *arguments: object, **options: object) -> dict:
-        assert path == "/collective_rpc"
-        return {"results": [[2, 26, 2]] if self.url == "http://a" else [[3, 0, 1]]}
-
-
-def test_an_engine_with_another_nccl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
-    nccl = TransferSettings(backend="nccl")
-    asyncio.run(WeightSender([Versioned("http://a")], nccl).check_nccl())  # a minor one may differ
-    both = WeightSender([Versioned("http://a"), Versioned("http://b")], nccl)
-    words = r"http://b, worker 0: NCCL 3\.0\.1, the trainer has 2\.27\.5"
-    with pytest.raises(EngineError, match=words):
-        asyncio.run(both.check_nccl())
+    asyncio.run(scenario())

@@ -118,6 +118,7 @@ def _ask(
             _started(recipe, target, longest, asked.max_tokens)
         )
         client.progress_timeout_s = recipe.rollout.progress_timeout_s
+        client.concurrency = recipe.rollout.concurrency
         fleet = Fleet([client])
         suite.ask(fleet, words, judge, asked, questions, prompts, answers, recipe.seed)
 

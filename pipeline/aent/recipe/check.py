@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from aent import tasks
 from aent.entropy import controllers
 from aent.evaluation import suites
-from aent.recipe import check_cluster, check_controls
+from aent.recipe import check_cluster, check_controls, check_engines
 from aent.recipe.model_facts import ModelFacts, are_known, model_facts
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
@@ -38,7 +37,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
         *_task(recipe, machine),
-        *_engines(recipe),
+        *check_engines.faults(recipe, machine),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
         *filter(None, [address.fault(recipe)]),
@@ -196,29 +195,6 @@ def _entropy(recipe: Recipe) -> Iterator[str]:
         for name in ("drop_fraction", "top_k"):
             if getattr(entropy, name) is not None:
                 yield f"entropy.{name} has no meaning with entropy.measure=full"
-
-
-def _engines(recipe: Recipe) -> Iterator[str]:
-    rollout = recipe.rollout
-    if bool(rollout.urls) == (rollout.engines > 0):
-        given = "both are given" if rollout.urls else "neither is given"
-        yield f"either rollout.engines above 0 or rollout.urls (with engines: 0): {given}"
-    if rollout.min_engines is not None and rollout.min_engines > rollout.num_engines:
-        yield (
-            f"rollout.min_engines={rollout.min_engines} is more than the {rollout.num_engines} "
-            "engines of rollout.engines and rollout.urls"
-        )
-    for url in rollout.urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
-    if len(set(rollout.urls)) < len(rollout.urls):
-        yield "rollout.urls names an engine twice"
-    if rollout.engine.port and rollout.engine.port + rollout.engines - 1 > 65535:
-        yield (
-            f"rollout.engine.port={rollout.engine.port} leaves no ports for "
-            f"rollout.engines={rollout.engines}"
-        )
 
 
 def _timeouts(recipe: Recipe) -> Iterator[str]:

@@ -58,6 +58,9 @@ class EngineSection(Section):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1)  # on a GPU
     port: int = mark(0, "free", ge=0, le=65535)  # first engine's; 0: any free one
     start_timeout_s: float = mark(300.0, "free", gt=0)
+    # further options of vLLM's server by their names: {max-num-seqs: 512, enforce-eager: true};
+    # what the run sets itself is refused
+    options: dict[str, Any] = Field({})
 
 
 class RolloutSection(Section):
@@ -73,17 +76,21 @@ class RolloutSection(Section):
     replacement_prompts: int = Field(0, ge=0)
     engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
     urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
+    token_file: str | None = mark(None, "free")  # of the token that those ask for (mode 600)
+    concurrency: int = mark(256, "free", ge=1)  # requests that an engine has at once
     # with fewer engines than that the run ends; until then requests go to those left, and engines
     # that the run has started itself are started again; None: all
     min_engines: int | None = mark(None, "free", ge=1)
     engine: EngineSection = EngineSection()
-    progress_timeout_s: float = mark(300.0, "free", gt=0)  # without one finished response
+    # without a token written by an engine, after which it gets its requests again, then is lost
+    progress_timeout_s: float = mark(300.0, "free", gt=0)
     # mean |engine log-prob - trainer log-prob| beyond which the run stops; checked every step
     max_logprob_gap: float = mark(0.05, "warn", gt=0)
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")  # auto: by device
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
-    probe_tolerance: float = mark(0.01, "warn", gt=0)  # max |difference| of the probe's log-probs
+    # the same of the probe's tokens, checked after every update (bfloat16: docs/engines.md)
+    probe_tolerance: float = mark(0.01, "warn", gt=0)
 
     @property
     def num_engines(self) -> int:

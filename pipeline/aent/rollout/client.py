@@ -10,7 +10,6 @@ another batch the logits differ in their last bits, so a token may differ now an
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import sys
 from collections import deque
@@ -21,61 +20,38 @@ from typing import Any
 
 import httpx
 
+from aent.rollout.completion import Completion, GenerationRequest, version_of
+from aent.rollout.flight import EngineFlight, Flight
+from aent.rollout.http import (
+    EngineError,
+    OutOfFilesError,
+    TransientError,
+    error_of_status,
+    http_client,
+    out_of_files,
+)
 from aent.runtime.children import tail_of
 
-INITIAL_VERSION = -1  # of the weights that a server read from its folder, before any update
-VLLM_INITIAL_VERSION = "default"
-NOT_A_LOGPROB = -9999.0  # vLLM sends this for NaN, -inf and a missing value
+GENERATE = "/inference/v1/generate"
 LOG_LINES = 25  # of the server's log, in an error's message
 READY_POLL_S = 0.2
-
-
-class EngineError(RuntimeError):
-    """A server failed, vanished, stayed silent, or answered what it must not."""
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One sample to be written, from the whole tempered policy.
-
-    Unless ``top_p`` or ``top_k`` cut it, which training leaves off: log-probs are then those of the
-    cut policy. Only ``stop_token_ids`` (kept in the response) and ``max_tokens`` end it: the engine
-    knows no end-of-sequence token of its own.
-    """
-
-    prompt_ids: Sequence[int]
-    max_tokens: int
-    temperature: float = 1.0  # 0: greedy, with log-probs at temperature 1
-    top_p: float = 1.0  # 1: off
-    top_k: int = 0  # 0: off
-    seed: int | None = None
-    stop_token_ids: Sequence[int] = ()
-    cache_salt: str | None = None  # requests share cached prefixes with those of equal salt only
-    alternatives: int = 0  # likely tokens beside each one written; for ``Completion.entropies``
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What an engine wrote."""
-
-    token_ids: list[int]
-    logprobs: list[float]  # of each token, under the tempered policy, nats
-    versions: list[int]  # weight version that wrote each token; INITIAL_VERSION before an update
-    finish_reason: str  # "stop" or "length"
-    # nats, of each token's distribution as far as ``alternatives`` show it: at most its entropy
-    entropies: list[float] | None = None
+READY_CALL_S = 5.0  # of one question whether a server is ready yet
+HEALTH_S = 30.0  # one that is busy with hundreds of requests answers late
+HEALTH_TRIES = 3  # a connection may break, of a healthy server too
+HEALTH_PAUSE_S = 0.5
+LOOK_S = 5.0  # for the count of tokens written
 
 
 @dataclass
 class EngineClient:
-    """One server. Every method may be called from any event loop: no connection is kept open."""
+    """One server. Every method may be called from any event loop."""
 
     url: str
     model: str | None = None  # the name it is served under; None: whatever it serves
     token: str | None = field(default=None, repr=False)
     log_path: Path | None = None  # of a server on this machine: errors carry its last lines
     concurrency: int = 256  # requests in flight
-    progress_timeout_s: float = 300.0  # without one finished response
+    progress_timeout_s: float = 300.0  # without a token written
     call_timeout_s: float = 60.0  # of every call but generation
 
     async def generate(
@@ -100,29 +76,22 @@ class EngineClient:
         Raises EngineError as ``call`` does, and for an answer without finite log-probs or weight
         versions, or that was aborted.
         """
-        body = {
-            "token_ids": list(request.prompt_ids),
-            "sampling_params": {
-                "max_tokens": request.max_tokens,
-                "temperature": request.temperature,
-                "top_p": request.top_p,
-                "top_k": request.top_k,
-                "seed": request.seed,
-                "stop_token_ids": list(request.stop_token_ids),
-                "ignore_eos": True,
-                "logprobs": request.alternatives,
-                "detokenize": False,
-            },
-        }
-        if self.model is not None:
-            body["model"] = self.model
-        if request.cache_salt is not None:
-            body["cache_salt"] = request.cache_salt
-        answer = await self.call("POST", "/inference/v1/generate", body, timeout_s=None)
+        answer = await self.ask_to_generate(request.body())
         try:
-            return _completion(answer["choices"][0], request.alternatives > 0)
+            return Completion.of(answer["choices"][0], request.alternatives > 0)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self.error(f"/inference/v1/generate: {error!r}") from None
+            raise self.error(f"{GENERATE}: {error!r}") from None
+
+    async def ask_to_generate(
+        self, body: dict[str, Any], *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The answer to one request for generation. Raises EngineError as ``call`` does."""
+        if self.model is not None:
+            body = {**body, "model": self.model}
+        answer = await self.call("POST", GENERATE, body, timeout_s=timeout_s)
+        if not isinstance(answer, dict):
+            raise self.error(f"{GENERATE}: the answer is no JSON object")
+        return answer
 
     async def call(
         self,
@@ -136,40 +105,67 @@ class EngineClient:
         """The JSON answer of one route (text where it is not JSON, None where it is empty).
 
         ``timeout_s`` bounds the whole call: None waits for ever, -1 means ``call_timeout_s``.
-        Raises EngineError naming URL, status and the answer's first line.
+        Raises EngineError naming URL, status and the answer's first line: TransientError where the
+        same call may succeed later, ``http.RefusedError`` where it cannot.
         """
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            async with (
-                asyncio.timeout(timeout_s),
-                # engines are reached directly, never through a proxy of the environment
-                httpx.AsyncClient(
-                    timeout=None, trust_env=False, verify=self.url.startswith("https")
-                ) as http,
-            ):
+            async with asyncio.timeout(timeout_s):
+                http = await http_client(self.url)
                 answer = await http.request(
                     method, self.url + path, json=body, params=params, headers=headers
                 )
         except TimeoutError:
-            raise self.error(f"{path}: no answer within {timeout_s:.0f} s") from None
+            words = f"{path}: no answer within {timeout_s:.0f} s"
+            raise self.error(words, TransientError) from None
         except httpx.HTTPError as error:
-            raise self.error(f"{path}: {type(error).__name__} {error}".rstrip()) from error
+            if why := out_of_files(error):
+                raise self.error(f"{path}: {why}", OutOfFilesError) from error
+            words = f"{path}: {type(error).__name__} {error}".rstrip()
+            raise self.error(words, TransientError) from error
         if not answer.is_success:
             first = answer.text.strip().partition("\n")[0][:500]
-            raise self.error(f"{path}: status {answer.status_code}: {first}")
-        if answer.headers.get("content-type", "").startswith("application/json"):
+            kind = error_of_status(answer.status_code)
+            raise self.error(f"{path}: status {answer.status_code}: {first}", kind)
+        if not answer.headers.get("content-type", "").startswith("application/json"):
+            return answer.text or None
+        try:
             return answer.json()
-        return answer.text or None
+        except ValueError:
+            raise self.error(f"{path}: the answer is no JSON: {answer.text[:100]!r}") from None
+
+    async def value(self, method: str, path: str, key: str, **options: Any) -> Any:
+        """What stands under ``key`` in the JSON answer of a route; ``options`` as of ``call``.
+
+        Raises EngineError as ``call`` does, and where there is nothing."""
+        answer = await self.call(method, path, **options)
+        if not isinstance(answer, dict) or key not in answer:
+            raise self.error(f"{path}: the answer has no {key!r}: {str(answer)[:100]}")
+        return answer[key]
 
     async def health(self) -> None:
-        """Raise EngineError unless the server is ready and its engine process lives."""
-        await self.call("GET", "/health", timeout_s=5.0)
+        """Raise EngineError unless the server is ready and its engine process lives.
+
+        It may be slow to answer, and a connection may break: it has ``HEALTH_S`` seconds in all.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + HEALTH_S
+        for _ in range(HEALTH_TRIES - 1):
+            try:
+                return await self.call("GET", "/health", timeout_s=deadline - now())
+            except TransientError:
+                if now() + HEALTH_PAUSE_S > deadline:
+                    raise
+                await asyncio.sleep(HEALTH_PAUSE_S)
+        await self.call("GET", "/health", timeout_s=deadline - now())
 
     async def is_healthy(self) -> bool:
-        """``health`` as a question."""
+        """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
         try:
             await self.health()
+        except OutOfFilesError:
+            raise
         except EngineError:
             return False
         return True
@@ -184,7 +180,8 @@ class EngineClient:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             try:
-                return await self.health()
+                await self.call("GET", "/health", timeout_s=READY_CALL_S)
+                return
             except EngineError as error:
                 if asyncio.get_running_loop().time() > deadline:
                     message = f"not ready after {timeout_s:.0f} s ({error})"
@@ -195,34 +192,45 @@ class EngineClient:
 
     async def weight_version(self) -> int:
         """The version of the weights it samples from; INITIAL_VERSION before any update."""
-        info = await self.call("GET", "/weight_info")
+        label = await self.value("GET", "/weight_info", "weight_version")
         try:
-            return _version(info["weight_version"])
-        except (KeyError, TypeError, ValueError) as error:
+            return version_of(label)
+        except (TypeError, ValueError) as error:
             raise self.error(f"/weight_info: {error!r}") from None
 
     async def block_size(self) -> int:
         """Tokens of one block of its key-value cache (only whole blocks are ever reused)."""
-        metrics = await self.call("GET", "/metrics")
+        metrics = str(await self.call("GET", "/metrics"))
         found = re.search(r'^vllm:cache_config_info\{.*?[{,]block_size="(\d+)"', metrics, re.M)
         if found is None:
             raise self.error("/metrics: vllm:cache_config_info has no block_size")
         return int(found[1])
 
-    def error(self, what: str) -> EngineError:
-        """An EngineError that names this server and ends with the last lines of its log."""
+    async def tokens_written(self) -> float:
+        """How many tokens it has computed, of prompts and of responses, since it was started."""
+        metrics = str(await self.call("GET", "/metrics", timeout_s=LOOK_S))
+        counts = re.findall(
+            r"^vllm:(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", metrics, re.M
+        )
+        if not counts:
+            raise self.error("/metrics: no vllm:generation_tokens_total")
+        return sum(map(float, counts))
+
+    def error(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
+        """An error that names this server and ends with the last lines of its log."""
         message = f"engine {self.url}{what}"
         if self.log_path is not None:
             message += f"\nthe last lines of {self.log_path}:\n" + tail_of(self.log_path, LOG_LINES)
-        return EngineError(message)
+        return kind(message)
 
 
 @dataclass
 class Fleet:
     """Several servers with the same weights, used as one.
 
-    A server that is lost (it is not healthy after a failed request, or no response of its ends for
-    ``progress_timeout_s``) leaves ``clients``, and its requests go to the others.
+    A request is sent again where its connection breaks or its server is too busy. A server that is
+    lost (it is not healthy after that, or writes no token for ``progress_timeout_s``, twice) leaves
+    ``clients``, and its requests go to the others.
     """
 
     clients: list[EngineClient]
@@ -248,19 +256,21 @@ class Fleet:
         """Have every sample written, each by the server with the fewest requests in flight.
 
         Returns completions in the order of the requests; calls ``on_progress``, and
-        ``on_completion`` with the request's place, at each that ends.
+        ``on_completion`` with the request's place, at each that ends (``on_progress`` also where
+        servers write tokens and none ends for long).
         Raises EngineError, having cancelled the others: that of a healthy server at once, that of
         a lost one if fewer than ``min_engines`` are left.
         """
-        flight = _Flight(self, deque(enumerate(requests)), [_Engine(c) for c in self.clients])
+        progress = on_progress or (lambda: None)
+        engines = [EngineFlight(client) for client in self.clients]
+        flight = Flight(self, deque(enumerate(requests)), engines, progress)
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):
                 flight.send()
                 for index, completion in await flight.land():
                     done[index] = completion
-                    if on_progress is not None:
-                        on_progress()
+                    progress()
                     if on_completion is not None:
                         on_completion(index, completion)
         finally:
@@ -298,134 +308,3 @@ class Fleet:
             file=sys.stderr,
             flush=True,
         )
-
-
-Item = tuple[int, GenerationRequest]
-
-
-@dataclass
-class _Engine:
-    """A server during one ``generate``."""
-
-    client: EngineClient
-    in_flight: dict[asyncio.Task[Completion], Item] = field(default_factory=dict)
-    progress: float = 0.0  # when a response ended, or when the first request was sent
-    busy_since: float = 0.0  # while requests are in flight
-
-    @property
-    def deadline(self) -> float:
-        return self.progress + self.client.progress_timeout_s
-
-
-@dataclass
-class _Flight:
-    """The requests of one ``generate``."""
-
-    fleet: Fleet
-    waiting: deque[Item]
-    engines: list[_Engine]  # not lost
-    cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
-
-    def send(self) -> None:
-        """Hand out what is waiting, as far as the servers' ``concurrency`` goes."""
-        now = asyncio.get_running_loop().time()
-        while self.waiting:
-            free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
-            if not free:
-                return
-            engine = min(free, key=lambda e: len(e.in_flight))
-            item = self.waiting.popleft()
-            if not engine.in_flight:
-                engine.progress = engine.busy_since = now
-            engine.in_flight[asyncio.create_task(engine.client.complete(item[1]))] = item
-
-    async def land(self) -> list[tuple[int, Completion]]:
-        """Wait for some to end: (index, completion) of each. Servers that are lost are dropped."""
-        loop = asyncio.get_running_loop()
-        tasks = [task for engine in self.engines for task in engine.in_flight]
-        first = min(engine.deadline for engine in self.engines if engine.in_flight)
-        ended, _ = await asyncio.wait(
-            tasks, timeout=max(0.0, first - loop.time()), return_when=asyncio.FIRST_COMPLETED
-        )
-        landed = []
-        for engine in list(self.engines):
-            for task in ended & engine.in_flight.keys():
-                error = task.exception()
-                if error is None:
-                    landed.append((engine.in_flight.pop(task)[0], task.result()))
-                    engine.progress = loop.time()
-                    if not engine.in_flight:
-                        self.fleet.busy_s += loop.time() - engine.busy_since
-                elif not isinstance(error, EngineError) or await engine.client.is_healthy():
-                    raise error
-                else:
-                    self._lose(engine, error)
-                    break
-            else:
-                if engine.in_flight and engine.deadline <= loop.time():
-                    self._lose(engine, self._silence(engine))
-        return landed
-
-    def _silence(self, engine: _Engine) -> EngineError:
-        return engine.client.error(
-            f": no response finished for {engine.client.progress_timeout_s:.0f} s "
-            f"({len(engine.in_flight)} in flight)"
-        )
-
-    def stop(self, engine: _Engine) -> list[Item]:
-        """Have it answer nothing more; return what it was asked."""
-        items = list(engine.in_flight.values())
-        if items:
-            self.fleet.busy_s += asyncio.get_running_loop().time() - engine.busy_since
-        for task in engine.in_flight:
-            task.cancel()
-        self.cancelled += engine.in_flight
-        engine.in_flight = {}
-        return items
-
-    def _lose(self, engine: _Engine, error: EngineError) -> None:
-        self.engines.remove(engine)
-        self.waiting.extendleft(self.stop(engine))
-        self.fleet.lose(engine.client, error)
-
-
-def _completion(choice: dict[str, Any], alternatives: bool = False) -> Completion:
-    """Check and convert one choice, which has alternatives to each token where some were asked for;
-    raises ValueError saying what is wrong with it."""
-    tokens = choice["token_ids"]
-    logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-    reason = choice["finish_reason"]
-    if reason not in ("stop", "length") or not tokens:
-        raise ValueError(f"{len(tokens)} tokens with finish_reason {reason!r}")
-    if len(logprobs) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens but {len(logprobs)} log-probs")
-    for position, value in enumerate(logprobs):
-        if value is None or not math.isfinite(value) or value <= NOT_A_LOGPROB:
-            raise ValueError(
-                f"the log-prob of response token {position} is {value}: "
-                "the engine's weights or logits are not finite"
-            )
-    versions: list[int] = []
-    for span in choice["weight_versions"] or []:
-        if span["start"] != len(versions):
-            break
-        versions += [_version(span["version"])] * (span["end"] - span["start"])
-    if len(versions) != len(tokens):
-        raise ValueError(f"no weight version for {len(tokens) - len(versions)} of its tokens")
-    entropies = None
-    if alternatives:
-        shown = (entry["top_logprobs"] for entry in choice["logprobs"]["content"])
-        entropies = [entropy_of([each["logprob"] for each in likely]) for likely in shown]
-    return Completion(list(tokens), logprobs, versions, reason, entropies)
-
-
-def entropy_of(logprobs: Sequence[float]) -> float:
-    """The entropy, nats, of a distribution of which these log-probs are known, all of its other
-    mass taken for one token: at most that of the distribution."""
-    probabilities = [math.exp(value) for value in logprobs]
-    rest = max(0.0, 1 - sum(probabilities))
-    return -sum(p * math.log(p) for p in [*probabilities, rest] if p > 0)
-
-
-def _version(label: str) -> int:
-    return INITIAL_VERSION if label == VLLM_INITIAL_VERSION else int(label)

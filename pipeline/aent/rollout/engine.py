@@ -8,26 +8,50 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 
 from aent.recipe.schema import Recipe
 from aent.rollout.client import EngineClient, EngineError
 from aent.rollout.registry import read_token
-from aent.rollout.token_gate import FILE_VARIABLE, TokenGate
-from aent.runtime.children import Child, free_port
+from aent.rollout.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
+from aent.runtime.children import STARTED_BY, Child, free_port
 from aent.runtime.environment import device_kind
+from aent.runtime.network import port_problem
 
 READY_POLL_S = 0.2
 STOP_GRACE_S = 3.0
 LOG_LINES = 25  # of a dead server, in the error's message
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 WORKER_EXTENSION = "aent.rollout.worker_extension.WorkerExtension"
+SOCKET_PATH = 107  # characters that the path of a Unix socket may have (unix(7)) ...
+SOCKET_NAME = 48  # ... of which so many are for vLLM's name of one in its folder
+# of the caller's shell, and not for an engine: what makes another server of it, and what places a
+# process in somebody else's job
+NOT_INHERITED = (
+    "VLLM_API_KEY",
+    "VLLM_PORT",
+    "VLLM_USE_MODELSCOPE",
+    "VLLM_USE_RUST_FRONTEND",  # it knows no middleware, and so no token
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",  # shorter than ``http.KEEPALIVE_S``: connections would break
+    "VLLM_DISABLE_PYNCCL",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    STARTED_BY,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,7 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.85  # on GPUs
     gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
+    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
 
 
 def settings_of(
@@ -73,11 +98,30 @@ def settings_of(
         gpu_memory_utilization=engine.gpu_memory_utilization,
         gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
         token_path=run_dir / "token",
+        options=engine.options,
     )
 
 
 def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
-    """Return (argv, environment) of the server; the environment extends this process's own."""
+    """Return (argv, environment) of the server."""
+    options = {**settings.options, **own_options(settings)}
+    argv = [sys.executable, "-m", "aent.rollout.server"]
+    argv += [flag(name, value) for name, value in options.items()]
+    return argv, environment(settings)
+
+
+def flag(name: str, value: object) -> str:
+    """An option of vLLM's server as it stands on the command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    if isinstance(value, dict | list):
+        return f"--{name}={json.dumps(value)}"
+    return f"--{name}={value}"
+
+
+def own_options(settings: EngineSettings) -> dict[str, object]:
+    """The options that a run gives its engines, by name; recipes may not (``recipe.check``)."""
     s = settings
     backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
     options: dict[str, object] = {
@@ -94,11 +138,37 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
         # of the policy that is sampled from: tempered
         "logprobs-mode": "processed_logprobs",
         "worker-extension-cls": WORKER_EXTENSION,
-        "weight-transfer-config": json.dumps({"backend": backend}),
+        "weight-transfer-config": {"backend": backend},
         "uvicorn-log-level": "warning",
+        "skip-tokenizer-init": True,
+        "enable-scale-out": True,  # /inference/v1/generate
+        "enable-prompt-tokens-details": True,  # how much came from the cache: the probe asks
     }
-    flags = ["--skip-tokenizer-init", "--enable-scale-out"]  # the latter: /inference/v1/generate
-    env = os.environ | {
+    if s.token_path is not None:
+        options["middleware"] = f"{TokenGate.__module__}.{TokenGate.__name__}"
+    if s.device == "cuda":
+        return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
+    options |= {
+        "enforce-eager": True,
+        # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a
+        # CPU: vLLM sets back the generator of a request with a seed, and a CPU's cannot be
+        "enable-chunked-prefill": False,
+        # whole blocks are what samples of one prompt share: 128, the default, is longer than many
+        "block-size": 32,
+        "kv-cache-memory-bytes": int(s.kv_cache_gib * 2**30),
+    }
+    if s.tensor_parallel == 1:
+        # vLLM's own choice is a worker process, for whose answers its engine process waits
+        # with a busy loop: a third of the machine's time where there are two cores
+        options["distributed-executor-backend"] = IN_PROCESS
+    return options
+
+
+def environment(settings: EngineSettings) -> dict[str, str]:
+    """The server's environment: this process's own, without what is meant for other servers."""
+    s = settings
+    env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    env |= {
         "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
         "VLLM_PLUGINS": "none",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # see rollout.server
@@ -106,34 +176,21 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-    if s.device == "cpu":
-        flags.append("--enforce-eager")
-        # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a
-        # CPU: vLLM sets back the generator of a request with a seed, and a CPU's cannot be
-        flags.append("--no-enable-chunked-prefill")
-        # whole blocks are what samples of one prompt share: 128, the default, is longer than many
-        options["block-size"] = 32
-        options["kv-cache-memory-bytes"] = int(s.kv_cache_gib * 2**30)
-        env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
-        cores = _cores(s.tensor_parallel, s.cpu_threads)
-        if s.tensor_parallel == 1:
-            # vLLM's own choice is a worker process, for whose answers its engine process waits
-            # with a busy loop: a third of the machine's time where there are two cores
-            options["distributed-executor-backend"] = IN_PROCESS
-            env["OMP_NUM_THREADS"] = str(len(cores[0]))
-        else:
-            bound = "|".join(",".join(map(str, part)) for part in cores)
-            env["VLLM_CPU_OMP_THREADS_BIND"] = bound
-    else:
-        options["gpu-memory-utilization"] = s.gpu_memory_utilization
+    if len(tempfile.gettempdir()) + SOCKET_NAME > SOCKET_PATH:
+        env["VLLM_RPC_BASE_PATH"] = "/tmp"  # of vLLM's sockets; by default TMPDIR
+    if s.token_path is not None:
+        env[FILE_VARIABLE] = str(s.token_path)
+    if s.device == "cuda":
         if s.gpus is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
-    if s.token_path is not None:
-        options["middleware"] = f"{TokenGate.__module__}.{TokenGate.__name__}"
-        env[FILE_VARIABLE] = str(s.token_path)
-    argv = [sys.executable, "-m", "aent.rollout.server"]
-    argv += [f"--{name}={value}" for name, value in options.items()]
-    return argv + flags, env
+        return env
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
+    cores = _cores(s.tensor_parallel, s.cpu_threads)
+    if s.tensor_parallel == 1:
+        env["OMP_NUM_THREADS"] = str(len(cores[0]))
+    else:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, part)) for part in cores)
+    return env
 
 
 def _visible_gpu(place: int) -> str:
@@ -195,12 +252,23 @@ class Engine:
         self.child.stop(grace_s)
 
     def is_healthy(self) -> bool:
-        """Whether the server is ready and its engine process lives."""
+        """Whether the server is ready and its engine process lives. One with a token has to prove
+        that it knows it: another server at its address may answer too."""
+        challenge = secrets.token_hex(16)
         try:  # verify: reading certificates, for a URL without any, takes as long as the rest
-            answer = httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False, verify=False)
+            answer = httpx.get(
+                f"{self.url}/health",
+                headers={CHALLENGE: challenge},
+                timeout=5.0,
+                trust_env=False,
+                verify=False,
+            )
         except httpx.HTTPError:
             return False
-        return answer.is_success
+        if self.settings.token_path is None:
+            return answer.is_success
+        wanted = proof(read_token(self.settings.token_path), challenge)
+        return answer.is_success and answer.headers.get(PROOF) == wanted
 
     def error(self, what: str) -> EngineError:
         """An EngineError that says what the server did and ends with the last lines of its log."""
@@ -211,10 +279,14 @@ class Engine:
 
 
 def start(settings: EngineSettings) -> Engine:
-    """Start a server; return at once (see ``Engine.wait_ready``)."""
+    """Start a server; return at once (see ``Engine.wait_ready``).
+
+    Raises EngineError where its port is taken.
+    """
     if settings.port == 0:
-        port = free_port(settings.host)
-        settings = EngineSettings(**{**vars(settings), "port": port})
+        settings = replace(settings, port=free_port(settings.host))
+    elif (why := port_problem(settings.host, settings.port)) is not None:
+        raise EngineError(f"rollout.engine.port: port {settings.port} {why}")
     argv, env = command(settings)
     child = Child.start(
         f"vLLM server on port {settings.port}", argv, env=env, log_path=settings.log_path

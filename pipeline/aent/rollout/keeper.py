@@ -16,6 +16,7 @@ from pathlib import Path
 from aent.recipe.schema import Recipe
 from aent.rollout import engine, registry
 from aent.rollout.engine import Engine, EngineSettings
+from aent.rollout.http import EngineError
 
 RESTARTS = 3  # of one engine: what is lost more often is not lost by chance
 
@@ -78,7 +79,11 @@ class Keeper:
         self.engine.stop()
 
     def _start(self) -> None:
-        self.engine = engine.start(self.settings)
+        try:
+            self.engine = engine.start(self.settings)
+        except EngineError as error:  # its port is taken
+            registry.publish_failure(self.run_dir, self.index, f"engine {self.index}: {error}")
+            raise
         self._started, self._ready = time.monotonic(), False
 
     def _is_healthy(self) -> bool:

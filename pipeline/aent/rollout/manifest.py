@@ -87,14 +87,12 @@ def expected_manifest(
     for name, stored in _stored_tensors(model_path):
         if (tied and name == TIED_HEAD) or name.endswith(BUFFERS):
             continue
-        tensor = stored if dtype is None else stored.to(getattr(torch, dtype))
-        spec = TensorSpec.of(tensor) if content else _without_content(tensor)
-        manifest[name] = spec
+        sent = str(stored.dtype).removeprefix("torch.") if dtype is None else dtype
+        if content:
+            manifest[name] = TensorSpec.of(stored.to(getattr(torch, sent)))
+        else:  # without reading it
+            manifest[name] = TensorSpec(tuple(stored.shape), sent)
     return manifest
-
-
-def _without_content(tensor: Tensor) -> TensorSpec:
-    return TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _stored_tensors(model_path: Path) -> Iterator[tuple[str, Tensor]]:

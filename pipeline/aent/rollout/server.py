@@ -10,9 +10,7 @@ import gc
 import os
 import runpy
 
-from aent.runtime.children import die_with_parent
-
-STARTED_BY = "AENT_SERVER_PROCESS"  # the process of the server that has started this one
+from aent.runtime.children import STARTED_BY, die_with_parent
 
 parent = os.environ.get(STARTED_BY)  # not there: this is the first, which dies with its launcher
 die_with_parent(int(parent) if parent else None)

@@ -18,10 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.runtime.network import own_address
+from aent.runtime.network import LOOPBACK, own_address
 
 T = TypeVar("T")
-LOOPBACK = "127.0.0.1"
 
 
 class Broadcast(Protocol):
@@ -38,7 +37,8 @@ class Transport(Protocol):
     """The sender's end of a group."""
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
-        """Start sending; ``tensor`` must stay as it is until that has ended."""
+        """Start sending; ``tensor`` must stay as it is until that has ended. May block until every
+        engine takes part, so call it in a thread."""
 
     def close(self) -> None:
         """Leave the group: whoever waits in it gets an error.
@@ -171,11 +171,13 @@ class NcclTransport:
     vllm/distributed/weight_transfer/nccl_common.py).
 
     Written against vLLM 0.32.0 and torch.cuda.nccl; it was not run here, for want of two GPUs. The
-    trainer's GPU must not be one of the engines', and both sides need the same NCCL major version.
+    trainer's GPU must not be one of the engines', and both sides need the same version of NCCL.
     """
 
     communicator: Any
+    device: int  # threads, in which all of this is called, begin with device 0
     newest: _CudaBroadcast | None = None
+    starting: bool = False  # a broadcast, which blocks while NCCL connects
 
     @staticmethod
     def rendezvous() -> tuple[bytes, dict[str, Any]]:
@@ -184,22 +186,26 @@ class NcclTransport:
         return unique_id, {"nccl_unique_id_b64": base64.b64encode(unique_id).decode()}
 
     @staticmethod
-    def join(unique_id: bytes, world: int) -> NcclTransport:
-        """Join as rank 0 on the current device; blocks until all are there."""
-        communicator = torch.cuda.nccl.init_rank(world, unique_id, 0)
-        torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[communicator])
-        torch.cuda.synchronize()
-        return NcclTransport(communicator)
+    def join(unique_id: bytes, world: int, device: int) -> NcclTransport:
+        """Join as rank 0 on this device; blocks until all are there."""
+        with torch.cuda.device(device):
+            communicator = torch.cuda.nccl.init_rank(world, unique_id, 0)
+            torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[communicator])
+            torch.cuda.synchronize()
+        return NcclTransport(communicator, device)
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
-        tensor = tensor.cuda().contiguous()
-        torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
-        event = torch.cuda.Event()
-        event.record()
-        self.newest = _CudaBroadcast(event, tensor)
+        self.starting = True
+        with torch.cuda.device(self.device):
+            tensor = tensor.cuda().contiguous()
+            torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
+            event = torch.cuda.Event()
+            event.record()
+            self.newest = _CudaBroadcast(event, tensor)
+        self.starting = False
         return self.newest
 
     def close(self) -> None:
-        if self.newest is not None and not self.newest.is_completed():
+        if self.starting or (self.newest is not None and not self.newest.is_completed()):
             raise RuntimeError("a broadcast of weights by NCCL waits for a lost engine for ever")
         self.communicator = None

@@ -4,7 +4,7 @@ Sequence of one update: pause (requests in flight are kept), start, the tensors 
 what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
 cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
 What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
-old copies) is for the probe: log-probs that must equal the trainer's.
+old copies) is for the probe (``rollout.probe``).
 
 The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 0.32.0.
 """
@@ -12,23 +12,17 @@ The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 
 from __future__ import annotations
 
 import asyncio
-import random
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from aent.rollout.client import (
-    INITIAL_VERSION,
-    Completion,
-    EngineClient,
-    EngineError,
-    GenerationRequest,
-)
+from aent.rollout import nccl
+from aent.rollout.client import EngineClient, EngineError
+from aent.rollout.completion import INITIAL_VERSION
 from aent.rollout.manifest import Manifest, TensorSpec, differences
 from aent.rollout.transport import (
     Broadcast,
@@ -43,6 +37,7 @@ LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
 FAULTS_SHOWN = 8
 
 
+T = TypeVar("T")
 Bucket = list[tuple[str, TensorSpec, Tensor]]  # names, what they are, and the tensors themselves
 
 
@@ -72,13 +67,14 @@ class WeightSender:
     version: int | None = field(default=None, init=False)  # of the last update
 
     async def connect(self) -> None:
-        """Form a group with every worker of every engine; ``push`` does it too, where they are not
-        those of the last time.
+        """Form a group with every worker of every engine, in place of an earlier one; ``push`` does
+        it too, where they are not those of the last time.
 
         Raises EngineError within ``timeout_s`` if an engine does not come.
         """
-        await self._all("POST", "/collective_rpc", {"method": "aent_abandon_update"})
-        sizes = [s["world_size"] for s in await self._all("GET", "/get_world_size")]
+        self.disconnect()
+        await self._rpc("aent_reset_transfer")
+        sizes = await self._values("GET", "/get_world_size", "world_size")
         world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
         address = self.settings.master_address
         join: Callable[[], Transport]
@@ -88,7 +84,7 @@ class WeightSender:
         else:
             await self.check_nccl()
             unique_id, where = NcclTransport.rendezvous()
-            join = partial(NcclTransport.join, unique_id, world)
+            join = partial(NcclTransport.join, unique_id, world, torch.cuda.current_device())
         offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
         calls = [
             client.call(
@@ -115,16 +111,17 @@ class WeightSender:
             transport.close()
 
     async def check_nccl(self) -> None:
-        """Raise EngineError naming the engine whose NCCL has another major version than ours: the
-        group would hang or break. Not run where it was written: it needs GPUs."""
-        own = torch.cuda.nccl.version()
-        answers = await self._all("POST", "/collective_rpc", {"method": "aent_nccl_version"})
-        for client, answer in zip(self.clients, answers):
-            for worker, theirs in enumerate(answer["results"]):
-                if theirs[0] != own[0]:
+        """Raise EngineError naming the engine whose NCCL is of another version than ours, patch
+        level included: NCCL would refuse the group. Not run between two GPUs where it was written.
+        """
+        own = nccl.loaded_version()
+        for client, results in zip(self.clients, await self._rpc("aent_nccl_version")):
+            for worker, theirs in enumerate(results):
+                if tuple(theirs) != own:
                     raise client.error(
                         f", worker {worker}: NCCL {'.'.join(map(str, theirs))}, the trainer has "
-                        f"{'.'.join(map(str, own))}; weights travel by NCCL of one major version"
+                        f"{'.'.join(map(str, own))}; weights travel by NCCL of one version "
+                        "(VLLM_NCCL_SO_PATH names the engine's library)"
                     )
 
     async def push(
@@ -247,22 +244,29 @@ class WeightSender:
             "dtype_names": [spec.dtype for _, spec, _ in bucket],
             "shapes": [list(spec.shape) for _, spec, _ in bucket],
         }
+        transport, timeout_s = self.transport, self.settings.timeout_s
         calls = [
             asyncio.ensure_future(
-                c.call(
-                    "POST",
-                    "/update_weights",
-                    {"update_info": info},
-                    timeout_s=self.settings.timeout_s,
-                )
+                c.call("POST", "/update_weights", {"update_info": info}, timeout_s=timeout_s)
             )
             for c in self.clients
         ]
+        # in a thread: NCCL connects in the first broadcasts, which blocks until every engine has
+        # got its call and takes part
+        started = in_daemon_thread(lambda: [transport.broadcast(tensor) for _, _, tensor in bucket])
         try:
-            for work in [self.transport.broadcast(tensor) for _, _, tensor in bucket]:
-                await _finished(work, calls)
-            await asyncio.gather(*calls)
+            # the calls have deadlines of their own, whose errors name the engine
+            async with asyncio.timeout(timeout_s + LAST_WORDS_S):
+                for work in await _first_failure(started, calls):
+                    await _finished(work, calls)
+                await asyncio.gather(*calls)
+        except TimeoutError:
+            urls = ", ".join(client.url for client in self.clients)
+            raise EngineError(
+                f"a broadcast of weights to {urls} has not ended within {timeout_s:.0f} s"
+            ) from None
         finally:
+            started.cancel()
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
@@ -277,9 +281,8 @@ class WeightSender:
             f"the trainer's export: {d}" for d in differences(expected, offered)
         ]  # fmt: skip
         if not faults:
-            answers = await self._all("POST", "/collective_rpc", {"method": "aent_received"})
-            for client, answer in zip(self.clients, answers):
-                for rank, tensors in enumerate(answer["results"]):
+            for client, results in zip(self.clients, await self._rpc("aent_received")):
+                for rank, tensors in enumerate(results):
                     received = {n: TensorSpec(tuple(s), d, c) for n, (s, d, c) in tensors.items()}
                     where = f"{client.url}, worker {rank}"
                     faults += [f"{where}: {d}" for d in differences(offered, received)]
@@ -300,19 +303,45 @@ class WeightSender:
 
     async def reset_caches(self) -> None:
         """Drop keys and values of the old weights, those of requests in flight included."""
-        answers = await self._all(
-            "POST", "/reset_prefix_cache", params={"reset_running_requests": True}
+        answers = await self._values(
+            "POST", "/reset_prefix_cache", "success", params={"reset_running_requests": True}
         )
-        for client, answer in zip(self.clients, answers):
-            if not answer["success"]:
+        for client, was_reset in zip(self.clients, answers):
+            if not was_reset:
                 raise WeightSyncError(f"{client.url}: the prefix cache was not reset")
 
-    async def _all(self, method: str, path: str, body: Any = None, *, params: Any = None) -> list:
+    async def _all(
+        self, method: str, path: str, body: Any = None, *, params: Any = None
+    ) -> list[Any]:
+        """The answer of every engine."""
         timeout_s = self.settings.timeout_s
         calls = [
             c.call(method, path, body, params=params, timeout_s=timeout_s) for c in self.clients
         ]
         return await asyncio.gather(*calls)
+
+    async def _values(self, method: str, path: str, key: str, **options: Any) -> list[Any]:
+        """What stands under ``key`` in every engine's answer."""
+        options["timeout_s"] = self.settings.timeout_s
+        return await asyncio.gather(*(c.value(method, path, key, **options) for c in self.clients))
+
+    async def _rpc(self, method: str) -> list[list[Any]]:
+        """What every worker of every engine returns from this method of our extension."""
+        return await self._values("POST", "/collective_rpc", "results", body={"method": method})
+
+
+async def _first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future]) -> T:
+    """The result of ``work``; the error of a call that fails before it has one."""
+    running = set(calls)
+    while not work.done():
+        done, _ = await asyncio.wait({work, *running}, return_when=asyncio.FIRST_COMPLETED)
+        for call in done - {work}:
+            running.discard(call)
+            call.result()
+    try:
+        return work.result()
+    except RuntimeError as error:
+        raise await _broken(error, calls) from error
 
 
 async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
@@ -325,75 +354,14 @@ async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        done, _ = await asyncio.wait(
-            calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION
-        )
-        for call in calls:  # in their order: several may have failed
-            if call in done:
-                call.result()
-        raise EngineError(f"a broadcast of weights broke: {error}") from error
+        raise await _broken(error, calls) from error
 
 
-# -- the probe: what an engine computes, against what the trainer computes
-
-
-async def probe_prompt(client: EngineClient, vocab_size: int, seed: int = 0) -> list[int]:
-    """Token ids of a prompt longer than one block of the engine's cache.
-
-    Only whole blocks are reused, so a shorter one could not see a stale cache.
-    """
-    length = await client.block_size() + 8
-    random_ids = random.Random(seed)
-    return [random_ids.randrange(vocab_size) for _ in range(length)]
-
-
-async def probe(
-    client: EngineClient,
-    prompt_ids: Sequence[int],
-    *,
-    max_tokens: int = 4,
-    temperature: float = 0.0,
-    cache_salt: str | None = None,
-) -> Completion:
-    """A few tokens and their log-probs, to be compared with the trainer's.
-
-    Greedy by default, with log-probs at temperature 1; else sampled, with those at ``temperature``.
-    Send it before an update too: only then can the one after it meet a stale cache.
-    """
-    request = GenerationRequest(
-        prompt_ids, max_tokens, temperature=temperature, seed=0, cache_salt=cache_salt
-    )
-    return (await client.generate([request]))[0]
-
-
-async def diagnose(
-    client: EngineClient,
-    prompt_ids: Sequence[int],
-    seen: Completion,
-    *,
-    tolerance: float,
-    temperature: float = 0.0,
-) -> str:
-    """Say why a probe (``seen``) disagreed with the trainer: a stale cache, or wrong weights.
-
-    The same probe under a fresh cache salt cannot meet cached keys and values.
-    """
-    fresh = await probe(
-        client,
-        prompt_ids,
-        max_tokens=len(seen.token_ids),
-        temperature=temperature,
-        cache_salt=uuid.uuid4().hex,
-    )
-    same_tokens = fresh.token_ids == seen.token_ids
-    gap = max(abs(a - b) for a, b in zip(fresh.logprobs, seen.logprobs))
-    if same_tokens and gap <= tolerance:
-        return (
-            f"{client.url} computes with other weights than the trainer (its prefix cache is not "
-            "the cause: without it the log-probs are the same)"
-        )
-    change = f"log-probs change by {gap:.4g}" if same_tokens else "tokens change"
-    return (
-        f"stale prefix cache in {client.url}: its {change} when the cache is left out, so keys "
-        "and values of other weights are being reused"
-    )
+async def _broken(error: RuntimeError, calls: Sequence[asyncio.Future]) -> EngineError:
+    """What a broadcast that broke is to be called; raises an engine's own error where it has one
+    to tell."""
+    done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION)
+    for call in calls:  # in their order: several may have failed
+        if call in done:
+            call.result()
+    return EngineError(f"a broadcast of weights broke: {error}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -25,11 +26,16 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
 
+from aent.rollout import nccl
 from aent.rollout.manifest import Manifest, TensorSpec
 from aent.rollout.transport import gloo_broadcast, gloo_group
 
@@ -65,6 +71,18 @@ def receive(engine: Any, info: GlooUpdateInfo | NCCLWeightTransferUpdateInfo) ->
             yield name, tensor
 
     engine.model.load_weights(tensors())
+
+
+def tied_heads(model: torch.nn.Module) -> list[Any]:
+    """Output layers whose weight is that of an embedding.
+
+    The tensors themselves tell: vLLM sets ``tie_word_embeddings`` to False where the file stores a
+    head too, and ties the two again if they are equal.
+    """
+    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+    embeddings = {id(layer.weight) for layer in layers if layer not in heads}
+    return [head for head in heads if id(head.weight) in embeddings]
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
@@ -109,8 +127,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         finalize_layerwise_reload(self.model, self.model_config)
         # vLLM on a CPU computes with a packed copy of each matrix. The reload repacks a layer when
         # its tensors arrive; a tied head gets none and would keep its old copy.
-        if self.model_config.hf_text_config.tie_word_embeddings:
-            head: Any = self.model.lm_head
+        for head in tied_heads(self.model):
             head.quant_method.process_weights_after_loading(head)
         self.is_open = False
 
@@ -149,8 +166,8 @@ class WorkerExtension:
     _weight_update_active: bool
     finish_weight_update: Callable[[], None]
 
-    def aent_abandon_update(self) -> None:
-        """Close an update that broke off, without a new version.
+    def aent_reset_transfer(self) -> None:
+        """Close an update that broke off, without a new version, and leave the group it came by.
 
         Layers that have only a part of their tensors would take it for the beginning of the next
         update's. What they have now is nothing to compute with: the engine must stay paused.
@@ -158,6 +175,7 @@ class WorkerExtension:
         if self.weight_transfer_engine.is_open:
             self._weight_update_active = True  # else where it broke in this worker
             self.finish_weight_update()
+        self.weight_transfer_engine.shutdown()
 
     def aent_received(self) -> dict[str, Any]:
         """{name: [shape, dtype, checksum]} of every tensor since the update began."""
@@ -165,8 +183,8 @@ class WorkerExtension:
         return {n: [list(s.shape), s.dtype, s.checksum] for n, s in received.items()}
 
     def aent_nccl_version(self) -> list[int]:
-        """Of the NCCL that this worker has loaded."""
-        return list(torch.cuda.nccl.version())
+        """Major, minor and patch of the NCCL that this worker's groups are made with."""
+        return list(nccl.version_of(NCCLLibrary().ncclGetRawVersion()))
 
 
 for _name, _engine in (("aent_gloo", GlooEngine), ("aent_nccl", NcclEngine)):

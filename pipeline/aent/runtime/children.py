@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+STARTED_BY = "AENT_SERVER_PROCESS"  # names the process of a vLLM server that has started another
 POLL_S = 0.02
 KILL_WAIT_S = 30.0  # for the kernel to deliver a SIGKILL, and to take the memory back
 KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+LOOPBACK = "127.0.0.1"
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"  # gloo reads it too; the network between the nodes
 
 
@@ -34,6 +36,19 @@ def own_address() -> str:
             f"{INTERFACE_VARIABLE} to the interface between the nodes"
         )
     return address
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why a server cannot listen at this port, as the end of a sentence; None if it can."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"of {host} is taken by another server"
+            return f"of {host} cannot be used ({error.strerror})"
+    return None
 
 
 def is_local(url: str) -> bool:

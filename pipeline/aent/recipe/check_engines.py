@@ -1,0 +1,106 @@
+"""Whether a recipe's engines can be started, or reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aent.recipe.schema import Recipe
+from aent.runtime.environment import device_kind
+
+# of vLLM's server: what the run gives its engines itself (``rollout.engine.own_options``), under
+# the field that sets it where there is one
+OWN_OPTIONS = {
+    "model": "model.path",
+    "served-model-name": "name",
+    "host": "",
+    "port": "rollout.engine.port",
+    "tensor-parallel-size": "rollout.engine.tensor_parallel",
+    "max-model-len": "rollout.max_prompt_tokens and rollout.max_response_tokens",
+    "dtype": "model.dtype",
+    "seed": "seed",
+    "generation-config": "",
+    "logprobs-mode": "",
+    "worker-extension-cls": "",
+    "weight-transfer-config": "rollout.transfer_backend",
+    "uvicorn-log-level": "",
+    "skip-tokenizer-init": "",
+    "enable-scale-out": "",
+    "enable-prompt-tokens-details": "",
+    "middleware": "",
+    "gpu-memory-utilization": "rollout.engine.gpu_memory_utilization",
+    "kv-cache-memory-bytes": "rollout.engine.kv_cache_gib",
+}
+# what would open a door beside the run's own, or move an engine off the GPUs that it is given
+KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")
+# set for a CPU's sake, and free on GPUs
+ON_CPU = ("enforce-eager", "enable-chunked-prefill", "block-size", "distributed-executor-backend")
+ALIASES = {"tp": "tensor-parallel-size", "dp": "data-parallel-size", "pp": "pipeline-parallel-size"}
+SCALARS = (bool, int, float, str, dict, list)
+
+
+def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
+    """One sentence per fault, each naming its field. ``machine=False``: see ``check.check``."""
+    rollout = recipe.rollout
+    if bool(rollout.urls) == (rollout.engines > 0):
+        given = "both are given" if rollout.urls else "neither is given"
+        yield f"either rollout.engines above 0 or rollout.urls (with engines: 0): {given}"
+    if rollout.min_engines is not None and rollout.min_engines > rollout.num_engines:
+        yield (
+            f"rollout.min_engines={rollout.min_engines} is more than the {rollout.num_engines} "
+            "engines of rollout.engines and rollout.urls"
+        )
+    for url in rollout.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
+    if len(set(rollout.urls)) < len(rollout.urls):
+        yield "rollout.urls names an engine twice"
+    if rollout.engine.port and rollout.engine.port + rollout.engines - 1 > 65535:
+        yield (
+            f"rollout.engine.port={rollout.engine.port} leaves no ports for "
+            f"rollout.engines={rollout.engines}"
+        )
+    yield from _token_file(recipe, machine)
+    for name, value in rollout.engine.options.items():
+        yield from _option(name, value, machine)
+
+
+def _token_file(recipe: Recipe, machine: bool) -> Iterator[str]:
+    given = recipe.rollout.token_file
+    if given is None:
+        return
+    where = f"rollout.token_file: {given}"
+    if not recipe.rollout.urls:
+        yield "rollout.token_file is for engines of rollout.urls, and there are none"
+    elif machine:
+        try:
+            path = Path(given).expanduser()
+            token, mode = path.read_text(), path.stat().st_mode
+        except OSError as error:
+            yield f"{where}: {error.strerror}"
+        except ValueError:
+            yield f"{where} is no text"
+        else:
+            if not token.strip():
+                yield f"{where} is empty"
+            if mode & 0o077:
+                yield f"{where} can be read by others: chmod 600"
+
+
+def _option(name: str, value: object, machine: bool) -> Iterator[str]:
+    where = f"rollout.engine.options.{name}"
+    known = name.strip("-").replace("_", "-").removeprefix("no-").partition(".")[0]
+    known = ALIASES.get(known, known)
+    if known in OWN_OPTIONS:
+        field = OWN_OPTIONS[known]
+        yield f"{where} is set by the run itself" + (f": give {field}" if field else "")
+    elif known in KEPT_OUT:
+        yield f"{where} would change what the run says of its engines itself"
+    elif known in ON_CPU and machine and device_kind() == "cpu":
+        yield f"{where} is set by the run itself on a CPU"
+    elif name.startswith("-") or not name.strip():
+        yield f"{where}: give the option's name without dashes before it"
+    elif not isinstance(value, SCALARS):
+        yield f"{where} has no value"

@@ -1,0 +1,110 @@
+"""How a vLLM server is started: its command line, its environment, its address."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from aent.recipe.check_engines import ON_CPU, OWN_OPTIONS
+from aent.rollout import engine, registry
+from aent.rollout.client import EngineError
+from aent.rollout.engine import Engine, EngineSettings, own_options
+from aent.rollout.token_gate import CHALLENGE, PROOF, proof
+from aent.runtime.children import Child
+
+
+def settings(folder: Path, **changes: object) -> EngineSettings:
+    values = {
+        "model_path": folder / "model",
+        "served_name": "tiny",
+        "log_path": folder / "engine.log",
+        "max_model_len": 64,
+        "token_path": registry.make_token(folder),
+        **changes,
+    }
+    return EngineSettings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_option_that_a_run_sets_is_refused_in_recipes(tmp_path: Path, device: str) -> None:
+    ours = set(own_options(settings(tmp_path, device=device)))
+    assert ours <= set(OWN_OPTIONS) | (set(ON_CPU) if device == "cpu" else set())
+
+
+def test_a_recipes_options_reach_the_server(tmp_path: Path) -> None:
+    options = {
+        "max-num-seqs": 64,
+        "enable_prefix_caching": False,
+        "async-scheduling": True,
+        "compilation-config": {"level": 0},
+    }
+    argv, _ = engine.command(settings(tmp_path, options=options))
+    assert {"--max-num-seqs=64", "--no-enable-prefix-caching", "--async-scheduling"} <= set(argv)
+    assert '--compilation-config={"level": 0}' in argv
+
+
+def test_settings_of_other_servers_do_not_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {"VLLM_API_KEY": "secret", "VLLM_PORT": "8000", "RANK": "3", "MASTER_PORT": "29500"}
+    for name, value in foreign.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/scratch/cache")
+    _, env = engine.command(settings(tmp_path))
+    assert not foreign.keys() & env.keys()
+    assert env["VLLM_CACHE_ROOT"] == "/scratch/cache"  # one of those that a cluster needs
+    assert env["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_sockets_have_a_short_path_where_tmpdir_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, base in (("/tmp", None), ("/tmp/" + "x" * 80, "/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        assert engine.environment(settings(tmp_path)).get("VLLM_RPC_BASE_PATH") == base
+
+
+def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EngineError, match=rf"rollout\.engine\.port: port {port} .*taken"):
+            engine.start(settings(tmp_path, port=port))
+    assert not (tmp_path / "engine.log").exists()
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_only_a_server_that_knows_the_token_is_the_engine(tmp_path: Path, knows: bool) -> None:
+    """Whoever else has come to its address is healthy too, and gets no token."""
+    own = settings(tmp_path)
+    assert own.token_path is not None
+    token = registry.read_token(own.token_path)
+    sent: list[str] = []
+
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent.append(json.dumps(dict(self.headers)))
+            self.send_response(200)
+            if knows:
+                self.send_header(PROOF, proof(token, self.headers[CHALLENGE]))
+            else:
+                self.send_header(PROOF, proof("a guess", self.headers[CHALLENGE]))
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        child = Child.start("nobody", ["true"], env={}, log_path=own.log_path)
+        there = Engine(own, child, f"http://127.0.0.1:{server.server_port}")
+        assert there.is_healthy() is knows
+        server.shutdown()
+        child.stop(1.0)
+    assert len(sent) == 1
+    assert token not in sent[0]

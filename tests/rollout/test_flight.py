@@ -1,0 +1,166 @@
+"""Requests that fail, are slow or get lost, of engines that are well: no run ends by them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from typing import Any
+
+import pytest
+
+from aent.rollout import client as client_module
+from aent.rollout import flight
+from aent.rollout.client import GENERATE, EngineClient, Fleet
+from aent.rollout.completion import GenerationRequest
+from aent.rollout.http import EngineError, RefusedError
+from rollout.stand_in import COMPLETION, RESET, standing_in
+
+REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(24)]
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flight, "RETRY_DELAYS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(client_module, "HEALTH_PAUSE_S", 0.01)
+
+
+def fleet_of(*urls: str, **settings: Any) -> tuple[Fleet, list[str]]:
+    """A fleet of two that may lose one, and the list of those it loses."""
+    lost: list[str] = []
+    clients = [EngineClient(url, **settings) for url in urls]
+    fleet = Fleet(clients, min_engines=1, on_loss=lambda c: lost.append(c.url))
+    return fleet, lost
+
+
+@pytest.mark.parametrize("fault", [RESET, (503, {}), (429, {}), (500, {})])
+def test_a_request_that_fails_once_is_sent_again(fault: object, capfd) -> None:
+    numbers = itertools.count()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        fails = path == GENERATE and next(numbers) == 7
+        return fault if fails else (200, COMPLETION)
+
+    with standing_in(answer) as server:
+        fleet, lost = fleet_of(server.url, server.url)
+        assert len(fleet.generate_sync(REQUESTS)) == len(REQUESTS)
+        assert lost == []
+        assert server.asked.count(GENERATE) == len(REQUESTS) + 1
+        assert "/health" not in server.asked
+    assert f"sent again: engine {server.url}" in capfd.readouterr().err
+
+
+def test_one_that_always_fails_on_a_healthy_engine_ends_it() -> None:
+    with standing_in(lambda path, _: (503 if path == GENERATE else 200, {})) as server:
+        fleet, lost = fleet_of(server.url, server.url)
+        with pytest.raises(EngineError, match="status 503"):
+            fleet.generate_sync(REQUESTS[:1])
+        assert server.asked.count(GENERATE) == 1 + len(flight.RETRY_DELAYS_S)
+        assert lost == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_a_refusal_is_not_sent_again_and_no_engine_is_lost(status: int) -> None:
+    with standing_in(lambda *_: (status, {"error": "why"})) as server:
+        fleet, lost = fleet_of(server.url, server.url)
+        with pytest.raises(RefusedError, match=rf"status {status}: .*why"):
+            fleet.generate_sync(REQUESTS[:1])
+        assert server.asked == [GENERATE]  # nobody asks for its health
+        assert lost == []
+
+
+def test_an_engine_that_is_slow_to_say_that_it_is_well_is_asked_again() -> None:
+    tries = itertools.count()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        return RESET if next(tries) == 0 else (200, {})
+
+    with standing_in(answer) as server:
+        assert asyncio.run(EngineClient(server.url).is_healthy())
+        assert server.asked == ["/health", "/health"]
+
+
+def metrics(tokens: int) -> tuple[int, bytes]:
+    lines = [
+        'vllm:prompt_tokens_total{engine="0"} 1.0',
+        f'vllm:generation_tokens_total{{engine="0"}} {tokens}.0',
+    ]
+    return 200, "\n".join(lines).encode()
+
+
+def test_long_responses_are_waited_for_as_long_as_tokens_are_written() -> None:
+    looks = itertools.count()
+    long_enough = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        if path == "/metrics":
+            look = next(looks)
+            if look > 3 * flight.LOOKS:  # three times as long as a silence may be
+                long_enough.set()
+            return metrics(look)
+        if path == GENERATE:
+            assert long_enough.wait(60)
+        return 200, COMPLETION
+
+    ticks: list[int] = []
+    with standing_in(answer) as server:
+        fleet, lost = fleet_of(server.url, progress_timeout_s=0.4)
+        fleet.generate_sync(REQUESTS[:2], on_progress=lambda: ticks.append(1))
+        assert lost == []
+        assert server.asked.count(GENERATE) == 2
+    assert len(ticks) > 2 + flight.LOOKS  # whoever waits for rank 0 hears of it
+
+
+def test_a_request_that_got_lost_is_sent_again_before_its_engine_is_given_up(capfd) -> None:
+    over = threading.Event()
+    numbers = itertools.count()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        if path == "/metrics":
+            return metrics(100)
+        if path == GENERATE and next(numbers) == 0:
+            over.wait(60)
+        return 200, COMPLETION
+
+    with standing_in(answer) as server:
+        fleet, lost = fleet_of(server.url, progress_timeout_s=0.2)
+        assert len(fleet.generate_sync(REQUESTS[:3])) == 3
+        over.set()
+        assert lost == []
+        assert server.asked.count(GENERATE) == 4
+    assert "no token written" in capfd.readouterr().err
+
+
+def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:
+    over = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        if path == "/metrics":
+            return metrics(100)
+        if path == GENERATE:
+            over.wait(60)
+        return 200, {}
+
+    with standing_in(answer) as silent, standing_in(lambda *_: (200, COMPLETION)) as other:
+        fleet, lost = fleet_of(silent.url, other.url, progress_timeout_s=0.2, concurrency=2)
+        assert len(fleet.generate_sync(REQUESTS)) == len(REQUESTS)
+        over.set()
+        assert lost == [silent.url]
+
+
+def test_an_answer_that_is_no_json_is_one_sentence() -> None:
+    with standing_in(lambda *_: (200, b"")) as server:
+        client = EngineClient(server.url)
+        with pytest.raises(EngineError, match=rf"{server.url}{GENERATE}: the answer is no JSON"):
+            client.generate_sync(REQUESTS[:1])
+        with pytest.raises(EngineError, match="/weight_info: the answer is no JSON"):
+            asyncio.run(client.weight_version())
+
+
+def test_an_answer_without_what_was_asked_for_is_one_sentence() -> None:
+    with standing_in(lambda *_: (200, {"other": 1})) as server:
+        client = EngineClient(server.url)
+        with pytest.raises(EngineError, match="/weight_info: the answer has no 'weight_version'"):
+            asyncio.run(client.weight_version())
+        with pytest.raises(EngineError, match="generation_tokens_total"):
+            asyncio.run(client.tokens_written())

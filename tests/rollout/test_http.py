@@ -1,0 +1,70 @@
+"""Connections: few, kept, closed with their event loop, and named where there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from aent.rollout import http
+from aent.rollout.client import EngineClient
+from aent.rollout.completion import GenerationRequest
+from aent.rollout.http import OutOfFilesError, http_client
+from rollout.stand_in import COMPLETION, standing_in
+
+REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]
+
+
+@pytest.fixture
+def limits() -> Iterator[tuple[int, int]]:
+    """Of open files; restored afterwards."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_requests_share_connections() -> None:
+    with standing_in(lambda *_: (200, COMPLETION)) as server:
+        client = EngineClient(server.url, concurrency=4)
+        client.generate_sync(REQUESTS)
+        assert 1 <= server.connections <= 4
+
+
+def test_a_loop_closes_its_clients_when_it_ends() -> None:
+    async def twice() -> tuple[object, object]:
+        return await http_client("http://a"), await http_client("http://a")
+
+    first, again = asyncio.run(twice())
+    assert first is again
+    assert first.is_closed
+    other, _ = asyncio.run(twice())
+    assert other is not first
+
+
+def test_the_soft_limit_is_raised(limits: tuple[int, int]) -> None:
+    hard = limits[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    asyncio.run(http_client("http://a"))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = http.OPEN_FILES
+    assert soft == (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))
+
+
+def test_too_many_open_files_are_named_and_no_engine_is_blamed(
+    limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:  # and never answering
+        used = set(map(int, os.listdir("/proc/self/fd")))
+        free = (number for number in itertools.count() if number not in used)
+        few = next(itertools.islice(free, 20, None))
+        monkeypatch.setattr(http, "OPEN_FILES", few)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        client = EngineClient(url, progress_timeout_s=5.0)
+        with pytest.raises(OutOfFilesError, match=rf"limit is {few}\).*rollout\.concurrency"):
+            client.generate_sync(REQUESTS)

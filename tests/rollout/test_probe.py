@@ -1,0 +1,84 @@
+"""What the probe makes of an engine's log-probs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from aent.rollout.probe import Probe, Seen, text_of
+
+TEXT = list(range(192))
+
+
+def logprobs(seed: int, spread: float = 1.0) -> Tensor:
+    """191 numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(len(TEXT) - 1, generator=generator)
+
+
+def judge(probe: Probe, theirs: Tensor, ours: Tensor, version: int = 1, cached: int = 0) -> str:
+    (fault,) = probe.judge([Seen(theirs, version, cached)], ours, 1)
+    return fault
+
+
+def test_text_is_prompts_one_after_the_other() -> None:
+    assert text_of(iter([[1, 2, 3], [4]]), 3) == [1, 2, 3]
+    assert text_of(iter([[1, 2, 3], [4]]), 10) == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+
+
+@pytest.mark.parametrize("noise", [1e-5, 0.05])  # of float32; of bfloat16
+def test_an_engine_with_the_new_weights_is_well(noise: float) -> None:
+    probe = Probe(TEXT, tolerance=0.15)
+    ours = logprobs(0)
+    for step in range(8):
+        ours = ours + logprobs(100 + step, 0.2)
+        assert judge(probe, ours + logprobs(200 + step, noise), ours) == ""
+        assert probe.proven is ours
+
+
+@pytest.mark.parametrize(
+    ("noise", "moved"),
+    [(1e-5, 1e-3), (0.05, 0.4), (0.05, 0.01)],  # the last: less in one step than rounding differs
+)
+def test_an_engine_that_keeps_its_weights_is_named(noise: float, moved: float) -> None:
+    """Long before the gap is beyond what rounding may explain."""
+    probe = Probe(TEXT, tolerance=10.0)
+    ours = logprobs(0)
+    stuck = ours + logprobs(1, noise)
+    direction = logprobs(2, moved)  # in which the trainer goes on
+    assert judge(probe, stuck, ours) == ""
+    faults = [judge(probe, stuck, ours + step * direction) for step in range(1, 40)]
+    named = [fault for fault in faults if fault]
+    assert len(named) > 20
+    assert all("older weights" in fault for fault in named)
+    assert faults[-1]
+
+
+def test_steps_too_small_to_tell_are_no_proof_and_no_fault() -> None:
+    probe = Probe(TEXT, tolerance=0.15)
+    ours = logprobs(0)
+    assert judge(probe, ours + logprobs(1, 0.05), ours) == ""
+    near = ours + logprobs(2, 0.005)
+    assert judge(probe, near + logprobs(3, 0.05), near) == ""
+    assert probe.proven is ours  # the next updates will tell
+
+
+@pytest.mark.parametrize("theirs", [logprobs(0) + 0.02, torch.full((191,), math.nan)])
+def test_other_log_probs_are_named(theirs: Tensor) -> None:
+    assert "probe_tolerance=0.01" in judge(Probe(TEXT, 0.01), theirs, logprobs(0))
+
+
+def test_single_tokens_may_differ_by_more_than_the_mean() -> None:
+    theirs = logprobs(0)
+    theirs[7] += 0.3  # one of a hundred does in bfloat16
+    assert judge(Probe(TEXT, 0.01), theirs, logprobs(0)) == ""
+
+
+def test_a_stale_cache_and_another_version_are_told_apart() -> None:
+    probe, ours = Probe(TEXT, 0.01), logprobs(0)
+    assert "stale prefix cache" in judge(probe, ours, ours, cached=160)
+    assert "weight version 0, not 1" in judge(probe, ours, ours, version=0)
+    assert probe.proven is None

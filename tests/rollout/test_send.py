@@ -1,0 +1,103 @@
+"""A bucket's way to an engine: the call and the broadcasts wait for one another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from aent.rollout import weight_transfer
+from aent.rollout.client import EngineClient, EngineError
+from aent.rollout.manifest import TensorSpec
+from aent.rollout.transport import Broadcast
+from aent.rollout.weight_transfer import Bucket, TransferSettings, WeightSender
+from rollout.stand_in import standing_in
+
+BUCKET: Bucket = [(n, TensorSpec.of(t), t) for n, t in (("a", torch.ones(3)), ("b", torch.ones(2)))]
+
+
+class Sent:
+    """A broadcast that has ended."""
+
+    def is_completed(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+@dataclass
+class Connecting:
+    """Blocks in its first broadcast until the engine takes part, as NCCL does over nodes."""
+
+    takes_part: Callable[[], bool]
+    closed: bool = False
+
+    def broadcast(self, tensor: Tensor) -> Broadcast:
+        if not self.takes_part():
+            raise RuntimeError("nobody came")
+        return Sent()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def sender_to(url: str, transport: Connecting, timeout_s: float) -> WeightSender:
+    sender = WeightSender([EngineClient(url)], TransferSettings(timeout_s=timeout_s))
+    sender.transport = transport
+    return sender
+
+
+def test_broadcasts_may_wait_for_the_request_and_the_request_for_them() -> None:
+    asked, sent = threading.Event(), threading.Event()
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        assert body["update_info"]["names"] == ["a", "b"]
+        asked.set()
+        return (200, {}) if sent.wait(60) else (500, {})
+
+    def takes_part() -> bool:
+        came = asked.wait(60)
+        sent.set()
+        return came
+
+    with standing_in(answer) as server:
+        sender = sender_to(server.url, Connecting(takes_part), 60.0)
+        asyncio.run(sender.send(BUCKET))
+        assert server.asked == ["/update_weights"]
+
+
+def test_deadlines_hold_while_a_broadcast_blocks() -> None:
+    over = threading.Event()
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        over.wait(60)
+        return 200, {}
+
+    with standing_in(answer) as server:
+        sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
+        with pytest.raises(EngineError, match=rf"{server.url}/update_weights: no answer within"):
+            asyncio.run(sender.send(BUCKET))
+        over.set()
+
+
+def test_a_broadcast_that_nobody_ends_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_transfer, "LAST_WORDS_S", 0.1)
+    over = threading.Event()
+    with standing_in(lambda *_: (200, {})) as server:
+        sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
+        with pytest.raises(EngineError, match=rf"{server.url} has not ended within"):
+            asyncio.run(sender.send(BUCKET))
+        over.set()
+
+
+def test_what_an_engine_says_comes_before_what_its_broadcast_broke_of() -> None:
+    with standing_in(lambda *_: (500, {"error": "out of memory"})) as server:
+        sender = sender_to(server.url, Connecting(lambda: False), 5.0)
+        with pytest.raises(EngineError, match=r"status 500: .*out of memory"):
+            asyncio.run(sender.send(BUCKET))
