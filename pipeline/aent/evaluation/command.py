@@ -17,7 +17,7 @@ from aent.evaluation import mlflow_run, suite, suites
 from aent.evaluation.answers import Answers
 from aent.evaluation.suite import Summary
 from aent.evaluation.suites import Suite
-from aent.recipe.model_facts import model_facts
+from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
 from aent.rollout import engine
 from aent.rollout.client import EngineClient, EngineError, Fleet
@@ -155,7 +155,7 @@ def _local(evaluation: Evaluation) -> _Target:
     files = sorted(folder.glob("*.safetensors"))
     marks = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     weights = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
-    return _Target(section, folder, f"{folder} {weights}", model_facts(section).max_positions)
+    return _Target(section, folder, f"{folder} {weights}", max_positions(section))
 
 
 def _remote(evaluation: Evaluation) -> _Target:

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 from transformers import AutoConfig
 
+from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.trainer.layers import local_block_spec
 from aent.trainer.lean_imports import Bridge, bridge_of
@@ -94,25 +95,24 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     """mbridge's description of the model: Megatron's configuration and both weight mappings.
 
     Raises:
-        ValueError: for a rotary embedding that is neither plain nor linearly scaled.
+        ValueError: for a model that no record of ``aent.models.families`` covers, or whose window
+            is below the recipe's lengths.
     """
-    hf_config = AutoConfig.from_pretrained(model_path)
-    rope = dict(hf_config.rope_parameters)
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"{model_path}: rope_type {rope['rope_type']!r} is not supported by the trainer, "
-            "only 'default'"
-        )
+    facts = folder_facts(model_path)
+    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    if (why := facts.past_window(longest)) is not None:
+        raise ValueError(f"{model_path}: {longest} tokens are {why}")
+    hf_config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     # under transformers 5 mbridge looks for these where they no longer are
-    hf_config.rope_theta = rope["rope_theta"]
+    hf_config.rope_theta = facts.rope["rope_theta"]
     hf_config.rope_scaling = None
-    if getattr(hf_config, "head_dim", None) is None:
-        hf_config.head_dim = hf_config.hidden_size // hf_config.num_attention_heads
+    hf_config.head_dim = facts.head_dim
     dtype = getattr(torch, recipe.model.dtype)
     tp = parallel_state.get_tensor_model_parallel_world_size()
-    bridge = bridge_of(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    bridge = bridge_of(facts.family, hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    layers = facts.stage_layers(bridge.mpu.pp_size)
     bridge.set_extra_args(
-        num_layers_in_last_pipeline_stage=layers_in_last_stage(hf_config, bridge.mpu.pp_size),
+        num_layers_in_last_pipeline_stage=layers[-1] if len(layers) > 1 else None,
         sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,
         # every weight is read from the folder (Megatron's own switch, perform_initialization,
         # would leave out the attributes that say which parameters are sharded)
@@ -130,36 +130,16 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     return bridge
 
 
-def layers_in_last_stage(hf_config: Any, stages: int) -> int | None:
-    """How many layers the last pipeline stage gets so that all stages take equally long.
-
-    The last one has the output layer too, on response tokens only: taken as half of all tokens,
-    and weighed in layers by its multiplications. Megatron gives the other stages equal shares of
-    the rest, so what is returned leaves a multiple of (stages - 1). None for one stage.
-
-    Raises:
-        ValueError: if there are fewer layers than stages.
-    """
-    layers = hf_config.num_hidden_layers
-    if stages == 1:
-        return None
-    if layers < stages:
-        raise ValueError(f"trainer.pipeline_parallel={stages} exceeds the model's {layers} layers")
-    hidden, heads = hf_config.hidden_size, hf_config.num_attention_heads
-    attention = 2 * hidden * hf_config.head_dim * (heads + hf_config.num_key_value_heads)
-    layer = attention + 3 * hidden * hf_config.intermediate_size
-    head = hidden * hf_config.vocab_size / 2 / layer
-    ideal = (layers + head) / stages - head
-    choices = [n for n in range(1, layers) if (layers - n) % (stages - 1) == 0 and layers > n]
-    return min(choices, key=lambda n: abs(n - ideal))
-
-
 def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
 def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
-    """This rank's shard of the model, with the folder's weights. Collective."""
+    """This rank's shard of the model, with the folder's weights. Collective.
+
+    Raises:
+        ValueError: for weights that are not finite, or that nothing has filled.
+    """
     args = bridge._get_gptmodel_args()
     bridge.vocab_size = args["vocab_size"]
     tp = parallel_state.get_tensor_model_parallel_world_size()
@@ -189,5 +169,11 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
     model.rotary = rotary
     for parameter in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+        parameter.data.fill_(torch.nan)  # what nothing fills is found below
     bridge.load_weights([model], str(model_path))
+    names = bridge._weight_name_mapping_mcore_local_to_global(model)
+    bad = [names[n] for n, p in model.named_parameters() if not p.isfinite().all()]
+    if bad:
+        stored = [hf for name in bad for hf in bridge._weight_name_mapping_mcore_to_hf(name)]
+        raise ValueError(f"{model_path}: NaN or infinity in the weights {' or '.join(stored)}")
     return model
