@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from aent.models.families import FAMILIES, ROPE_TYPES
+from aent.models.families import FAMILIES, ROPES
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from distributed.test_trainer_parity import not_returned, whole_gradients
@@ -32,11 +32,30 @@ BASE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
     "tie_word_embeddings": False,
 }  # fmt: skip
+SHORT = {"original_max_position_embeddings": 32}  # of 77 tokens
+
+
+def rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    given = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **parameters}
+    return {"rope_parameters": given}
+
+
 TIED = {"tie_word_embeddings": True}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-mha": ("llama", {"num_key_value_heads": 4, **TIED}),
     "llama-own-head-dim": ("llama", {"head_dim": 32}),
+    "llama-attention-bias": ("llama", {"attention_bias": True}),
+    "llama-all-biases": ("llama", {"attention_bias": True, "mlp_bias": True, **TIED}),
+    "llama-3.1": ("llama", rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0, **SHORT)),
+    "llama-linear": ("llama", rope("linear")),
+    "llama-dynamic": ("llama", rope("dynamic")),
+    "qwen2.5-yarn": ("qwen2", rope("yarn", **SHORT)),
+    "qwen3-yarn-as-given": (
+        "qwen3", {"head_dim": 16, **rope("yarn", beta_fast=16, attention_factor=1.3, **SHORT)}
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 192, "head_dim": 32}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
     "qwen2-window-of-nothing": (
@@ -66,7 +85,10 @@ def write_model(folder: Path, name: str) -> Path:
 
 
 def recipe_of(path: Path, tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> Recipe:
-    settings = {"optimizer": {"lr": 1e-30, "clip_grad": 0.0}, "sequence_parallel": sequence_parallel}
+    settings = {
+        "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
+        "sequence_parallel": sequence_parallel,
+    }
     lengths = {"max_prompt_tokens": 128, "max_response_tokens": 64}
     model = {"path": str(path)}
     return tiny.recipe(tp, pp, 1, 128, trainer=settings, model=model, rollout=lengths)
@@ -143,10 +165,10 @@ def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any
     return run_ranks(work, 2, str(root), str(tmp_path_factory.mktemp("worlds")))
 
 
-def test_every_family_and_rope_has_a_variant() -> None:
+def test_every_family_option_and_rope_has_a_variant() -> None:
     assert {kind for kind, _ in VARIANTS.values()} == set(FAMILIES)
     ropes = {c.get("rope_parameters", {}).get("rope_type", "default") for _, c in VARIANTS.values()}
-    assert ropes == set(ROPE_TYPES)
+    assert ropes == set(ROPES)
     for kind, family in FAMILIES.items():
         for field, values in family.computed.items():
             tried = {c.get(field, values[0]) for k, c in VARIANTS.values() if k == kind}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.model_source import hf_config
-from aent.models.families import FAMILIES, ROPE_TYPES, Family
+from aent.models.families import FAMILIES, ROPES, Family
 from aent.models.published import PUBLISHED
 from aent.recipe.schema import ModelSection
 
@@ -42,6 +42,8 @@ class ModelFacts:
     vocab: int
     max_positions: int
     tied_embeddings: bool
+    attention_bias: bool  # of all four projections
+    mlp_bias: bool
     window: int | None  # tokens that one attends to at most, itself included, in some layer
     rope: dict[str, Any]  # rope_type, rope_theta and the type's own parameters
 
@@ -61,12 +63,20 @@ class ModelFacts:
             "mlp.up_proj.weight": (ffn, hidden),
             "mlp.down_proj.weight": (hidden, ffn),
         }
-        if self.family.qkv_bias:
-            for name, size in (("q", queries), ("k", keys), ("v", keys)):
-                weights[f"self_attn.{name}_proj.bias"] = (size,)
+        for name in self._biased:
+            weights[f"{name}.bias"] = weights[f"{name}.weight"][:1]
         if self.family.qk_norm:
             weights |= {f"self_attn.{name}_norm.weight": (head,) for name in "qk"}
         return weights
+
+    @property
+    def _biased(self) -> Iterator[str]:
+        if self.family.qkv_bias or self.attention_bias:
+            yield from ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        if self.attention_bias:
+            yield "self_attn.o_proj"
+        if self.mlp_bias:
+            yield from ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
     @property
     def weights(self) -> dict[str, tuple[int, ...]]:
@@ -223,9 +233,16 @@ def read(config: Any, where: str) -> ModelFacts:
         vocab=sizes["vocab_size"],
         max_positions=sizes["max_position_embeddings"],
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=_flag(config, family, "attention_bias"),
+        mlp_bias=_flag(config, family, "mlp_bias"),
         window=window,
         rope=rope,
     )
+
+
+def _flag(config: dict[str, Any], family: Family, name: str) -> bool:
+    """Whether an option of the family is on; transformers does not read what it does not have."""
+    return name in family.computed and bool(config.get(name))
 
 
 def _unknown_type(config: dict[str, Any]) -> str:
@@ -277,26 +294,39 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
 def _rope_faults(rope: dict[str, Any]) -> Iterator[str]:
     kind = rope["rope_type"]
-    if kind not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
+    if kind not in ROPES:
+        known = ", ".join(ROPES)
         yield f"rope_type {kind!r} of the rotary embedding is not implemented; known are {known}"
         return
-    theta = rope["rope_theta"]
-    if not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 1:
-        yield f"rope_theta must be a number above 1, got {theta!r}"
+    if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
+        yield f"rope_theta must be a number above 1, got {rope['rope_theta']!r}"
     if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         yield (
             f"partial_rotary_factor={rope['partial_rotary_factor']} is not implemented: whole "
             "heads are rotated"
         )
+    needed, others = ROPES[kind]
+    for name in needed:
+        if not _is_number(rope.get(name)) or rope[name] <= 0:
+            yield f"{name} of rope_type {kind} must be a number above 0, got {rope.get(name)!r}"
+    for name in others:
+        if rope.get(name) is not None and not _is_number(rope[name]) and name != "truncate":
+            yield f"{name} of rope_type {kind} must be a number, got {rope[name]!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _window(config: dict[str, Any], family: Family, layers: int, faults: list[str]) -> int | None:
     """The sliding window of the layers that have one; None where every layer sees all tokens."""
     if family.window == "none":
         return None
-    window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-    kinds = config.get("layer_types")
+    window, kinds = config.get("sliding_window", 4096), config.get("layer_types")
+    if family.window == "all_layers":
+        kinds = ["sliding_attention"]
+    elif not config.get("use_sliding_window"):
+        window = None
     if kinds is None:
         upper = config.get("max_window_layers", 28)
         kinds = ["full_attention", "sliding_attention"] if upper < layers else ["full_attention"]

@@ -17,11 +17,12 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 from transformers import AutoConfig
 
-from aent.models.facts import folder_facts
+from aent.models.facts import ModelFacts
 from aent.recipe.schema import Recipe
-from aent.trainer.layers import local_block_spec
+from aent.trainer.layers import add_biases, local_block_spec
 from aent.trainer.lean_imports import Bridge, bridge_of
 from aent.trainer.packing import MicroBatch
+from aent.trainer.rotary import scaled_frequencies
 
 try:
     import transformer_engine  # noqa: F401
@@ -37,6 +38,7 @@ class PolicyModel(GPTModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rotary: RotaryEmbedding | None = None  # set where the local attention applies it
+        self.rotary_scale = 1.0  # of its cosines and sines: YaRN's attention factor
 
     def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
         return hidden_states
@@ -49,7 +51,8 @@ class PolicyModel(GPTModel):
             assert packed.positions is not None
             angles = self.rotary(packed.max_seqlen_q, packed_seq=True)[packed.positions, 0]
             dtype = self.config.params_dtype
-            packed.cos, packed.sin = angles.cos().to(dtype), angles.sin().to(dtype)
+            cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
+            packed.cos, packed.sin = cos.to(dtype), sin.to(dtype)
         positions = packed.positions
         return self(micro_batch.tokens, positions, attention_mask=None, packed_seq_params=packed)
 
@@ -91,14 +94,12 @@ class PolicyModel(GPTModel):
         )
 
 
-def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
+def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
     """mbridge's description of the model: Megatron's configuration and both weight mappings.
 
     Raises:
-        ValueError: for a model that no record of ``aent.models.families`` covers, or whose window
-            is below the recipe's lengths.
+        ValueError: for a model whose window is below the recipe's lengths.
     """
-    facts = folder_facts(model_path)
     longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
     if (why := facts.past_window(longest)) is not None:
         raise ValueError(f"{model_path}: {longest} tokens are {why}")
@@ -127,6 +128,16 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     # knows this for some models only, and would write it into a table that all models share)
     head = "model.embed_tokens.weight" if hf_config.tie_word_embeddings else "lm_head.weight"
     bridge._DIRECT_MAPPING = {**bridge._DIRECT_MAPPING, "output_layer.weight": head}
+    layer = "model.layers.{layer_number}"
+    bridge._ATTENTION_MAPPING = {
+        **bridge._ATTENTION_MAPPING,
+        "self_attention.linear_proj.bias": [f"{layer}.self_attn.o_proj.bias"],
+    }
+    bridge._MLP_MAPPING = {
+        **bridge._MLP_MAPPING,
+        "mlp.linear_fc1.bias": [f"{layer}.mlp.{name}_proj.bias" for name in ("gate", "up")],
+        "mlp.linear_fc2.bias": [f"{layer}.mlp.down_proj.bias"],
+    }
     return bridge
 
 
@@ -134,7 +145,7 @@ def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
-def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
+def build_model(bridge: Bridge, facts: ModelFacts, model_path: Path) -> PolicyModel:
     """This rank's shard of the model, with the folder's weights. Collective.
 
     Raises:
@@ -146,8 +157,12 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
     bridge.padded_vocab_size = -(-bridge.vocab_size // tp) * tp
     args["vocab_size"] = bridge.padded_vocab_size
     config = bridge.config
-    rotary = None
-    if HAVE_TRANSFORMER_ENGINE:
+    rotary, frequencies, scale = None, None, 1.0
+    if facts.rope["rope_type"] != "default":
+        frequencies, scale = scaled_frequencies(facts, torch.cuda.current_device())
+    if HAVE_TRANSFORMER_ENGINE:  # not run where this was written
+        if scale != 1:  # of queries and keys alike, so squared in their products
+            config.softmax_scale = scale**2 / facts.head_dim**0.5
         spec = bridge._get_transformer_layer_spec()
     else:
         spec = local_block_spec(config)
@@ -155,9 +170,9 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
             kv_channels=config.kv_channels,
             rotary_percent=1.0,
             rotary_base=args["rotary_base"],
-            seq_len_interpolation_factor=args.pop("seq_len_interpolation_factor", None),
         )
         args["position_embedding_type"] = "none"  # PackedAttention applies it
+    add_biases(spec, facts)
     model = PolicyModel(
         config=config,
         transformer_layer_spec=spec,
@@ -166,7 +181,9 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
         share_embeddings_and_output_weights=bridge.hf_config.tie_word_embeddings,
         **args,
     )
-    model.rotary = rotary
+    model.rotary, model.rotary_scale = rotary, scale
+    if frequencies is not None:
+        (rotary or model.rotary_pos_emb).inv_freq = frequencies
     for parameter in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         parameter.data.fill_(torch.nan)  # what nothing fills is found below

@@ -77,7 +77,8 @@ class Trainer:
         """Build the model's shard and read its weights; ``distributed.initialize`` came before.
 
         Raises:
-            ValueError: for ``trainer.share_prompts`` with Transformer Engine's attention, which
+            ValueError: for a model that no record of ``aent.models.families`` covers; for
+                ``trainer.share_prompts`` with Transformer Engine's attention, which
                 would let the responses of a unit see one another.
         """
         if recipe.trainer.share_prompts and HAVE_TRANSFORMER_ENGINE:
@@ -87,8 +88,9 @@ class Trainer:
             )
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
-        self.bridge = open_bridge(recipe, model_path)
-        policy = build_model(self.bridge, model_path)
+        facts = folder_facts(model_path)
+        self.bridge = open_bridge(recipe, facts, model_path)
+        policy = build_model(self.bridge, facts, model_path)
         self.config = policy.config
         self.policy = policy
         self.model = DistributedDataParallel(
@@ -104,7 +106,7 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
-        self.exporter = export.Exporter(self.bridge, policy, folder_facts(model_path))
+        self.exporter = export.Exporter(self.bridge, policy, facts)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]

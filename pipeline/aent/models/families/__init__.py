@@ -27,6 +27,7 @@ SIZES = frozenset({
 # which fields say what each token attends to, by the kind of window
 WINDOWS: Mapping[str, frozenset[str]] = {
     "none": frozenset(),
+    "all_layers": frozenset({"sliding_window"}),
     # the upper layers, from max_window_layers on or as layer_types has them, if use_sliding_window
     "upper_layers": frozenset(
         {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
@@ -44,7 +45,7 @@ class Family:
     bridge: tuple[str, str]  # where mbridge maps its weights: module of mbridge.models, class
     qkv_bias: bool = False  # of the query, key and value projections
     qk_norm: bool = False  # RMSNorm over each head of queries and of keys, before the rotation
-    window: Literal["none", "upper_layers"] = "none"
+    window: Literal["none", "all_layers", "upper_layers"] = "none"
     key_value_heads: int | None = None  # where config.json does not say; None: as many as heads
     head_dim: int | None = None  # where config.json does not say; None: hidden size / heads
     # configuration values that change the computation -> those that are computed, the first of
@@ -65,10 +66,22 @@ FAMILIES: Mapping[str, Family] = {
             "LlamaForCausalLM",
             ("llama", "LLaMABridge"),
             computed={
-                "hidden_act": ("silu",),
-                "attention_bias": (False,),
-                "mlp_bias": (False,),
+                "hidden_act": ("silu",),  # vLLM serves no other
+                "attention_bias": (False, True),
+                "mlp_bias": (False, True),
                 "attention_dropout": (0.0,),
+            },
+        ),
+        Family(
+            "mistral",
+            "MistralForCausalLM",
+            ("llama", "LLaMABridge"),
+            window="all_layers",
+            key_value_heads=8,
+            computed={
+                "hidden_act": ("silu",),
+                "attention_dropout": (0.0,),
+                "layer_types": (None,),  # vLLM reads them, transformers does not
             },
         ),
         Family(
@@ -90,10 +103,26 @@ FAMILIES: Mapping[str, Family] = {
             head_dim=128,
             computed={
                 "hidden_act": ("silu",),
-                "attention_bias": (False,),
+                "attention_bias": (False,),  # vLLM leaves out the output projection's
                 "attention_dropout": (0.0,),
             },
         ),
     )
 }
-ROPE_TYPES = ("default",)
+# types of rotary embedding -> the parameters they need, and those they may have
+ROPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor",
+            "mscale", "mscale_all_dim", "truncate",
+        ),
+    ),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor"),
+        ("original_max_position_embeddings",),
+    ),
+}  # fmt: skip
