@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from aent import checkpoint, rollout_files
@@ -46,13 +47,26 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
                 "before it are missing",
                 file=sys.stderr,
             )
-    (run_dir / START_FILE).write_text(json.dumps({"checkpoint": folder and str(folder)}))
+    first = started(run_dir) if recipe.resume != "never" else None
+    start = {
+        "checkpoint": folder and str(folder),
+        "started": (first or datetime.now()).isoformat(timespec="seconds"),
+    }
+    (run_dir / START_FILE).write_text(json.dumps(start))
 
 
 def chosen(run_dir: Path) -> Path | None:
     """The checkpoint that ``choose_start`` left for the ranks; None: from the first step."""
     folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
     return folder and Path(folder)
+
+
+def started(run_dir: Path) -> datetime | None:
+    """When the run was started for the first time, local time: a chat template that writes a date
+    writes this one, so that a resumed run has the same prompts. None where that is not known."""
+    file = run_dir / START_FILE
+    found = json.loads(file.read_text()).get("started") if file.is_file() else None
+    return found and datetime.fromisoformat(found)
 
 
 def has_begun(run_dir: Path) -> bool:

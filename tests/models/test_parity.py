@@ -1,5 +1,5 @@
-"""A random model of every variant of every family, against transformers in float32: log-probs, every
-gradient, every weight bit for bit, in two layouts; and weights that must not be trained from.
+"""A random model of every variant of every family, against transformers in float32: log-probs,
+every gradient, every weight bit for bit, in two layouts; and weights that must not be trained from.
 
 All of it runs in one pair of ranks: starting them takes longer than the models.
 """

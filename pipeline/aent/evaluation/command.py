@@ -19,6 +19,7 @@ from aent.evaluation.suite import Summary
 from aent.evaluation.suites import Suite
 from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
+from aent.resume import started
 from aent.rollout import engine
 from aent.rollout.client import EngineClient, EngineError, Fleet
 from aent.rollout.registry import make_token, read_token
@@ -103,7 +104,9 @@ def _ask(
     from aent import tokenizer  # late: imports NeMo
 
     asked, recipe = evaluation.suite, evaluation.recipe
-    words = tokenizer.load(target.section, target.folder)
+    # a trained policy is asked as it was trained, on any day
+    now = started(Path(evaluation.model))
+    words = tokenizer.load(target.section, target.folder, recipe.task.template, now)
     prompts = [words.chat_prompt(q.prompt, asked.system_prompt) for q in questions]
     longest = max(map(len, prompts))
     if longest + asked.max_tokens > target.positions:

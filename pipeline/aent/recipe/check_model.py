@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from aent.models import weight_files
+from aent.models import chat, weight_files
 from aent.models.facts import ModelError, ModelFacts, are_known, model_facts
 from aent.models.vocabulary import tokenizer_faults
 from aent.recipe.schema import Recipe
@@ -27,7 +27,7 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
         folder = Path(recipe.model.path).expanduser()
         found += [f"model.path: {fault}" for fault in weight_files.faults(folder, facts)]
         found += tokenizer_faults(recipe.model, facts.vocab)
-    return found
+    return found + (chat.faults(recipe) if machine else [])
 
 
 def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rotary embeddings whose frequencies are scaled for longer contexts, as transformers scales them."""
+"""Rotary embeddings with frequencies scaled for longer contexts, as transformers scales them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from aent.models.facts import ModelFacts
 
 
-def scaled_frequencies(facts: ModelFacts, device: torch.device) -> tuple[Tensor, float]:
+def scaled_frequencies(facts: ModelFacts, device: torch.device | int) -> tuple[Tensor, float]:
     """[head_dim / 2] fp32 angle per position of each pair, and what cosines and sines are times.
 
     From transformers' own functions, so that a model is trained as it is read there: ``linear``
     (arXiv 2306.15595), ``dynamic`` (the plain ones up to the model's positions, beyond which no
-    recipe goes), ``yarn`` (arXiv 2309.00071) with its attention factor, ``llama3`` (Llama 3.1's, for
-    any original length; Megatron's own is for 8192 only).
+    recipe goes), ``yarn`` (arXiv 2309.00071) with its attention factor, ``llama3`` (Llama 3.1's,
+    for any original length; Megatron's own is for 8192 only).
     """
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
