@@ -1,6 +1,5 @@
 """The report, the probes' isolation, and every reason why a recipe cannot run."""
 
-import json
 import os
 import re
 import socket
@@ -13,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from aent import doctor
+from aent.recipe.check import check
 from aent.recipe.schema import Recipe
 from aent.runtime import probe
 from aent.runtime.environment import installed_version
 from aent.runtime.probe import DISTRIBUTIONS, Findings, Part, Roles
+from models import folders
 
 CPU = Roles("cpu", [], "CPU", "AVX2", "C library for avx2", "torch", "torch", {
     "transformer_engine": "Transformer Engine is not installed",
@@ -46,7 +47,7 @@ def recipe(tmp_path: Path, **sections: object) -> Recipe:
 
 
 def reasons(a_recipe: Recipe, found: Findings | None = None) -> str:
-    return "\n".join(doctor.problems(a_recipe, found or findings()))
+    return "\n".join(doctor.problems(a_recipe, found or findings(), check(a_recipe)))
 
 
 def test_a_recipe_that_fits_has_no_reasons(tmp_path):
@@ -128,13 +129,11 @@ def test_a_run_folder_that_cannot_be_made_or_is_not_empty(tmp_path):
 
 def test_memory_and_disk_are_held_against_the_estimate(tmp_path):
     sizes = {
-        "model_type": "qwen2", "num_hidden_layers": 96, "hidden_size": 65536,
+        "model_type": "qwen2", "num_hidden_layers": 4, "hidden_size": 65536,
         "intermediate_size": 262144, "num_attention_heads": 512, "num_key_value_heads": 64,
         "vocab_size": 151936, "max_position_embeddings": 4096,
     }  # fmt: skip
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(sizes))
-    (tmp_path / "model" / "model.safetensors").write_text("")
+    folders.write(tmp_path / "model", sizes)
     text = reasons(recipe(tmp_path, model={"path": str(tmp_path / "model")}))
     assert re.search(r"memory: the run needs about \d+\.\d GiB, \d+\.\d GiB are available", text)
     assert re.search(r"disk: the run's folder needs about \d+\.\d GiB", text)
@@ -178,10 +177,15 @@ def test_what_the_deadline_cut_off_is_not_called_good(capsys):
     assert re.search(r"device +not known", said)
 
 
-def test_the_reasons_are_printed_with_exit_code_1(tmp_path, capsys):
+def test_the_reasons_are_printed_with_an_exit_code(tmp_path, capsys):
     cannot = recipe(tmp_path, rollout={"transfer_backend": "nccl"})
     assert doctor.report(findings(), cannot) == 1
     assert "  - rollout.transfer_backend=nccl needs GPUs" in capsys.readouterr().out
+    unknown = recipe(tmp_path, model={"path": str(tmp_path / "model")})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gemma2"}')
+    assert doctor.report(findings(), unknown) == 2  # as `aent train` says
+    assert "model_type 'gemma2'" in capsys.readouterr().out
     assert doctor.report(findings(), recipe(tmp_path)) == 0
     assert "The recipe probe can run here." in capsys.readouterr().out
 

@@ -2,6 +2,7 @@ import base64
 import json
 import subprocess
 import sys
+from datetime import datetime
 
 import pytest
 
@@ -19,56 +20,6 @@ def tiny(tmp_path_factory):
 def test_importing_the_module_imports_no_nemo():
     code = "import sys, aent.tokenizer; sys.exit('nemo' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-SMOLLM2 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are helpful<|im_end|>\\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-ALTERNATING = (  # as Mistral's and Gemma's
-    "{{ '<s>' }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ m['content'] + '</s>' }}{% endif %}{% endfor %}"
-)
-FIRST_TURN_ONLY = (
-    "{% for m in messages %}{% if loop.first %}{{ 'FIRST ' }}{% else %}{{ 'later ' }}{% endif %}"
-    "{{ m['content'] }}{% endfor %}"
-)
-
-
-def rendered(template, prompt, bos=""):
-    import jinja2
-
-    def refuse(message):
-        raise jinja2.TemplateError(message)
-
-    compiled = jinja2.Environment().from_string(template)
-
-    def render(messages, answer):
-        return compiled.render(
-            messages=messages, add_generation_prompt=answer, raise_exception=refuse
-        )
-
-    user = {"role": "user", "content": prompt}
-    return tokenizer._without_system_turn(render, user, bos)
-
-
-@pytest.mark.parametrize("prompt", ["What is 3 + 4?", "?", "!", "", "<|im_start|>system\nx"])
-def test_default_system_turn_is_left_out(prompt):
-    expected = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    assert rendered(SMOLLM2, prompt, bos="<|im_start|>") == expected
-
-
-def test_beginning_of_sequence_stays():
-    assert rendered(ALTERNATING, "Hi", "<s>") == "<s>[INST] Hi [/INST]"
-
-
-def test_template_that_treats_the_first_turn_specially_is_an_error():
-    with pytest.raises(ValueError, match=r"give task\.system_prompt"):
-        rendered(FIRST_TURN_ONLY, "Hi")
 
 
 @pytest.mark.slow  # imports NeMo
@@ -172,3 +123,18 @@ def test_smollm2_prompt_has_no_system_turn():
     # <|im_start|>user\nWhat is 3 + 4?<|im_end|>\n<|im_start|>assistant\n
     assert ids == [1, 4093, 198, 1780, 314, 216, 35, 1232, 216, 36, 47, 2, 198, 1, 520, 9531, 198]
     assert loaded.stop_ids == (2,)
+
+
+@pytest.mark.slow  # imports NeMo
+def test_the_templates_variables_and_date_reach_it(tiny, tmp_path):
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (
+        "{% for m in messages %}{{ kind }} {{ strftime_now('%d %b') }}: {{ m.content }}{% endfor %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(text)
+    section, now = ModelSection(path=str(tmp_path)), datetime(2024, 7, 26)
+    loaded = tokenizer.load(section, tmp_path, {"kind": "on"}, now)
+    assert (
+        loaded.decode(loaded.chat_prompt("Hi", "Be brief.")) == "on 26 Jul: Be brief.on 26 Jul: Hi"
+    )

@@ -82,11 +82,15 @@ def train(
 
 
 def _dry_run(recipe: Recipe) -> None:
-    """What would run, and what of it this machine cannot tell or does not have."""
+    """What would run, and what of it this machine cannot tell or does not have.
+
+    Exit code 2 for what can run nowhere, a broken model folder that is here among it.
+    """
+    from aent.models.facts import are_known, is_here, is_published
+    from aent.recipe import check_model
     from aent.recipe.check import check
     from aent.recipe.estimate import describe, estimate
     from aent.recipe.load import dump
-    from aent.recipe.model_facts import are_known, is_published
 
     faults = check(recipe, machine=False)
     if faults:
@@ -104,6 +108,8 @@ def _dry_run(recipe: Recipe) -> None:
         )
     for fault in check(recipe):
         print(f"would not start here: {fault}")
+    if is_here(recipe.model) and check_model.faults(recipe):
+        raise typer.Exit(2)
 
 
 @app.command(name="eval")

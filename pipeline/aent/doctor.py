@@ -34,7 +34,8 @@ def run(recipe: Recipe | None) -> int:
 
 
 def report(findings: Findings, recipe: Recipe | None) -> int:
-    """Print what was found; return 0, or 1 where a part is broken or the recipe cannot run here."""
+    """Print what was found; return 0; 1 where a part is broken or the recipe cannot run here; 2
+    where that is the recipe's own fault (``recipe.check``)."""
     for title, rows in (
         ("This machine", machine_rows()),
         ("What will be used", role_rows(findings)),
@@ -46,14 +47,17 @@ def report(findings: Findings, recipe: Recipe | None) -> int:
         print()
     if recipe is None:
         return 1 if any(part.error for part in findings.parts.values()) else 0
-    found = list(problems(recipe, findings))
+    from aent.recipe.check import check
+
+    faults = check(recipe)
+    found = list(problems(recipe, findings, faults))
     if not found:
         print(f"The recipe {recipe.name} can run here.")
         return 0
     print(f"The recipe {recipe.name} cannot run here:")
     for sentence in found:
         print(f"  - {sentence}")
-    return 1
+    return 2 if faults else 1
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -189,11 +193,9 @@ def library_problem() -> str:
 # -- a recipe --------------------------------------------------------------------------------------
 
 
-def problems(recipe: Recipe, findings: Findings) -> Iterator[str]:
-    """Yield a sentence for each reason why the recipe cannot run on this machine."""
-    from aent.recipe.check import check
-
-    faults = check(recipe)
+def problems(recipe: Recipe, findings: Findings, faults: list[str]) -> Iterator[str]:
+    """Yield a sentence for each reason why the recipe cannot run on this machine; ``faults`` are
+    those of ``recipe.check``."""
     yield from faults
     yield from _part_problems(recipe, findings)
     if isinstance(findings.roles, str):
@@ -294,9 +296,9 @@ def _folder_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
+    from aent.models.facts import model_facts
     from aent.recipe.check import run_folder
     from aent.recipe.estimate import estimate
-    from aent.recipe.model_facts import model_facts
 
     # the trained policy in 32 bits; while it replaces an older one both are there
     needed = 2 * 4 * model_facts(recipe.model).parameters

@@ -87,7 +87,10 @@ def resolve(section: ModelSection) -> Path:
     """
     _check_one(section)
     if section.path is not None:
-        return _checked_folder(Path(section.path).expanduser())
+        folder = _folder(section.path)
+        if not any(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"model.path: {folder} has no *.safetensors file")
+        return folder.resolve()
     stamp, make = _BUNDLED[section.bundled or ""]
     return _made_once(f"{section.bundled}-{stamp()}", make)
 
@@ -96,8 +99,7 @@ def hf_config(section: ModelSection) -> dict[str, Any]:
     """Return the policy's config.json as a dict, without making or writing anything."""
     _check_one(section)
     if section.path is not None:
-        folder = _checked_folder(Path(section.path).expanduser())
-        return json.loads((folder / "config.json").read_text())
+        return json.loads((_folder(section.path) / "config.json").read_text())
     return dict(SMOLLM2_CONFIG if section.bundled == "smollm2-135m-instruct" else TINY_CONFIG)
 
 
@@ -114,14 +116,13 @@ def _check_one(section: ModelSection) -> None:
         raise ValueError("model: give exactly one of model.path and model.bundled")
 
 
-def _checked_folder(folder: Path) -> Path:
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"model.path: there is no folder {folder}")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model.path: {folder} has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(f"model.path: {folder} has no *.safetensors file")
-    return folder.resolve()
+    return folder
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:

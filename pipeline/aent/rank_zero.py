@@ -76,7 +76,9 @@ class RankZero:
             folder = resume.chosen(run_dir)
             run_id = None if folder is None else LoopState.read(folder).mlflow_run_id
             tracker = Tracker(run_dir, recipe, run_id or "")
-            words = tokenizer.load(recipe.model, model_path)
+            words = tokenizer.load(
+                recipe.model, model_path, recipe.task.template, resume.started(run_dir)
+            )
             task = _load_task(recipe, words, progress)
             task = _without_unreadable(task, recipe, judge, progress)
             suite_questions = {s: _suite(s, recipe, words) for s in recipe.evaluation.suites}

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from datetime import datetime
 from pathlib import Path
 
 from aent import checkpoint, rollout_files
@@ -47,7 +48,12 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
                 "before it are missing",
                 file=sys.stderr,
             )
-    write_whole(run_dir / START_FILE, json.dumps({"checkpoint": folder and str(folder)}))
+    first = started(run_dir) if recipe.resume != "never" else None
+    start = {
+        "checkpoint": folder and str(folder),
+        "started": (first or datetime.now()).isoformat(timespec="seconds"),
+    }
+    write_whole(run_dir / START_FILE, json.dumps(start))
 
 
 def chosen(run_dir: Path) -> Path | None:
@@ -57,6 +63,15 @@ def chosen(run_dir: Path) -> Path | None:
     except (ValueError, KeyError, TypeError):  # a torn file: a machine that lost its power
         return checkpoint.pick(run_dir) if has_begun(run_dir) else None
     return folder and Path(folder)
+
+
+def started(run_dir: Path) -> datetime | None:
+    """When the run was started for the first time, local time: a chat template that writes a date
+    writes this one, so that a resumed run has the same prompts. None where that is not known."""
+    try:
+        return datetime.fromisoformat(json.loads((run_dir / START_FILE).read_text())["started"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, torn, an older version
+        return None
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aent.models.chat import ChatTemplate
 from aent.recipe.schema import ModelSection
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -26,54 +26,30 @@ class Tokenizer:
     encode: Callable[[str], list[int]]  # adds no special token, reads those written in the text
     decode: Callable[[Sequence[int]], str]  # leaves special tokens out
     stop_ids: tuple[int, ...]  # any of them ends a response
-    render: Callable[[list[Message], bool], str] | None  # chat template: (messages, to be answered)
-    bos: str  # written at the beginning of a prompt, where the tokenizer has such a token
-    bos_ids: tuple[int, ...]
+    template: ChatTemplate | None
+    bos_ids: tuple[int, ...]  # before a prompt of plain text, where the tokenizer has such a token
 
     def chat_prompt(self, prompt: str, system_prompt: str | None = None) -> list[int]:
         """Ids of the user's turn and the beginning of the answer's, by the chat template.
 
-        Without ``system_prompt`` there is no system turn, also where the template would insert one
-        of its own (as SmolLM2's does). A tokenizer without a chat template gets plain text: the
-        system prompt, an empty line, the prompt.
-
-        Raises ValueError if the default system turn cannot be told from the rest.
+        A tokenizer without a chat template gets plain text: the system prompt, an empty line, the
+        prompt. Raises ValueError as ``ChatTemplate.prompt``.
         """
-        if self.render is None:
+        if self.template is None:
             parts = [prompt] if system_prompt is None else [system_prompt, prompt]
             return [*self.bos_ids, *self.encode("\n\n".join(parts))]
-        user = {"role": "user", "content": prompt}
-        if system_prompt is not None:
-            return self.encode(
-                self.render([{"role": "system", "content": system_prompt}, user], True)
-            )
-        return self.encode(_without_system_turn(self.render, user, self.bos))
+        return self.encode(self.template.prompt(prompt, system_prompt))
 
 
-def _without_system_turn(
-    render: Callable[[list[Message], bool], str], user: Message, bos: str
-) -> str:
-    """The user's turn as the template writes it when it is not the first."""
-    whole = render([user], True)
-    other = {"role": "user", "content": "?"}
-    for history in ([other], [other, {"role": "assistant", "content": "!"}]):
-        try:
-            before, after = render(history, False), render([*history, user], True)
-        except Exception:  # templates refuse turns that do not alternate, by jinja's exceptions
-            continue
-        turn = after.removeprefix(before)
-        if turn != after and whole.endswith(turn):
-            # kept, unless it is what begins every turn (as SmolLM2's)
-            begins = bos and whole.startswith(bos) and not turn.startswith(bos)
-            return bos + turn if begins else turn
-    raise ValueError(
-        "the model's chat template writes the first turn in another way than later ones, so its "
-        "default system turn cannot be left out: give task.system_prompt"
-    )
-
-
-def load(section: ModelSection, model_path: Path) -> Tokenizer:
+def load(
+    section: ModelSection,
+    model_path: Path,
+    variables: Mapping[str, Any] | None = None,
+    now: datetime | None = None,
+) -> Tokenizer:
     """Load the tokenizer that the recipe names; ``tokenizer_path`` defaults to ``model_path``.
+
+    ``variables`` (task.template) and ``now`` are for its chat template: see ``ChatTemplate``.
 
     huggingface: a folder. sentencepiece: a .model file, or a folder with tokenizer.model. tiktoken:
     a .json vocabulary in NeMo's form (rank, token_bytes, token_str), or a folder with
@@ -86,28 +62,26 @@ def load(section: ModelSection, model_path: Path) -> Tokenizer:
         raise FileNotFoundError(f"model.tokenizer_path: there is no {path}")
     stops = _model_stop_ids(model_path)
     if section.tokenizer_library == "huggingface":
-        return _huggingface(path, stops)
+        return _huggingface(path, stops, variables or {}, now)
     if section.tokenizer_library == "sentencepiece":
         return _sentencepiece(_file(path, "tokenizer.model"), stops)
     vocab_size = json.loads((model_path / "config.json").read_text())["vocab_size"]
     return _tiktoken(_file(path, "tokenizer.json"), vocab_size, stops)
 
 
-def _huggingface(path: Path, stops: set[int]) -> Tokenizer:
+def _huggingface(
+    path: Path, stops: set[int], variables: Mapping[str, Any], now: datetime | None
+) -> Tokenizer:
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
-    nemo = AutoTokenizer(str(path))
+    nemo = AutoTokenizer(str(path), trust_remote_code=False)
     inner = nemo.tokenizer
-
-    def render(messages: list[Message], answer: bool) -> str:
-        return inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-
+    text = inner.get_chat_template() if inner.chat_template else None
     return Tokenizer(
         encode=nemo.text_to_ids,
         decode=lambda ids: nemo.ids_to_text(list(ids)),
         stop_ids=_sorted(stops, nemo.eos_id),
-        render=render if inner.chat_template else None,
-        bos=inner.bos_token or "",
+        template=text and ChatTemplate(text, inner.special_tokens_map, variables, now),
         bos_ids=() if nemo.bos_id is None else (nemo.bos_id,),
     )
 
@@ -120,8 +94,7 @@ def _sentencepiece(file: Path, stops: set[int]) -> Tokenizer:
         encode=nemo.text_to_ids,
         decode=lambda ids: nemo.ids_to_text(list(ids)),
         stop_ids=_sorted(stops, nemo.eos_id),
-        render=None,
-        bos="",
+        template=None,
         bos_ids=(nemo.bos_id,) if nemo.bos_id >= 0 else (),
     )
 
@@ -143,8 +116,7 @@ def _tiktoken(file: Path, vocab_size: int, stops: set[int]) -> Tokenizer:
         encode=nemo.text_to_ids,
         decode=decode,
         stop_ids=_sorted(stops, nemo.eos_id),
-        render=None,
-        bos="",
+        template=None,
         bos_ids=(nemo.bos_id,),
     )
 

@@ -8,6 +8,7 @@ import pytest
 
 from aent.recipe.check import check
 from aent.recipe.load import load
+from models import folders
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -36,9 +37,7 @@ run_dir: RUN
 def recipe(tmp_path):
     """Builds a recipe over a model folder (12 heads, 6 groups, 30 layers) with overrides."""
     model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps(CONFIG))
-    (model / "model.safetensors").write_bytes(b"")
+    folders.write(model, CONFIG)
     text = BASE.replace("MODEL", str(model)).replace("RUN", str(tmp_path / "run"))
     (tmp_path / "r.yaml").write_text(text)
     return lambda *overrides: load(tmp_path / "r.yaml", overrides)
@@ -403,7 +402,6 @@ def test_faults_of_the_model_folder(recipe, tmp_path):
     config = tmp_path / "model" / "config.json"
     (tmp_path / "model" / "model.safetensors").unlink()
     assert check(recipe()) == [f"model.path: {tmp_path}/model has no weights (*.safetensors)"]
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     config.write_text(json.dumps(CONFIG | {"num_hidden_layers": "30"}))
     assert check(recipe()) == [
         f"model.path: {config}: num_hidden_layers must be a positive whole number, got '30'"

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aent.model_source import hf_config
+from aent.models.facts import model_facts
 from aent.recipe.estimate import GIB, describe, estimate, rank_coordinates
 from aent.recipe.load import load
-from aent.recipe.model_facts import model_facts
 from aent.recipe.schema import ModelSection
 
 BASE = """
@@ -207,18 +206,3 @@ def test_rank_order_is_megatrons_own(recipe):
     for axis, name in enumerate(("tp", "dp", "pp")):
         for group in megatron.get_ranks(name):  # in order along this axis
             assert [rank_coordinates(layout, r)[axis] for r in group] == list(range(len(group)))
-
-
-@pytest.mark.slow  # imports Megatron
-def test_stages_are_those_that_the_trainer_builds():
-    from types import SimpleNamespace
-
-    from aent.trainer.model import layers_in_last_stage
-
-    for name in ("smollm2-135m-instruct", "tiny-qwen2"):
-        section = ModelSection(bundled=name)
-        facts, config = model_facts(section), SimpleNamespace(**hf_config(section))
-        for stages in range(1, facts.layers + 1):
-            layers = facts.stage_layers(stages)
-            assert (len(layers), sum(layers)) == (stages, facts.layers)
-            assert layers[-1] == (layers_in_last_stage(config, stages) or facts.layers)

@@ -12,10 +12,10 @@ from aent.algorithm.advantages import group_advantages
 from aent.cli import app
 from aent.cluster.layout import layout
 from aent.model_source import TINY_CONFIG
+from aent.models.published import PUBLISHED
 from aent.recipe.check import check
 from aent.recipe.estimate import estimate
 from aent.recipe.load import flatten, load
-from aent.recipe.published import PUBLISHED
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SETTINGS = ("math", "openr1", "gsm8k")
@@ -131,15 +131,16 @@ def test_a_folder_that_is_there_is_read_instead_of_what_was_published(tmp_path, 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "models" / "Qwen2.5-Math-1.5B"
     folder.mkdir(parents=True)
-    config = PUBLISHED["Qwen2.5-Math-1.5B"] | {"num_attention_heads": 7, "head_dim": 128}
+    config = PUBLISHED["Qwen2.5-Math-1.5B"] | {"intermediate_size": 8961}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
     (fault,) = check(recipe("math-aent", "trainer.tensor_parallel=2"), machine=False)
-    assert fault == "trainer.tensor_parallel=2 does not divide the model's 7 attention heads"
+    assert (
+        fault == "trainer.tensor_parallel=2 does not divide the model's 8961 feed-forward columns"
+    )
 
 
 def test_published_sizes_give_the_published_numbers_of_parameters():
-    from aent.recipe.model_facts import model_facts
+    from aent.models.facts import model_facts
     from aent.recipe.schema import ModelSection
 
     for name, billions in (  # of the model cards

@@ -352,24 +352,3 @@ def test_schedule_moves_once_a_mini_batch(kind: str) -> None:
     again = LearningRate(recipe, SimpleNamespace(param_groups=[resumed]))
     again.move_to(schedule.moves)
     assert resumed["lr"] == group["lr"]
-
-
-@pytest.mark.parametrize(
-    ("layers", "vocab", "stages", "last"),
-    [(30, 49152, 2, 13), (2, 100, 2, 1), (30, 49152, 1, None), (30, 49152, 3, 8)],
-)
-def test_stages_take_equally_long(layers: int, vocab: int, stages: int, last: int | None) -> None:
-    from aent.trainer.model import layers_in_last_stage
-
-    config = SimpleNamespace(
-        num_hidden_layers=layers, hidden_size=576, num_attention_heads=9, num_key_value_heads=3,
-        head_dim=64, intermediate_size=1536, vocab_size=vocab,
-    )  # fmt: skip
-    assert layers_in_last_stage(config, stages) == last
-
-
-def test_more_stages_than_layers_is_an_error() -> None:
-    from aent.trainer.model import layers_in_last_stage
-
-    with pytest.raises(ValueError, match="pipeline_parallel=4"):
-        layers_in_last_stage(SimpleNamespace(num_hidden_layers=2), 4)

@@ -17,8 +17,9 @@ from aent.evaluation import mlflow_run, suite, suites
 from aent.evaluation.answers import Answers
 from aent.evaluation.suite import Summary
 from aent.evaluation.suites import Suite
-from aent.recipe.model_facts import model_facts
+from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
+from aent.resume import started
 from aent.rollout import engine
 from aent.rollout.client import EngineClient, EngineError, Fleet
 from aent.rollout.registry import make_token, read_token
@@ -103,7 +104,9 @@ def _ask(
     from aent import tokenizer  # late: imports NeMo
 
     asked, recipe = evaluation.suite, evaluation.recipe
-    words = tokenizer.load(target.section, target.folder)
+    # a trained policy is asked as it was trained, on any day
+    now = started(Path(evaluation.model))
+    words = tokenizer.load(target.section, target.folder, recipe.task.template, now)
     prompts = [words.chat_prompt(q.prompt, asked.system_prompt) for q in questions]
     longest = max(map(len, prompts))
     if longest + asked.max_tokens > target.positions:
@@ -156,7 +159,7 @@ def _local(evaluation: Evaluation) -> _Target:
     files = sorted(folder.glob("*.safetensors"))
     marks = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     weights = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
-    return _Target(section, folder, f"{folder} {weights}", model_facts(section).max_positions)
+    return _Target(section, folder, f"{folder} {weights}", max_positions(section))
 
 
 def _remote(evaluation: Evaluation) -> _Target:

@@ -69,8 +69,10 @@ def own_logits(
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     except Exception as error:  # whatever transformers, tokenizers and safetensors raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{folder} cannot be read as a model: {reason}") from error

@@ -10,8 +10,7 @@ from pathlib import Path
 from aent import tasks
 from aent.entropy import controllers
 from aent.evaluation import suites
-from aent.recipe import check_cluster, check_controls, check_engines
-from aent.recipe.model_facts import ModelFacts, are_known, model_facts
+from aent.recipe import check_cluster, check_controls, check_engines, check_model
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import sources
@@ -28,7 +27,8 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
 
     Reads folders and writes nothing. ``machine=False`` leaves out what depends on this machine's
     files (the model's folder, questions, the run's folder), for a recipe that will run elsewhere;
-    a model that is not here is checked by its published sizes, if they are known.
+    a model that is not here is checked by its published sizes, if they are known, and of a folder
+    that is here config.json alone.
     """
     faults = [
         *_batch(recipe),
@@ -44,75 +44,10 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
     ]
-    model_faults = list(_model(recipe, machine))
-    faults += model_faults
-    if not model_faults and (machine or are_known(recipe.model)):
-        try:
-            facts = model_facts(recipe.model)
-        except ValueError as error:
-            faults.append(f"model.path: {error}")
-        else:
-            faults += [*_layout(recipe, facts), *_lengths(recipe, facts)]
+    faults += check_model.faults(recipe, machine=machine)
     if machine:
         faults += [*_attention(recipe), *_run_folder(recipe)]
     return faults
-
-
-def _model(recipe: Recipe, machine: bool) -> Iterator[str]:
-    path, bundled = recipe.model.path, recipe.model.bundled
-    if (path is None) == (bundled is None):
-        given = "neither is given" if path is None else "both are given"
-        yield f"exactly one of model.path and model.bundled is needed: {given}"
-        return
-    if not machine:
-        return
-    if path is not None:
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            yield f"model.path: no folder {path}"
-        elif not (folder / "config.json").is_file():
-            yield f"model.path: {path} is no Hugging Face folder: it has no config.json"
-        elif not any(folder.glob("*.safetensors")):
-            yield f"model.path: {path} has no weights (*.safetensors)"
-    tokenizer = recipe.model.tokenizer_path
-    if tokenizer is not None and not Path(tokenizer).exists():
-        yield f"model.tokenizer_path: no file or folder {tokenizer}"
-
-
-def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    trainer = recipe.trainer
-    tensor, pipeline = trainer.tensor_parallel, trainer.pipeline_parallel
-    for count, what in (
-        (facts.heads, "attention heads"),
-        (facts.kv_groups, "key-value groups"),
-        (facts.ffn, "feed-forward columns"),
-    ):
-        if count % tensor:
-            yield f"trainer.tensor_parallel={tensor} does not divide the model's {count} {what}"
-    if pipeline > facts.layers:
-        yield f"trainer.pipeline_parallel={pipeline} is more than the model's {facts.layers} layers"
-    if trainer.sequence_parallel and tensor == 1:
-        yield "trainer.sequence_parallel needs trainer.tensor_parallel above 1"
-    engine = recipe.rollout.engine.tensor_parallel
-    if recipe.rollout.engines and facts.heads % engine:
-        yield (
-            f"rollout.engine.tensor_parallel={engine} does not divide the model's "
-            f"{facts.heads} attention heads"
-        )
-    if recipe.entropy.top_k is not None and recipe.entropy.top_k > facts.vocab:
-        yield (
-            f"entropy.top_k={recipe.entropy.top_k} is more than the model's vocabulary of "
-            f"{facts.vocab}"
-        )
-
-
-def _lengths(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
-    if total > facts.max_positions:
-        yield (
-            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {total} is more than the "
-            f"model's {facts.max_positions} positions"
-        )
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:

@@ -26,8 +26,8 @@ import math
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
+from aent.models.facts import ModelFacts, model_facts
 from aent.recipe.check import run_folder
-from aent.recipe.model_facts import ModelFacts, model_facts
 from aent.recipe.schema import Recipe
 
 GIB = 2**30

@@ -39,6 +39,8 @@ class TaskSection(Section):
     size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
     heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
     system_prompt: str | None = None  # None: no system turn at all
+    # variables of the model's chat template, as {enable_thinking: false}
+    template: dict[str, Any] = Field({})
     instruction: str | None = None  # on a line of its own after every question
     # last_number: the response's last number equals the answer; reasoning_gym: the dataset's own
     # scorer; math_verify: mathematical equality

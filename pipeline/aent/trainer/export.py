@@ -15,10 +15,15 @@ from huggingface_hub import save_torch_state_dict
 from megatron.core import parallel_state
 from torch import Tensor
 
+from aent.models.facts import ModelFacts
 from aent.trainer.lean_imports import Bridge
 from aent.trainer.model import PolicyModel
 
-WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")
+# weights in any format, which a policy must not carry along from the model that it began as
+WEIGHT_FILES = (
+    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot",
+    ".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".npz", ".nemo",
+)  # fmt: skip
 
 
 @dataclass
@@ -35,8 +40,12 @@ class _Shard:
 class Exporter:
     """Collects full tensors on rank 0, one Megatron parameter at a time."""
 
-    def __init__(self, bridge: Bridge, model: PolicyModel) -> None:
-        """Collective over the pipeline: the stages tell one another what they hold."""
+    def __init__(self, bridge: Bridge, model: PolicyModel, facts: ModelFacts) -> None:
+        """Collective over the pipeline: the stages tell one another what they hold.
+
+        Raises:
+            ValueError: if that is not, under Hugging Face names, what ``facts`` says.
+        """
         self.bridge = bridge
         self.stage = parallel_state.get_pipeline_model_parallel_rank()
         self.replica = parallel_state.get_data_parallel_rank()
@@ -52,6 +61,9 @@ class Exporter:
         self.shards = [shard for stage in everyones for shard in stage]
         if bridge.hf_config.tie_word_embeddings:  # the last stage's copy of the embedding
             self.shards = [s for s in self.shards if s.name != "output_layer.weight"]
+        names = [n for s in self.shards for n in bridge._weight_name_mapping_mcore_to_hf(s.name)]
+        if wrong := set(names) ^ set(facts.weights):
+            raise ValueError(f"the trainer and the model disagree about {', '.join(sorted(wrong))}")
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

@@ -28,6 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
+from aent.models.facts import ModelFacts
 from aent.trainer.packing import PackedSequences
 
 
@@ -163,3 +164,25 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     return TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm
     )
+
+
+def add_biases(spec: TransformerBlockSubmodules, facts: ModelFacts) -> None:
+    """Give this stage's layers the biases of attention and of feed-forward, each where the model
+    has them (Megatron's add_bias_linear is for all or none)."""
+    layer = spec.layer_specs[0].submodules if spec.layer_specs else None
+    for wanted, part, names in (
+        (facts.attention_bias, "self_attention", ("linear_qkv", "linear_proj")),
+        (facts.mlp_bias, "mlp", ("linear_fc1", "linear_fc2")),
+    ):
+        if wanted and layer is not None:
+            submodules = getattr(layer, part).submodules
+            for name in names:
+                setattr(submodules, name, _with_bias(getattr(submodules, name)))
+
+
+def _with_bias(linear: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    class WithBias(linear):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, bias: bool, **kwargs: Any) -> None:
+            super().__init__(*args, bias=True, **kwargs)
+
+    return WithBias

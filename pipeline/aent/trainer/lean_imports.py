@@ -13,7 +13,7 @@ import importlib.util
 import sys
 from typing import Any
 
-FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # model_type: mbridge's module
+from aent.models.families import Family
 
 
 def _bare(package: str) -> None:
@@ -40,22 +40,12 @@ _import_megatron()
 _bare("mbridge")
 _bare("mbridge.models")
 
-from mbridge.core.auto_bridge import AutoBridge  # noqa: E402
 from mbridge.core.bridge import Bridge  # noqa: E402
 
 __all__ = ["Bridge", "bridge_of"]
 
 
-def bridge_of(hf_config: Any, **options: Any) -> Bridge:
-    """mbridge's description of a model, from transformers' configuration of it.
-
-    Raises:
-        ValueError: for a ``model_type`` that is not in ``FAMILIES``.
-    """
-    if hf_config.model_type not in FAMILIES:
-        raise ValueError(
-            f"model_type {hf_config.model_type!r} is not one that the trainer knows: "
-            + ", ".join(FAMILIES)
-        )
-    importlib.import_module(f"mbridge.models.{FAMILIES[hf_config.model_type]}")
-    return AutoBridge.from_config(hf_config, **options)
+def bridge_of(family: Family, hf_config: Any, **options: Any) -> Bridge:
+    """mbridge's description of a model of this family, from transformers' configuration of it."""
+    module, name = family.bridge
+    return getattr(importlib.import_module(f"mbridge.models.{module}"), name)(hf_config, **options)

@@ -17,10 +17,12 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 from transformers import AutoConfig
 
+from aent.models.facts import ModelFacts
 from aent.recipe.schema import Recipe
-from aent.trainer.layers import local_block_spec
+from aent.trainer.layers import add_biases, local_block_spec
 from aent.trainer.lean_imports import Bridge, bridge_of
 from aent.trainer.packing import MicroBatch
+from aent.trainer.rotary import scaled_frequencies
 
 try:
     import transformer_engine  # noqa: F401
@@ -36,6 +38,7 @@ class PolicyModel(GPTModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rotary: RotaryEmbedding | None = None  # set where the local attention applies it
+        self.rotary_scale = 1.0  # of its cosines and sines: YaRN's attention factor
 
     def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
         return hidden_states
@@ -48,7 +51,8 @@ class PolicyModel(GPTModel):
             assert packed.positions is not None
             angles = self.rotary(packed.max_seqlen_q, packed_seq=True)[packed.positions, 0]
             dtype = self.config.params_dtype
-            packed.cos, packed.sin = angles.cos().to(dtype), angles.sin().to(dtype)
+            cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
+            packed.cos, packed.sin = cos.to(dtype), sin.to(dtype)
         positions = packed.positions
         return self(micro_batch.tokens, positions, attention_mask=None, packed_seq_params=packed)
 
@@ -90,29 +94,26 @@ class PolicyModel(GPTModel):
         )
 
 
-def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
+def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
     """mbridge's description of the model: Megatron's configuration and both weight mappings.
 
     Raises:
-        ValueError: for a rotary embedding that is neither plain nor linearly scaled.
+        ValueError: for a model whose window is below the recipe's lengths.
     """
-    hf_config = AutoConfig.from_pretrained(model_path)
-    rope = dict(hf_config.rope_parameters)
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"{model_path}: rope_type {rope['rope_type']!r} is not supported by the trainer, "
-            "only 'default'"
-        )
+    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    if (why := facts.past_window(longest)) is not None:
+        raise ValueError(f"{model_path}: {longest} tokens are {why}")
+    hf_config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
     # under transformers 5 mbridge looks for these where they no longer are
-    hf_config.rope_theta = rope["rope_theta"]
+    hf_config.rope_theta = facts.rope["rope_theta"]
     hf_config.rope_scaling = None
-    if getattr(hf_config, "head_dim", None) is None:
-        hf_config.head_dim = hf_config.hidden_size // hf_config.num_attention_heads
+    hf_config.head_dim = facts.head_dim
     dtype = getattr(torch, recipe.model.dtype)
     tp = parallel_state.get_tensor_model_parallel_world_size()
-    bridge = bridge_of(hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    bridge = bridge_of(facts.family, hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    layers = facts.stage_layers(bridge.mpu.pp_size)
     bridge.set_extra_args(
-        num_layers_in_last_pipeline_stage=layers_in_last_stage(hf_config, bridge.mpu.pp_size),
+        num_layers_in_last_pipeline_stage=layers[-1] if len(layers) > 1 else None,
         sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,
         # every weight is read from the folder (Megatron's own switch, perform_initialization,
         # would leave out the attributes that say which parameters are sharded)
@@ -127,47 +128,41 @@ def open_bridge(recipe: Recipe, model_path: Path) -> Bridge:
     # knows this for some models only, and would write it into a table that all models share)
     head = "model.embed_tokens.weight" if hf_config.tie_word_embeddings else "lm_head.weight"
     bridge._DIRECT_MAPPING = {**bridge._DIRECT_MAPPING, "output_layer.weight": head}
+    layer = "model.layers.{layer_number}"
+    bridge._ATTENTION_MAPPING = {
+        **bridge._ATTENTION_MAPPING,
+        "self_attention.linear_proj.bias": [f"{layer}.self_attn.o_proj.bias"],
+    }
+    bridge._MLP_MAPPING = {
+        **bridge._MLP_MAPPING,
+        "mlp.linear_fc1.bias": [f"{layer}.mlp.{name}_proj.bias" for name in ("gate", "up")],
+        "mlp.linear_fc2.bias": [f"{layer}.mlp.down_proj.bias"],
+    }
     return bridge
-
-
-def layers_in_last_stage(hf_config: Any, stages: int) -> int | None:
-    """How many layers the last pipeline stage gets so that all stages take equally long.
-
-    The last one has the output layer too, on response tokens only: taken as half of all tokens,
-    and weighed in layers by its multiplications. Megatron gives the other stages equal shares of
-    the rest, so what is returned leaves a multiple of (stages - 1). None for one stage.
-
-    Raises:
-        ValueError: if there are fewer layers than stages.
-    """
-    layers = hf_config.num_hidden_layers
-    if stages == 1:
-        return None
-    if layers < stages:
-        raise ValueError(f"trainer.pipeline_parallel={stages} exceeds the model's {layers} layers")
-    hidden, heads = hf_config.hidden_size, hf_config.num_attention_heads
-    attention = 2 * hidden * hf_config.head_dim * (heads + hf_config.num_key_value_heads)
-    layer = attention + 3 * hidden * hf_config.intermediate_size
-    head = hidden * hf_config.vocab_size / 2 / layer
-    ideal = (layers + head) / stages - head
-    choices = [n for n in range(1, layers) if (layers - n) % (stages - 1) == 0 and layers > n]
-    return min(choices, key=lambda n: abs(n - ideal))
 
 
 def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
-def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
-    """This rank's shard of the model, with the folder's weights. Collective."""
+def build_model(bridge: Bridge, facts: ModelFacts, model_path: Path) -> PolicyModel:
+    """This rank's shard of the model, with the folder's weights. Collective.
+
+    Raises:
+        ValueError: for weights that are not finite, or that nothing has filled.
+    """
     args = bridge._get_gptmodel_args()
     bridge.vocab_size = args["vocab_size"]
     tp = parallel_state.get_tensor_model_parallel_world_size()
     bridge.padded_vocab_size = -(-bridge.vocab_size // tp) * tp
     args["vocab_size"] = bridge.padded_vocab_size
     config = bridge.config
-    rotary = None
-    if HAVE_TRANSFORMER_ENGINE:
+    rotary, frequencies, scale = None, None, 1.0
+    if facts.rope["rope_type"] != "default":
+        frequencies, scale = scaled_frequencies(facts, torch.cuda.current_device())
+    if HAVE_TRANSFORMER_ENGINE:  # not run where this was written
+        if scale != 1:  # of queries and keys alike, so squared in their products
+            config.softmax_scale = scale**2 / facts.head_dim**0.5
         spec = bridge._get_transformer_layer_spec()
     else:
         spec = local_block_spec(config)
@@ -175,9 +170,9 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
             kv_channels=config.kv_channels,
             rotary_percent=1.0,
             rotary_base=args["rotary_base"],
-            seq_len_interpolation_factor=args.pop("seq_len_interpolation_factor", None),
         )
         args["position_embedding_type"] = "none"  # PackedAttention applies it
+    add_biases(spec, facts)
     model = PolicyModel(
         config=config,
         transformer_layer_spec=spec,
@@ -186,8 +181,16 @@ def build_model(bridge: Bridge, model_path: Path) -> PolicyModel:
         share_embeddings_and_output_weights=bridge.hf_config.tie_word_embeddings,
         **args,
     )
-    model.rotary = rotary
+    model.rotary, model.rotary_scale = rotary, scale
+    if frequencies is not None:
+        (rotary or model.rotary_pos_emb).inv_freq = frequencies
     for parameter in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
+        parameter.data.fill_(torch.nan)  # what nothing fills is found below
     bridge.load_weights([model], str(model_path))
+    names = bridge._weight_name_mapping_mcore_local_to_global(model)
+    bad = [names[n] for n, p in model.named_parameters() if not p.isfinite().all()]
+    if bad:
+        stored = [hf for name in bad for hf in bridge._weight_name_mapping_mcore_to_hf(name)]
+        raise ValueError(f"{model_path}: NaN or infinity in the weights {' or '.join(stored)}")
     return model

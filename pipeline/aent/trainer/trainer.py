@@ -20,6 +20,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from aent.batch import Batch
+from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
@@ -78,7 +79,8 @@ class Trainer:
         """Build the model's shard and read its weights; ``distributed.initialize`` came before.
 
         Raises:
-            ValueError: for ``trainer.share_prompts`` with Transformer Engine's attention, which
+            ValueError: for a model that no record of ``aent.models.families`` covers; for
+                ``trainer.share_prompts`` with Transformer Engine's attention, which
                 would let the responses of a unit see one another.
         """
         if recipe.trainer.share_prompts and HAVE_TRANSFORMER_ENGINE:
@@ -88,8 +90,9 @@ class Trainer:
             )
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
-        self.bridge = open_bridge(recipe, model_path)
-        policy = build_model(self.bridge, model_path)
+        facts = folder_facts(model_path)
+        self.bridge = open_bridge(recipe, facts, model_path)
+        policy = build_model(self.bridge, facts, model_path)
         self.config = policy.config
         self.policy = policy
         self.model = DistributedDataParallel(
@@ -105,7 +108,7 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
-        self.exporter = export.Exporter(self.bridge, policy)
+        self.exporter = export.Exporter(self.bridge, policy, facts)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
@@ -229,7 +232,18 @@ class Trainer:
         return state.load(self, folder)
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """This data-parallel rank's share, packed."""
+        """This data-parallel rank's share, packed.
+
+        Raises:
+            ValueError: for a token that the model's embedding has no row for: tensor parallelism
+                would take it for a token of zeros, and say nothing.
+        """
+        largest = int(batch.tokens.max())
+        if largest >= self.vocab_size:
+            raise ValueError(
+                f"a token has the id {largest}, and the model's embedding has {self.vocab_size} "
+                "rows: the tokenizer is not the model's"
+            )
         settings = self.recipe.trainer
         limit = settings.micro_batch_tokens
         units = make_units(batch, settings.share_prompts, limit)

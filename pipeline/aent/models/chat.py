@@ -1,0 +1,182 @@
+"""A model's chat template: its prompts, and why it cannot make those that a recipe asks for.
+
+Templates are rendered by transformers' own environment, wherever they are read from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from aent.recipe.schema import Recipe
+
+Message = dict[str, str]
+# what aent and transformers themselves give to a template
+RESERVED = frozenset({
+    "messages", "add_generation_prompt", "tools", "documents", "strftime_now", "raise_exception",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with all that it is given besides the messages."""
+
+    text: str
+    special: Mapping[str, str]  # bos_token, eos_token, ...
+    variables: Mapping[str, Any] = field(default_factory=dict)  # task.template
+    now: datetime | None = None  # what templates that write a date are told; None: the clock
+
+    def prompt(self, prompt: str, system_prompt: str | None) -> str:
+        """The user's turn and the beginning of the answer's.
+
+        Without ``system_prompt`` there is no system turn, also where the template would insert one
+        of its own (as SmolLM2's does).
+
+        Raises ValueError, naming the recipe's field, if the template refuses a system turn, or if
+        its default one cannot be told from the rest.
+        """
+        user = {"role": "user", "content": prompt}
+        if system_prompt is None:
+            special = self.special.get
+            return without_system_turn(
+                self.render, user, special("bos_token", ""), special("eos_token", "")
+            )
+        try:
+            return self.render([{"role": "system", "content": system_prompt}, user], True)
+        except ValueError as error:
+            raise ValueError(
+                f"task.system_prompt: the model's chat template refuses a system turn ({error}): "
+                "put it into task.instruction"
+            ) from error
+
+    def render(self, messages: list[Message], answer: bool) -> str:
+        """Raises ValueError with the template's own words where it refuses the messages."""
+        from jinja2 import TemplateError
+
+        values = {**self.special, **self.variables}
+        if self.now is not None:
+            values["strftime_now"] = self.now.strftime
+        try:
+            return _compiled(self.text).render(
+                messages=messages,
+                add_generation_prompt=answer,
+                tools=None,
+                documents=None,
+                **values,
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(str(error)) from error
+
+    def known_variables(self) -> list[str]:
+        """What may be given to the template besides messages and special tokens."""
+        from jinja2 import meta
+
+        parsed = _compiled(self.text).environment.parse(self.text)
+        tokens = {
+            name for name in meta.find_undeclared_variables(parsed) if name.endswith("_token")
+        }
+        return sorted(meta.find_undeclared_variables(parsed) - RESERVED - tokens)
+
+
+def _compiled(text: str) -> Any:
+    """Raises ValueError for what is no template."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        return _compile_jinja_template(text)
+    except TemplateError as error:
+        raise ValueError(f"the chat template cannot be read: {error}") from error
+
+
+def without_system_turn(
+    render: Callable[[list[Message], bool], str], user: Message, bos: str, eos: str
+) -> str:
+    """The user's turn as the template writes it when it is not the first.
+
+    Raises ValueError if it cannot be told which part that is.
+    """
+    whole = render([user], True)
+    other = {"role": "user", "content": "?"}
+    for history in ([other], [other, {"role": "assistant", "content": "!"}]):
+        try:
+            before, after = render(history, False), render([*history, user], True)
+        except ValueError:  # templates refuse turns that do not alternate
+            continue
+        # Phi's end a text that is not to be answered with the end-of-sequence token
+        for beginning in (before, before.removesuffix(eos)):
+            turn = after.removeprefix(beginning)
+            if turn != after and whole.endswith(turn):
+                # kept, unless it is what begins every turn (as SmolLM2's)
+                begins = bos and whole.startswith(bos) and not turn.startswith(bos)
+                return bos + turn if begins else turn
+    raise ValueError(
+        "task.system_prompt: the model's chat template writes the first turn in another way than "
+        "later ones, so its default system turn cannot be left out: give one"
+    )
+
+
+def find(folder: Path) -> ChatTemplate | None:
+    """The template of a Hugging Face tokenizer's folder; None where it has none.
+
+    Raises ValueError for files that cannot be read.
+    """
+    config: dict[str, Any] = {}
+    try:
+        if (folder / "tokenizer_config.json").is_file():
+            config = json.loads((folder / "tokenizer_config.json").read_text())
+        text: Any
+        if (folder / "chat_template.jinja").is_file():
+            text = (folder / "chat_template.jinja").read_text()
+        else:
+            text = config.get("chat_template")
+        if isinstance(text, list):  # several, by name
+            text = {entry["name"]: entry["template"] for entry in text}.get("default")
+        special = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in config.items()
+            if name.endswith("_token") and isinstance(value, str | dict)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: the chat template cannot be read: {error}") from error
+    return None if text is None else ChatTemplate(text, special)
+
+
+def faults(recipe: Recipe) -> list[str]:
+    """One sentence if the model's chat template cannot make the recipe's prompts, naming the field.
+
+    A bundled model's template makes every prompt and takes no variable.
+    """
+    model, given = recipe.model, recipe.task.template
+    place = model.tokenizer_path or model.path
+    if place is None or model.tokenizer_library != "huggingface":
+        return [f"task.template: {_no_variables(model.bundled)}"] if given else []
+    try:
+        template = find(Path(place).expanduser())
+        if template is None:
+            return ["task.template: the model has no chat template"] if given else []
+        return [*_faults(template, recipe)]
+    except ValueError as error:
+        field = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
+        told = str(error)
+        return [told if told.startswith("task.") else f"{field}: {told}"]
+
+
+def _no_variables(bundled: str | None) -> str:
+    return f"{bundled}'s has no variables" if bundled else "the tokenizer has no chat template"
+
+
+def _faults(template: ChatTemplate, recipe: Recipe) -> list[str]:
+    given = recipe.task.template
+    known = template.known_variables()
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        has = f"its variables are {', '.join(known)}" if known else "it has none"
+        return [f"task.template.{unknown[0]} is no variable of the model's chat template: {has}"]
+    filled = ChatTemplate(template.text, template.special, given)
+    filled.prompt("?", recipe.task.system_prompt)
+    return []

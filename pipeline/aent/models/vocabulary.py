@@ -1,0 +1,59 @@
+"""The largest token id of a tokenizer's files, without loading it: no id may be beyond the model's
+embedding, where tensor parallelism would train on it as on a token of zeros."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aent.recipe.schema import ModelSection
+
+
+def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
+    """A sentence if the tokenizer of the recipe's model is not readable, or has ids of ``vocab``
+    and above.
+
+    Looked at are the files of a Hugging Face tokenizer (tokenizer.json, vocab.json,
+    added_tokens.json, tokenizer_config.json); what else there is, ``aent.tokenizer`` reads.
+    """
+    place = section.tokenizer_path or section.path
+    if place is None or section.tokenizer_library != "huggingface":
+        return []
+    field = "model.path" if section.tokenizer_path is None else "model.tokenizer_path"
+    folder = Path(place).expanduser()
+    try:
+        largest, token, file = max(_ids(folder), default=(-1, "", folder))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return [f"{field}: the tokenizer in {folder} cannot be read: {error}"]
+    if largest < vocab:
+        return []
+    return [
+        f"{field}: {file} has the token {token!r} with the id {largest}, and the model's embedding "
+        f"has {vocab} rows: resize the embedding, or take the tokenizer that belongs to the model"
+    ]
+
+
+def _ids(folder: Path) -> Iterable[tuple[int, str, Path]]:
+    """(id, token, file) of every token that the files name."""
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file():
+            for token, number in _entries(name, json.loads(file.read_text())):
+                yield number, token, file
+
+
+def _entries(name: str, content: Any) -> Iterable[tuple[str, int]]:
+    if name == "tokenizer.json":
+        vocabulary = content.get("model", {}).get("vocab") or {}
+        if isinstance(vocabulary, list):  # Unigram: (token, score) in the order of ids
+            yield from ((token, number) for number, (token, *_) in enumerate(vocabulary))
+        else:
+            yield from vocabulary.items()
+        yield from ((t["content"], t["id"]) for t in content.get("added_tokens") or ())
+    elif name == "tokenizer_config.json":
+        added = content.get("added_tokens_decoder") or {}
+        yield from ((t["content"], int(number)) for number, t in added.items())
+    else:
+        yield from content.items()

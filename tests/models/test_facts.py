@@ -1,0 +1,182 @@
+"""What is read of a config.json, and every reason for which a model is refused."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from aent.model_source import SMOLLM2_CONFIG, TINY_CONFIG
+from aent.models import facts
+from aent.models.facts import ModelError, read
+from aent.models.families import FAMILIES, INERT
+
+BASE = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def refusals(model_type: str, **changes: object) -> list[str]:
+    config = {k: v for k, v in (BASE | changes).items() if v is not ...}
+    with pytest.raises(ModelError) as refused:
+        read(config | {"model_type": model_type}, "config.json")
+    assert all(fault.startswith("config.json: ") for fault in refused.value.faults)
+    return [fault.removeprefix("config.json: ") for fault in refused.value.faults]
+
+
+def accepted(model_type: str, **changes: object) -> facts.ModelFacts:
+    return read(BASE | {"model_type": model_type} | changes, "config.json")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_record_covers_every_field_that_transformers_class_has(name):
+    """A field that a new version of transformers adds must be looked at before it is passed over:
+    the trainer reads a model as that version does."""
+    fields = {f.name for f in dataclasses.fields(CONFIG_MAPPING[name])}
+    fields -= {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    assert {"vocab_size", "hidden_act", "attention_dropout"} < fields
+    assert fields - INERT <= FAMILIES[name].known_fields
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_config_leaves_out_is_what_transformers_takes(name):
+    family, config = FAMILIES[name], AutoConfig.for_model(name)
+    for field, values in family.computed.items():
+        assert getattr(config, field, None) == values[0]
+    config = AutoConfig.for_model(name, **{k: v for k, v in BASE.items() if "key_value" not in k})
+    bare = {k: v for k, v in BASE.items() if "key_value" not in k} | {"model_type": name}
+    if config.num_key_value_heads > 4:  # of a certain size of the family
+        (fault,) = refusals(name, num_key_value_heads=...)
+        assert fault.startswith(f"num_key_value_heads={config.num_key_value_heads} does not divide")
+    else:
+        assert read(bare, "").kv_groups == config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or 64 // 4
+    assert accepted(name).head_dim == head_dim
+    assert accepted(name, num_key_value_heads=None).kv_groups == 4
+
+
+def test_the_bundled_models_are_covered():
+    smollm2, tiny = read(SMOLLM2_CONFIG, ""), read(TINY_CONFIG, "")
+    assert (smollm2.family.model_type, smollm2.tied_embeddings) == ("llama", True)
+    assert (tiny.family.model_type, tiny.window) == ("qwen2", None)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3", "olmo2", "smollm3", "granite", "mixtral"])
+def test_an_unknown_family_is_refused_by_name(name):
+    (fault,) = refusals(name)
+    assert f"model_type '{name}'" in fault
+
+
+def test_the_nearest_family_is_named():
+    assert refusals("qwen3_moe")[0].endswith("the nearest is qwen3")
+    assert refusals("lama")[0].endswith("the nearest is llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "field"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
+        ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
+        ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
+        ("llama", {"rope_theta": "big"}, "rope_theta"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "factor of rope_type linear"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": "32"}},
+         "beta_fast of rope_type yarn"),
+        ("qwen2", {"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq)"),
+        ("qwen2", {"architectures": ["Qwen2ForSequenceClassification"]}, "architectures"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 0},
+         "sliding_window"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
+        ("llama", {"head_dim": 15}, "head_dim=15"),
+        ("llama", {"vocab_size": True}, "vocab_size"),
+        ("llama", {"max_position_embeddings": ...}, "max_position_embeddings"),
+    ],
+)  # fmt: skip
+def test_what_is_not_computed_is_refused_by_its_field(name, changes, field):
+    (fault,) = refusals(name, **changes)
+    assert fault.startswith(field)
+
+
+def test_every_reason_is_told():
+    assert len(refusals("qwen3", attention_bias=True, hidden_act="relu", hidden_size=0)) == 3
+
+
+def test_a_window_counts_where_some_layer_has_it():
+    window = {"use_sliding_window": True, "sliding_window": 8}
+    assert accepted("qwen2", sliding_window=8, max_window_layers=0).window is None
+    assert accepted("qwen2", **window, max_window_layers=4).window is None
+    assert accepted("qwen2", **window).window is None  # 28 layers and more have none
+    assert accepted("qwen2", **window, layer_types=["full_attention"] * 4).window is None
+    for more in ({"max_window_layers": 3}, {"layer_types": ["sliding_attention"] * 4}):
+        found = accepted("qwen3", **window, **more)
+        assert found.window == 8
+        assert found.past_window(8) is None
+        assert "sliding_window=8" in (found.past_window(9) or "")
+
+
+def test_mistrals_window_is_in_every_layer():
+    assert accepted("mistral", sliding_window=None).window is None
+    assert accepted("mistral").window == 4096  # as transformers takes it
+    assert accepted("mistral", sliding_window=8, max_window_layers=4).window == 8
+    assert "layer_types" in refusals("mistral", layer_types=["full_attention"] * 4)[0]
+
+
+def test_options_of_other_families_are_not_read():
+    assert not accepted("qwen2", attention_bias=True).attention_bias
+    assert accepted("llama", sliding_window=8, use_sliding_window=True).window is None
+
+
+def test_the_rope_of_an_old_config_is_that_of_a_new_one():
+    new = accepted("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5}).rope
+    for old in ({"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": {"type": "default"}}):
+        assert accepted("llama", **old).rope == new
+    assert accepted("llama").rope["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("name", "tied"), [("llama", True), ("mistral", False), ("qwen2", False), ("qwen3", True)]
+)
+def test_weights_are_those_that_transformers_saves(name, tied):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = AutoConfig.for_model(name, **BASE, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    found = accepted(name, tie_word_embeddings=tied)
+    assert found.weights == expected
+    assert found.parameters == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("layers", "vocab", "stages", "last"),
+    [(30, 49152, 2, 13), (2, 100, 2, 1), (30, 49152, 1, 30), (30, 49152, 3, 8)],
+)
+def test_stages_take_equally_long(layers, vocab, stages, last):
+    changes = {"num_hidden_layers": layers, "vocab_size": vocab}
+    found = read(SMOLLM2_CONFIG | changes, "").stage_layers(stages)
+    assert (len(found), sum(found), found[-1]) == (stages, layers, last)
+    with pytest.raises(ValueError, match=f"pipeline_parallel={layers + 1}"):
+        read(SMOLLM2_CONFIG | changes, "").stage_layers(layers + 1)
+
+
+def test_facts_need_no_torch():
+    code = "import sys, aent.recipe.check_model; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        facts.folder_facts(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps([]))
+    with pytest.raises(ModelError, match="is not a JSON object"):
+        facts.folder_facts(tmp_path)

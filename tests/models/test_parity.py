@@ -1,0 +1,216 @@
+"""A random model of every variant of every family, against transformers in float32: log-probs,
+every gradient, every weight bit for bit, in two layouts; and weights that must not be trained from.
+
+All of it runs in one pair of ranks: starting them takes longer than the models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from aent.models.families import FAMILIES, ROPES
+from aent.recipe.schema import Recipe
+from distributed.ranks import run_ranks
+from distributed.test_trainer_parity import not_returned, whole_gradients
+from trainer import formulas, tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+VOCAB = 97  # odd: padded for two tensor-parallel ranks
+BASE = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+SHORT = {"original_max_position_embeddings": 32}  # of 77 tokens
+
+
+def rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    given = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **parameters}
+    return {"rope_parameters": given}
+
+
+TIED = {"tie_word_embeddings": True}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied-mha": ("llama", {"num_key_value_heads": 4, **TIED}),
+    "llama-own-head-dim": ("llama", {"head_dim": 32}),
+    "llama-attention-bias": ("llama", {"attention_bias": True}),
+    "llama-all-biases": ("llama", {"attention_bias": True, "mlp_bias": True, **TIED}),
+    "llama-3.1": ("llama", rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0, **SHORT)),
+    "llama-linear": ("llama", rope("linear")),
+    "llama-dynamic": ("llama", rope("dynamic")),
+    "qwen2.5-yarn": ("qwen2", rope("yarn", **SHORT)),
+    "qwen3-yarn-as-given": (
+        "qwen3", {"head_dim": 16, **rope("yarn", beta_fast=16, attention_factor=1.3, **SHORT)}
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 192, "head_dim": 32}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", TIED),
+    "qwen2-window-of-nothing": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    ),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
+}  # fmt: skip
+LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
+LAYOUTS = [(2, 1, True), (1, 2, False)]  # tensor, pipeline, sequence parallel
+COEFFICIENT = 5.0
+
+
+def write_model(folder: Path, name: str) -> Path:
+    """Weights so large that the policy is far from uniform, and biases that count."""
+    kind, changes = VARIANTS[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **BASE | changes))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(0, 0.15)
+    model.save_pretrained(folder / name)
+    return folder / name
+
+
+def recipe_of(path: Path, tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> Recipe:
+    settings = {
+        "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
+        "sequence_parallel": sequence_parallel,
+    }
+    lengths = {"max_prompt_tokens": 128, "max_response_tokens": 64}
+    model = {"path": str(path)}
+    return tiny.recipe(tp, pp, 1, 128, trainer=settings, model=model, rollout=lengths)
+
+
+def expected(path: Path) -> dict[str, Any]:
+    """What transformers computes."""
+    model, batch = formulas.load(path), tiny.mini_batch(LENGTHS, vocab=VOCAB)
+    want = formulas.expected(model, batch, recipe_of(path), COEFFICIENT)
+    want.loss.backward()
+    gradients = {name: grad.numpy() for name, grad in formulas.gradients(model).items()}
+    return {"score": want.log_prob.numpy(), "loss": float(want.loss), "gradients": gradients}
+
+
+def computed(path: Path, layout: tuple[int, int, bool], rank: int) -> dict[str, Any]:
+    from aent.trainer.trainer import Trainer
+
+    batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
+    trainer = Trainer(recipe_of(path, *layout), path)
+    score = trainer.score(batch)[batch.loss_mask].numpy()
+    result = trainer.train_minibatch(batch, COEFFICIENT)
+    gradients = whole_gradients(trainer)
+    missing = not_returned(trainer, str(path))
+    if layout == LAYOUTS[0]:
+        trainer.save_pretrained(path.with_name(f"{path.name}-saved"))
+    missing = missing if rank == 0 else []
+    return {"score": score, "loss": result.loss, "gradients": gradients, "missing": missing}
+
+
+def refused(path: Path, tp: int, token: int) -> str:
+    """What the trainer says of weights, and of a token that it must not train on."""
+    from aent.trainer.trainer import Trainer
+
+    batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
+    batch.tokens[2] = token  # of a prompt
+    try:
+        Trainer(recipe_of(path, tp), path).score(batch)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def work(rank: int, _world: int, root: str, folder: str) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    for name in VARIANTS:
+        path = Path(root) / name
+        for tp, pp, sequence_parallel in LAYOUTS:
+            made = recipe_of(path, tp, pp, sequence_parallel)
+            with tiny.world(made.trainer, rank, folder, f"{name}-{tp}{pp}"):
+                out[name, tp, pp] = computed(path, (tp, pp, sequence_parallel), rank)
+    for what, tp, token in (("nan", 1, 3), ("qwen2", 2, VOCAB)):
+        path = Path(root) / what
+        with tiny.world(recipe_of(path, tp).trainer, rank, folder, what) as mine:
+            out[what] = refused(path, tp, token) if mine else ""
+    return out
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for name in VARIANTS:
+        write_model(root, name)
+    shutil.copytree(root / "qwen2", root / "nan")
+    tensors = load_file(root / "nan" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, root / "nan" / "model.safetensors")
+    for extra in ("pytorch_model.bin", "consolidated.00.pth", "flax_model.msgpack", "merges.txt"):
+        (root / "llama" / extra).write_text("old")
+    return root
+
+
+@pytest.fixture(scope="module")
+def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return run_ranks(work, 2, str(root), str(tmp_path_factory.mktemp("worlds")))
+
+
+def test_every_family_option_and_rope_has_a_variant() -> None:
+    assert {kind for kind, _ in VARIANTS.values()} == set(FAMILIES)
+    ropes = {c.get("rope_parameters", {}).get("rope_type", "default") for _, c in VARIANTS.values()}
+    assert ropes == set(ROPES)
+    for kind, family in FAMILIES.items():
+        for field, values in family.computed.items():
+            tried = {c.get(field, values[0]) for k, c in VARIANTS.values() if k == kind}
+            assert tried == set(values), (kind, field)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_is_computed_as_transformers_does(root: Path, ranks: list[dict], name: str) -> None:
+    want = expected(root / name)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in want["gradients"].values()))
+    for tp, pp, _ in LAYOUTS:
+        got = ranks[0][name, tp, pp]
+        np.testing.assert_allclose(got["score"], want["score"], rtol=0, atol=1e-5)
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+        assert got["missing"] == []
+        assert got["gradients"].keys() == want["gradients"].keys()
+        for key, gradient in want["gradients"].items():
+            error = np.linalg.norm(got["gradients"][key] - gradient)
+            # a gradient of almost nothing is rounding: held against the whole one's norm
+            assert error < 1e-4 * max(np.linalg.norm(gradient), 1e-3 * norm), key
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_saved_folder_is_the_model_again(root: Path, ranks: list[dict], name: str) -> None:
+    first, saved = root / name, root / f"{name}-saved"
+    before, after = (json.loads((f / "config.json").read_text()) for f in (first, saved))
+    assert before == after
+    left = {"pytorch_model.bin", "consolidated.00.pth", "flax_model.msgpack"}  # old weights
+    assert {f.name for f in first.iterdir()} - left == {f.name for f in saved.iterdir()}
+    again, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    whole = load_file(first / "model.safetensors")
+    assert all(torch.equal(p, whole[n]) for n, p in again.named_parameters())
+
+
+def test_weights_that_are_not_finite_are_named(ranks: list[dict]) -> None:
+    assert "NaN" in ranks[0]["nan"]
+    assert "model.layers.1.mlp.up_proj.weight" in ranks[0]["nan"]
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert f"id {VOCAB}" in rank["qwen2"]
+        assert f"{VOCAB} rows" in rank["qwen2"]

@@ -1,0 +1,49 @@
+"""Token ids beyond the embedding, in each kind of file that names tokens."""
+
+import json
+
+import pytest
+
+from aent.model_source import resolve
+from aent.models.vocabulary import tokenizer_faults
+from aent.recipe.schema import ModelSection
+
+
+def section(folder, **changes):
+    return ModelSection(path=str(folder), **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "wide": 97}}}),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]] * 97 + [["wide", -1.0]]}}),
+        ("tokenizer.json", {"model": {}, "added_tokens": [{"content": "wide", "id": 97}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"97": {"content": "wide"}}}),
+        ("added_tokens.json", {"wide": 97}),
+        ("vocab.json", {"a": 0, "wide": 97}),
+    ],
+)
+def test_an_id_beyond_the_embedding_is_named_with_both_sizes(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    assert tokenizer_faults(section(tmp_path), 98) == []
+    (fault,) = tokenizer_faults(section(tmp_path), 97)
+    assert fault.startswith(f"model.path: {tmp_path / name} has the token 'wide' with the id 97")
+    assert "97 rows" in fault
+    elsewhere = section(tmp_path / "model", tokenizer_path=str(tmp_path))
+    (fault,) = tokenizer_faults(elsewhere, 97)
+    assert fault.startswith("model.tokenizer_path: ")
+
+
+def test_a_folder_without_a_tokenizer_and_one_that_cannot_be_read(tmp_path):
+    assert tokenizer_faults(section(tmp_path), 97) == []
+    (tmp_path / "tokenizer.json").write_text("{")
+    (fault,) = tokenizer_faults(section(tmp_path), 97)
+    assert fault.startswith(f"model.path: the tokenizer in {tmp_path} cannot be read")
+
+
+def test_a_bundled_model_has_as_many_tokens_as_rows():
+    folder = resolve(ModelSection(bundled="tiny-qwen2"))
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert tokenizer_faults(section(folder), rows) == []
+    assert len(tokenizer_faults(section(folder), rows - 1)) == 1
