@@ -42,6 +42,15 @@ def test_the_entropy_is_named_whatever_the_controller(entropy: dict, words: str)
     assert said(BAND, entropy)[1] == said(BAND)[1]
 
 
+def test_an_entropy_of_the_controllers_own_is_named() -> None:
+    lines = said(BAND | {"measure": "full"}, {"top_k": 20})
+    assert "the entropy renormalised on the 20 likeliest tokens" in lines[0]
+    assert "the entropy over the whole vocabulary" in lines[2]
+    assert len(said(BAND | {"measure": "clamped"})) == 2
+    (line,) = said({"initial": 0.0, "measure": "full"})
+    assert "measured: the entropy over the whole vocabulary" in line
+
+
 def test_a_coefficient_of_zero_is_called_no_bonus() -> None:
     (line,) = said({"initial": 0.0})
     assert line.startswith("aent: no entropy bonus (coefficient 0); measured: the entropy")

@@ -124,6 +124,29 @@ def test_another_controller_is_another_recipe(recorded):
     assert column(done.stdout, "next_coefficient") == expected
 
 
+def test_log_pi_takes_the_recorded_band_or_a_target_and_the_default_box(recorded):
+    run_dir, _, _ = recorded
+    for given, fields in (
+        (["controller.initial=.02"], {"low": 0.4, "high": 0.8}),
+        (["controller.initial=.02", "controller.target=.6"], {"target": 0.6}),
+    ):
+        done = aent("replay", run_dir, "controller.kind=log_pi", *given)
+        assert done.exit_code == 0, done.output
+        settings = ControllerSettings("log_pi", 0.02, **fields)
+        assert (settings.min, settings.max) == (1e-3, 1)
+        state, expected = controllers.initial_state(settings), []
+        for entropy in ENTROPY:
+            state, report = controllers.update(settings, state, entropy)
+            expected.append(report.next_coefficient)
+        assert column(done.stdout, "next_coefficient") == expected
+
+
+def test_the_controllers_own_measure_is_what_is_replayed(recorded):
+    run_dir, _, _ = recorded
+    done = aent("replay", run_dir, "controller.measure=full")
+    assert column(done.stdout, "entropy") == pytest.approx([2 * h for h in ENTROPY], nan_ok=True)
+
+
 def test_steps_that_are_not_in_the_csv_are_missing_measurements(tmp_path):
     path = tmp_path / "gaps.csv"
     path.write_text("step,entropy\n1,.3\n3,\n4,.3\n")

@@ -73,6 +73,6 @@ def score(run: Run, batch: Batch, step: int) -> None:
 
 
 def measured_entropy(run: Run, results: list[MinibatchResult]) -> float:
-    """H_t: the mean over every response token of the step, as computed in the forward passes."""
-    name = "clamped_entropy" if run.recipe.entropy.measure == "clamped" else "entropy"
-    return sum(getattr(r, name) for r in results) / sum(r.tokens for r in results)
+    """H_t, of the controller's measure: the mean over every response token of the step, as computed
+    in the forward passes."""
+    return sum(getattr(r, run.recipe.measured) for r in results) / sum(r.tokens for r in results)

@@ -62,26 +62,33 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
 
 def say_what_controls(recipe: Recipe) -> str:
     """Which entropy is rewarded, what becomes of its coefficient, which other controls act."""
-    entropy, settings = recipe.entropy, ControllerSettings(**recipe.controller.model_dump())
-    if entropy.measure == "full":
-        which = "the entropy over the whole vocabulary"
-    elif entropy.top_k is not None:
-        which = f"the entropy renormalised on the {entropy.top_k} likeliest tokens"
-    else:
-        dropped = entropy.drop_fraction
-        if dropped is None:
-            from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
-        which = f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
+    settings = ControllerSettings(**recipe.controller.model_dump())
+    paid = recipe.entropy.measure
+    measured = settings.measure or paid
     if settings.kind == "constant" and settings.initial == 0:
-        lines = [f"no entropy bonus (coefficient 0); measured: {which}"]
+        lines = [f"no entropy bonus (coefficient 0); measured: {_which(measured, recipe)}"]
     else:
-        lines = [f"entropy bonus: coefficient x {which}"]
+        lines = [f"entropy bonus: coefficient x {_which(paid, recipe)}"]
         lines += [f"coefficient ({settings.kind}): {controllers.describe(settings)}"]
+        if measured != paid:
+            lines += [f"the coefficient is moved by another one: {_which(measured, recipe)}"]
     for control in recipe.entropy_controls:
         values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
         acts_on = CONTROLS[control.kind].acts_on
         lines.append(f"entropy control ({acts_on}): {control.kind} {values}".rstrip())
     return "\n".join(f"aent: {line}" for line in lines)
+
+
+def _which(measure: str, recipe: Recipe) -> str:
+    """Which entropy that is, in words."""
+    if measure == "full":
+        return "the entropy over the whole vocabulary"
+    if recipe.entropy.top_k is not None:
+        return f"the entropy renormalised on the {recipe.entropy.top_k} likeliest tokens"
+    dropped = recipe.entropy.drop_fraction
+    if dropped is None:
+        from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
+    return f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
 
 
 def rank_environment(recipe: Recipe, ranks_here: int) -> dict[str, str]:

@@ -254,13 +254,11 @@ class RankZero:
         self.rewards.append(metrics["reward/mean"])
         for phase, value in seconds.items():
             self.seconds[phase] = self.seconds.get(phase, 0.0) + value
-        measure = self.recipe.entropy.measure
-        name = "policy/clamped_entropy" if measure == "clamped" else "policy/entropy"
         self.display.step(
             StepLine(
                 step,
                 metrics["reward/mean"],
-                metrics[name],
+                metrics[f"policy/{self.recipe.measured}"],
                 report.coefficient,
                 batch.tokens.numel(),
                 dict(seconds),

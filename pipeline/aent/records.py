@@ -75,6 +75,8 @@ def step_metrics(
         "gradient/policy": policy,
         "gradient/entropy": entropy,
         "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
+        "gradient/product": per_update("gradient_product"),
+        "gradient/neutral_coefficient": results[-1].neutral_coefficient,
         "policy/invalid_tokens": sum(r.invalid_rows for r in results),
         "update/loss": per_update("loss"),
         "update/policy_loss": per_update("policy_loss"),

@@ -16,8 +16,8 @@ from aent.tracking import figures
 from aent.tracking.recorded import Recorded
 
 WARNING = (
-    "aent: this replays recorded entropy; it does not model how the policy would have reacted to "
-    "other coefficients"
+    "aent: this replays recorded entropy, in open loop; it does not model how the policy would "
+    "have reacted to other coefficients (aent lab control: a controller on a policy that learns)"
 )
 
 

@@ -46,8 +46,9 @@ class Case:
     def widths(self, ranks: int) -> list[int]:
         if self.cuts == "narrow":  # first blocks narrower than K, the rest in the last
             cuts = [3 * i for i in range(1, ranks)]
-        elif self.cuts == "random":  # blocks may be empty
-            cuts = sorted(np.random.default_rng(self.seed).integers(0, self.columns, ranks - 1))
+        elif self.cuts == "random":  # of one column at least
+            places = np.arange(1, self.columns)
+            cuts = sorted(np.random.default_rng(self.seed).choice(places, ranks - 1, replace=False))
         else:
             return [len(part) for part in np.array_split(range(self.columns), ranks)]
         return np.diff([0, *cuts, self.columns]).tolist()
@@ -139,26 +140,29 @@ def on_rank(rank: int, ranks: int) -> list[dict[str, Any]]:
     return answers
 
 
-def error_said(rank: int, ranks: int) -> str:
-    """What a wrong argument says on a rank; it must be said on all of them alike."""
-    try:
-        token_statistics(
-            torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64),
-            vocab_size=4 * ranks + 1, tp_group=dist.group.WORLD,
-        )  # fmt: skip
-    except ValueError as error:
-        return str(error)
-    return "no error"
+def errors_said(rank: int, ranks: int) -> list[str]:
+    """What wrong arguments say on a rank: a vocabulary that is too large, a last rank without a
+    column. They must be said on all ranks alike."""
+    said = []
+    for columns, vocab in ((4, 4 * ranks + 1), (4 * (rank < ranks - 1), None)):
+        try:
+            token_statistics(
+                torch.zeros(2, columns), torch.zeros(2, dtype=torch.int64),
+                vocab_size=vocab, tp_group=dist.group.WORLD,
+            )  # fmt: skip
+        except ValueError as error:
+            said.append(str(error))
+    return said
 
 
-def on_rank_with_error(rank: int, ranks: int) -> tuple[list[dict[str, Any]], str]:
-    return on_rank(rank, ranks), error_said(rank, ranks)
+def on_rank_with_errors(rank: int, ranks: int) -> tuple[list[dict[str, Any]], list[str]]:
+    return on_rank(rank, ranks), errors_said(rank, ranks)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_every_sharding_equals_the_reference(ranks: int) -> None:
-    answers = run_ranks(on_rank_with_error, ranks)
+    answers = run_ranks(on_rank_with_errors, ranks)
     for i, case in enumerate(CASES):
         parts = [results[i] for results, _ in answers]
         logits, targets, weights = case.data()
@@ -181,8 +185,11 @@ def test_every_sharding_equals_the_reference(ranks: int) -> None:
         tol = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(case.dtype, tol)
         np.testing.assert_allclose(grad, expected, rtol=tol, atol=tol, err_msg=str(case))
         assert (grad[:, case.vocab :] == 0).all(), case
-    for _, error in answers:
-        assert f"vocab_size is {4 * ranks + 1}, but the logits have {4 * ranks} columns" in error
+    for _, (too_large, no_columns) in answers:
+        assert (
+            f"vocab_size is {4 * ranks + 1}, but the logits have {4 * ranks} columns" in too_large
+        )
+        assert f"rank {ranks - 1} of the group has no columns" in no_columns
 
 
 def traffic(rank: int, ranks: int) -> list[tuple[int, int]]:

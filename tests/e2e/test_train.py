@@ -25,7 +25,8 @@ STEP_METRICS = {
     "policy/kl_behaviour", "policy/clip_fraction", "update/grad_norm",
     "controller/coefficient", "controller/next_coefficient", "controller/low", "controller/high",
     "controller/error", "controller/move", "controller/at_bound", "controller/steps_at_bound",
-    "gradient/policy", "gradient/entropy", "gradient/bonus_share",
+    "gradient/policy", "gradient/entropy", "gradient/bonus_share", "gradient/product",
+    "gradient/neutral_coefficient",
     "time/sample", "time/train", "time/sync", "time/trainer_idle", "time/engines_busy",
     "tokens/per_s",
 }  # fmt: skip

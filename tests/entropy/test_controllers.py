@@ -40,7 +40,9 @@ DUAL = ControllerSettings(kind="dual", initial=0.01, target=0.5, step_size=0.5, 
 TARGET = ControllerSettings(
     kind="target", initial=0.0, target=0.5, step_size=0.001, min=0.0, max=0.005
 )
-ALL = [ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET]
+LOG_PI = ControllerSettings(kind="log_pi", initial=0.05, target=0.5)
+LOG_BAND = ControllerSettings(kind="log_pi", initial=0.05, low=0.3, high=0.8, ramp_steps=0)
+ALL = [ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET, LOG_PI, LOG_BAND]
 
 
 def run(
@@ -211,7 +213,8 @@ def test_target_is_applied_only_below_it_and_never_latched_at_zero() -> None:
 @pytest.mark.parametrize("controller", ALL, ids=lambda c: c.kind)
 def test_every_kind_says_what_it_does(controller: ControllerSettings) -> None:
     words = describe(controller)
-    for name in KINDS[controller.kind].needs:
+    kind = KINDS[controller.kind]
+    for name in [*kind.needs, *kind.defaults]:
         assert f"{getattr(controller, name):g}" in words
     assert f"{controller.initial:g}" in words
 
@@ -229,7 +232,7 @@ ENTROPIES = st.lists(
 )
 CONTROLLERS = st.builds(
     lambda controller, warmup: (
-        controller if controller.kind == "constant" else replace(controller, warmup_steps=warmup)
+        replace(controller, warmup_steps=warmup) if KINDS[controller.kind].waits else controller
     ),
     st.sampled_from(ALL),
     st.integers(0, 5),
@@ -250,6 +253,15 @@ def test_the_box_is_never_left(
         assert low <= report.next_coefficient <= high
         assert report.move == report.next_coefficient - report.coefficient
         assert (report.steps_at_bound > 0) == (report.at_bound != "")
+
+
+def test_a_state_that_was_saved_before_there_were_logarithmic_kinds_is_read() -> None:
+    text = """{"coefficient": 0.014, "step": 3, "at_bound": "", "steps_at_bound": 0,
+               "memory": {"integral": 0.012}}"""
+    state = ControllerState.from_dict(json.loads(text))
+    assert state == ControllerState(0.014, 3, memory={"integral": 0.012})
+    after, _ = update(PI, state, 0.5)  # on target: the integral alone
+    assert after.coefficient == 0.012
 
 
 @given(CONTROLLERS, ENTROPIES, st.data())

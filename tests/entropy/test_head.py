@@ -122,6 +122,47 @@ def test_weight_gradient_is_added_to_a_buffer(dtype: torch.dtype) -> None:
     torch.testing.assert_close(buffer - 0.5, wanted, rtol=tol, atol=tol)
 
 
+def test_a_narrow_buffer_is_added_to_once() -> None:
+    """In bf16 a small product added to a large sum is lost, chunk after chunk: the chunks are added
+    up in fp32 first, and so the buffer is one rounding away from the whole product."""
+    *inputs, targets = problem(64, torch.bfloat16)
+    hidden, weight = leaves(*inputs)
+    wide = torch.zeros(weight.shape)
+    stats = linear_token_statistics(hidden, weight, targets, chunk_tokens=1, weight_grad=wide)
+    total(stats).backward()
+    buffer = torch.full(weight.shape, 8.0, dtype=torch.bfloat16)
+    stats = linear_token_statistics(hidden, weight, targets, chunk_tokens=1, weight_grad=buffer)
+    total(stats).backward()
+    want = (8.0 + wide).bfloat16()
+    # the fp32 sum is rounded to bf16 twice at most: by itself, and with what was there
+    torch.testing.assert_close(buffer.float(), want.float(), rtol=2**-8, atol=0)
+    summed = torch.full(weight.shape, 8.0, dtype=torch.bfloat16)
+    for token in range(64):
+        h, w = leaves(inputs[0][token : token + 1], inputs[1])
+        one = linear_token_statistics(h, w, targets[token : token + 1])
+        scale = torch.linspace(-1, 2, 64)[token]
+        (scale * (one.log_prob + 0.7 * one.entropy - 1.3 * one.clamped_entropy)).sum().backward()
+        assert w.grad is not None
+        summed += w.grad
+    error, before = ((x - (8.0 + wide)).abs().max() for x in (buffer, summed))
+    assert error < before / 2
+
+
+def test_targets_nobody_owns_and_ignored_ones() -> None:
+    *inputs, targets = problem(6, torch.float64)
+    hidden, weight = leaves(*inputs)
+    targets[1], targets[4] = -100, VOCAB
+    settings: dict[str, Any] = {"vocab_size": VOCAB, "ignore_index": -100}
+    got = linear_token_statistics(hidden, weight, targets, chunk_tokens=4, **settings)
+    want = token_statistics(hidden @ weight.t(), targets, **settings)
+    torch.testing.assert_close(got.log_prob, want.log_prob, equal_nan=True)
+    assert got.log_prob[1] == 0
+    assert got.log_prob.isnan().tolist() == [False] * 4 + [True, False]
+    assert int(got.invalid_rows) == 1
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(got.entropy.sum(), hidden, create_graph=True)
+
+
 class Largest(TorchDispatchMode):
     """The most elements of any tensor that an operation makes."""
 

@@ -103,3 +103,29 @@ def test_a_bad_row_spoils_itself_alone():
     logits[1, 4] = torch.nan
     values = nucleus_entropy(logits, 0.8, 10)
     assert values.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"top_p": 0.0}, ValueError, "top_p is 0.0"),
+        ({"top_p": 1.1}, ValueError, "top_p is 1.1"),
+        ({"top_p": float("nan")}, ValueError, "top_p is nan"),
+        ({"top_k": 0}, ValueError, "top_k is 0"),
+        ({"temperature": 0.0}, ValueError, "temperature is 0.0"),
+        ({"temperature": float("inf")}, ValueError, "temperature is inf"),
+        ({"logits": torch.zeros(4, 20, dtype=torch.int64)}, TypeError, "logits must be fp16"),
+        ({"logits": torch.tensor(1.0)}, ValueError, "logits must have the shape"),
+        ({"vocab_size": 21}, ValueError, "vocab_size is 21"),
+    ],
+)
+def test_errors_name_the_argument(changes: dict, error: type[Exception], named: str) -> None:
+    arguments = {"logits": torch.zeros(4, 20), "top_p": 0.9, "top_k": 5}
+    with pytest.raises(error, match=named):
+        nucleus_entropy(**{**arguments, **changes})
+
+
+def test_there_are_no_second_derivatives() -> None:
+    logits = torch.randn(3, 50, requires_grad=True)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(nucleus_entropy(logits, 0.9, 9).sum(), logits, create_graph=True)

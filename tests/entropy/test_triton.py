@@ -272,6 +272,40 @@ def test_token_statistics(
         torch.testing.assert_close(leaf.grad.double(), gradient, rtol=rounding, atol=rounding)
 
 
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["scattered", "leading", "all but one"])
+def test_a_finite_mask_is_no_token(
+    triton_path: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, where: str
+) -> None:
+    """finfo.min, as many attention masks have it: less the peak, or over T < 1, it is -inf. In
+    whole blocks before the first real logit it is the peak for a while."""
+    monkeypatch.setattr(kernels, "choose", lambda x: triton_path)
+    width = triton_path.BLOCK + 500
+    logits = reference.make_logits(2, width, dtype, "normal", False, seed=6)
+    masked = torch.rand(2, width, generator=torch.Generator().manual_seed(7)) < 0.5
+    if where == "leading":
+        masked = (torch.arange(width) < triton_path.BLOCK + 100).expand(2, width)
+    elif where == "all but one":
+        masked = (torch.arange(width) != width - 3).expand(2, width)
+    finite, infinite = (
+        logits.masked_fill(masked, value).requires_grad_()
+        for value in (torch.finfo(dtype).min, -math.inf)
+    )
+    targets = torch.full((2,), width - 3)
+    masked_targets = targets.masked_fill(masked[:, width - 3], 0)
+    results = []
+    for leaf in (finite, infinite):
+        stats = token_statistics(leaf, masked_targets, 0.5, top_k=300)
+        terms = stats.log_prob, stats.entropy, stats.clamped_entropy, stats.kept_mass
+        unmasked = stats.log_prob[~masked.gather(1, masked_targets[:, None])[:, 0]]
+        (unmasked.sum() + stats.entropy.sum() - stats.clamped_entropy.sum()).backward()
+        assert leaf.grad is not None
+        results.append((terms[1:], unmasked, leaf.grad))
+    assert all(term.isfinite().all() for term in results[0][0])
+    torch.testing.assert_close(results[0], results[1])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_as_by_torch_operations(

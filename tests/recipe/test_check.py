@@ -47,6 +47,9 @@ def test_a_sound_recipe_has_no_faults(recipe, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert check(recipe()) == []
     assert check(recipe("trainer.tensor_parallel=2", "trainer.sequence_parallel=true")) == []
+    # a clamped entropy that is measured only has a set, too
+    assert check(recipe("entropy={measure: full, top_k: 5}", "controller.measure=clamped")) == []
+    assert check(recipe("controller={kind: log_pi, initial: .1, low: 1, high: 2}")) == []
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -306,7 +309,7 @@ FAULTS = [
         "entropy.drop_fraction and entropy.top_k are both given: give one of them",
     ),
     (
-        ["entropy={measure: full, top_k: 5}"],
+        ["entropy={measure: full, top_k: 5}", "controller.measure=full"],
         "entropy.top_k has no meaning with entropy.measure=full",
     ),
     (

@@ -62,6 +62,7 @@ def go_on(trainer: Any) -> dict[str, Any]:
     seen: dict[str, Any] = {"draws": draws()}
     results = [trainer.train_minibatch(b, LAMBDA) for b in AFTER]
     seen["losses"] = [(r.loss, r.grad_norm, r.lr) for r in results]
+    seen["neutral"] = [r.neutral_coefficient for r in results]  # averages over all updates
     seen["weights"] = {n: t.numpy().copy() for n, t in trainer.export() if t.numel()}
     return seen
 
@@ -129,6 +130,7 @@ def test_same_layout_goes_on_to_the_last_bit(ranks: list[dict], saved: str, load
         assert after["rng"]
         assert after["draws"] == before["draws"]
         assert after["losses"] == before["losses"]
+        assert after["neutral"] == before["neutral"]
         for name, weight in before["weights"].items():
             np.testing.assert_array_equal(after["weights"][name], weight, err_msg=name)
 

@@ -148,6 +148,8 @@ def measured_on_every_token(trainer: Any) -> dict[str, Any]:
     return {
         "policy": result.policy_gradient_square,
         "entropy": result.entropy_gradient_square,
+        "product": result.gradient_product,
+        "neutral": result.neutral_coefficient,
         "responses": result.response_entropy,
     }
 
@@ -308,6 +310,10 @@ def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) ->
         seen = rank["measured"]
         assert seen["policy"] == pytest.approx(float(policy_gradient.square().sum()), rel=1e-4)
         assert seen["entropy"] == pytest.approx(float(entropy_gradient.square().sum()), rel=1e-4)
+        # the bonus enters the loss with a minus: entropy_gradient is that of -H
+        product = -float((policy_gradient * entropy_gradient).sum())
+        assert seen["product"] == pytest.approx(product, rel=1e-3)
+        assert seen["neutral"] == pytest.approx(seen["product"] / seen["entropy"])  # the first one
         entropies = policy.clamped_entropy.split(batch.response_lengths.tolist())
         assert seen["responses"] == pytest.approx([float(e.mean()) for e in entropies], rel=1e-4)
 
@@ -316,10 +322,36 @@ def test_the_sample_of_tokens_is_fixed_small_and_without_repetition() -> None:
     from aent.trainer.gradient_share import sampled_tokens
 
     for count, size in ((1, 1), (16, 1), (17, 2), (500, 32), (5000, 64)):
-        chosen = sampled_tokens(count, torch.device("cpu"))
+        chosen = sampled_tokens(count, torch.device("cpu"), 7, 3, 0)
         assert len(set(chosen.tolist())) == len(chosen) == size
-        assert torch.equal(chosen, sampled_tokens(count, torch.device("cpu")))
+        assert torch.equal(chosen, sampled_tokens(count, torch.device("cpu"), 7, 3, 0))
         assert 0 <= int(chosen.min()) <= int(chosen.max()) < count
+
+
+def test_every_update_and_micro_batch_has_a_sample_of_its_own() -> None:
+    """So in the long run every token of a fixed batch is measured equally often."""
+    from aent.trainer.gradient_share import sampled_tokens
+
+    draws = [(seed, update, place) for seed in (0, 1) for update in range(100) for place in (0, 9)]
+    counts = torch.zeros(160)
+    for draw in draws:
+        counts[sampled_tokens(160, torch.device("cpu"), *draw)] += 1
+    assert counts.mean() == 25  # 400 draws of one token in sixteen
+    assert counts.min() > 5
+    assert counts.max() < 50
+    assert len({tuple(sampled_tokens(160, torch.device("cpu"), *d).tolist()) for d in draws}) == 400
+
+
+def test_the_neutral_coefficient_is_a_ratio_of_averages() -> None:
+    from aent.trainer.gradient_share import Neutral
+
+    neutral = Neutral()
+    assert math.isnan(neutral.add(0.0, 0.0))
+    assert neutral.add(0.2, 2.0) == pytest.approx(0.1)
+    ratio = (0.9 * 0.2 - 0.4) / (0.9 * 2.0 + 1.0)  # policy steps that raise the entropy count too
+    assert neutral.add(-0.4, 1.0) == pytest.approx(ratio)
+    assert neutral.add(math.nan, 1.0) == neutral.add(1.0, math.inf) == pytest.approx(ratio)
+    assert Neutral(**neutral.to_dict()) == neutral
 
 
 @pytest.mark.slow

@@ -66,9 +66,8 @@ class Run:
 
     @property
     def measured_entropy(self) -> Series:
-        """That of the recipe's measure: what a controller sees."""
-        clamped = self.recipe.entropy.measure == "clamped"
-        return self.metrics["policy/clamped_entropy" if clamped else "policy/entropy"]
+        """That which a controller sees."""
+        return self.metrics[f"policy/{self.recipe.measured}"]
 
     @property
     def ks(self) -> list[int]:

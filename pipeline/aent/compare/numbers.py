@@ -78,8 +78,8 @@ def common_band(comparison: Comparison) -> Band | None:
 
 
 def share_in_band(run: Run, others: Band | None) -> float | None:
-    """Share of steps whose entropy, of the recipe's measure, lay in the run's band; in ``others``,
-    where it has none of its own."""
+    """Share of steps whose entropy, of the controller's measure, lay in the run's band; in
+    ``others``, where it has none of its own."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
     entropy = run.measured_entropy
     if low:

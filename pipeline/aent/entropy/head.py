@@ -15,16 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aent.entropy.arguments import (
+    PAPER_DROP_FRACTION,
+    check_arguments,
+    checked_targets,
+    first_derivative_only,
+    kept_count,
+)
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import (
-    PAPER_DROP_FRACTION,
     SavedRows,
     TokenStatistics,
     backward_rows,
-    check_arguments,
     forward_rows,
     gathered,
-    kept_count,
 )
 
 # Enough rows for the weight's gradient, which every chunk reads and writes, to cost less than the
@@ -44,13 +48,15 @@ def linear_token_statistics(
     tp_group: dist.ProcessGroup | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     weight_grad: Tensor | None = None,
+    *,
+    ignore_index: int | None = None,
 ) -> TokenStatistics:
     """``token_statistics(hidden @ weight.T, targets, ...)`` in the memory of a chunk of tokens.
 
     Args:
         hidden: [..., H] fp16, bf16, fp32 or float64: all of H, the same on all ranks.
         weight: [V_local, H] of the same dtype: this rank's block of the vocabulary.
-        targets, temperature, drop_fraction, top_k, vocab_size, tp_group: as for
+        targets, temperature, drop_fraction, top_k, vocab_size, tp_group, ignore_index: as for
             ``token_statistics``.
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
@@ -94,7 +100,7 @@ def linear_token_statistics(
     results = _LinearTokenStatistics.apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
-        targets.reshape(-1),
+        checked_targets(targets.reshape(-1), shard.vocab_size, ignore_index),
         temperature,
         kept,
         shard,
@@ -134,7 +140,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
         return log_prob, entropy, clamped_entropy, kept_mass
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(
         ctx: Any,
         g_log_prob: Tensor | None,
@@ -152,8 +158,10 @@ class _LinearTokenStatistics(torch.autograd.Function):
             hidden_grad = torch.empty_like(hidden)
         if ctx.needs_input_grad[1]:
             weight_grad = ctx.weight_grad
-            if weight_grad is None:
-                wide = torch.promote_types(weight.dtype, torch.float32)
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            if weight_grad is None or torch.promote_types(weight_grad.dtype, wide) != (
+                weight_grad.dtype
+            ):  # nowhere to add to, or too narrow to add chunk after chunk
                 weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows, logits in _logits(hidden, weight, ctx.chunk_tokens):
             saved_rows, (g_p, g_h, g_c) = SavedRows(*_of(rows, saved)), _of(rows, upstream)
@@ -164,7 +172,11 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 torch.mm(logits, weight, out=hidden_grad[rows])
             if weight_grad is not None:
                 _add_product(weight_grad, logits, hidden[rows])
-        if weight_grad is None or weight_grad is ctx.weight_grad:  # its owner has it
+        owned = ctx.weight_grad
+        if weight_grad is None or weight_grad is owned:  # its owner has it
+            return hidden_grad, *(None,) * 7
+        if owned is not None:
+            owned += weight_grad
             return hidden_grad, *(None,) * 7
         return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 6
 

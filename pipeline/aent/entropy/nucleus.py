@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aent.entropy.arguments import check_logits, first_derivative_only
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.selection import VocabShard, row_slices
 
@@ -33,13 +34,22 @@ def nucleus_entropy(
     Args:
         logits, temperature, vocab_size, tp_group: as for ``token_statistics``. Collective over
             tp_group, with the same number of tokens on every rank; the backward is not.
-        top_p: in (0, 1), of the tempered policy. top_k: 1 or more.
+        top_p: in (0, 1], of the tempered policy. top_k: 1 or more.
 
     Returns:
         [...] fp32 (float64 for float64), the same on every rank, differentiable; the gradient is
         complete for this rank's columns. Without gradient nothing is kept, with it the logits and
         16 bytes a token.
+
+    Raises:
+        ValueError, TypeError: one sentence naming the argument.
+        RuntimeError: a backward with create_graph=True.
     """
+    check_logits(logits, temperature)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, but must be in (0, 1]")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}, but must be 1 or more")
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     flat = logits.reshape(-1, logits.shape[-1])
     result = _NucleusEntropy.apply(flat, top_p, min(top_k, shard.vocab_size), temperature, shard)
@@ -62,7 +72,7 @@ class _NucleusEntropy(torch.autograd.Function):
         return saved[3].clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """d H / d z'_j = - q_j (log q_j + H) in the nucleus, q the renormalised policy."""
         logits, (peak, threshold, total, entropy) = ctx.saved_tensors

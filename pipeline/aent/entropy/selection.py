@@ -71,7 +71,8 @@ class VocabShard:
     ) -> VocabShard:
         """Find the block from the number of ``columns`` on each rank (one tiny collective).
 
-        Raises ValueError if ``vocab_size`` is not in [1, columns over all ranks].
+        Raises ValueError, on every rank, if ``vocab_size`` is not in [1, columns over all ranks] or
+        a rank has no columns.
         """
         widths = [columns]
         rank = 0
@@ -81,6 +82,9 @@ class VocabShard:
             shared[rank] = columns
             dist.all_reduce(shared, group=group)
             widths = shared.tolist()
+        if 0 in widths:
+            whose = "they have" if group is None else f"rank {widths.index(0)} of the group has"
+            raise ValueError(f"logits: {whose} no columns")
         total = sum(widths)
         real = total if vocab_size is None else vocab_size
         if not 1 <= real <= total:

@@ -23,19 +23,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from aent.entropy import kernels, sharded
+from aent.entropy.arguments import (
+    IGNORED,
+    INVALID,
+    PAPER_DROP_FRACTION,
+    check_arguments,
+    checked_targets,
+    first_derivative_only,
+    kept_count,
+)
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.selection import VocabShard
-
-# The paper's value. The default argument is this very object, by which a call that gives top_k
-# alone is told from one that gives both.
-PAPER_DROP_FRACTION: Final = float("0.33")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class TokenStatistics:
     log_prob: of the target, under the tempered policy. entropy: over the vocabulary.
     clamped_entropy: of the policy renormalised on its kept set. kept_mass: the full policy's
     probability of that set, in [0, 1]; not differentiable, the others are. invalid_rows: int64
-    scalar on the device, how many tokens have logits with NaN or +inf, or none above -inf.
+    scalar on the device, how many tokens have logits with NaN or +inf, or none above -inf, or a
+    target outside of the vocabulary.
     """
 
     log_prob: Tensor
@@ -64,6 +70,7 @@ def token_statistics(
     vocab_size: int | None = None,
     tp_group: dist.ProcessGroup | None = None,
     *,
+    ignore_index: int | None = None,
     inplace_backward: bool = False,
     raise_on_invalid: bool = False,
 ) -> TokenStatistics:
@@ -73,9 +80,9 @@ def token_statistics(
         logits: [..., V_local] fp16, bf16, fp32 or float64: this rank's block of columns. Blocks
             follow one another in rank order and may differ in width. -inf is a masked token; a row
             that is all -inf, or has NaN or +inf, gives NaN in its own results only.
-        targets: [...] int64 global token ids, the same on all ranks. Not checked against the
-            vocabulary (it would cost a synchronisation): the log-prob of an id outside means
-            nothing, the entropies are unaffected.
+        targets: [...] int64 global token ids, the same on all ranks. An id outside of the
+            vocabulary, padding included, gives NaN as its log-prob and counts in invalid_rows; the
+            entropies are unaffected.
         temperature: T > 0; the policy is softmax(logits / T).
         drop_fraction: in [0, 1); the K = V - int(V * drop_fraction) largest logits are kept, among
             equals the lower ids. The paper's .33 unless top_k is given.
@@ -84,10 +91,13 @@ def token_statistics(
             no probability and no gradient. All columns if None.
         tp_group: process group that shares the vocabulary; None for one rank. The call is
             collective over it, with the same number of tokens on every rank; its backward is not.
+        ignore_index: the target of tokens without one (torch's cross entropy has -100): log-prob 0,
+            no gradient of it, not invalid. None: no such id.
         inplace_backward: let the backward write the gradient over the logits, which saves a tensor
             of their size. For logits that nobody reads after the forward: not the caller, and not
             the backward of the operation that made them (a matrix product does not; where one does,
-            as tanh, torch says that they were modified). One backward only.
+            as tanh, torch says that they were modified). One backward only. Refused for rows that
+            share memory, as those of an expanded tensor.
         raise_on_invalid: wait for the device and name the first bad token, for debugging.
 
     Returns:
@@ -97,7 +107,8 @@ def token_statistics(
 
     Raises:
         ValueError, TypeError: one sentence naming the argument.
-        RuntimeError: a second backward with inplace_backward.
+        RuntimeError: a second backward with inplace_backward, or one with create_graph=True: there
+            are no second derivatives.
     """
     check_arguments(logits, targets, temperature)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
@@ -105,53 +116,30 @@ def token_statistics(
     flat = logits.reshape(-1, logits.shape[-1])
     if flat.stride(1) != 1:
         flat = flat.contiguous()
-    results = _TokenStatistics.apply(
-        flat, targets.reshape(-1), temperature, kept, shard, inplace_backward
-    )
+    if inplace_backward and flat.shape[0] > 1 and flat.stride(0) < flat.shape[1]:
+        raise ValueError("inplace_backward: rows of logits share memory (an expanded tensor?)")
+    ids = checked_targets(targets.reshape(-1), shard.vocab_size, ignore_index)
+    results = _TokenStatistics.apply(flat, ids, temperature, kept, shard, inplace_backward)
     if raise_on_invalid:
-        invalid = results[1].detach().isnan().nonzero()
-        if len(invalid):
-            row = int(invalid[0])
-            raise ValueError(f"logits: row {row} has NaN or +inf, or no logit above -inf")
+        _raise_on_invalid(results[1].detach(), ids, targets)
     return gathered(results, targets.shape)
 
 
 def gathered(results: Sequence[Tensor], shape: torch.Size) -> TokenStatistics:
     """Bring log_prob, entropy, clamped_entropy and kept_mass, each [N], into the tokens' shape."""
     log_prob, entropy, clamped, kept_mass = (r.view(shape) for r in results)
-    return TokenStatistics(log_prob, entropy, clamped, kept_mass, entropy.detach().isnan().sum())
+    invalid = (entropy.detach().isnan() | log_prob.detach().isnan()).sum()
+    return TokenStatistics(log_prob, entropy, clamped, kept_mass, invalid)
 
 
-def check_arguments(
-    logits: Tensor, targets: Tensor, temperature: float, name: str = "logits"
-) -> None:
-    """Raise as ``token_statistics`` does; ``name``: what the caller calls its first argument."""
-    if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(f"{name} must be fp16, bf16, fp32 or float64, not {logits.dtype}")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be int64 token ids, not {targets.dtype}")
-    if logits.dim() == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets has shape {tuple(targets.shape)}, but {name} of shape {tuple(logits.shape)}"
-            f" need {tuple(logits.shape[:-1])}"
-        )
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}, but must be finite and above 0")
-
-
-def kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
-    """Return K; it is V where nothing is clamped."""
-    if top_k is None:
-        if drop_fraction is None:
-            return vocab_size
-        if not 0 <= drop_fraction < 1:
-            raise ValueError(f"drop_fraction is {drop_fraction}, but must be in [0, 1)")
-        return vocab_size - int(vocab_size * drop_fraction)
-    if drop_fraction is not None and drop_fraction is not PAPER_DROP_FRACTION:
-        raise ValueError("drop_fraction and top_k are both given: give one of them")
-    if not 1 <= top_k <= vocab_size:
-        raise ValueError(f"top_k is {top_k}, but must be in [1, {vocab_size}]")
-    return top_k
+def _raise_on_invalid(entropy: Tensor, ids: Tensor, targets: Tensor) -> None:
+    rows = (entropy.isnan() | (ids == INVALID)).nonzero()
+    if len(rows):
+        row = int(rows[0])
+        if entropy[row].isnan():
+            raise ValueError(f"logits: row {row} has NaN or +inf, or no logit above -inf")
+        target = int(targets.reshape(-1)[row])
+        raise ValueError(f"targets: row {row} has {target}, which is outside of the vocabulary")
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -178,7 +166,7 @@ class _TokenStatistics(torch.autograd.Function):
         return log_prob, entropy, clamped, kept_mass
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(
         ctx: Any,
         g_log_prob: Tensor | None,
@@ -228,7 +216,7 @@ def forward_rows(
 
     Args:
         x: [N, V_local], this rank's block; columns from ``shard.width`` on are padding.
-        targets: [N] int64 global ids.
+        targets: [N] int64 global ids, IGNORED or INVALID.
         k: in [1, shard.vocab_size].
 
     Collective over ``shard.group``; builds no graph; keeps no reference to ``x``.
@@ -254,6 +242,7 @@ def forward_rows(
         kept_total = torch.where(total.isnan(), math.nan, sums.kept_total)
         clamped = kept_total.log() - sums.kept_weighted / kept_total
     log_prob = (target - peak) / temperature - log_total
+    log_prob = torch.where(targets >= 0, log_prob, torch.where(targets == IGNORED, 0, math.nan))
     saved = SavedRows(peak, total, kept_total, entropy, clamped, threshold, cut)
     return log_prob, entropy, clamped, kept_total / total, saved
 
@@ -287,7 +276,9 @@ def backward_rows(
     kept_b: Tensor | None = None
     column, g_target = None, None
     if g_log_prob is not None:
-        g_target = scale * g_log_prob
+        # an invalid target's is NaN, but where nobody has used its log-prob
+        none = torch.where((targets == INVALID) & (g_log_prob != 0), math.nan, 0)
+        g_target = scale * torch.where(targets >= 0, g_log_prob, none)
         a = a - g_target / total
         column, owned = _local_targets(targets, shard)
         column = torch.where(owned, column, -1)

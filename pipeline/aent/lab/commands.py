@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,52 @@ def mdp(
     except ValueError as error:
         refuse([f"--optimal: {error}"])
     experiment.run(tasks, seeds, steps, csv, plot)
+
+
+@lab.command()
+def control(
+    kind: Annotated[str, typer.Argument(help="A kind of controller.", metavar="KIND")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Its fields: target=.5 ramp_steps=30 ... (initial is .1 unless given).",
+            metavar="[key=value]...",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Policies.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Of the first one; then one more.")] = 0,
+    steps: Annotated[int, typer.Option(min=20, help="Updates of each policy.")] = 200,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: that of the compare recipes.")
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Also write kind,seed,step,entropy,coefficient,reward."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+) -> None:
+    """How well a controller holds the entropy of a policy that learns: the compare recipes'
+    policy in one process, some ten seconds a seed."""
+    from aent.entropy.controllers import ControllerSettings, faults
+    from aent.recipe.load import RecipeError, resolve
+
+    named = [f"controller.{field}" for field in fields or []]
+    nothing = {"name": "lab", "model": {}, "controller": {"kind": kind, "initial": 0.1}}
+    try:
+        values = resolve(nothing, "KIND", named).controller.model_dump()
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+    if found := list(faults(values)):
+        refuse(found)
+    if values["measure"] == "clamped":
+        refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        refuse([f"--learning-rate={learning_rate:g} must be above 0"])
+    refuse_unwritable(csv, plot)
+    from aent.lab import control as experiment
+
+    policies = range(first_seed, first_seed + seeds)
+    experiment.run(ControllerSettings(**values), policies, steps, learning_rate, csv, plot)
 
 
 @lab.command()

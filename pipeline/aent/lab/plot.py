@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from aent.entropy.controllers import ControllerSettings
     from aent.lab.clamp_report import Bins
+    from aent.lab.control import Goal
     from aent.lab.experiment import Curves
+    from aent.lab.plant import Step
 
 FLOOR = 1e-6  # of a relative difference
 STYLES = {  # of an arm
@@ -77,6 +80,38 @@ def draw_clamp(bins: Bins, path: Path) -> None:
     axes[0].set_ylabel("difference by clamping, relative")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def draw_control(
+    settings: ControllerSettings, goal: Goal, runs: dict[int, list[Step]], path: Path
+) -> None:
+    """Write entropy in its band, coefficient in its box and reward against steps to ``path``
+    (PNG), a line for each seed."""
+    figure = _figure(8, 7.5)
+    entropy, coefficient, reward = axes = figure.subplots(3, 1, sharex=True)
+    for seed, steps in runs.items():
+        entropy.plot([step.entropy for step in steps], linewidth=1, label=f"seed {seed}")
+        coefficient.plot([step.coefficient for step in steps], linewidth=1)
+        reward.plot([step.reward for step in steps], linewidth=1)
+    words = f"band {goal.low:.3g} to {goal.high:.3g}"
+    entropy.axhspan(goal.low, goal.high, color="#2f8f4e", alpha=0.15, label=words)
+    entropy.axhline(goal.target, color="#2f8f4e", linestyle="--", linewidth=0.8)
+    for bound in (settings.min, settings.max):
+        if bound is not None:
+            coefficient.axhline(bound, color="#8a8a8a", linestyle="--", linewidth=0.8)
+    coefficient.set_yscale("symlog", linthresh=1e-3)  # a coefficient may be 0
+    coefficient.set_ylim(bottom=0)
+    names = ("nats per token", "coefficient", "reward")
+    for axis, name in zip(axes, names, strict=True):
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis is not coefficient:
+            axis.set_ylim(bottom=0)
+    reward.set_xlabel("step")
+    figure.suptitle(settings.kind)
+    figure.legend(*entropy.get_legend_handles_labels(), loc="outside right center", frameon=False)
     _save(figure, path)
 
 

@@ -126,7 +126,7 @@ def _entropy(recipe: Recipe) -> Iterator[str]:
     entropy = recipe.entropy
     if entropy.drop_fraction is not None and entropy.top_k is not None:
         yield "entropy.drop_fraction and entropy.top_k are both given: give one of them"
-    if entropy.measure == "full":
+    if "clamped" not in (entropy.measure, recipe.controller.measure):
         for name in ("drop_fraction", "top_k"):
             if getattr(entropy, name) is not None:
                 yield f"entropy.{name} has no meaning with entropy.measure=full"

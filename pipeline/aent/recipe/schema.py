@@ -133,7 +133,8 @@ class AlgorithmSection(Section):
 
 
 class EntropySection(Section):
-    """Which entropy is regularised and measured: of the clamped set, or of the whole vocabulary."""
+    """Which entropy is paid for: of the clamped set, or of the whole vocabulary. The controller is
+    given the same one, unless ``controller.measure`` says otherwise."""
 
     RESUME: ClassVar[Resume] = "warn"
     measure: Literal["clamped", "full"] = "clamped"
@@ -144,26 +145,33 @@ class EntropySection(Section):
 class ControllerSection(Section):
     """The coefficient's controller; ``initial`` has no default: nothing hidden.
 
-    Which fields a kind needs, and which mean nothing to it, is said in entropy/controllers.py; what
+    Which fields a kind needs, and which mean nothing to it, is said in entropy/controllers/; what
     each does and how to set it, in docs/controllers.md.
     """
 
     RESUME: ClassVar[Resume] = "warn"
     kind: Literal[
-        "constant", "band", "automatic_band", "proportional_integral", "dual", "target"
+        "constant", "band", "automatic_band", "proportional_integral", "dual", "target", "log_pi"
     ] = "constant"
     initial: float = Field(ge=0)  # coefficient of step 0
-    low: float | None = None  # band, nats
+    # which entropy it is given; default: the one that is paid for (entropy.measure)
+    measure: Literal["clamped", "full"] | None = None
+    low: float | None = None  # band, log_pi: nats
     high: float | None = None
     low_fraction: float | None = Field(None, ge=0)  # automatic_band: of the reference, which is
     high_fraction: float | None = Field(None, ge=0)  # the mean entropy of the first
     reference_steps: int | None = Field(None, ge=1)  # so many measured steps
-    target: float | None = None  # proportional_integral, dual, target: nats
+    target: float | None = None  # proportional_integral, dual, target, log_pi: nats
     # per step and nat outside the band; dual: of the logarithm; target: per step
     step_size: float | None = Field(None, ge=0)
-    proportional_gain: float | None = Field(None, ge=0)  # coefficient per nat
-    integral_gain: float | None = Field(None, ge=0)  # coefficient per nat and step
-    min: float | None = Field(None, ge=0)  # box of the coefficient
+    # proportional_integral: coefficient per nat, and per nat and step; log_pi: the logarithm of the
+    # coefficient per unit of the logarithm of the entropy (default 1.5), and per step (.15)
+    proportional_gain: float | None = Field(None, ge=0)
+    integral_gain: float | None = Field(None, ge=0)
+    # log_pi: time constant with which the aim leaves the first entropy (default 15; 0: at once)
+    ramp_steps: float | None = Field(None, ge=0)
+    smoothing: float | None = Field(None, ge=0, lt=1)  # log_pi: weight of the past (default .3)
+    min: float | None = Field(None, ge=0)  # box of the coefficient; log_pi: default [1e-3, 1]
     max: float | None = Field(None, ge=0)
     warmup_steps: int = Field(0, ge=0)  # steps before the first update that may move it
 
@@ -297,6 +305,12 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
+
+    @property
+    def measured(self) -> Literal["clamped_entropy", "entropy"]:
+        """Which entropy the controller is given, by its name in results and metrics."""
+        measure = self.controller.measure or self.entropy.measure
+        return "clamped_entropy" if measure == "clamped" else "entropy"
 
     def control(self, kind: str) -> Any:
         """The settings of the entropy control of this kind; None where there is none."""

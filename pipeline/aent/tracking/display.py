@@ -23,7 +23,7 @@ class StepLine:
 
     step: int  # from 0
     reward: float  # mean
-    entropy: float  # of the recipe's measure, nats per token
+    entropy: float  # of the controller's measure, nats per token
     coefficient: float  # of this step
     tokens: int  # prompts and responses
     seconds: Mapping[str, float]  # wall time per phase

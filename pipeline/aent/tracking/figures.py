@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aent.entropy.controllers import ControllerSettings
 from aent.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ def draw(metrics: Metrics, recipe: Recipe, path: Path) -> None:
     accuracy = metrics.get("evaluation/accuracy")
     _line(reward, accuracy, GREEN, "held-out accuracy", marker="D", linestyle=":")
     _finish(reward, "reward")
-    if recipe.entropy.measure == "clamped":
+    if recipe.measured == "clamped_entropy":
         _line(entropy, metrics.get("policy/entropy"), GREY, "entropy", linewidth=1)
         measured = metrics.get("policy/clamped_entropy")
         _entropy(entropy, measured, "clamped entropy", metrics)
     else:
         _entropy(entropy, metrics.get("policy/entropy"), "entropy", metrics)
     _line(coefficient, metrics.get("controller/coefficient"), ORANGE, "coefficient", marker=".")
-    _coefficient(coefficient, recipe)
+    _coefficient(coefficient, ControllerSettings(**recipe.controller.model_dump()))
     _save(figure, recipe.name, path)
 
 
@@ -46,7 +47,7 @@ def draw_replay(recorded: Recorded, reports: Sequence[ControllerReport], path: P
     _line(coefficient, logged, GREY, "logged", linewidth=3, alpha=0.5)
     replayed = {step: report.coefficient for step, report in enumerate(reports)}
     _line(coefficient, replayed, ORANGE, "replayed", marker=".")
-    _coefficient(coefficient, recorded.recipe)
+    _coefficient(coefficient, recorded.controller)
     _save(figure, f"replay: {recorded.controller.kind}", path)
 
 
@@ -97,8 +98,8 @@ def _entropy(axis, measured: Mapping[int, float] | None, label: str, metrics: Me
     _finish(axis, "nats per token")
 
 
-def _coefficient(axis, recipe: Recipe) -> None:
-    for bound in (recipe.controller.min, recipe.controller.max):
+def _coefficient(axis, settings: ControllerSettings) -> None:
+    for bound in (settings.min, settings.max):
         if bound is not None:
             axis.axhline(bound, color=GREY, linestyle="--", linewidth=0.8)
     axis.set_xlabel("step")

@@ -69,10 +69,10 @@ def read(source: str, overrides: Sequence[str] = ()) -> Recorded:
         recipe, metrics = _from_mlflow(source, overrides)
     else:
         raise SourceError(f"{source} is no run folder, no CSV file and no MLflow run id")
-    measure = "clamped_entropy" if recipe.entropy.measure == "clamped" else "entropy"
-    entropy = _from_csv(path) if path.is_file() else metrics.get(f"policy/{measure}", {})
+    name = f"policy/{recipe.measured}"
+    entropy = _from_csv(path) if path.is_file() else metrics.get(name, {})
     if not entropy:
-        raise SourceError(f"{source} has no recorded entropy (policy/{measure})")
+        raise SourceError(f"{source} has no recorded entropy ({name})")
     return Recorded(recipe, _settings(recipe, overrides), entropy, metrics)
 
 
@@ -80,16 +80,27 @@ def _settings(recipe: Recipe, overrides: Sequence[str]) -> ControllerSettings:
     values = recipe.controller.model_dump()
     given = {override.partition("=")[0] for override in overrides}
     if "controller.kind" in given:
-        meant = {"kind", "initial", "warmup_steps", *controllers.KINDS[values["kind"]].needs}
+        meant = _kept_for_another_kind(values["kind"], given)
         values |= {
             key: None for key in values if key not in meant and f"controller.{key}" not in given
         }
-        if values["kind"] == "constant" and "controller.warmup_steps" not in given:
+        if "warmup_steps" not in meant and "controller.warmup_steps" not in given:
             values["warmup_steps"] = 0
     found = list(controllers.faults(values))
     if found:
         raise RecipeError("\n".join(found))
     return ControllerSettings(**values)
+
+
+def _kept_for_another_kind(name: str, given: set[str]) -> set[str]:
+    """The recipe's fields that mean the same to a controller of the kind ``name``; those that have
+    a default for it are not among them."""
+    if name not in controllers.KINDS:  # which ``faults`` will say
+        return set()
+    kind = controllers.KINDS[name]
+    chosen = [g for g in kind.either if any(f"controller.{field}" in given for field in g)]
+    either = {field for group in chosen or kind.either for field in group}
+    return (kind.fields - kind.defaults.keys() - {f for g in kind.either for f in g}) | either
 
 
 def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:

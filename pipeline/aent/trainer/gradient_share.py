@@ -1,13 +1,23 @@
-"""How hard the entropy bonus pulls on the logits, beside the policy loss.
+"""How hard the entropy bonus pulls on the logits, beside the policy loss, and which way.
 
-The norm of each term's gradient with respect to the logits, at coefficient 1 for the bonus, so that
-the share can be told for any coefficient, 0 included. It is exact for a sample of the response
-tokens (one in sixteen, at most 64 of a micro-batch) and scaled up to all of them: both gradients
-are sums of one row per token, so the scaled sum of squares is an unbiased estimate. The sample is
-drawn by the number of tokens alone: the same on every tensor-parallel rank, and after a resume.
+With L the policy loss and H the mean entropy of a mini-batch, both as functions of the logits:
+||dL||^2, ||dH||^2 (of the bonus at coefficient 1) and <dL, dH>, so that the share can be told for
+any coefficient, 0 included. They are exact for a sample of the response tokens (one in sixteen, at
+most 64 of a micro-batch) and scaled up to all of them: all three are sums over tokens, so the
+scaled sum is an unbiased estimate. The sample is drawn anew for each update and micro-batch, the
+same on every tensor-parallel rank and after a resume.
+
+**The neutral coefficient.** A small step of the logits against L - lambda H changes H, to first
+order, by a multiple of -<dL, dH> + lambda ||dH||^2. It stays where it is with
+lambda* = <dL, dH> / ||dH||^2: below, learning lowers the entropy, above, the bonus raises it. The
+squared norm of the policy's part is mostly noise (one row per sample); in the product the noise of
+the samples has mean 0. What an optimizer that scales each parameter makes of the step is left out.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
@@ -19,19 +29,44 @@ from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 
 ONE_IN, AT_MOST = 16, 64
+PAST = 0.9  # weight of the past in the averages of the neutral coefficient, per update
 
 
-def sampled_tokens(count: int, device: torch.device) -> Tensor:
-    """[n] int64: which of ``count`` > 0 tokens are measured."""
-    generator = torch.Generator().manual_seed(count)
+@dataclass
+class Neutral:
+    """Moving averages of <dL, dH> and ||dH||^2 over updates; their ratio is lambda*."""
+
+    product: float = 0.0
+    square: float = 0.0
+
+    def add(self, product: float, square: float) -> float:
+        """Count an update in, and return lambda*: NaN before any entropy had a gradient. An update
+        whose gradients are not finite does not count."""
+        if math.isfinite(product) and math.isfinite(square):
+            self.product = PAST * self.product + (1 - PAST) * product
+            self.square = PAST * self.square + (1 - PAST) * square
+        return self.product / self.square if self.square > 0 else math.nan
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def sampled_tokens(count: int, device: torch.device, *numbers: int) -> Tensor:
+    """[n] int64: which of ``count`` > 0 tokens are measured; a function of ``count`` and the
+    numbers that tell one draw from another."""
+    generator = torch.Generator()
+    state = 0
+    for number in numbers:
+        state = (state * 1_000_003 + number) % 2**63
+    generator.manual_seed(state)
     n = min(-(-count // ONE_IN), AT_MOST)
     return torch.randperm(count, generator=generator)[:n].to(device)
 
 
-def squared_norms(
+def gradient_products(
     logits: Tensor, stats: TokenStatistics, fields: dict[str, Tensor], recipe: Recipe, count: int
 ) -> Tensor:
-    """Estimate of the squared gradient norms of (policy loss, mean entropy) of a micro-batch.
+    """Estimate of (||dL||^2, ||dH||^2, <dL, dH>) of a micro-batch.
 
     Collective over the tensor-parallel ranks.
 
@@ -41,7 +76,7 @@ def squared_norms(
         count: tokens of the micro-batch.
 
     Returns:
-        [2] float64, with respect to the logits, the weights per token included.
+        [3] float64, with respect to the logits, the weights per token included.
     """
     policy = policy_loss(stats.log_prob, fields, recipe.algorithm)
     clamped = recipe.entropy.measure == "clamped"
@@ -50,11 +85,11 @@ def squared_norms(
         (fields["policy_weight"] * policy.loss).sum(),
         (fields["entropy_weight"] * entropy_bonus(entropy, fields)).sum(),
     )
-    squares = torch.stack(
-        [
-            torch.autograd.grad(term, logits, retain_graph=True)[0].double().square().sum()
-            for term in terms
-        ]
+    of_policy, of_entropy = (
+        torch.autograd.grad(term, logits, retain_graph=True)[0].double() for term in terms
     )
-    dist.all_reduce(squares, group=parallel_state.get_tensor_model_parallel_group())
-    return squares * (count / logits.shape[0])
+    products = torch.stack(
+        [of_policy.square().sum(), of_entropy.square().sum(), (of_policy * of_entropy).sum()]
+    )
+    dist.all_reduce(products, group=parallel_state.get_tensor_model_parallel_group())
+    return products * (count / logits.shape[0])

@@ -27,7 +27,7 @@ from aent.trainer.packing import MicroBatch
 SUMS = (
     "loss", "policy_loss", "entropy", "clamped_entropy", "kept_mass", "clip_fraction",
     "kl_behaviour", "logprob_gap", "kl_reference", "invalid_rows", "tokens",
-    "policy_gradient_square", "entropy_gradient_square",
+    "policy_gradient_square", "entropy_gradient_square", "gradient_product",
 )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def micro_batch_loss(
     micro_batch: MicroBatch,
     recipe: Recipe,
     coefficient: float,
-    squares: Tensor,
+    products: Tensor,
     further: Tensor | None = None,
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
@@ -111,7 +111,7 @@ def micro_batch_loss(
     0 the loss is the policy's alone, and no graph is kept for an entropy.
 
     Args:
-        squares: what ``gradient_squares`` says of this micro-batch.
+        products: what ``gradient_products`` says of this micro-batch.
         further: a term that is added as it is (``nucleus_term``).
     """
     f = _fields(stats, micro_batch, recipe)
@@ -138,21 +138,25 @@ def micro_batch_loss(
         "invalid_rows": stats.invalid_rows,
         "tokens": torch.ones_like(gap),
     }
-    values["policy_gradient_square"], values["entropy_gradient_square"] = squares
+    values |= zip(SUMS[-3:], products)
     sums = torch.stack([values[name].double().sum() for name in SUMS])
     return MicroBatchLoss(loss, sums, log_prob, entropy.detach())
 
 
-def gradient_squares(
+def gradient_products(
     policy: Policy,
     hidden: Tensor,
     stats: TokenStatistics,
     micro_batch: MicroBatch,
     recipe: Recipe,
+    update: int,
 ) -> Tensor:
-    """[2] float64 of ``gradient_share.squared_norms``; nothing here reaches the model's graph."""
-    count = len(micro_batch.predicts)
-    chosen = gradient_share.sampled_tokens(count, hidden.device)
+    """[3] float64 of ``gradient_share.gradient_products``; nothing here reaches the model's graph.
+
+    update: number of the optimizer step, from 0, by which the tokens are drawn.
+    """
+    count, first = len(micro_batch.predicts), int(micro_batch.index[0])
+    chosen = gradient_share.sampled_tokens(count, hidden.device, recipe.seed, update, first)
     with torch.no_grad():
         inputs = policy.model.head_inputs(hidden, micro_batch.predicts[chosen])
         logits = policy.model.logits(*inputs)
@@ -161,7 +165,7 @@ def gradient_squares(
     fields = {name: value[chosen] for name, value in every.items()}
     settings = _clamped_set(recipe) | _sharding(policy)
     sampled = token_statistics(logits, fields["targets"], **settings)
-    return gradient_share.squared_norms(logits, sampled, fields, recipe, count)
+    return gradient_share.gradient_products(logits, sampled, fields, recipe, count)
 
 
 def _fields(stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe) -> dict[str, Tensor]:

@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import optimizer as optimizers
+from aent.trainer.gradient_share import Neutral
 
 if TYPE_CHECKING:
     from aent.trainer.trainer import Trainer
@@ -126,6 +127,7 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
         "layout": layout(trainer),
         "optimizer_steps": trainer.learning_rate.moves,
         "skipped_updates": trainer.skipped_updates,
+        "neutral": trainer.neutral.to_dict(),
         "model": trainer.policy.sharded_state_dict(metadata=dict(METADATA)),
         "rng": _rng_object(rng_state()),
     }
@@ -175,6 +177,7 @@ def load(trainer: Trainer, folder: Path) -> bool:
         optimizers.apply_settings(trainer.optimizer, trainer.recipe.trainer.optimizer)
     trainer.learning_rate.move_to(common["optimizer_steps"])
     trainer.skipped_updates = common["skipped_updates"]
+    trainer.neutral = Neutral(**common.get("neutral", {}))  # older checkpoints have none
     if same_layout:
         set_rng_state(loaded["rng"])
     return same_layout

@@ -25,6 +25,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer, state
+from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
@@ -54,9 +55,13 @@ class MinibatchResult:
     logprob_gap: float  # |log-prob - behaviour log-prob|
     kl_reference: float  # k3 estimate, 0 without a reference
     invalid_rows: float  # number of tokens with NaN or +inf among their logits
-    # squared norms with respect to the logits (gradient_share.py); of the entropy at coefficient 1
+    # of the gradients with respect to the logits (gradient_share.py), the entropy's at coefficient
+    # 1: squared norms and scalar product
     policy_gradient_square: float
     entropy_gradient_square: float
+    gradient_product: float
+    # at which the entropy would stay, by averages over the updates so far; NaN where unknown
+    neutral_coefficient: float
     logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
     response_entropy: list[float]  # mean per response [S], of the recipe's measure, nats
 
@@ -113,6 +118,7 @@ class Trainer:
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
         self.skipped_updates = self.skipped_in_a_row = 0
+        self.neutral = Neutral()
         self.temperature = recipe.rollout.temperature  # a control may give each step its own
 
     @property
@@ -185,9 +191,10 @@ class Trainer:
                 return _nothing(hidden), _one_token(), None
             policy, recipe = self._policy(), self.recipe
             stats = loss.statistics(policy, hidden, micro_batch, recipe)
-            squares = loss.gradient_squares(policy, hidden, stats, micro_batch, recipe)
+            update = self.learning_rate.moves
+            products = loss.gradient_products(policy, hidden, stats, micro_batch, recipe, update)
             nuclei = loss.nucleus_term(policy, hidden, micro_batch, recipe)
-            part = loss.micro_batch_loss(stats, micro_batch, recipe, coefficient, squares, nuclei)
+            part = loss.micro_batch_loss(stats, micro_batch, recipe, coefficient, products, nuclei)
             return part.loss, _one_token(), (part.sums, part.log_prob, part.entropy)
 
         self.model.zero_grad_buffer()
@@ -315,6 +322,9 @@ class Trainer:
         )
         return MinibatchResult(
             **totals | {"tokens": round(totals["tokens"])},
+            neutral_coefficient=self.neutral.add(
+                totals["gradient_product"], totals["entropy_gradient_square"]
+            ),
             grad_norm=update.grad_norm,
             lr=lr,
             update_skipped=update.skipped,

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 
 NEVER = tl.constexpr(2**31 - 1)  # a row's tie cut where all ties are kept: NO_CUT
+# torch_path's: a finite mask (finfo.min) less a peak is -inf, and 0 * -inf NaN
+LOWEST = tl.constexpr(-1000.0)
 
 
 @triton.jit
@@ -39,10 +41,16 @@ def largest(keys, rank, BITS: tl.constexpr):
 
 
 @triton.jit
+def bounded(d):
+    """LOWEST at least; a NaN stays one, which tl.maximum would not leave."""
+    return tl.where(d < LOWEST, LOWEST, d)
+
+
+@triton.jit
 def weights(v, peak, scale):
     """d and e of numbers; a masked one (-inf) weighs 0 with 0 log 0 = 0, a NaN stays one."""
     masked = v == float("-inf")
-    d = tl.where(masked, 0.0, (v - peak) * scale)
+    d = tl.where(masked, 0.0, bounded((v - peak) * scale))
     return d, tl.where(masked, 0.0, tl.exp(d))
 
 
@@ -108,7 +116,8 @@ def scan_kernel(
         there = first + lane < width
         v = tl.load(x + first + lane, mask=there, other=float("-inf")).to(FLOAT)
         now = tl.maximum(peak, tl.max(v, 0))
-        move = tl.where((now > peak) & (peak > float("-inf")), (peak - now) * inverse, 0.0)
+        grows = (now > peak) & (peak > float("-inf"))
+        move = tl.where(grows, bounded((peak - now) * inverse), 0.0)
         factor = tl.exp(move)
         d, e = weights(v, now, inverse)
         weighted = (weighted + total * move) * factor + e * d

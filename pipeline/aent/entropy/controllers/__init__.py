@@ -1,0 +1,96 @@
+"""Controllers of the entropy coefficient: pure functions of settings, state and measured entropy.
+
+Convention, everywhere: steps count from 0; the ``coefficient`` of step t is what entered its loss;
+the one update of step t makes ``next_coefficient`` from it and from H_t, the entropy measured over
+every token of the step. With ``warmup_steps`` = w the updates of steps 0 .. w-1 leave the
+coefficient alone, so the first that moves it consumes H_w.
+
+A kind has an *aim* (``aims``), the interval in which it wants the entropy (a target is an interval
+of one point), and a *law* (``laws``), which moves the coefficient by how far the entropy lies
+outside the aim. A new kind is one entry of ``KINDS``. Nothing here reads, writes or depends on
+anything.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+from aent.entropy.controllers.aims import with_reference
+from aent.entropy.controllers.checks import faults
+from aent.entropy.controllers.kinds import KINDS, Kind
+from aent.entropy.controllers.settings import ControllerSettings
+from aent.entropy.controllers.state import (
+    ControllerReport,
+    ControllerState,
+    Measured,
+    Memory,
+    distance_outside,
+)
+
+__all__ = [
+    "KINDS", "ControllerReport", "ControllerSettings", "ControllerState", "Kind", "Memory",
+    "describe", "distance_outside", "faults", "initial_state", "update",
+]  # fmt: skip
+
+
+def initial_state(settings: ControllerSettings) -> ControllerState:
+    """Return the state before step 0."""
+    return ControllerState(coefficient=settings.initial)
+
+
+def update(
+    settings: ControllerSettings, state: ControllerState, entropy: float | None
+) -> tuple[ControllerState, ControllerReport]:
+    """Make the next step's coefficient from this step's and its measured entropy (nats).
+
+    Called once per step. A missing (None) or non-finite entropy is skipped: it changes nothing but
+    the step count, so that the warm-up still ends at the same step.
+    """
+    kind, coefficient = KINDS[settings.kind], state.coefficient
+    low, high = kind.aim(settings, state, entropy) or (math.nan, math.nan)
+    if entropy is None or not math.isfinite(entropy):
+        skipped = ControllerState(
+            coefficient, state.step + 1, state.at_bound, state.steps_at_bound, state.memory
+        )
+        return skipped, ControllerReport(
+            coefficient, coefficient, low, high, math.nan, 0.0, state.at_bound,
+            state.steps_at_bound, True,
+        )  # fmt: skip
+
+    measured = Measured(entropy, low, high)
+    following, memory = coefficient, state.memory
+    if state.step >= settings.warmup_steps and not math.isnan(low):
+        following, memory = kind.law(settings, state, measured)
+    at_bound = _bound(settings, memory.get("stepped", following))
+    before = state.steps_at_bound if at_bound == state.at_bound else 0
+    run = before + 1 if at_bound else 0
+    memory = with_reference(settings, memory, entropy)
+    move = following - coefficient
+    report = ControllerReport(
+        coefficient, following, low, high, measured.error, move, at_bound, run, False
+    )
+    return ControllerState(following, state.step + 1, at_bound, run, memory), report
+
+
+def describe(settings: ControllerSettings) -> str:
+    """What the controller will do, in one sentence."""
+    if settings.kind == "constant":
+        return f"{settings.initial:g} at every step"
+    low, high, target = settings.low, settings.high, settings.target
+    aim = f"{low:g} to {high:g}" if target is None and low is not None else f"{target}"
+    words = KINDS[settings.kind].words.format(**asdict(settings), aim=aim)
+    first = settings.warmup_steps
+    start = f"{settings.initial:g} at first; from the entropy of step {first} on, "
+    if settings.kind == "automatic_band":
+        start = f"{settings.initial:g} at first; after {max(first, settings.reference_steps or 0)} "
+        start += "steps, "
+    return f"{start}{words}; kept in [{settings.min:g}, {settings.max:g}]"
+
+
+def _bound(settings: ControllerSettings, coefficient: float) -> str:
+    if settings.min is not None and coefficient == settings.min:
+        return "low"
+    if settings.max is not None and coefficient == settings.max:
+        return "high"
+    return ""

@@ -1,0 +1,78 @@
+"""Where a controller wants the entropy: (settings, state, entropy) -> (low, high) in nats.
+
+The entropy is this step's, None where it was not measured. An aim is None where there is none
+(yet).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aent.entropy.controllers.state import ControllerState, Memory, distance_outside
+
+if TYPE_CHECKING:
+    from aent.entropy.controllers.settings import ControllerSettings
+
+Interval = tuple[float, float]
+Aim = Callable[["ControllerSettings", ControllerState, float | None], Interval | None]
+
+LEAST_ENTROPY = 1e-6  # nats: what is below counts as this much where a logarithm is taken
+
+
+def none(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> None:
+    return None
+
+
+def band(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> Interval:
+    assert settings.low is not None
+    assert settings.high is not None
+    return settings.low, settings.high
+
+
+def automatic_band(
+    settings: ControllerSettings, state: ControllerState, entropy: float | None
+) -> Interval | None:
+    assert settings.low_fraction is not None
+    assert settings.high_fraction is not None
+    assert settings.reference_steps is not None
+    memory = state.memory
+    if memory.get("reference_count", 0) < settings.reference_steps:
+        return None
+    reference = memory["reference_sum"] / memory["reference_count"]
+    return settings.low_fraction * reference, settings.high_fraction * reference
+
+
+def target(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> Interval:
+    assert settings.target is not None
+    return settings.target, settings.target
+
+
+def approach(
+    settings: ControllerSettings, state: ControllerState, entropy: float | None
+) -> Interval | None:
+    """The target or band, moved by what is left of the first entropy's distance from it.
+
+    With H_0 the first entropy measured and t the steps since then, a target H* is at
+    H* + (H_0 - H*) exp(-t / ramp_steps); a band moves by the same rule, with the distance to its
+    nearer edge.
+    """
+    assert settings.ramp_steps is not None
+    end = target(settings, state, entropy) if settings.low is None else band(settings, state, None)
+    first = state.memory.get("first_entropy", entropy)
+    if first is None or not math.isfinite(first):
+        return None
+    since = state.step - state.memory.get("first_step", state.step)
+    left = math.exp(-since / settings.ramp_steps) if settings.ramp_steps else 0.0
+    shift = left * distance_outside(end, max(first, LEAST_ENTROPY))
+    return end[0] + shift, end[1] + shift
+
+
+def with_reference(settings: ControllerSettings, memory: Memory, entropy: float) -> Memory:
+    """Count this entropy in, while the reference of an automatic band is still being measured."""
+    count = memory.get("reference_count", 0.0)
+    if settings.reference_steps is None or count >= settings.reference_steps:
+        return memory
+    total = memory.get("reference_sum", 0.0) + entropy
+    return memory | {"reference_count": count + 1, "reference_sum": total}

@@ -1,0 +1,80 @@
+"""What can be wrong with a controller's settings, one sentence a fault."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aent.entropy.controllers.kinds import KINDS, Kind
+
+LOGARITHMIC = ("dual", "log_pi")  # kinds that move a logarithm of the coefficient
+MEASURES = ("full", "clamped")
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with the kind's defaults where there is None."""
+    defaults = KINDS[values["kind"]].defaults
+    return {key: defaults.get(key) if value is None else value for key, value in values.items()}
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each thing that is wrong with these values of ControllerSettings' fields."""
+    name = values["kind"]
+    if name not in KINDS:
+        yield f"controller.kind is {name!r}, but must be one of {', '.join(KINDS)}"
+        return
+    kind, values = KINDS[name], with_defaults(values)
+    yield from _missing(name, kind, values)
+    for key, value in values.items():
+        if key in ("kind", "measure") or value is None:
+            continue
+        if key not in kind.fields and (key, value) != ("warmup_steps", 0):
+            yield f"controller.{key} has no meaning with controller.kind={name}"
+        elif not math.isfinite(value):
+            yield f"controller.{key}={value} must be finite"
+        elif key != "target" and value < 0:
+            yield f"controller.{key}={value:g} must be 0 or more"
+    yield from _order(kind, values)
+    yield from _ranges(name, values)
+
+
+def _missing(name: str, kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
+    missing = [f"controller.{key}" for key in kind.needs if values[key] is None]
+    if missing:
+        yield f"controller.kind={name} needs {', '.join(missing)}"
+    if kind.either:
+        given = [key for group in kind.either for key in group if values[key] is not None]
+        if tuple(given) not in kind.either:
+            groups = (" and ".join(f"controller.{key}" for key in group) for group in kind.either)
+            yield f"controller.kind={name} needs either {', or '.join(groups)}"
+
+
+def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
+    for low, high in (("low", "high"), ("low_fraction", "high_fraction"), ("min", "max")):
+        if None not in (values[low], values[high]) and values[low] > values[high]:
+            yield f"controller.{low}={values[low]:g} is above controller.{high}={values[high]:g}"
+            return
+    initial, least, most = values["initial"], values["min"], values["max"]
+    if "min" in kind.fields and least is not None and initial < least:
+        yield f"controller.initial={initial:g} is below controller.min={least:g}"
+    if "max" in kind.fields and most is not None and initial > most:
+        yield f"controller.initial={initial:g} is above controller.max={most:g}"
+
+
+def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    if name in LOGARITHMIC and values["min"] == 0:
+        yield (
+            f"controller.min=0 must be above 0 with controller.kind={name}, which moves a logarithm"
+        )
+    if name == "log_pi":
+        for key in ("target", "low"):
+            if values[key] is not None and values[key] <= 0:
+                yield f"controller.{key}={values[key]:g} must be above 0: its logarithm is the aim"
+    if values["smoothing"] is not None and values["smoothing"] >= 1:
+        yield f"controller.smoothing={values['smoothing']:g} must be below 1"
+    if values["reference_steps"] == 0:
+        yield "controller.reference_steps=0 must be 1 or more"
+    measure = values["measure"]
+    if measure not in (None, *MEASURES):
+        yield f"controller.measure is {measure!r}, but must be one of {', '.join(MEASURES)}"

@@ -1,0 +1,88 @@
+"""The kinds of controllers: one entry each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from aent.entropy.controllers import aims, laws
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A controller: where it wants the entropy, how it moves, and what it needs to be told.
+
+    needs: the settings it cannot do without. words: what it does (a format string over the
+    settings and over ``aim``, the target or band). defaults: settings that have one. either: groups
+    of settings of which exactly one is needed. waits: whether ``warmup_steps`` may hold it back.
+    """
+
+    aim: aims.Aim
+    law: laws.Law
+    needs: tuple[str, ...]
+    words: str
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    either: tuple[tuple[str, ...], ...] = ()
+    waits: bool = True
+
+    @property
+    def fields(self) -> set[str]:
+        """Every setting that means something to it."""
+        waits = {"warmup_steps"} if self.waits else set()
+        choices = {name for group in self.either for name in group}
+        return {"kind", "initial", "measure", *self.needs, *self.defaults} | choices | waits
+
+
+KINDS: dict[str, Kind] = {
+    "constant": Kind(aims.none, laws.stay, (), "constant", waits=False),
+    "band": Kind(
+        aims.band,
+        laws.step_by_error,
+        ("low", "high", "step_size", "min", "max"),
+        "+{step_size:g} per nat below {low:g}, -{step_size:g} per nat above {high:g}",
+    ),
+    "automatic_band": Kind(
+        aims.automatic_band,
+        laws.step_by_error,
+        ("low_fraction", "high_fraction", "reference_steps", "step_size", "min", "max"),
+        "+{step_size:g} per nat below {low_fraction:g} times, -{step_size:g} per nat above "
+        "{high_fraction:g} times the mean entropy of the first {reference_steps} steps",
+    ),
+    "proportional_integral": Kind(
+        aims.target,
+        laws.proportional_integral,
+        ("target", "proportional_gain", "integral_gain", "min", "max"),
+        "{proportional_gain:g} x (nats below {target:g}) + the sum over steps of "
+        "{integral_gain:g} x (nats below {target:g})",
+    ),
+    "dual": Kind(
+        aims.target,
+        laws.log_step,
+        ("target", "step_size", "min", "max"),
+        "multiplied by exp({step_size:g} x (nats below {target:g}))",
+    ),
+    "target": Kind(
+        aims.target,
+        laws.fixed_step_below_target,
+        ("target", "step_size", "min", "max"),
+        "+{step_size:g} below {target:g} nats, -{step_size:g} above, where it is not applied (0)",
+    ),
+    "log_pi": Kind(
+        aims.approach,
+        laws.log_proportional_integral,
+        (),
+        "multiplied by exp(-{integral_gain:g} e - {proportional_gain:g} x the change of e), where "
+        "e is how far ln(entropy), averaged with weight {smoothing:g} on its past, lies outside "
+        "ln({aim} nats), which is approached from the first entropy in {ramp_steps:g} steps",
+        defaults={
+            "ramp_steps": 15.0,
+            "proportional_gain": 1.5,
+            "integral_gain": 0.15,
+            "smoothing": 0.3,
+            "min": 1e-3,
+            "max": 1.0,
+        },
+        either=(("target",), ("low", "high")),
+        waits=False,
+    ),
+}

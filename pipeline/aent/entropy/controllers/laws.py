@@ -1,0 +1,114 @@
+"""How a controller moves: (settings, state, measured) -> (next coefficient, next memory)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aent.entropy.controllers.aims import LEAST_ENTROPY
+from aent.entropy.controllers.state import ControllerState, Measured, Memory, distance_outside
+
+if TYPE_CHECKING:
+    from aent.entropy.controllers.settings import ControllerSettings
+
+Law = Callable[["ControllerSettings", ControllerState, Measured], tuple[float, Memory]]
+
+MAX_LOG_ERROR = 3.0  # a factor of 20: one odd measurement moves the coefficient no further
+_MAX_EXPONENT = 700.0  # of more, exp would overflow
+
+
+def stay(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    return state.coefficient, state.memory
+
+
+def step_by_error(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    """Step against the error, within the box (AEnt, arXiv 2509.03493: the paper's rule)."""
+    assert settings.step_size is not None
+    moved = state.coefficient - settings.step_size * measured.error
+    return in_box(settings, moved), state.memory
+
+
+def proportional_integral(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    """PI control. The integral, kept in units of the coefficient and begun at ``initial``, stays in
+    the box itself (anti-windup by clamping): it leaves a bound with the first error that says so.
+    """
+    assert settings.proportional_gain is not None
+    assert settings.integral_gain is not None
+    error = measured.error
+    integral = state.memory.get("integral", settings.initial)
+    integral = in_box(settings, integral - settings.integral_gain * error)
+    coefficient = in_box(settings, integral - settings.proportional_gain * error)
+    return coefficient, state.memory | {"integral": integral}
+
+
+def log_step(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    """SAC-style dual step (the constraint's multiplier of arXiv 1812.05905, section 5, moved on its
+    logarithm as implementations do): multiply by exp(step_size * (target - entropy)).
+
+    Certainty: the rule is common knowledge; no constants were published for language models."""
+    assert settings.step_size is not None
+    factor = math.exp(min(-settings.step_size * measured.error, _MAX_EXPONENT))
+    return in_box(settings, state.coefficient * factor), state.memory
+
+
+def fixed_step_below_target(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    """Skywork-OR1 (arXiv 2505.22312): a fixed step up below the target, down above it; applied only
+    below it. What steps is remembered apart from what is applied, which is 0 above the target: the
+    next entropy below finds it where it was.
+
+    Certainty: as in its public code (read), whose entropy is the mean of - log-prob of the sampled
+    tokens; here it is the recipe's measure."""
+    assert settings.step_size is not None
+    error = measured.error
+    stepped = state.memory.get("stepped", settings.initial)
+    sign = (error > 0) - (error < 0)
+    stepped = in_box(settings, stepped - sign * settings.step_size)
+    return stepped if error < 0 else 0.0, state.memory | {"stepped": stepped}
+
+
+def log_proportional_integral(
+    settings: ControllerSettings, state: ControllerState, measured: Measured
+) -> tuple[float, Memory]:
+    """PI control of ln H by ln lambda, in velocity form:
+
+    h_t = smoothing h_t-1 + (1 - smoothing) ln H_t; e_t = how far h_t lies outside the aim, on the
+    log scale, cut to +- ``MAX_LOG_ERROR``;
+    ln lambda <- clip(ln lambda - integral_gain e_t - proportional_gain (e_t - e_t-1)).
+
+    Both logarithms, because a policy's entropy answers by factors and not by nats. There is no sum
+    of errors: the coefficient is the integral, so at a bound nothing winds up.
+
+    Ours: velocity-form PI is textbook control; no publication has this rule for language models."""
+    assert settings.proportional_gain is not None
+    assert settings.integral_gain is not None
+    assert settings.smoothing is not None
+    assert settings.min is not None
+    memory = state.memory
+    now = math.log(max(measured.entropy, LEAST_ENTROPY))
+    smooth = settings.smoothing * memory.get("log_entropy", now) + (1 - settings.smoothing) * now
+    outside = distance_outside((math.log(measured.low), math.log(measured.high)), smooth)
+    error = min(max(outside, -MAX_LOG_ERROR), MAX_LOG_ERROR)
+    change = error - memory.get("log_error", error)
+    move = -settings.integral_gain * error - settings.proportional_gain * change
+    # from 0, which another kind may have left in a resumed run, no factor leads away
+    coefficient = max(state.coefficient, settings.min) * math.exp(min(move, _MAX_EXPONENT))
+    first = {"first_entropy": measured.entropy, "first_step": float(state.step)}
+    kept = {"log_entropy": smooth, "log_error": error}
+    return in_box(settings, coefficient), first | memory | kept
+
+
+def in_box(settings: ControllerSettings, coefficient: float) -> float:
+    assert settings.min is not None
+    assert settings.max is not None
+    return min(max(coefficient, settings.min), settings.max)

@@ -1,0 +1,75 @@
+"""What a controller carries from step to step, and what it says of each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Memory = dict[str, float]  # what a kind remembers besides the coefficient
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """What a checkpoint keeps; plain numbers and text, through ``to_dict`` and ``from_dict``.
+
+    coefficient: of the step to come. step: that step, counted from 0. at_bound, steps_at_bound: as
+    last reported. memory: what the kind keeps besides (an integral, a measured reference, ...).
+    """
+
+    coefficient: float
+    step: int = 0
+    at_bound: str = ""
+    steps_at_bound: int = 0
+    memory: Memory = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> ControllerState:
+        """Undo ``to_dict``. Raises TypeError naming a field that is unknown or missing."""
+        return cls(**saved)
+
+
+@dataclass(frozen=True)
+class ControllerReport:
+    """One update, for the log.
+
+    coefficient: what entered the loss of this step. next_coefficient: what the next one uses.
+    low, high: the aim in nats, equal for a target; NaN where there is none (yet). error: how far
+    the entropy lies outside it, in nats: negative below, positive above, 0 inside or without an
+    aim; NaN if skipped. move: next_coefficient - coefficient. at_bound: 'low' or 'high' if the
+    coefficient (``target``: the stepped one) has arrived at min or max, else ''; steps_at_bound:
+    for how many updates in a row. skipped: the measurement was missing or not finite.
+    """
+
+    coefficient: float
+    next_coefficient: float
+    low: float
+    high: float
+    error: float
+    move: float
+    at_bound: str
+    steps_at_bound: int
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The entropy of a step, finite, beside the aim [low, high] of that step; all in nats."""
+
+    entropy: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Nats outside the aim: negative below, positive above, 0 inside."""
+        return distance_outside((self.low, self.high), self.entropy)
+
+
+def distance_outside(aim: tuple[float, float], entropy: float) -> float:
+    """Return min(0, H - low) + max(0, H - high) in nats; 0 without an aim (NaN)."""
+    low, high = aim
+    return 0.0 if math.isnan(low) else min(0.0, entropy - low) + max(0.0, entropy - high)

@@ -1,0 +1,137 @@
+"""``aent lab control``: how well a controller holds the entropy of a policy that learns.
+
+Every seed is one policy of ``plant``. What counts is what happens from step ``SETTLING`` on: until
+then the policy comes down from its first 3.5 nats.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from aent.entropy.controllers import ControllerSettings, describe
+from aent.lab.plant import PLANT, Step, simulate
+
+SETTLING = 80  # steps that do not count; of a short run, half of it
+WINDOW = 10  # steps of a mean
+NEAR = 0.25  # of the target: how far such a mean may lie from it
+# the controlled arms of the recipe's comparison; for kinds that have neither target nor band
+LOW, HIGH, TARGET = 0.3, 0.8, 0.5
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where the entropy should be, in nats."""
+
+    target: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Held:
+    """How well it was held in one run: see ``COLUMNS``."""
+
+    in_band: float
+    log_error: float
+    means_near: float
+    noise: float
+    reward: float
+
+
+COLUMNS = (
+    "steps in the band",
+    "rms of ln(H / target)",
+    f"{WINDOW}-step means within {NEAR:.0%}",
+    "noise of one step",  # standard error of H over H
+    "reward",
+)
+
+
+def goal(settings: ControllerSettings) -> Goal:
+    """A band is [low, high] with its geometric mean as target; a target T the band [.6 T, 1.6 T],
+    which is [.3, .8] for .5 nats."""
+    low, high, target = settings.low, settings.high, settings.target
+    if target is not None and target > 0:
+        return Goal(target, LOW / TARGET * target, HIGH / TARGET * target)
+    if low is not None and high is not None and low > 0:
+        return Goal(math.sqrt(low * high), low, high)
+    return Goal(TARGET, LOW, HIGH)
+
+
+def first_counted(steps: int) -> int:
+    return min(SETTLING, steps // 2)
+
+
+def held(run: Sequence[Step], aim: Goal) -> Held:
+    """The statistics of one run of at least 20 steps."""
+    counted = run[first_counted(len(run)) :]
+    entropy = np.array([step.entropy for step in counted])
+    error = np.log(np.maximum(entropy, 1e-6) / aim.target)
+    means = np.convolve(entropy, np.full(WINDOW, 1 / WINDOW), mode="valid")
+    return Held(
+        in_band=float(np.mean((entropy >= aim.low) & (entropy <= aim.high))),
+        log_error=float(np.sqrt(np.mean(error**2))),
+        means_near=float(np.mean(np.abs(means / aim.target - 1) <= NEAR)),
+        noise=fmean(step.standard_error / max(step.entropy, 1e-6) for step in counted),
+        reward=fmean(step.reward for step in counted),
+    )
+
+
+def run(
+    settings: ControllerSettings,
+    seeds: range,
+    steps: int,
+    learning_rate: float | None,
+    csv: Path | None,
+    plot: Path | None,
+) -> None:
+    """Run every seed, print the table (Markdown), write what is asked for; progress to stderr."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from aent.lab import plot as pictures
+
+    aim, console = goal(settings), Console(stderr=True)
+    rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
+    print(f"{settings.kind}: {describe(settings)}")
+    print(
+        f"plant {PLANT}{rate}: target {aim.target:.3g} nats, band [{aim.low:.3g}, {aim.high:.3g}], "
+        f"steps {first_counted(steps)} to {steps}\n"
+    )
+    runs = {}
+    for seed in seeds:
+        progress = partial(track, description=f"seed {seed}", console=console)
+        runs[seed] = simulate(settings, seed, steps, learning_rate, progress)
+    print(table({seed: held(run, aim) for seed, run in runs.items()}))
+    if csv is not None:
+        write_csv(settings.kind, runs, csv)
+    if plot is not None:
+        pictures.draw_control(settings, aim, runs, plot)
+
+
+def table(found: dict[int, Held]) -> str:
+    """Markdown: a row for each seed, and the mean over them."""
+    rows = {str(seed): astuple(values) for seed, values in found.items()}
+    rows["mean"] = tuple(map(fmean, zip(*rows.values(), strict=True)))
+    lines = [f"| seed | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
+    for name, values in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def write_csv(kind: str, runs: dict[int, list[Step]], path: Path) -> None:
+    """Columns kind, seed, step, entropy, coefficient, reward; every digit, one row per step."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["kind", "seed", "step", "entropy", "coefficient", "reward"])
+        for seed, steps in runs.items():
+            for number, step in enumerate(steps):
+                rows.writerow([kind, seed, number, step.entropy, step.coefficient, step.reward])

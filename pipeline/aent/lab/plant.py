@@ -1,0 +1,190 @@
+"""A closed loop in one process: a policy that learns, and a controller that answers its entropy.
+
+Model, questions and their order, advantage, loss, Adam and clipping are those of the recipe
+``PLANT``. Its responses have one token, so sampling is a draw from one softmax: there is no engine,
+no second pass and no rank, and 200 steps take some ten seconds of one core. What a run has besides
+(a gap between engine and trainer, reduction in another order) is not here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aent import model_source, tasks
+from aent.algorithm.advantages import group_advantages
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.recipe.load import load
+from aent.recipe.schema import Recipe
+from aent.runtime.environment import data_path
+from aent.tasks import verifiers
+from aent.tokenizer import Tokenizer
+
+PLANT = "recipes/compare/cpu-none.yaml"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, before its update.
+
+    entropy: mean over the prompts, nats. standard_error: of that mean, from the prompts' spread.
+    coefficient: what entered the loss. reward: mean of the samples'. cross, bonus_square: of
+    the gradients with respect to the logits of the policy loss (L) and the mean entropy (H),
+    <dL, dH> and ||dH||^2, summed over the prompts.
+    """
+
+    entropy: float
+    standard_error: float
+    coefficient: float
+    reward: float
+    cross: float
+    bonus_square: float
+
+
+def simulate(
+    settings: ControllerSettings,
+    seed: int,
+    steps: int,
+    learning_rate: float | None = None,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> list[Step]:
+    """Let the policy learn from its first weights under a controller; the same numbers each time.
+
+    What the controller sees is the entropy over the whole vocabulary, whatever its ``measure``.
+
+    seed: of questions, their order and the samples. learning_rate: instead of the recipe's.
+    progress: goes through the steps, and may tell somebody.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order
+    try:
+        plant = _Plant(seed, learning_rate)
+        state, seen = controllers.initial_state(settings), []
+        for step in progress(range(steps)):
+            seen.append(plant.learn(step, state.coefficient))
+            state, _ = controllers.update(settings, state, seen[-1].entropy)
+        return seen
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Plant:
+    def __init__(self, seed: int, learning_rate: float | None) -> None:
+        self.recipe, model, self.tokenizer = _parts()
+        self.model = copy.deepcopy(model)
+        self.seed = seed
+        self.task = tasks.load(self.recipe.task, seed)
+        self.prompts = _Prompts(self.task.train, self.tokenizer, self.recipe, model.config)
+        adam = self.recipe.trainer.optimizer
+        rate = adam.lr if learning_rate is None else learning_rate
+        self.parameters = list(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, rate, adam.betas, adam.eps, weight_decay=adam.weight_decay
+        )
+        self.clip = adam.clip_grad
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def learn(self, step: int, coefficient: float) -> Step:
+        """Sample, judge, and update once."""
+        rollout = self.recipe.rollout
+        n, samples = rollout.prompts_per_step, rollout.samples_per_prompt
+        questions = tasks.questions_for_step(self.task, step, n, self.seed)
+        ids, last, rewards = self.prompts.of(questions)
+        logits = self._logits(ids, last)
+        log_probs = logits.log_softmax(dim=-1)
+        probabilities = log_probs.exp()
+        entropy = -(probabilities * log_probs).sum(dim=-1)
+        drawn = torch.multinomial(
+            probabilities.detach(), samples, replacement=True, generator=self.generator
+        )
+        reward = rewards.gather(1, drawn)
+        groups = torch.arange(n).repeat_interleave(samples)
+        advantage = group_advantages(reward.flatten(), groups, normalize=True).view_as(reward)
+        policy_loss = -(advantage * log_probs.gather(1, drawn)).mean()
+        (policy,) = torch.autograd.grad(policy_loss, logits, retain_graph=True)
+        (bonus,) = torch.autograd.grad(entropy.mean(), logits, retain_graph=True)
+        self.optimizer.zero_grad()
+        logits.backward(policy - coefficient * bonus)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        return Step(
+            entropy=float(entropy.detach().mean()),
+            standard_error=float(entropy.detach().std()) / math.sqrt(n),
+            coefficient=coefficient,
+            reward=float(reward.mean()),
+            cross=float((policy * bonus).sum()),
+            bonus_square=float(bonus.square().sum()),
+        )
+
+    def _logits(self, ids: Tensor, last: Tensor) -> Tensor:
+        """[n, V]: of the token after each prompt."""
+        hidden = self.model.model(input_ids=ids).last_hidden_state
+        return self.model.lm_head(hidden[torch.arange(len(ids)), last])
+
+
+class _Prompts:
+    """The training questions as tokens, and what each of the vocabulary's tokens is worth."""
+
+    def __init__(
+        self, questions: list[tasks.Question], tokenizer: Tokenizer, recipe: Recipe, config: Any
+    ) -> None:
+        rows = [tokenizer.chat_prompt(q.prompt, recipe.task.system_prompt) for q in questions]
+        self.place = {q.index: place for place, q in enumerate(questions)}
+        self.length = torch.tensor([len(row) for row in rows])
+        self.ids = torch.zeros(len(rows), int(self.length.max()), dtype=torch.long)
+        for place, row in enumerate(rows):
+            self.ids[place, : len(row)] = torch.tensor(row)
+        texts = [tokenizer.decode([token]) for token in range(config.vocab_size)]
+        self.reward = torch.tensor(
+            [[verifiers.last_number(text, question) for text in texts] for question in questions]
+        )
+
+    def of(self, questions: list[tasks.Question]) -> tuple[Tensor, Tensor, Tensor]:
+        """(ids [n, length], place of the last [n], reward of each answer [n, V])."""
+        chosen = torch.tensor([self.place[q.index] for q in questions])
+        length = self.length[chosen]
+        # causal attention: what pads a prompt on its right is not seen by its last token
+        return self.ids[chosen, : int(length.max())], length - 1, self.reward[chosen]
+
+
+@cache
+def _parts() -> tuple[Recipe, Any, Tokenizer]:
+    """(recipe, model with its first weights, tokenizer)."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    recipe = load(data_path(PLANT))
+    folder = model_source.resolve(recipe.model)
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return recipe, model, _tokenizer(folder)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    """transformers' own: NeMo's, which a run has, reads the same file and takes ten seconds to
+    import."""
+    from transformers import AutoTokenizer
+
+    inner = AutoTokenizer.from_pretrained(folder)
+
+    def render(messages: list[dict[str, str]], answer: bool) -> str:
+        text = inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        return str(text)
+
+    return Tokenizer(
+        encode=lambda text: inner(text, add_special_tokens=False).input_ids,
+        decode=lambda ids: str(inner.decode(list(ids), skip_special_tokens=True)),
+        stop_ids=(inner.eos_token_id,),
+        render=render if inner.chat_template else None,
+        bos=inner.bos_token or "",
+        bos_ids=() if inner.bos_token_id is None else (inner.bos_token_id,),
+    )
