@@ -23,6 +23,7 @@ from aent import model_source, tasks
 from aent.algorithm.advantages import group_advantages
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
+from aent.models import chat
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
@@ -175,16 +176,10 @@ def _tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     inner = AutoTokenizer.from_pretrained(folder)
-
-    def render(messages: list[dict[str, str]], answer: bool) -> str:
-        text = inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-        return str(text)
-
     return Tokenizer(
         encode=lambda text: inner(text, add_special_tokens=False).input_ids,
         decode=lambda ids: str(inner.decode(list(ids), skip_special_tokens=True)),
         stop_ids=(inner.eos_token_id,),
-        render=render if inner.chat_template else None,
-        bos=inner.bos_token or "",
+        template=chat.find(folder),
         bos_ids=() if inner.bos_token_id is None else (inner.bos_token_id,),
     )
