@@ -10,7 +10,7 @@ steps=${2:-5}
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 model=$(.venv/bin/python -c '
-from aent.model_source import resolve
+from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 print(resolve(ModelSection(bundled="smollm2-135m-instruct")))')
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from aent.batch import Batch, Sample, broadcast_batch
+from aent.data.batch import Batch, Sample, broadcast_batch
 from distributed.ranks import run_ranks
 
 

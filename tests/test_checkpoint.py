@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aent import checkpoint, resume, rollout_files
-from aent.checkpoint import CheckpointError, LoopState
+from aent.checkpoint import folders as checkpoint
+from aent.checkpoint import resume, rollout_files
+from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aent import doctor
-from aent.recipe.check import check
+from aent.checks.recipe import check
+from aent.cli import doctor
 from aent.recipe.schema import Recipe
 from aent.runtime import probe
 from aent.runtime.environment import installed_version
@@ -191,7 +191,9 @@ def test_the_reasons_are_printed_with_an_exit_code(tmp_path, capsys):
 
 
 # the command as it is, but for its deadline
-PATIENT = "from aent.runtime import probe; probe.DEADLINE_S = 500; from aent.cli import app; app()"
+PATIENT = (
+    "from aent.runtime import probe; probe.DEADLINE_S = 500; from aent.cli.main import app; app()"
+)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from aent import failures
+from aent.runtime import failures
 
 
 def fail(run_dir, rank, error):

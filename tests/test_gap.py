@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from aent.gap import check_gap
+from aent.orchestrator.gap import check_gap
 
 
 @pytest.mark.parametrize(("gap", "before"), [(0.01, None), (0.01, 0.008), (0.05, 0.04), (1e-3, 0)])

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aent import failures, launch
-from aent.launch import Signals
-from aent.runtime import heartbeats
+from aent.launch import launcher as launch
+from aent.launch.launcher import Signals
+from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, stop_all
 
 RANK = """
 import sys, time
 from pathlib import Path
-from aent.phases import Phases
+from aent.runtime.phases import Phases
 from aent.runtime import heartbeats, signals
 run_dir, rank, deadline_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 heartbeats.BEAT_S = 0.5

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from aent.loop import measured_entropy
+from aent.orchestrator.loop import measured_entropy
 from aent.recipe.schema import Recipe
 
 

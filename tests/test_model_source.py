@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from aent import model_source
+from aent.models import model_source
 from aent.recipe.schema import ModelSection
 
 TINY = ModelSection(bundled="tiny-qwen2")

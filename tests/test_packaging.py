@@ -185,7 +185,7 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     assert found.is_relative_to(target)
     assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
 
-    render = ("-m", "aent.cli", "slurm", "render", "recipes/cpu/tiny.yaml", "cluster.nodes=2")
+    render = ("-m", "aent.cli.main", "slurm", "render", "recipes/cpu/tiny.yaml", "cluster.nodes=2")
     script = installed(*render)
     assert "#SBATCH --nodes=2\n" in script
     assert script.endswith((ROOT / "slurm" / "train.sbatch").read_text())
@@ -205,7 +205,7 @@ def test_one_missing_program_among_others_is_noticed(tmp_path):
     assert answer.stdout == said
 
 
-@pytest.mark.parametrize("module", ["aent.cluster.serve", "aent.rollout.server"])
+@pytest.mark.parametrize("module", ["aent.slurm.serve", "aent.inference.server"])
 def test_an_engines_image_needs_nothing_of_the_trainers(module):
     """rollout.Dockerfile installs the package without its dependencies, beside vLLM's own."""
     absent = ("megatron", "mbridge", "mlflow", "nemo", "reasoning_gym", "transformer_engine")

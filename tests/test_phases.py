@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aent.phases import Phases
 from aent.runtime import heartbeats
+from aent.runtime.phases import Phases
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aent.prepare import say_what_controls
+from aent.launch.start import say_what_controls
 from aent.recipe.schema import Recipe
 
 BAND = {"kind": "band", "initial": 0.03, "low": 0.5, "high": 1.0, "step_size": 0.2, "min": 0.0,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from aent import model_source, tokenizer
-from aent.rank_zero import _load_task, _without_unreadable
+from aent.models import model_source, tokenizer
+from aent.orchestrator.rank_zero import _load_task, _without_unreadable
 from aent.recipe.load import load
 from aent.recipe.schema import ModelSection, Recipe
 from aent.runtime.environment import data_path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aent.rank_zero import known_engines
+from aent.inference import registry
+from aent.orchestrator.rank_zero import known_engines
 from aent.recipe.schema import Recipe
-from aent.rollout import registry
 
 
 def test_settings_and_tokens_reach_the_clients(tmp_path: Path) -> None:

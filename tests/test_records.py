@@ -2,9 +2,9 @@
 
 import torch
 
-from aent import records
-from aent.batch import Batch, Sample
-from aent.records import (
+from aent.data.batch import Batch, Sample
+from aent.orchestrator import records
+from aent.orchestrator.records import (
     control_metrics,
     groups_replaced,
     groups_without_signal,
@@ -12,7 +12,7 @@ from aent.records import (
     time_metrics,
     zero_share,
 )
-from aent.sampling import Rollout
+from aent.orchestrator.sampling import Rollout
 from aent.tasks.judge import Verdict
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.recipe.load import dump, load

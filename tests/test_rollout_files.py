@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from aent import rollout_files
-from aent.batch import Sample
-from aent.sampling import Rollout
+from aent.checkpoint import rollout_files
+from aent.data.batch import Sample
+from aent.orchestrator.sampling import Rollout
 from aent.tasks.judge import Verdict
 
 

@@ -1,8 +1,8 @@
 """Which groups give their places to which questions, which responses are kept, which rewards."""
 
 from aent.algorithm.entropy_controls.rollouts import majority
-from aent.batch import Sample
-from aent.sampling import Rollout, better_ones, replace_groups
+from aent.data.batch import Sample
+from aent.orchestrator.sampling import Rollout, better_ones, replace_groups
 from aent.tasks import Question
 from aent.tasks.judge import Verdict
 

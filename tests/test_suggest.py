@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.entropy.controllers import ControllerSettings, initial_state, update
 from aent.tracking import journal
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from aent import model_source, tokenizer
+from aent.models import model_source, tokenizer
 from aent.recipe.schema import ModelSection
 
 
@@ -18,7 +18,7 @@ def tiny(tmp_path_factory):
 
 
 def test_importing_the_module_imports_no_nemo():
-    code = "import sys, aent.tokenizer; sys.exit('nemo' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, aent.models.tokenizer; sys.exit('nemo' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

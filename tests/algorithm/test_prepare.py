@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import aggregation, importance, prepare
+from aent.algorithm import aggregation, importance
+from aent.algorithm import terms as prepare
 from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
 from aent.algorithm.rewards import overlong_penalty
-from aent.batch import Batch, Sample
+from aent.data.batch import Batch, Sample
 from aent.recipe.schema import Recipe
 
 

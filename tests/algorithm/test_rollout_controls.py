@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import entropy_controls, prepare
+from aent.algorithm import entropy_controls
+from aent.algorithm import terms as prepare
 from aent.algorithm.entropy_controls.rollouts import allocate, majority
-from aent.batch import Batch, Sample
+from aent.data.batch import Batch, Sample
 from algorithm.test_shaping_controls import (
     make_batch,
     over_response,

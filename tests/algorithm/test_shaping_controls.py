@@ -9,11 +9,12 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import aggregation, entropy_controls, prepare
+from aent.algorithm import aggregation, entropy_controls
+from aent.algorithm import terms as prepare
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import entropy_bonus, policy_loss
-from aent.batch import Batch, Sample
+from aent.data.batch import Batch, Sample
 from aent.recipe.schema import AlgorithmSection, Recipe
 
 LENGTHS, GROUPS, REWARDS = (5, 2, 4, 1), (0, 0, 1, 1), (1.0, 0.0, 0.25, 0.25)

@@ -67,7 +67,7 @@ class Job:
         return {key: [next(iter(v)) for v in column] for key, column in values.items()}
 
     def tasks(self, module: str) -> dict[int, psutil.Process]:
-        """The processes of the step that runs ``aent.worker`` or ``aent.cluster.serve``, by their
+        """The processes of the step that runs ``aent.launch.rank`` or ``aent.slurm.serve``, by their
         numbers in it, as this machine sees them."""
         found = {}
         for process in psutil.process_iter():

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from aent import failures
-from aent.cluster import finish
 from aent.recipe.load import dump, load
+from aent.runtime import failures
+from aent.slurm import finish
 from aent.tracking import journal
 
 

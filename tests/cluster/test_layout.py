@@ -2,7 +2,7 @@
 
 import pytest
 
-from aent.cluster.layout import Layout, layout
+from aent.layout.nodes import Layout, layout
 from aent.recipe.load import load
 
 TINY = "recipes/cpu/tiny.yaml"  # 4 ranks, 1 engine

@@ -18,7 +18,7 @@ def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(
     rest = ("steps=1000", "cluster.flags=[--no-requeue]")  # it ends when it is asked to
     job = submit("aent", TINY, *LIGHT, *groups, *engines, *rest)
     job.wait_for(" 2/1000")
-    tasks = job.tasks("aent.cluster.serve")
+    tasks = job.tasks("aent.slurm.serve")
     (server,) = tasks[1].children()
     server.kill()
     job.wait_for("takes part from here on")

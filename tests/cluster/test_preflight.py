@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aent.cluster import preflight
 from aent.runtime.children import free_port
+from aent.slurm import preflight
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def start(folder: Path, place: int, nodes: int) -> subprocess.Popen[str]:
     """One node's task, as srun starts it."""
     slurm = {"SLURM_NTASKS": str(nodes), "SLURM_PROCID": str(place), "SLURM_JOB_ID": "7"}
     slurm |= {"SLURM_STEP_ID": "1", "SLURMD_NODENAME": f"n{place}", "GLOO_SOCKET_IFNAME": "lo"}
-    argv = [sys.executable, "-m", "aent.cluster.preflight", str(folder)]
+    argv = [sys.executable, "-m", "aent.slurm.preflight", str(folder)]
     return subprocess.Popen(
         [*argv, "--disk-gib=0", "--shm-gib=0"],
         env={**os.environ, **slurm},

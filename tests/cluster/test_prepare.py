@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from aent import resume
-from aent.checkpoint import CheckpointError
+from aent.checkpoint import resume
+from aent.checkpoint.folders import CheckpointError
 from aent.cluster import starts
-from aent.cluster.prepare import count_start, finished
 from aent.recipe.load import load
+from aent.slurm.prepare import count_start, finished
 
 
 def start(run_dir, checkpoint, most=2):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from aent.cluster.render import render, render_array
-from aent.recipe.check import check
+from aent.checks.recipe import check
 from aent.recipe.load import load
+from aent.slurm.render import render, render_array
 from cluster.conftest import ROOT
 
 TINY = "recipes/cpu/tiny.yaml"
 
 
 def aent_slurm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aent.cli", "slurm", *arguments]
+    command = [sys.executable, "-m", "aent.cli.main", "slurm", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 

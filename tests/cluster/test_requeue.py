@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from aent.rollout import registry
+from aent.inference import registry
 from cluster.conftest import PATIENT, TINY, TWO_NODES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -37,7 +37,7 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     ]
     engine = json.loads((job.run_dir / "engines" / "0.json").read_text())
     assert engine["url"].startswith(f"http://{cluster.address(2)}:")
-    status = [sys.executable, "-m", "aent.cli", "slurm", "status", TINY]
+    status = [sys.executable, "-m", "aent.cli.main", "slurm", "status", TINY]
     shown = cluster.run(*status, cwd=tmp_path).stdout
     assert f"{job.number}+0" in shown
     assert str(job.run_dir) in shown
@@ -50,7 +50,7 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     job.wait_for(f"step {steps + 4:2}/60")
     assert_same_curve(job, sweep[0])
 
-    stopped = job.tasks("aent.worker")[3]
+    stopped = job.tasks("aent.launch.rank")[3]
     stopped.send_signal(signal.SIGSTOP)
     assert job.wait() == "FAILED", job.log
     assert "aent: rank 3 shows no sign of life for" in job.log

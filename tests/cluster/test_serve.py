@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 
+from aent.inference import registry
 from aent.recipe.load import dump, load
-from aent.rollout import registry
 
 # SIGTERM while the server is being started: Python drops what a handler raises in a hook at a fork
 TOLD_AT_A_FORK = """
 import os, signal, sys
 from pathlib import Path
-from aent.cluster import serve
+from aent.slurm import serve
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
 sys.exit(serve.main(Path(sys.argv[1]), Path(sys.argv[2]), 0))
 """

@@ -6,8 +6,8 @@ import fcntl
 
 import pytest
 
-from aent.cluster import sweep as sweeps
 from aent.recipe.load import load
+from aent.slurm import sweep as sweeps
 from cluster.conftest import TINY
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from aent.model_source import resolve
+from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 from aent.runtime.environment import data_path
 from cluster.conftest import LIGHT, SLURM, TINY, TWO_NODES, clean_environment

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from aent.cluster.sweep import parent_run
 from aent.compare.plan import PlannedRun, plan
 from aent.recipe.load import dump
+from aent.slurm.sweep import parent_run
 from aent.tracking.tracker import Tracker
 
 STEPS, QUESTIONS, SAMPLES = 24, 6, 4

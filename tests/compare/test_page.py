@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.compare import collect, numbers
 
 pytestmark = pytest.mark.slow

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from aent.cli import app
-from aent.cluster import prepare
+from aent.cli.main import app
 from aent.compare.plan import plan
 from aent.recipe.load import RecipeError, dump
+from aent.slurm import prepare
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE, Status
 from compare.conftest import write_recipes

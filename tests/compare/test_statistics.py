@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from aent.compare import statistics
-from aent.compare.statistics import bootstrap, compare, first_reach, last_quarter, sign_flips
+from aent.compare import intervals as statistics
+from aent.compare.intervals import bootstrap, compare, first_reach, last_quarter, sign_flips
 
 
 def test_of_three_seeds_the_interval_is_their_range():

@@ -19,14 +19,14 @@ RUN userdel aent && python3 -m pip uninstall --yes --quiet \\
 """
 CACHE = "/home/aent/.cache"  # shared by both images: the run's folder, and the model
 PREPARE = [
-    *("python3", "-m", "aent.cluster.prepare", f"{CACHE}/run"),
+    *("python3", "-m", "aent.slurm.prepare", f"{CACHE}/run"),
     *("--nodes=1", "--gpus-per-node=0", "recipes/cpu/tiny.yaml"),
 ]
 # as slurm/train.sbatch does it; then the image's health check, whose command is the first argument
 SERVE = f"""
 . {CACHE}/run/job.env
 export SLURM_PROCID=0 SLURM_LOCALID=0
-python3 -m aent.cluster.serve {CACHE}/run "$MODEL_PATH" 0 >said 2>&1 &
+python3 -m aent.slurm.serve {CACHE}/run "$MODEL_PATH" 0 >said 2>&1 &
 until grep -q "serves at" said; do
   kill -0 $! || {{ cat said; exit 1; }}
   sleep 1

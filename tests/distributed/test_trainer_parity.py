@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny

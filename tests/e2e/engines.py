@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aent.model_source import resolve
+from aent.inference import engine
+from aent.models.model_source import resolve
 from aent.recipe.load import load
-from aent.rollout import engine
 from e2e.jobs import PATIENCE_S, TINY
 
 

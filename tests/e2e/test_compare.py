@@ -36,7 +36,7 @@ def start(folder: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "aent.cli",
+        "aent.cli.main",
         "compare",
         str(tiny),
         str(folder / "constant.yaml"),
@@ -104,7 +104,15 @@ def test_runs_share_an_engine_until_one_does_not_end_well(outputs):
 
 def test_the_report_has_what_the_runs_recorded(outputs):
     folder, _, _, _ = outputs
-    command = [sys.executable, "-m", "aent.cli", "report", str(folder / "runs"), "--reward", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "aent.cli.main",
+        "report",
+        str(folder / "runs"),
+        "--reward",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     page = (folder / "runs" / "report.html").read_text()

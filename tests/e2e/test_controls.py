@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from aent import rollout_files
 from aent.algorithm.entropy_controls.rollouts import majority
+from aent.checkpoint import rollout_files
 from aent.tasks.verifiers import answer_in
 from e2e.jobs import Job
 

@@ -23,7 +23,7 @@ def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
     job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")
     family = job.descendants()
-    assert any("aent.rollout.server" in command_line(p) for p in family)
+    assert any("aent.inference.server" in command_line(p) for p in family)
     job.process.send_signal(number)
     assert job.wait(30) == 128 + number
     assert_gone(family)
@@ -35,7 +35,7 @@ def test_a_dead_rank_ends_the_job_with_its_last_lines(start_job):
     job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")
     family = job.descendants()
-    ranks = [p for p in family if "aent.worker" in command_line(p)]
+    ranks = [p for p in family if "aent.launch.rank" in command_line(p)]
     assert len(ranks) == 2
     ranks[-1].kill()
     assert job.wait() == 1
@@ -48,7 +48,7 @@ def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
     job = start_job("steps=50", *ONE_RANK)
     job.wait_for("step  1/50")
     family = job.descendants()
-    (server,) = [p for p in family if "aent.rollout.server" in command_line(p)]
+    (server,) = [p for p in family if "aent.inference.server" in command_line(p)]
     server.kill()
     assert job.wait() == 1
     assert_gone(family)
@@ -63,7 +63,7 @@ def test_a_lost_engine_is_started_again_and_with_too_few_the_job_ends(start_job)
 
     def servers() -> list[psutil.Process]:
         return [
-            p for p in job.descendants() if command_line(p)[1:3] == ["-m", "aent.rollout.server"]
+            p for p in job.descendants() if command_line(p)[1:3] == ["-m", "aent.inference.server"]
         ]
 
     job.wait_for("step   1/200")

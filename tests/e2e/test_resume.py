@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from aent import rollout_files
+from aent.checkpoint import rollout_files
 from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run
 from e2e.jobs import Job

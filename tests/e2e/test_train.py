@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from aent.recipe.estimate import estimate
+from aent.layout.estimate import estimate
 from aent.recipe.load import load
 from e2e.jobs import PATIENCE_S, Job
 
@@ -135,7 +135,7 @@ def test_the_bonus_has_a_share_of_the_gradient_while_it_has_a_coefficient(record
 def test_policy_is_a_hugging_face_folder_that_training_has_changed(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from aent.model_source import resolve
+    from aent.models.model_source import resolve
     from aent.recipe.schema import ModelSection
 
     policy = AutoModelForCausalLM.from_pretrained(finished.run_dir / "policy")
@@ -156,7 +156,7 @@ def test_nothing_is_left_running_and_the_folder_is_not_reused(finished):
 
 
 def test_a_replay_gives_the_coefficients_that_were_logged(finished, recorded):
-    argv = [sys.executable, "-m", "aent.cli", "replay", str(finished.run_dir)]
+    argv = [sys.executable, "-m", "aent.cli.main", "replay", str(finished.run_dir)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     for name in ("coefficient", "next_coefficient"):

@@ -5,13 +5,13 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from aent import model_source
-from aent.cli import app
+from aent.cli.main import app
 from aent.evaluation import command, suites
 from aent.evaluation.command import Evaluation
+from aent.inference import engine, registry
+from aent.models import model_source
 from aent.recipe.load import dump
 from aent.recipe.schema import ModelSection, Recipe
-from aent.rollout import engine, registry
 
 RECIPE = Recipe.model_validate(
     {

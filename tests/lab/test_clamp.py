@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.entropy import nucleus_entropy, token_statistics
 from aent.lab import policies
 from aent.lab.clamp import Differences, Rule, differences
 from aent.lab.clamp_report import binned, where
-from aent.model_source import resolve
+from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 
 RULES = (

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from aent import tasks
-from aent.cli import app
+from aent.cli.main import app
 from aent.entropy.controllers import ControllerSettings, initial_state, update
 from aent.lab import control, plant
 from aent.lab.plant import Step

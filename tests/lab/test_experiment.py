@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.lab.experiment import ARMS, Task, learn
 
 

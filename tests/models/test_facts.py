@@ -8,10 +8,10 @@ import sys
 import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from aent.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 from aent.models import facts
 from aent.models.facts import ModelError, read
 from aent.models.families import FAMILIES, INERT
+from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 
 BASE = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
@@ -169,7 +169,7 @@ def test_stages_take_equally_long(layers, vocab, stages, last):
 
 
 def test_facts_need_no_torch():
-    code = "import sys, aent.recipe.check_model; assert 'torch' not in sys.modules"
+    code = "import sys, aent.checks.model; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from aent.model_source import resolve
+from aent.models.model_source import resolve
 from aent.models.vocabulary import tokenizer_faults
 from aent.recipe.schema import ModelSection
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.models import weight_files
 from aent.models.facts import folder_facts
 from models import folders

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aent.recipe.check import check
+from aent.checks.recipe import check
 from aent.recipe.load import load
 from models import folders
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from aent.layout.estimate import GIB, describe, estimate, rank_coordinates
 from aent.models.facts import model_facts
-from aent.recipe.estimate import GIB, describe, estimate, rank_coordinates
 from aent.recipe.load import load
 from aent.recipe.schema import ModelSection
 

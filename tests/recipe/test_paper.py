@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from aent import tasks
 from aent.algorithm.advantages import group_advantages
-from aent.cli import app
-from aent.cluster.layout import layout
-from aent.model_source import TINY_CONFIG
+from aent.checks.recipe import check
+from aent.cli.main import app
+from aent.layout.estimate import estimate
+from aent.layout.nodes import layout
+from aent.models.model_source import TINY_CONFIG
 from aent.models.published import PUBLISHED
-from aent.recipe.check import check
-from aent.recipe.estimate import estimate
 from aent.recipe.load import flatten, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"

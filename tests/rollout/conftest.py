@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from aent.rollout import engine, registry
+from aent.inference import engine, registry
 from rollout import models
 
 READY_S = 900.0  # a loaded machine; ten seconds on an idle one

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aent.rollout import flight
-from aent.rollout.client import EngineClient, EngineError, Fleet
-from aent.rollout.completion import INITIAL_VERSION, Completion, GenerationRequest
+from aent.inference import flight
+from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.completion import INITIAL_VERSION, Completion, GenerationRequest
 from aent.runtime.children import free_port
 from rollout import models
 from rollout.conftest import Served

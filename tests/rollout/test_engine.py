@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from aent.recipe.check_engines import ON_CPU, OWN_OPTIONS
-from aent.rollout import engine, registry
-from aent.rollout.client import EngineError
-from aent.rollout.engine import Engine, EngineSettings, own_options
-from aent.rollout.token_gate import CHALLENGE, PROOF, proof
+from aent.checks.engines import ON_CPU, OWN_OPTIONS
+from aent.inference import engine, registry
+from aent.inference.client import EngineError
+from aent.inference.engine import Engine, EngineSettings, own_options
+from aent.inference.token_gate import CHALLENGE, PROOF, proof
 from aent.runtime.children import Child
 
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from torch import Tensor
 
-from aent.rollout import engine
-from aent.rollout.client import EngineClient, EngineError, Fleet
+from aent.inference import engine
+from aent.inference.client import EngineClient, EngineError, Fleet
 from processes import assert_gone
 from rollout import models
 from rollout.conftest import READY_S, Served
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 PARENT = """
 import sys, time
 from pathlib import Path
-from aent.rollout import engine
+from aent.inference import engine
 folder = Path(sys.argv[1])
 e = engine.start(engine.EngineSettings(
     model_path=folder / "model", served_name="tiny", log_path=folder / "engine.log",

@@ -16,13 +16,14 @@ import psutil
 import pytest
 from transformers import Qwen2ForCausalLM
 
+from aent.inference import flight, registry
+from aent.inference.client import Completion, EngineClient, EngineError, Fleet, GenerationRequest
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
-from aent.rollout import flight, probe, registry
-from aent.rollout.client import Completion, EngineClient, EngineError, Fleet, GenerationRequest
-from aent.rollout.manifest import expected_manifest
-from aent.rollout.weight_transfer import TransferSettings, WeightSender
 from aent.runtime.children import free_port
+from aent.weights import probe
+from aent.weights.manifest import expected_manifest
+from aent.weights.weight_transfer import TransferSettings, WeightSender
 from processes import command_line
 from rollout import models
 from rollout.conftest import READY_S, Served
@@ -64,7 +65,7 @@ def kept(run_dir: Path, beside: Served) -> Iterator[None]:
     (run_dir / "recipe.yaml").write_text(dump(recipe))
     registry.make_token(run_dir)
     place = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "GLOO_SOCKET_IFNAME": "lo"}
-    argv = [sys.executable, "-m", "aent.cluster.serve", str(run_dir), str(beside.folder), "0"]
+    argv = [sys.executable, "-m", "aent.slurm.serve", str(run_dir), str(beside.folder), "0"]
     with subprocess.Popen(argv, env={**os.environ, **place}) as task:
         try:
             yield

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from aent.rollout import client as client_module
-from aent.rollout import flight
-from aent.rollout.client import GENERATE, EngineClient, Fleet
-from aent.rollout.completion import GenerationRequest
-from aent.rollout.http import EngineError, RefusedError
+from aent.inference import client as client_module
+from aent.inference import flight
+from aent.inference.client import GENERATE, EngineClient, Fleet
+from aent.inference.completion import GenerationRequest
+from aent.inference.http import EngineError, RefusedError
 from rollout.stand_in import COMPLETION, RESET, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(24)]

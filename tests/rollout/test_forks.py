@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
-from aent.rollout.completion import Completion, GenerationRequest, entropy_of
-from aent.rollout.forks import ALTERNATIVES, generate_forked, most_uncertain
-from aent.rollout.registry import read_token
+from aent.inference.completion import Completion, GenerationRequest, entropy_of
+from aent.inference.forks import ALTERNATIVES, generate_forked, most_uncertain
+from aent.inference.registry import read_token
 from rollout import models
 from rollout.conftest import Served
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from aent.rollout import http
-from aent.rollout.client import EngineClient
-from aent.rollout.completion import GenerationRequest
-from aent.rollout.http import OutOfFilesError, http_client
+from aent.inference import http
+from aent.inference.client import EngineClient
+from aent.inference.completion import GenerationRequest
+from aent.inference.http import OutOfFilesError, http_client
 from rollout.stand_in import COMPLETION, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]

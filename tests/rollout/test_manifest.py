@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aent.rollout.manifest import TensorSpec, checksum, differences, expected_manifest
+from aent.weights.manifest import TensorSpec, checksum, differences, expected_manifest
 from rollout import models
 
 

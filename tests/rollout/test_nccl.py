@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aent.rollout import nccl
-from aent.rollout.client import EngineClient, EngineError
-from aent.rollout.weight_transfer import TransferSettings, WeightSender
+from aent.inference.client import EngineClient, EngineError
+from aent.weights import nccl
+from aent.weights.weight_transfer import TransferSettings, WeightSender
 
 
 def test_versions_as_nccl_counts_them() -> None:

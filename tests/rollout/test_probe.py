@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aent.rollout.probe import Probe, Seen, text_of
+from aent.weights.probe import Probe, Seen, text_of
 
 TEXT = list(range(192))
 

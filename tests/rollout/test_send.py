@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aent.rollout import weight_transfer
-from aent.rollout.client import EngineClient, EngineError
-from aent.rollout.manifest import TensorSpec
-from aent.rollout.transport import Broadcast
-from aent.rollout.weight_transfer import Bucket, TransferSettings, WeightSender
+from aent.inference.client import EngineClient, EngineError
+from aent.weights import weight_transfer
+from aent.weights.manifest import TensorSpec
+from aent.weights.transport import Broadcast
+from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender
 from rollout.stand_in import standing_in
 
 BUCKET: Bucket = [(n, TensorSpec.of(t), t) for n, t in (("a", torch.ones(3)), ("b", torch.ones(2)))]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from aent.model_source import resolve
+from aent.inference import engine, registry
+from aent.inference.keeper import Keeper
+from aent.inference.shared import SharedEngines
+from aent.models.model_source import resolve
 from aent.recipe.load import load
-from aent.rollout import engine, registry
-from aent.rollout.keeper import Keeper
-from aent.rollout.shared import SharedEngines
 from aent.runtime.environment import data_path
 from rollout.conftest import READY_S
 

@@ -10,10 +10,10 @@ import httpx
 import psutil
 import pytest
 
-from aent.rollout import registry
-from aent.rollout.client import EngineClient
-from aent.rollout.http import RefusedError
-from aent.rollout.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
+from aent.inference import registry
+from aent.inference.client import EngineClient
+from aent.inference.http import RefusedError
+from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
 from rollout.conftest import Served
 
 

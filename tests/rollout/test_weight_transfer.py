@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
-from aent.rollout import probe
-from aent.rollout.client import EngineClient
-from aent.rollout.completion import Completion, GenerationRequest
-from aent.rollout.manifest import Manifest, expected_manifest
-from aent.rollout.probe import Probe, Seen
-from aent.rollout.transport import Broadcast, GlooTransport, Transport
-from aent.rollout.weight_transfer import TransferSettings, WeightSender, WeightSyncError
+from aent.inference.client import EngineClient
+from aent.inference.completion import Completion, GenerationRequest
+from aent.weights import probe
+from aent.weights.manifest import Manifest, expected_manifest
+from aent.weights.probe import Probe, Seen
+from aent.weights.transport import Broadcast, GlooTransport, Transport
+from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from rollout import models
 from rollout.conftest import Served
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.recipe.schema import TaskSection
 from aent.tasks import files, load, sources, without_long_prompts
 

@@ -5,7 +5,7 @@ import stat
 import pytest
 from typer.testing import CliRunner
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.recipe.load import dump, load
 from aent.tracking import address
 from aent.tracking.address import AddressError, keep, look_command, tracking_uri

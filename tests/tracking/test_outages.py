@@ -17,7 +17,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from aent.cli import app
+from aent.cli.main import app
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import NucleusAnchor
 from aent.recipe.schema import Recipe
 

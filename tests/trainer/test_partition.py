@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.trainer.packing import MicroBatch, lay_out, pack
 from aent.trainer.partition import make_units, partition
 from trainer import tiny

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aent.model_source import resolve
+from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny

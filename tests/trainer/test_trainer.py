@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aent.algorithm import aggregation
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.schema import Recipe
 
 VOCAB = 97  # odd: padded to 98 for two tensor-parallel ranks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 
 
 def token_mean(batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aent.algorithm.losses import bound_log_ratio
-from aent.batch import Batch
+from aent.data.batch import Batch
 
 
 def truncated_token(batch: Batch, cap: float) -> Tensor:

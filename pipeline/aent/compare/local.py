@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from aent.cluster.sweep import SweepError, parent_run
 from aent.compare.plan import PlannedRun
-from aent.launch import launch
-from aent.rollout.shared import SharedEngines
+from aent.inference.shared import SharedEngines
+from aent.launch.launcher import launch
 from aent.runtime.signals import CHECKPOINTED
+from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.display import clock
 
 

@@ -8,8 +8,8 @@ from statistics import fmean
 
 from aent.compare import numbers
 from aent.compare.collect import Comparison
+from aent.compare.intervals import LEVEL, Difference, last_quarter, least_p
 from aent.compare.numbers import WINDOW, Curve, metric
-from aent.compare.statistics import LEVEL, Difference, last_quarter, least_p
 from aent.recipe.changes import changes
 
 NOTHING = "–"

@@ -12,17 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent import model_source, tasks
+from aent import tasks
+from aent.checkpoint.resume import started
 from aent.evaluation import mlflow_run, suite, suites
 from aent.evaluation.answers import Answers
 from aent.evaluation.suite import Summary
 from aent.evaluation.suites import Suite
+from aent.inference import engine
+from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.registry import make_token, read_token
+from aent.models import model_source
 from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
-from aent.resume import started
-from aent.rollout import engine
-from aent.rollout.client import EngineClient, EngineError, Fleet
-from aent.rollout.registry import make_token, read_token
 from aent.tasks import Question
 from aent.tasks.judge import JudgePool
 
@@ -101,7 +102,7 @@ def _ask(
     questions: list[Question],
     answers: Answers,
 ) -> None:
-    from aent import tokenizer  # late: imports NeMo
+    from aent.models import tokenizer  # late: imports NeMo
 
     asked, recipe = evaluation.suite, evaluation.recipe
     # a trained policy is asked as it was trained, on any day

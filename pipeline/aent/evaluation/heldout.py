@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aent.evaluation.pass_at_k import by_k
+from aent.inference.client import EngineClient, Fleet, GenerationRequest
+from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import EvaluationSection
-from aent.rollout.client import EngineClient, Fleet, GenerationRequest
 from aent.tasks import Question
 from aent.tasks.judge import JudgePool
-from aent.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from typing import Any
 from aent.evaluation.answers import Answers, Row
 from aent.evaluation.pass_at_k import by_k, interval
 from aent.evaluation.suites import Suite
-from aent.rollout.client import Completion, Fleet, GenerationRequest
+from aent.inference.client import Completion, Fleet, GenerationRequest
+from aent.models.tokenizer import Tokenizer
 from aent.tasks import Question
 from aent.tasks.judge import JudgePool
-from aent.tokenizer import Tokenizer
 
 PROGRESS_LINES = 20  # of a whole evaluation
 

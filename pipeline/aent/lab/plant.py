@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aent import model_source, tasks
+from aent import tasks
 from aent.algorithm.advantages import group_advantages
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
-from aent.models import chat
+from aent.models import chat, model_source
+from aent.models.tokenizer import Tokenizer
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import verifiers
-from aent.tokenizer import Tokenizer
 
 PLANT = "recipes/compare/cpu-none.yaml"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aent import model_source
+from aent.models import model_source
 from aent.recipe.schema import ModelSection
 
 PROMPTS = (

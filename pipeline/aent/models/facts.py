@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aent.model_source import hf_config
 from aent.models.families import FAMILIES, ROPES, Family
+from aent.models.model_source import hf_config
 from aent.models.published import PUBLISHED
 from aent.recipe.schema import ModelSection
 

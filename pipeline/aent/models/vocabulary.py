@@ -16,7 +16,7 @@ def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
     and above.
 
     Looked at are the files of a Hugging Face tokenizer (tokenizer.json, vocab.json,
-    added_tokens.json, tokenizer_config.json); what else there is, ``aent.tokenizer`` reads.
+    added_tokens.json, tokenizer_config.json); what else there is, ``aent.models.tokenizer`` reads.
     """
     place = section.tokenizer_path or section.path
     if place is None or section.tokenizer_library != "huggingface":

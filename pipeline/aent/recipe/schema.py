@@ -1,7 +1,7 @@
 """The typed schema of a recipe: every knob of a run, with its default and its unit.
 
 A recipe is one YAML file of these sections. Checks that need one field only stand here; checks
-across fields and against this machine stand in ``aent.recipe.check``; nothing outside
+across fields and against this machine stand in ``aent.checks.recipe``; nothing outside
 ``aent.recipe`` knows YAML.
 
 What may change when a run is resumed stands beside the fields (``section``).

@@ -10,12 +10,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from aent.algorithm.losses import bound_log_ratio, entropy_bonus, policy_loss, sequence_log_ratio
-from aent.entropy import (
-    TokenStatistics,
-    linear_token_statistics,
-    nucleus_entropy,
-    token_statistics,
-)
+from aent.entropy import TokenStatistics, linear_token_statistics, nucleus_entropy, token_statistics
 from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe

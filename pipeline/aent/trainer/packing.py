@@ -13,7 +13,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.trainer.partition import Unit
 
 

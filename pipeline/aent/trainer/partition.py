@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 
 
 @dataclass

@@ -19,7 +19,7 @@ from megatron.core.distributed import (
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed

@@ -14,7 +14,7 @@ if target and "RANK" in os.environ:
     import threading
     import time
 
-    from aent.phases import Phases
+    from aent.runtime.phases import Phases
 
     begin = Phases.begin
 

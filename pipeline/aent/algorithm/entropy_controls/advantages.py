@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from aent.algorithm.entropy_controls.base import Context, old_entropies, over_response
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import AdvantageClip, EntropyAdvantage, ResponseEntropyAdvantage
 
 

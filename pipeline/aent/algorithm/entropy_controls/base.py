@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aent.algorithm.entropy_controls.plan import Plan
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.schema import Recipe
 
 Kept = dict[str, Any]  # what one control remembers: numbers, text and dicts of them, as JSON has

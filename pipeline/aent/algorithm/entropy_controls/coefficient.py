@@ -7,7 +7,7 @@ import math
 import torch
 
 from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import DifficultyCoefficient, EntropySmoothing
 
 

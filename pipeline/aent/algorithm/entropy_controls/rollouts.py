@@ -16,7 +16,7 @@ import torch
 from aent.algorithm.entropy_controls import plan as plans
 from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy, weigh
 from aent.algorithm.entropy_controls.plan import Plan
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import (
     ForkedRollouts,
     MajorityReward,

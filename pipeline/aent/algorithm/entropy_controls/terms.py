@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aent.algorithm import aggregation
 from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy, over_response
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import AdvantageKl, KlCov, NucleusAnchor, ProbabilityPush
 
 

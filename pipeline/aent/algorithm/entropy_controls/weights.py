@@ -8,7 +8,7 @@ import torch
 
 from aent.algorithm.entropy_controls.base import Context, old_entropies, over_response, weigh
 from aent.algorithm.entropy_controls.terms import covariance
-from aent.batch import Batch
+from aent.data.batch import Batch
 from aent.recipe.controls import ClipCov, EntropyRatioClip, TopEntropyTokens
 
 

@@ -1,0 +1,119 @@
+"""From which point a run starts, decided before anything of it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from aent.checkpoint import folders as checkpoint
+from aent.checkpoint import rollout_files
+from aent.checkpoint.folders import CheckpointError, LoopState
+from aent.recipe.changes import changes
+from aent.recipe.load import RecipeError, load
+from aent.recipe.schema import Recipe
+from aent.runtime.files import write_whole
+from aent.tracking import journal
+from aent.tracking.journal import JOURNAL_FILE
+
+START_FILE = "start.json"
+
+
+def choose_start(recipe: Recipe, run_dir: Path) -> None:
+    """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
+
+    Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
+    changed recipe the rollouts that were recorded for later steps are dropped: they are another
+    policy's.
+
+    Raises:
+        CheckpointError: one sentence per line: no whole checkpoint, or a change of the recipe that
+            would corrupt the run.
+    """
+    folder = None
+    if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
+        folder = checkpoint.pick(run_dir)
+        state = _read_state(folder)
+        changed = accept_changes(recipe, folder)
+        print(f"aent: resumes after {state.step} steps, from {folder}", flush=True)
+        if changed:
+            rollout_files.forget(run_dir, from_step=state.step)
+        _keep_policy(run_dir, folder)
+        path = run_dir / JOURNAL_FILE
+        if (path.stat().st_size if path.exists() else 0) < state.journal_bytes:
+            print(
+                f"aent: {path} is shorter than when the checkpoint was made: points of steps "
+                "before it are missing",
+                file=sys.stderr,
+            )
+    first = started(run_dir) if recipe.resume != "never" else None
+    start = {
+        "checkpoint": folder and str(folder),
+        "started": (first or datetime.now()).isoformat(timespec="seconds"),
+    }
+    write_whole(run_dir / START_FILE, json.dumps(start))
+
+
+def chosen(run_dir: Path) -> Path | None:
+    """The checkpoint that ``choose_start`` left for the ranks; None: from the first step."""
+    try:
+        folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
+    except (ValueError, KeyError, TypeError):  # a torn file: a machine that lost its power
+        return checkpoint.pick(run_dir) if has_begun(run_dir) else None
+    return folder and Path(folder)
+
+
+def started(run_dir: Path) -> datetime | None:
+    """When the run was started for the first time, local time: a chat template that writes a date
+    writes this one, so that a resumed run has the same prompts. None where that is not known."""
+    try:
+        return datetime.fromisoformat(json.loads((run_dir / START_FILE).read_text())["started"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, torn, an older version
+        return None
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether a step was ever begun here, or a checkpoint made before it."""
+    if any(each.ending != checkpoint.PARTIAL for each in checkpoint.found(run_dir)):
+        return True
+    path = run_dir / JOURNAL_FILE  # says so too where no checkpoints were wanted
+    trained = path.exists() and any(p.key == "update/loss" for p in journal.read(path))
+    return trained or bool(rollout_files.recorded(run_dir))
+
+
+def accept_changes(recipe: Recipe, folder: Path) -> bool:
+    """Say what differs from the checkpoint's recipe; return whether it may change what is learnt.
+
+    Raises CheckpointError naming every field that must not change.
+    """
+    try:
+        found = changes(load(folder / "recipe.yaml"), recipe)
+        found = [c for c in found if c.field != "resume"]  # how it is started, not what it is
+    except RecipeError as error:
+        raise CheckpointError(f"this version of aent cannot read its recipe: {error}") from error
+    refused = [c for c in found if c.rule == "same"]
+    if refused:
+        raise CheckpointError("\n".join(f"{c} (cannot change in a run)" for c in refused))
+    for change in found:
+        warning = ": this may change what is learnt" if change.rule == "warn" else ""
+        print(f"aent: changed: {change}{warning}", flush=True)
+    return any(c.rule == "warn" for c in found)
+
+
+def _read_state(folder: Path) -> LoopState:
+    try:
+        return LoopState.read(folder)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"this version of aent cannot read {folder}: {error}") from error
+
+
+def _keep_policy(run_dir: Path, folder: Path) -> None:
+    """A policy that the run has saved at an earlier end makes room for the one to come."""
+    policy, aside = run_dir / "policy", run_dir / f"policy-{folder.name}"
+    if policy.exists():
+        shutil.rmtree(aside, ignore_errors=True)  # the same, where a run ends there once more
+        os.replace(policy, aside)
+        print(f"aent: the policy of an earlier end is {aside} now", flush=True)

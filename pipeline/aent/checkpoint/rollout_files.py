@@ -1,0 +1,131 @@
+"""A step's rollouts on disk, from before the update they feed until no checkpoint needs them.
+
+A step that is executed again after a kill uses them again: an engine's tokens may differ in other
+batch company, so sampling anew would not be the same step.
+
+``run_dir/rollouts/step_000010.npz``: token ids, log-probs and weight versions as arrays, the rest
+as JSON. A zip file carries a checksum (CRC-32) of everything in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aent.data.batch import Sample
+from aent.orchestrator.sampling import Rollout
+from aent.runtime.files import read_again
+from aent.tasks.judge import Verdict
+
+FOLDER = "rollouts"
+NAME = re.compile(r"step_(\d{6,})\.npz")
+ARRAYS = {
+    "prompt_ids": np.int64,
+    "response_ids": np.int64,
+    "logprobs": np.float64,
+    "versions": np.int64,
+}
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    return run_dir / FOLDER / f"step_{step:06d}.npz"
+
+
+def write(run_dir: Path, step: int, rollout: Rollout) -> None:
+    """Write the step's rollouts; the file appears when it is whole."""
+    path = path_of(run_dir, step)
+    path.parent.mkdir(exist_ok=True)
+    arrays: dict[str, Any] = {}
+    for name, dtype in ARRAYS.items():
+        rows = [getattr(sample, name) for sample in rollout.samples]
+        arrays[name] = np.concatenate([np.asarray(row, dtype) for row in rows])
+        arrays[f"{name}_lengths"] = np.asarray([len(row) for row in rows])
+    rest = [
+        {k: v for k, v in vars(sample).items() if k not in ARRAYS}
+        | {"prompt": prompt, "response": response, "verdict": asdict(verdict)}
+        for sample, prompt, response, verdict in zip(
+            rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts
+        )
+    ]
+    arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read(run_dir: Path, step: int) -> Rollout | None:
+    """The step's rollouts; None where there are none, or where the file is damaged (it is named
+    on stderr). Raises OSError where the file system does not read it: that is no damage."""
+    path = path_of(run_dir, step)
+    if not path.exists():
+        return None
+    content = io.BytesIO(read_again(path.read_bytes))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise ValueError(f"the checksum of {broken} is wrong")
+        content.seek(0)
+        with np.load(content) as arrays:
+            return _rollout(dict(arrays))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        print(f"aent: {path} is damaged ({error}): step {step} is sampled anew", file=sys.stderr)
+        return None
+
+
+def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
+    rest = json.loads(arrays["rest"].tobytes())
+    columns = {
+        name: [
+            part.tolist()
+            for part in np.split(arrays[name], arrays[f"{name}_lengths"].cumsum()[:-1])
+        ]
+        for name in ARRAYS
+    }
+    prompts, responses, verdicts = (
+        [row.pop(name) for row in rest] for name in ("prompt", "response", "verdict")
+    )
+    samples = [
+        Sample(**row, **{name: columns[name][i] for name in ARRAYS}) for i, row in enumerate(rest)
+    ]
+    return Rollout(samples, prompts, responses, [Verdict(**v) for v in verdicts])
+
+
+def recorded_until(run_dir: Path, step: int) -> int:
+    """The first step from ``step`` on whose rollouts are not there, whole."""
+    return next(s for s in count(step) if read(run_dir, s) is None)
+
+
+def forget(run_dir: Path, *, before: int = 0, from_step: int | None = None) -> None:
+    """Remove the rollouts of steps below ``before`` and of ``from_step`` and all later ones.
+
+    Raises OSError where one of ``from_step`` or later, which must not be read again, cannot be
+    removed; an older one is named on stderr.
+    """
+    for step, path in recorded(run_dir).items():
+        if from_step is not None and step >= from_step:
+            path.unlink()
+        elif step < before:
+            try:
+                path.unlink()
+            except OSError as error:
+                print(f"aent: {path} cannot be removed: {error}", file=sys.stderr, flush=True)
+
+
+def recorded(run_dir: Path) -> dict[int, Path]:
+    """The file of every step that has one; others' files are not ours."""
+    named = ((NAME.fullmatch(p.name), p) for p in (run_dir / FOLDER).glob("step_*.npz"))
+    return {int(name[1]): path for name, path in named if name}

@@ -1,0 +1,86 @@
+"""Whether a recipe's model can be trained, in the recipe's layout and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from aent.models import chat, weight_files
+from aent.models.facts import ModelError, ModelFacts, are_known, model_facts
+from aent.models.vocabulary import tokenizer_faults
+from aent.recipe.schema import Recipe
+
+
+def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
+    """One sentence per fault, as ``aent.checks.recipe``. The headers of all weight files are read
+    with ``machine`` alone; config.json wherever it is here."""
+    missing = list(_missing(recipe, machine))
+    if missing or not (machine or are_known(recipe.model)):
+        return missing
+    field = "model.bundled" if recipe.model.path is None else "model.path"
+    try:
+        facts = model_facts(recipe.model)
+    except ModelError as error:
+        return [f"{field}: {fault}" for fault in error.faults]
+    found = [*_layout(recipe, facts), *_lengths(recipe, facts)]
+    if machine and recipe.model.path is not None:
+        folder = Path(recipe.model.path).expanduser()
+        found += [f"model.path: {fault}" for fault in weight_files.faults(folder, facts)]
+        found += tokenizer_faults(recipe.model, facts.vocab)
+    return found + (chat.faults(recipe) if machine else [])
+
+
+def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:
+    """What is not there at all."""
+    path, bundled = recipe.model.path, recipe.model.bundled
+    if (path is None) == (bundled is None):
+        given = "neither is given" if path is None else "both are given"
+        yield f"exactly one of model.path and model.bundled is needed: {given}"
+        return
+    if not machine:
+        return
+    if path is not None:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            yield f"model.path: no folder {path}"
+        elif not (folder / "config.json").is_file():
+            yield f"model.path: {path} is no Hugging Face folder: it has no config.json"
+    tokenizer = recipe.model.tokenizer_path
+    if tokenizer is not None and not Path(tokenizer).exists():
+        yield f"model.tokenizer_path: no file or folder {tokenizer}"
+
+
+def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    trainer = recipe.trainer
+    tensor, pipeline = trainer.tensor_parallel, trainer.pipeline_parallel
+    for count, what in (
+        (facts.heads, "attention heads"),
+        (facts.kv_groups, "key-value groups"),
+        (facts.ffn, "feed-forward columns"),
+    ):
+        if count % tensor:
+            yield f"trainer.tensor_parallel={tensor} does not divide the model's {count} {what}"
+    if pipeline > facts.layers:
+        yield f"trainer.pipeline_parallel={pipeline} is more than the model's {facts.layers} layers"
+    if trainer.sequence_parallel and tensor == 1:
+        yield "trainer.sequence_parallel needs trainer.tensor_parallel above 1"
+    engine = recipe.rollout.engine.tensor_parallel
+    if recipe.rollout.engines and facts.heads % engine:
+        yield (
+            f"rollout.engine.tensor_parallel={engine} does not divide the model's "
+            f"{facts.heads} attention heads"
+        )
+    if recipe.entropy.top_k is not None and recipe.entropy.top_k > facts.vocab:
+        yield (
+            f"entropy.top_k={recipe.entropy.top_k} is more than the model's vocabulary of "
+            f"{facts.vocab}"
+        )
+
+
+def _lengths(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    what = f"rollout.max_prompt_tokens + rollout.max_response_tokens = {total} is"
+    if total > facts.max_positions:
+        yield f"{what} more than the model's {facts.max_positions} positions"
+    if (why := facts.past_window(total)) is not None:
+        yield f"{what} {why}"

@@ -1,0 +1,235 @@
+"""Checks across a recipe's fields and against this machine, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from aent import tasks
+from aent.checks import cluster as check_cluster
+from aent.checks import controls as check_controls
+from aent.checks import engines as check_engines
+from aent.checks import model as check_model
+from aent.entropy import controllers
+from aent.evaluation import suites
+from aent.recipe.schema import AlgorithmSection, Recipe
+from aent.runtime.environment import data_path
+from aent.tasks import sources
+from aent.tracking import address
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where the run writes: ``run_dir``; runs/NAME where nobody has named a folder yet."""
+    return Path(recipe.run_dir) if recipe.run_dir is not None else Path("runs") / recipe.name
+
+
+def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
+    """One sentence per fault, each naming its field; empty if the run may start.
+
+    Reads folders and writes nothing. ``machine=False`` leaves out what depends on this machine's
+    files (the model's folder, questions, the run's folder), for a recipe that will run elsewhere;
+    a model that is not here is checked by its published sizes, if they are known, and of a folder
+    that is here config.json alone.
+    """
+    faults = [
+        *_batch(recipe),
+        *_algorithm(recipe),
+        *check_controls.faults(recipe),
+        *_entropy(recipe),
+        *controllers.faults(recipe.controller.model_dump()),
+        *_task(recipe, machine),
+        *check_engines.faults(recipe, machine),
+        *_evaluation(recipe, machine),
+        *_optimizer(recipe),
+        *filter(None, [address.fault(recipe)]),
+        *check_cluster.faults(recipe.cluster),
+        *_timeouts(recipe),
+    ]
+    faults += check_model.faults(recipe, machine=machine)
+    if machine:
+        faults += [*_attention(recipe), *_run_folder(recipe)]
+    return faults
+
+
+def _batch(recipe: Recipe) -> Iterator[str]:
+    rollout, trainer = recipe.rollout, recipe.trainer
+    if rollout.prompts_per_step % trainer.mini_batches:
+        yield (
+            f"trainer.mini_batches={trainer.mini_batches} does not divide "
+            f"rollout.prompts_per_step={rollout.prompts_per_step} (a prompt's samples stay in one "
+            "mini-batch)"
+        )
+    else:
+        prompts = rollout.prompts_per_step // trainer.mini_batches
+        sequences = prompts * rollout.samples_per_prompt
+        if sequences < trainer.data_parallel:
+            yield (
+                f"trainer.data_parallel={trainer.data_parallel} is more than the {sequences} "
+                "samples of a mini-batch: some ranks would have no work"
+            )
+    alone = rollout.samples_per_prompt == 1
+    if alone and recipe.algorithm.advantage != "reinforce_plus_plus":
+        yield (
+            f"rollout.samples_per_prompt=1 leaves algorithm.advantage={recipe.algorithm.advantage} "
+            "nothing to compare: every advantage would be 0; it must be 2 or more"
+        )
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if trainer.micro_batch_tokens < longest:
+        yield (
+            f"trainer.micro_batch_tokens={trainer.micro_batch_tokens} is less than "
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}"
+        )
+
+
+def _algorithm(recipe: Recipe) -> Iterator[str]:
+    algorithm, rollout = recipe.algorithm, recipe.rollout
+    kind = f"algorithm.policy_loss={algorithm.policy_loss}"
+    if algorithm.policy_loss != "ppo_clip" and recipe.trainer.mini_batches == 1:
+        yield (
+            f"{kind} changes nothing with trainer.mini_batches=1: the policy that learns is the "
+            "one that sampled, and every ratio is 1"
+        )
+    if algorithm.policy_loss == "ppo_clip" and recipe.trainer.mini_batches == 1:
+        for name in ("clip_low", "clip_high", "dual_clip"):
+            value = getattr(algorithm, name)
+            if value != AlgorithmSection.model_fields[name].default:
+                yield (
+                    f"algorithm.{name}={value:g} changes nothing with trainer.mini_batches=1: "
+                    "every ratio is 1"
+                )
+    if algorithm.policy_loss == "gspo" and algorithm.aggregation != "sequence_mean":
+        yield (
+            f"{kind} needs algorithm.aggregation=sequence_mean: {algorithm.aggregation} would "
+            "weigh a response's one ratio by its length"
+        )
+    if algorithm.policy_loss == "cispo" and algorithm.dual_clip is not None:
+        yield f"algorithm.dual_clip has no meaning with {kind}: no token loses its gradient"
+    if algorithm.overlong_buffer > rollout.max_response_tokens:
+        yield (
+            f"algorithm.overlong_buffer={algorithm.overlong_buffer} is more than "
+            f"rollout.max_response_tokens={rollout.max_response_tokens}"
+        )
+    if rollout.replacement_prompts:
+        if algorithm.advantage == "reinforce_plus_plus":
+            yield (
+                "rollout.replacement_prompts has no meaning with algorithm.advantage="
+                "reinforce_plus_plus: a group of equal rewards teaches too"
+            )
+        if recipe.task.size <= rollout.prompts_per_step:
+            yield (
+                f"rollout.replacement_prompts={rollout.replacement_prompts}: task.size="
+                f"{recipe.task.size} leaves no question beside rollout.prompts_per_step="
+                f"{rollout.prompts_per_step}"
+            )
+
+
+def _entropy(recipe: Recipe) -> Iterator[str]:
+    entropy = recipe.entropy
+    if entropy.drop_fraction is not None and entropy.top_k is not None:
+        yield "entropy.drop_fraction and entropy.top_k are both given: give one of them"
+    if "clamped" not in (entropy.measure, recipe.controller.measure):
+        for name in ("drop_fraction", "top_k"):
+            if getattr(entropy, name) is not None:
+                yield f"entropy.{name} has no meaning with entropy.measure=full"
+
+
+def _timeouts(recipe: Recipe) -> Iterator[str]:
+    """A wait with a time-out of its own ends by that one, which says what was waited for."""
+    rollout, limit = recipe.rollout, recipe.trainer.phase_timeout_s
+    for seconds, what in (
+        (recipe.trainer.collective_timeout_s, "trainer.collective_timeout_s"),
+        (
+            rollout.progress_timeout_s + rollout.engine.start_timeout_s,
+            "rollout.progress_timeout_s + rollout.engine.start_timeout_s",
+        ),
+    ):
+        if limit <= seconds:
+            yield f"trainer.phase_timeout_s={limit:g} must be above {what} = {seconds:g}"
+
+
+def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
+    task = recipe.task
+    if task.kind == "reasoning_gym":
+        if task.path is not None:
+            yield "task.path has no meaning with task.kind=reasoning_gym"
+        return
+    if task.config:
+        yield "task.config has no meaning with task.kind=file"
+    if task.verifier == "reasoning_gym":
+        yield "task.verifier=reasoning_gym has no meaning with task.kind=file"
+    if task.path is None:
+        yield "task.kind=file needs task.path"
+    elif machine and not data_path(task.path).is_file():
+        yield f"task.path: no file {task.path}{sources.hint(task.path)}"
+    elif machine:
+        try:
+            tasks.load(task, recipe.seed)
+        except (OSError, ValueError) as error:
+            field = "" if str(error).startswith("task.") else "task.path: "
+            yield f"{field}{error}"
+
+
+def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
+    evaluation = recipe.evaluation
+    for name in evaluation.suites:
+        try:
+            suite = suites.find(name)
+            if suite.dataset is not None or suite.verifier != recipe.task.verifier:
+                yield (
+                    f"evaluation.suites: {name} is judged by {suite.verifier}, and a run has the "
+                    f"judges of task.verifier={recipe.task.verifier} only"
+                )
+            elif machine:
+                suites.file(name)
+        except (ValueError, FileNotFoundError) as error:
+            yield f"evaluation.suites: {error}"
+    if evaluation.every and not recipe.task.heldout and not evaluation.suites:
+        yield f"evaluation.every={evaluation.every} has nothing to score with task.heldout=0"
+    if evaluation.samples > 1 and evaluation.temperature == 0:
+        yield (
+            f"evaluation.samples={evaluation.samples} with evaluation.temperature=0 (greedy) would "
+            "score the same answer again and again"
+        )
+
+
+def _optimizer(recipe: Recipe) -> Iterator[str]:
+    optimizer, schedule = recipe.trainer.optimizer, recipe.trainer.schedule
+    for index, beta in enumerate(optimizer.betas):
+        if not 0 <= beta < 1:
+            yield f"trainer.optimizer.betas[{index}] must be in [0, 1), got {beta:g}"
+    if schedule.min_lr > optimizer.lr:
+        yield (
+            f"trainer.schedule.min_lr={schedule.min_lr:g} is above "
+            f"trainer.optimizer.lr={optimizer.lr:g}"
+        )
+    steps = recipe.steps * recipe.trainer.mini_batches
+    if schedule.warmup_steps and schedule.warmup_steps >= steps:
+        yield (
+            f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
+            f"{steps} optimizer steps"
+        )
+
+
+def _attention(recipe: Recipe) -> Iterator[str]:
+    if recipe.trainer.share_prompts and find_spec("transformer_engine") is not None:
+        yield (
+            "trainer.share_prompts works with torch's attention only, and Transformer Engine is "
+            "installed here"
+        )
+
+
+def _run_folder(recipe: Recipe) -> Iterator[str]:
+    folder = run_folder(recipe)
+    if recipe.resume == "required" and not folder.is_dir():
+        yield f"run_dir: no folder {folder} to resume from"
+    if folder.is_dir():
+        is_run = (folder / "recipe.yaml").is_file()
+        if any(folder.iterdir()) and (recipe.resume == "never" or not is_run):
+            hint = " (--resume goes on with the run in it)" if is_run else ""
+            yield f"run_dir: the folder {folder} is not empty{hint}"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            yield f"run_dir: the folder {folder} is not writable"
+    elif folder.exists():
+        yield f"run_dir: {folder} is a file, not a folder"

@@ -1,0 +1,103 @@
+"""``aent compare`` and ``aent report`` on the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aent.cli.refusals import make_folder, refuse
+
+
+def compare(
+    arms: Annotated[
+        list[str],
+        typer.Argument(
+            help="A recipe per arm; overrides of every arm: steps=20 ...",
+            metavar="RECIPE... [key=value]...",
+        ),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Of every arm: 0, 1, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, and of the report.")] = Path(
+        "runs/comparison"
+    ),
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="As a Slurm job array: see the cluster section.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Say what would run (of an array: its script); start nothing.")
+    ] = False,
+) -> None:
+    """Run every arm with every seed; stopped and started again, go on with what is not finished."""
+    import shlex
+
+    from aent.checks.recipe import check
+    from aent.compare.plan import plan
+    from aent.recipe.load import RecipeError
+    from aent.slurm.render import SlurmError, render_array, submit
+
+    overrides = [a for a in arms if "=" in a and not Path(a).exists()]
+    sources = [a for a in arms if a not in overrides]
+    try:
+        runs = plan(sources, overrides, seeds, out)
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+    faults = [f"{r.source}: {f}" for r in runs for f in check(r.recipe, machine=not slurm)]
+    if faults:
+        refuse(list(dict.fromkeys(faults)))
+    if not slurm:
+        from aent.compare import local
+
+        if dry_run:
+            print("\n".join(f"{r}: {'finished' if r.finished else r.run_dir}" for r in runs))
+            return
+        make_folder(out)
+        raise typer.Exit(local.run_all(runs, out))
+    left = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
+    if not left:
+        print("every run is finished")
+        return
+    try:
+        script = render_array(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
+        if dry_run:
+            print(f"{script.text}\n# {shlex.join(script.command)}")
+            return
+        make_folder(out)
+        print(f"job {submit(script)}: {script.path}")
+    except ValueError as error:
+        refuse([f"cluster: {error}"])
+    except SlurmError as error:
+        print(f"aent: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def report(
+    source: Annotated[
+        str, typer.Argument(help="A comparison's folder, or the MLflow id of the run above it.")
+    ] = "runs/comparison",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What the others are held against; default: the arm without a bonus."),
+    ] = None,
+    reward: Annotated[
+        float | None,
+        typer.Option(help="Whose cost is told; default: where the baseline's training ends."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: the comparison's folder.")] = None,
+) -> None:
+    """Write what a comparison found, from MLflow: one page (HTML), and Markdown."""
+    from aent.compare import collect, page
+    from aent.compare.report import make
+    from aent.recipe.load import RecipeError
+    from aent.tracking.recorded import SourceError
+
+    try:
+        made = make(collect.read(source), baseline, reward)
+    except (RecipeError, SourceError, ValueError) as error:
+        refuse(str(error).splitlines())
+    folder = out or (Path(source) if Path(source).is_dir() else Path())
+    make_folder(folder)
+    for path in page.write(made, folder):
+        print(path)

@@ -1,0 +1,112 @@
+"""``aent lab ...``: the laboratory on the command line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aent.cli.refusals import refuse, refuse_unwritable
+
+lab = typer.Typer(
+    help="The laboratory: what can be known about entropy control on a CPU, in minutes.",
+    no_args_is_help=True,
+)
+
+
+@lab.command()
+def mdp(
+    optimal: Annotated[
+        list[int] | None,
+        typer.Option(help="Numbers of optimal answers: --optimal 15 10 5 1 (the default)."),
+    ] = None,
+    more_optimal: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Exact gradient steps.")] = 4000,
+    seeds: Annotated[int, typer.Option(min=1, help="Initial policies of each setting.")] = 5,
+    csv: Annotated[
+        Path | None, typer.Option(help="Also write arm,optimal,seed,step,reward.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curves (PNG).")] = None,
+) -> None:
+    """The paper's small experiment: five arms on a token MDP with 100,000 actions."""
+    from aent.lab import experiment
+
+    settings = [*(optimal or []), *(more_optimal or [])] or list(experiment.PUBLISHED)
+    refuse_unwritable(csv, plot)
+    try:
+        tasks = [experiment.Task(number) for number in dict.fromkeys(settings)]
+    except ValueError as error:
+        refuse([f"--optimal: {error}"])
+    experiment.run(tasks, seeds, steps, csv, plot)
+
+
+@lab.command()
+def control(
+    kind: Annotated[str, typer.Argument(help="A kind of controller.", metavar="KIND")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Its fields: target=.5 ramp_steps=30 ... (initial is .1 unless given).",
+            metavar="[key=value]...",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Policies.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Of the first one; then one more.")] = 0,
+    steps: Annotated[int, typer.Option(min=20, help="Updates of each policy.")] = 200,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: that of the compare recipes.")
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Also write kind,seed,step,entropy,coefficient,reward."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+) -> None:
+    """How well a controller holds the entropy of a policy that learns: the compare recipes'
+    policy in one process, some ten seconds a seed."""
+    from aent.entropy.controllers import ControllerSettings, faults
+    from aent.recipe.load import RecipeError, resolve
+
+    named = [f"controller.{field}" for field in fields or []]
+    nothing = {"name": "lab", "model": {}, "controller": {"kind": kind, "initial": 0.1}}
+    try:
+        values = resolve(nothing, "KIND", named).controller.model_dump()
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+    if found := list(faults(values)):
+        refuse(found)
+    if values["measure"] == "clamped":
+        refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        refuse([f"--learning-rate={learning_rate:g} must be above 0"])
+    refuse_unwritable(csv, plot)
+    from aent.lab import control as experiment
+
+    policies = range(first_seed, first_seed + seeds)
+    experiment.run(ControllerSettings(**values), policies, steps, learning_rate, csv, plot)
+
+
+@lab.command()
+def clamp(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, a run folder, or a bundled model "
+            "(smollm2-135m-instruct, tiny-qwen2).",
+            metavar="MODEL|RUN",
+        ),
+    ],
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the answers that the policy writes.")] = 0,
+) -> None:
+    """At which entropies clamped and full entropy differ, and their gradients, for a policy."""
+    from aent.lab import clamp_report
+    from aent.recipe.load import RecipeError
+
+    refuse_unwritable(plot)
+    try:
+        clamp_report.run(model, plot, seed)
+    except (FileNotFoundError, ValueError, RecipeError) as error:
+        refuse(str(error).splitlines())

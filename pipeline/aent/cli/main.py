@@ -1,0 +1,360 @@
+"""The command ``aent``: one command per thing a person does; each imports what it needs, late."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aent.cli.compare import compare, report
+from aent.cli.lab import lab
+from aent.cli.refusals import make_folder, refuse
+
+if TYPE_CHECKING:
+    from aent.recipe.schema import Recipe
+    from aent.slurm.render import Script
+    from aent.tracking.recorded import Recorded
+
+app = typer.Typer(
+    help="RL post-training of language models whose entropy is under control.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe (YAML).", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides: trainer.optimizer.lr=1e-5 ...", metavar="[key=value]..."),
+]
+
+
+def _load(
+    path: str, overrides: list[str] | None, check: bool = True, machine: bool = True
+) -> Recipe:
+    """The recipe, its run folder named, or one sentence per fault and exit code 2.
+
+    ``machine=False``: it is to run on another machine than this one.
+    """
+    import time
+
+    from aent.recipe.load import RecipeError, load
+    from aent.runtime.environment import data_path
+
+    try:
+        recipe = load(data_path(path), overrides or [])
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+    if check and recipe.run_dir is None and recipe.resume != "never":
+        refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
+    if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
+    if check:
+        from aent.checks.recipe import check as check_recipe
+
+        faults = check_recipe(recipe, machine=machine)
+        if faults:
+            refuse(faults)
+    return recipe
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in run_dir.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the resolved recipe, layout and memory; start nothing.")
+    ] = False,
+) -> None:
+    """Train a policy as the recipe says, on this machine."""
+    arguments = [*(overrides or []), *(["resume=required"] if resume else [])]
+    loaded = _load(recipe, arguments, check=not dry_run)
+    if dry_run:
+        return _dry_run(loaded)
+    from aent.launch.launcher import launch
+
+    raise typer.Exit(launch(loaded))
+
+
+def _dry_run(recipe: Recipe) -> None:
+    """What would run, and what of it this machine cannot tell or does not have.
+
+    Exit code 2 for what can run nowhere, a broken model folder that is here among it.
+    """
+    from aent.checks import model as check_model
+    from aent.checks.recipe import check
+    from aent.layout.estimate import describe, estimate
+    from aent.models.facts import are_known, is_here, is_published
+    from aent.recipe.load import dump
+
+    faults = check(recipe, machine=False)
+    if faults:
+        refuse(faults)
+    print(dump(recipe))
+    if are_known(recipe.model):
+        print(describe(recipe))
+        print(estimate(recipe))
+    if is_published(recipe.model):
+        print(f"not checked: {recipe.model.path} is not here; sizes are those of its publication")
+    elif not are_known(recipe.model):
+        print(
+            f"not checked: {recipe.model.path} is not here, so neither is the layout, nor are "
+            "lengths and memory"
+        )
+    for fault in check(recipe):
+        print(f"would not start here: {fault}")
+    if is_here(recipe.model) and check_model.faults(recipe):
+        raise typer.Exit(2)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a run folder, or an engine's URL.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Of the suite (samples=8 top_k=20 max_tokens=7168 ...) or of the recipe "
+            "(rollout.engine.tensor_parallel=2 ...).",
+            metavar="[key=value]...",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Default: a recipe's held-out questions.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Held-out questions, engine and judges; default: the run's own."),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the suites' files.")] = Path("data"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the answers.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of the model behind a URL.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of the token that a URL asks for.")
+    ] = None,
+) -> None:
+    """Score a policy on a suite, through vLLM: pass@k with intervals, every answer kept.
+
+    Stopped and started again, it goes on where it stopped.
+    """
+    from aent.evaluation import command, suites
+
+    own = Path(model) / "recipe.yaml"
+    source = recipe or (str(own) if own.is_file() else None)
+    of_suite = [o for o in overrides or [] if o.partition("=")[0] in suites.CHANGEABLE]
+    of_recipe = [o for o in overrides or [] if o not in of_suite]
+    if source is not None:
+        loaded = _load(source, of_recipe, check=False)
+    elif suite is not None:
+        loaded = _plain_recipe(of_recipe)
+    else:
+        refuse([f"{model} is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"])
+    try:
+        asked = suites.find(suite, of_suite) if suite else suites.of_recipe(loaded, of_suite)
+    except ValueError as error:
+        refuse([str(error)])
+    evaluation = command.Evaluation(model, asked, loaded, out, data, tokenizer, token_file)
+    raise typer.Exit(command.run(evaluation))
+
+
+def _plain_recipe(overrides: list[str]) -> Recipe:
+    """Every default, for a model that no recipe belongs to."""
+    from aent.recipe.load import RecipeError, resolve
+
+    data = {"name": "eval", "model": {}, "controller": {"initial": 0.0}}
+    try:
+        return resolve(data, "aent eval", overrides)
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+
+
+@app.command()
+def data(
+    name: Annotated[str, typer.Argument(help="Which questions, as math-500.", metavar="NAME")],
+    files: Annotated[
+        list[Path], typer.Argument(help="The public files (.jsonl, .parquet).", metavar="FILE...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Default: data/NAME.jsonl.")] = None,
+) -> None:
+    """Make a file of questions (columns question, answer) of public files."""
+    from aent.tasks import sources
+
+    if name not in sources.SOURCES:
+        refuse([f"{name}: not one of {', '.join(sorted(sources.SOURCES))}"])
+    target = out or Path("data") / f"{name}.jsonl"
+    try:
+        done = sources.prepare(name, files, target)
+    except (OSError, ValueError) as error:
+        refuse([str(error)])
+    print(
+        f"{target}: {done.written} questions of {done.read} rows "
+        f"({done.left_out} left out, {done.repeated} repeated)"
+    )
+    expected = sources.SOURCES[name].count
+    if done.written != expected:
+        print(
+            f"aent: {name} should have {expected} questions: are these all the files of "
+            f"{sources.SOURCES[name].where}?",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Also: can this recipe run here?", metavar="[RECIPE]")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say what this machine has, and which part will be used for each role."""
+    from aent.cli import doctor as module
+
+    raise typer.Exit(module.run(_load(recipe, overrides, check=False) if recipe else None))
+
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, an MLflow run id, or a CSV (step,entropy).", metavar="SOURCE"
+    ),
+]
+
+
+def _recorded(source: str, overrides: list[str] | None) -> Recorded:
+    from aent.recipe.load import RecipeError
+    from aent.tracking.recorded import SourceError, read
+
+    try:
+        return read(source, overrides or [])
+    except (RecipeError, SourceError) as error:
+        refuse(str(error).splitlines())
+
+
+@app.command()
+def replay(
+    source: SourceArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Another controller: controller.high=.9 ...", metavar="[key=value]..."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+) -> None:
+    """Print the coefficients (CSV) that a controller makes of recorded entropy."""
+    from aent.analysis.replay import run
+
+    run(_recorded(source, overrides), bool(overrides), plot)
+
+
+@app.command()
+def suggest(
+    source: SourceArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="For a CSV: controller.initial=...", metavar="[key=value]..."),
+    ] = None,
+    most: Annotated[float | None, typer.Option("--max", help="Largest coefficient.")] = None,
+) -> None:
+    """Propose a band and a step size from a run with a constant coefficient, and say why."""
+    from aent.analysis.suggest import suggest as propose
+    from aent.tracking.recorded import SourceError
+
+    try:
+        print(propose(_recorded(source, overrides), most))
+    except SourceError as error:
+        refuse([str(error)])
+
+
+@app.command(name="mlflow-sync")
+def mlflow_sync(
+    run_dir: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")],
+) -> None:
+    """Give MLflow all that a run recorded while MLflow was away. May be repeated."""
+    from aent.recipe.load import RecipeError
+    from aent.recipe.redact import redacted
+    from aent.tracking.sender import sync
+
+    try:
+        print(sync(run_dir))
+    except (RecipeError, FileNotFoundError) as error:
+        refuse(str(error).splitlines())
+    except Exception as error:  # whatever MLflow and its store raise
+        why = redacted(f"{type(error).__name__}: {error}")
+        print(f"aent: MLflow did not take it: {why}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+app.command()(compare)
+app.command()(report)
+
+slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
+app.add_typer(slurm, name="slurm")
+app.add_typer(lab, name="lab")
+
+
+def _render(recipe: str, overrides: list[str] | None) -> Script:
+    from aent.slurm.render import render
+
+    try:
+        return render(_load(recipe, overrides, machine=False), recipe, overrides or [])
+    except ValueError as error:
+        refuse([f"cluster: {error}"])
+
+
+@slurm.command(name="render")
+def slurm_render(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print the batch script of the recipe's job."""
+    print(_render(recipe, overrides).text, end="")
+
+
+@slurm.command(name="submit")
+def slurm_submit(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the script and the command; submit and write nothing.")
+    ] = False,
+) -> None:
+    """Submit the recipe's job; its script and its log are kept beside the run's folder."""
+    import shlex
+
+    from aent.slurm.render import SlurmError, submit
+
+    script = _render(recipe, overrides)
+    if dry_run:
+        print(f"{script.text}\n# {shlex.join(script.command)}")
+        return
+    make_folder(script.path.parent)
+    try:
+        print(f"job {submit(script)}: {script.path}")
+    except SlurmError as error:
+        print(f"aent: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@slurm.command(name="status")
+def slurm_status(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Show the recipe's jobs, how far each has come and where its run is."""
+    from aent.slurm.render import SlurmError, status
+
+    try:
+        print(status(_load(recipe, overrides, check=False)))
+    except SlurmError as error:
+        print(f"aent: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    """Entry point of the command ``aent``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

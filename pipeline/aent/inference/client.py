@@ -1,0 +1,310 @@
+"""Speaking with vLLM servers: token ids in; token ids, log-probs and weight versions out.
+
+Generation goes through POST /inference/v1/generate, the one route of vLLM 0.32.0 that says which
+weights wrote each token. A request is one sample with a seed of its own.
+
+Same weights and seed give the same tokens when a request is computed in the same company; in
+another batch the logits differ in their last bits, so a token may differ now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from aent.inference.completion import Completion, GenerationRequest, version_of
+from aent.inference.flight import EngineFlight, Flight
+from aent.inference.http import (
+    EngineError,
+    OutOfFilesError,
+    TransientError,
+    error_of_status,
+    http_client,
+    out_of_files,
+)
+from aent.runtime.children import tail_of
+
+GENERATE = "/inference/v1/generate"
+LOG_LINES = 25  # of the server's log, in an error's message
+READY_POLL_S = 0.2
+READY_CALL_S = 5.0  # of one question whether a server is ready yet
+HEALTH_S = 30.0  # one that is busy with hundreds of requests answers late
+HEALTH_TRIES = 3  # a connection may break, of a healthy server too
+HEALTH_PAUSE_S = 0.5
+LOOK_S = 5.0  # for the count of tokens written
+
+
+@dataclass
+class EngineClient:
+    """One server. Every method may be called from any event loop."""
+
+    url: str
+    model: str | None = None  # the name it is served under; None: whatever it serves
+    token: str | None = field(default=None, repr=False)
+    log_path: Path | None = None  # of a server on this machine: errors carry its last lines
+    concurrency: int = 256  # requests in flight
+    progress_timeout_s: float = 300.0  # without a token written
+    call_timeout_s: float = 60.0  # of every call but generation
+
+    async def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """See ``Fleet.generate``."""
+        return await Fleet([self]).generate(requests, on_progress)
+
+    def generate_sync(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+    ) -> list[Completion]:
+        """``generate`` for callers without an event loop."""
+        return asyncio.run(self.generate(requests, on_progress))
+
+    async def complete(self, request: GenerationRequest) -> Completion:
+        """Have one sample written; waits without a deadline of its own.
+
+        Raises EngineError as ``call`` does, and for an answer without finite log-probs or weight
+        versions, or that was aborted.
+        """
+        answer = await self.ask_to_generate(request.body())
+        try:
+            return Completion.of(answer["choices"][0], request.alternatives > 0)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self.error(f"{GENERATE}: {error!r}") from None
+
+    async def ask_to_generate(
+        self, body: dict[str, Any], *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The answer to one request for generation. Raises EngineError as ``call`` does."""
+        if self.model is not None:
+            body = {**body, "model": self.model}
+        answer = await self.call("POST", GENERATE, body, timeout_s=timeout_s)
+        if not isinstance(answer, dict):
+            raise self.error(f"{GENERATE}: the answer is no JSON object")
+        return answer
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        params: dict[str, Any] | None = None,
+        timeout_s: float | None = -1.0,
+    ) -> Any:
+        """The JSON answer of one route (text where it is not JSON, None where it is empty).
+
+        ``timeout_s`` bounds the whole call: None waits for ever, -1 means ``call_timeout_s``.
+        Raises EngineError naming URL, status and the answer's first line: TransientError where the
+        same call may succeed later, ``http.RefusedError`` where it cannot.
+        """
+        timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            async with asyncio.timeout(timeout_s):
+                http = await http_client(self.url)
+                answer = await http.request(
+                    method, self.url + path, json=body, params=params, headers=headers
+                )
+        except TimeoutError:
+            words = f"{path}: no answer within {timeout_s:.0f} s"
+            raise self.error(words, TransientError) from None
+        except httpx.HTTPError as error:
+            if why := out_of_files(error):
+                raise self.error(f"{path}: {why}", OutOfFilesError) from error
+            words = f"{path}: {type(error).__name__} {error}".rstrip()
+            raise self.error(words, TransientError) from error
+        if not answer.is_success:
+            first = answer.text.strip().partition("\n")[0][:500]
+            kind = error_of_status(answer.status_code)
+            raise self.error(f"{path}: status {answer.status_code}: {first}", kind)
+        if not answer.headers.get("content-type", "").startswith("application/json"):
+            return answer.text or None
+        try:
+            return answer.json()
+        except ValueError:
+            raise self.error(f"{path}: the answer is no JSON: {answer.text[:100]!r}") from None
+
+    async def value(self, method: str, path: str, key: str, **options: Any) -> Any:
+        """What stands under ``key`` in the JSON answer of a route; ``options`` as of ``call``.
+
+        Raises EngineError as ``call`` does, and where there is nothing."""
+        answer = await self.call(method, path, **options)
+        if not isinstance(answer, dict) or key not in answer:
+            raise self.error(f"{path}: the answer has no {key!r}: {str(answer)[:100]}")
+        return answer[key]
+
+    async def health(self) -> None:
+        """Raise EngineError unless the server is ready and its engine process lives.
+
+        It may be slow to answer, and a connection may break: it has ``HEALTH_S`` seconds in all.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + HEALTH_S
+        for _ in range(HEALTH_TRIES - 1):
+            try:
+                return await self.call("GET", "/health", timeout_s=deadline - now())
+            except TransientError:
+                if now() + HEALTH_PAUSE_S > deadline:
+                    raise
+                await asyncio.sleep(HEALTH_PAUSE_S)
+        await self.call("GET", "/health", timeout_s=deadline - now())
+
+    async def is_healthy(self) -> bool:
+        """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
+        try:
+            await self.health()
+        except OutOfFilesError:
+            raise
+        except EngineError:
+            return False
+        return True
+
+    async def wait_ready(
+        self, timeout_s: float, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        """Return when the server is healthy; EngineError after ``timeout_s`` seconds.
+
+        For a server that somebody else started: whoever started it sees whether it ends first.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                await self.call("GET", "/health", timeout_s=READY_CALL_S)
+                return
+            except EngineError as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    message = f"not ready after {timeout_s:.0f} s ({error})"
+                    raise EngineError(message) from None
+            if on_progress is not None:
+                on_progress()
+            await asyncio.sleep(READY_POLL_S)
+
+    async def weight_version(self) -> int:
+        """The version of the weights it samples from; INITIAL_VERSION before any update."""
+        label = await self.value("GET", "/weight_info", "weight_version")
+        try:
+            return version_of(label)
+        except (TypeError, ValueError) as error:
+            raise self.error(f"/weight_info: {error!r}") from None
+
+    async def block_size(self) -> int:
+        """Tokens of one block of its key-value cache (only whole blocks are ever reused)."""
+        metrics = str(await self.call("GET", "/metrics"))
+        found = re.search(r'^vllm:cache_config_info\{.*?[{,]block_size="(\d+)"', metrics, re.M)
+        if found is None:
+            raise self.error("/metrics: vllm:cache_config_info has no block_size")
+        return int(found[1])
+
+    async def tokens_written(self) -> float:
+        """How many tokens it has computed, of prompts and of responses, since it was started."""
+        metrics = str(await self.call("GET", "/metrics", timeout_s=LOOK_S))
+        counts = re.findall(
+            r"^vllm:(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", metrics, re.M
+        )
+        if not counts:
+            raise self.error("/metrics: no vllm:generation_tokens_total")
+        return sum(map(float, counts))
+
+    def error(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
+        """An error that names this server and ends with the last lines of its log."""
+        message = f"engine {self.url}{what}"
+        if self.log_path is not None:
+            message += f"\nthe last lines of {self.log_path}:\n" + tail_of(self.log_path, LOG_LINES)
+        return kind(message)
+
+
+@dataclass
+class Fleet:
+    """Several servers with the same weights, used as one.
+
+    A request is sent again where its connection breaks or its server is too busy. A server that is
+    lost (it is not healthy after that, or writes no token for ``progress_timeout_s``, twice) leaves
+    ``clients``, and its requests go to the others.
+    """
+
+    clients: list[EngineClient]
+    min_engines: int | None = None  # with fewer it fails; None: with any lost
+    on_loss: Callable[[EngineClient], None] = lambda client: None
+    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
+
+    def generate_sync(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """``generate`` for callers without an event loop."""
+        return asyncio.run(self.generate(requests, on_progress, on_completion))
+
+    async def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        on_progress: Callable[[], None] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Have every sample written, each by the server with the fewest requests in flight.
+
+        Returns completions in the order of the requests; calls ``on_progress``, and
+        ``on_completion`` with the request's place, at each that ends (``on_progress`` also where
+        servers write tokens and none ends for long).
+        Raises EngineError, having cancelled the others: that of a healthy server at once, that of
+        a lost one if fewer than ``min_engines`` are left.
+        """
+        progress = on_progress or (lambda: None)
+        engines = [EngineFlight(client) for client in self.clients]
+        flight = Flight(self, deque(enumerate(requests)), engines, progress)
+        done: dict[int, Completion] = {}
+        try:
+            while len(done) < len(requests):
+                flight.send()
+                for index, completion in await flight.land():
+                    done[index] = completion
+                    progress()
+                    if on_completion is not None:
+                        on_completion(index, completion)
+        finally:
+            for engine in flight.engines:
+                flight.stop(engine)
+            await asyncio.gather(*flight.cancelled, return_exceptions=True)
+        return [done[i] for i in range(len(requests))]
+
+    async def drop_lost(self, error: EngineError) -> None:
+        """Go on without the servers that are not healthy, after one has failed.
+
+        Raises ``error`` if all are, or if too few are left.
+        """
+        healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
+        lost = [c for c, well in zip(self.clients, healthy) if not well]
+        if not lost:
+            raise error
+        for client in lost:
+            self.lose(client, error)
+
+    def lose(self, client: EngineClient, error: EngineError) -> None:
+        """Go on without this server; raise ``error`` if too few are left."""
+        self.clients.remove(client)
+        self.on_loss(client)
+        least = len(self.clients) + 1 if self.min_engines is None else self.min_engines
+        if len(self.clients) < least:
+            if self.min_engines is None:
+                raise error
+            raise EngineError(
+                f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
+            )
+        print(
+            f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
+            f"requests: {error}",
+            file=sys.stderr,
+            flush=True,
+        )

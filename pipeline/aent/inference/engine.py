@@ -1,0 +1,294 @@
+"""A vLLM server as a child process: its command line, its start, its readiness, its end.
+
+The server is spoken to over HTTP only (``rollout.client``); nothing here imports vLLM, so that a
+launcher needs none of it. Facts about vLLM hold for 0.32.0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from aent.inference.client import EngineClient, EngineError
+from aent.inference.registry import read_token
+from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
+from aent.recipe.schema import Recipe
+from aent.runtime.children import STARTED_BY, Child, free_port
+from aent.runtime.environment import device_kind
+from aent.runtime.network import port_problem
+
+READY_POLL_S = 0.2
+STOP_GRACE_S = 3.0
+LOG_LINES = 25  # of a dead server, in the error's message
+IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+WORKER_EXTENSION = "aent.weights.worker_extension.WorkerExtension"
+SOCKET_PATH = 107  # characters that the path of a Unix socket may have (unix(7)) ...
+SOCKET_NAME = 48  # ... of which so many are for vLLM's name of one in its folder
+# of the caller's shell, and not for an engine: what makes another server of it, and what places a
+# process in somebody else's job
+NOT_INHERITED = (
+    "VLLM_API_KEY",
+    "VLLM_PORT",
+    "VLLM_USE_MODELSCOPE",
+    "VLLM_USE_RUST_FRONTEND",  # it knows no middleware, and so no token
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",  # shorter than ``http.KEEPALIVE_S``: connections would break
+    "VLLM_DISABLE_PYNCCL",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    STARTED_BY,
+)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What one server is started with."""
+
+    model_path: Path  # a Hugging Face folder; its tokenizer is not read (token ids in and out)
+    served_name: str
+    log_path: Path
+    max_model_len: int  # prompt and response together, tokens
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: any free one
+    tensor_parallel: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0  # of requests without a seed of their own
+    device: Literal["cpu", "cuda"] = "cpu"
+    kv_cache_gib: float = 1.0  # on a CPU
+    cpu_threads: int | None = None  # of each worker, on a CPU; None: its share of the cores
+    gpu_memory_utilization: float = 0.85  # on GPUs
+    gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
+    token_path: Path | None = None  # file of the token that requests must bear; None: no token
+    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
+
+
+def settings_of(
+    recipe: Recipe, model_path: Path, run_dir: Path, index: int, first_gpu: int
+) -> EngineSettings:
+    """Settings of the recipe's engine number ``index``, on the GPUs from ``first_gpu`` on.
+
+    The run's token (``registry.make_token``) must be there when it starts.
+    """
+    engine, rollout = recipe.rollout.engine, recipe.rollout
+    return EngineSettings(
+        model_path=model_path,
+        served_name=recipe.name,
+        log_path=run_dir / "logs" / f"engine{index}.log",
+        max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
+        port=engine.port + index if engine.port else 0,
+        tensor_parallel=engine.tensor_parallel,
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        device=device_kind(),
+        kv_cache_gib=engine.kv_cache_gib,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
+        token_path=run_dir / "token",
+        options=engine.options,
+    )
+
+
+def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
+    """Return (argv, environment) of the server."""
+    options = {**settings.options, **own_options(settings)}
+    argv = [sys.executable, "-m", "aent.inference.server"]
+    argv += [flag(name, value) for name, value in options.items()]
+    return argv, environment(settings)
+
+
+def flag(name: str, value: object) -> str:
+    """An option of vLLM's server as it stands on the command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    if isinstance(value, dict | list):
+        return f"--{name}={json.dumps(value)}"
+    return f"--{name}={value}"
+
+
+def own_options(settings: EngineSettings) -> dict[str, object]:
+    """The options that a run gives its engines, by name; recipes may not (``recipe.check``)."""
+    s = settings
+    backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
+    options: dict[str, object] = {
+        "model": s.model_path,
+        "served-model-name": s.served_name,
+        "host": s.host,
+        "port": s.port,
+        "tensor-parallel-size": s.tensor_parallel,
+        "max-model-len": s.max_model_len,
+        "dtype": s.dtype,
+        "seed": s.seed,
+        # sampling settings of the model's folder (top_k, penalties) would bias the policy silently
+        "generation-config": "vllm",
+        # of the policy that is sampled from: tempered
+        "logprobs-mode": "processed_logprobs",
+        "worker-extension-cls": WORKER_EXTENSION,
+        "weight-transfer-config": {"backend": backend},
+        "uvicorn-log-level": "warning",
+        "skip-tokenizer-init": True,
+        "enable-scale-out": True,  # /inference/v1/generate
+        "enable-prompt-tokens-details": True,  # how much came from the cache: the probe asks
+    }
+    if s.token_path is not None:
+        options["middleware"] = f"{TokenGate.__module__}.{TokenGate.__name__}"
+    if s.device == "cuda":
+        return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
+    options |= {
+        "enforce-eager": True,
+        # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a
+        # CPU: vLLM sets back the generator of a request with a seed, and a CPU's cannot be
+        "enable-chunked-prefill": False,
+        # whole blocks are what samples of one prompt share: 128, the default, is longer than many
+        "block-size": 32,
+        "kv-cache-memory-bytes": int(s.kv_cache_gib * 2**30),
+    }
+    if s.tensor_parallel == 1:
+        # vLLM's own choice is a worker process, for whose answers its engine process waits
+        # with a busy loop: a third of the machine's time where there are two cores
+        options["distributed-executor-backend"] = IN_PROCESS
+    return options
+
+
+def environment(settings: EngineSettings) -> dict[str, str]:
+    """The server's environment: this process's own, without what is meant for other servers."""
+    s = settings
+    env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    env |= {
+        "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
+        "VLLM_PLUGINS": "none",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # see rollout.server
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if len(tempfile.gettempdir()) + SOCKET_NAME > SOCKET_PATH:
+        env["VLLM_RPC_BASE_PATH"] = "/tmp"  # of vLLM's sockets; by default TMPDIR
+    if s.token_path is not None:
+        env[FILE_VARIABLE] = str(s.token_path)
+    if s.device == "cuda":
+        if s.gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
+        return env
+    env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
+    cores = _cores(s.tensor_parallel, s.cpu_threads)
+    if s.tensor_parallel == 1:
+        env["OMP_NUM_THREADS"] = str(len(cores[0]))
+    else:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, part)) for part in cores)
+    return env
+
+
+def _visible_gpu(place: int) -> str:
+    """The name of one of the GPUs that this process may use.
+
+    Raises ValueError if there are not as many.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible:
+        return str(place)
+    names = visible.split(",")
+    if place >= len(names):
+        raise ValueError(f"an engine needs GPU {place + 1} of the {len(names)} in {visible}")
+    return names[place]
+
+
+def _cores(workers: int, threads: int | None) -> list[list[int]]:
+    """This process's cores, dealt out to the workers of one server."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // workers)
+    parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(workers)]
+    return [part[:threads] for part in parts]
+
+
+@dataclass
+class Engine:
+    """A started server."""
+
+    settings: EngineSettings
+    child: Child
+    url: str
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return when the server answers /health.
+
+        Raises EngineError, with the last lines of its log, if it ends or is not ready within
+        ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.is_healthy():
+            if self.child.poll() is not None:
+                raise self.error(self.child.describe_exit())
+            if time.monotonic() > deadline:
+                raise self.error(f"is not ready after {timeout_s:.0f} s")
+            time.sleep(READY_POLL_S)
+
+    def client(self, progress_timeout_s: float = 300.0) -> EngineClient:
+        """A client whose errors carry the last lines of this server's log."""
+        return EngineClient(
+            self.url,
+            self.settings.served_name,
+            token=read_token(self.settings.token_path) if self.settings.token_path else None,
+            log_path=self.settings.log_path,
+            progress_timeout_s=progress_timeout_s,
+        )
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End the server and every process it started; return when they are gone."""
+        self.child.stop(grace_s)
+
+    def is_healthy(self) -> bool:
+        """Whether the server is ready and its engine process lives. One with a token has to prove
+        that it knows it: another server at its address may answer too."""
+        challenge = secrets.token_hex(16)
+        try:  # verify: reading certificates, for a URL without any, takes as long as the rest
+            answer = httpx.get(
+                f"{self.url}/health",
+                headers={CHALLENGE: challenge},
+                timeout=5.0,
+                trust_env=False,
+                verify=False,
+            )
+        except httpx.HTTPError:
+            return False
+        if self.settings.token_path is None:
+            return answer.is_success
+        wanted = proof(read_token(self.settings.token_path), challenge)
+        return answer.is_success and answer.headers.get(PROOF) == wanted
+
+    def error(self, what: str) -> EngineError:
+        """An EngineError that says what the server did and ends with the last lines of its log."""
+        return EngineError(
+            f"the vLLM server {self.url} {what}; the last lines of {self.child.log_path}:\n"
+            + self.child.tail(LOG_LINES)
+        )
+
+
+def start(settings: EngineSettings) -> Engine:
+    """Start a server; return at once (see ``Engine.wait_ready``).
+
+    Raises EngineError where its port is taken.
+    """
+    if settings.port == 0:
+        settings = replace(settings, port=free_port(settings.host))
+    elif (why := port_problem(settings.host, settings.port)) is not None:
+        raise EngineError(f"rollout.engine.port: port {settings.port} {why}")
+    argv, env = command(settings)
+    child = Child.start(
+        f"vLLM server on port {settings.port}", argv, env=env, log_path=settings.log_path
+    )
+    return Engine(settings, child, f"http://{settings.host}:{settings.port}")

@@ -1,0 +1,181 @@
+"""The requests of one ``Fleet.generate``, from their sending to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aent.inference.completion import Completion, GenerationRequest
+from aent.inference.http import EngineError, RefusedError, TransientError
+
+if TYPE_CHECKING:
+    from aent.inference.client import EngineClient, Fleet
+
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again, each in its turn
+LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
+
+Item = tuple[int, GenerationRequest]
+
+
+@dataclass(eq=False)
+class EngineFlight:
+    """A server during one ``generate``."""
+
+    client: EngineClient
+    in_flight: dict[asyncio.Task[Completion], Item] = field(default_factory=dict)
+    progress: float = 0.0  # when it was last known to write tokens, or got its first request
+    looked: float = 0.0  # when its tokens were last counted
+    tokens: float | None = None  # that it had written then; None: not known
+    sent_again: bool = False  # everything in flight, since it last wrote tokens
+    retries: int = 0
+    busy_since: float = 0.0  # while requests are in flight
+
+    @property
+    def due(self) -> float:
+        """When it is to be looked at unless a response ends before."""
+        return max(self.progress, self.looked) + self.client.progress_timeout_s / LOOKS
+
+    def advance(self, now: float) -> None:
+        """It has written tokens."""
+        self.progress, self.sent_again = now, False
+
+
+@dataclass
+class Flight:
+    """The requests of one ``generate``, and the servers that are not lost."""
+
+    fleet: Fleet
+    waiting: deque[Item]
+    engines: list[EngineFlight]
+    on_progress: Callable[[], None]
+    cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
+    _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
+    _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
+    _one_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _jitter: random.Random = field(default_factory=random.Random)
+
+    def send(self) -> None:
+        """Hand out what is waiting, as far as the servers' ``concurrency`` goes."""
+        now = asyncio.get_running_loop().time()
+        while self.waiting:
+            free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
+            if not free:
+                return
+            engine = min(free, key=lambda e: len(e.in_flight))
+            item = self.waiting.popleft()
+            if not engine.in_flight:
+                engine.progress = engine.looked = engine.busy_since = now
+            task = asyncio.create_task(self._complete(engine, item[1]))
+            engine.in_flight[task], self._owners[task] = item, engine
+            task.add_done_callback(self._note_end)
+
+    async def _complete(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
+        """One response. A request has a seed: sent again, it asks for the same tokens."""
+        for delay_s in RETRY_DELAYS_S:
+            try:
+                return await engine.client.complete(request)
+            except TransientError as error:
+                if engine.retries == 0:
+                    print(f"aent: sent again: {_first_line(error)}", file=sys.stderr, flush=True)
+                engine.retries += 1
+            await asyncio.sleep(delay_s * self._jitter.uniform(0.5, 1.0))
+        return await engine.client.complete(request)
+
+    def _note_end(self, task: asyncio.Task[Completion]) -> None:
+        self._ended.append(task)
+        self._one_ended.set()
+
+    async def land(self) -> list[tuple[int, Completion]]:
+        """Wait for some to end: (index, completion) of each. Servers that are lost are dropped.
+
+        Raises the error of a request that failed on a healthy server.
+        """
+        loop = asyncio.get_running_loop()
+        first = min(engine.due for engine in self.engines if engine.in_flight)
+        try:
+            async with asyncio.timeout_at(max(first, loop.time())):
+                await self._one_ended.wait()
+        except TimeoutError:
+            pass
+        ended, self._ended = self._ended, []
+        self._one_ended.clear()
+        landed = []
+        for task in ended:
+            engine = self._owners.pop(task, None)
+            if engine is None:  # called off
+                continue
+            if (error := task.exception()) is not None:
+                await self._fail(engine, error)
+                continue
+            landed.append((engine.in_flight.pop(task)[0], task.result()))
+            engine.advance(loop.time())
+            if not engine.in_flight:
+                self.fleet.busy_s += loop.time() - engine.busy_since
+        for engine in list(self.engines):
+            if engine.in_flight and engine.due <= loop.time():
+                await self._look(engine)
+        return landed
+
+    async def _fail(self, engine: EngineFlight, error: BaseException) -> None:
+        """A request has ended by an error: that of a healthy server ends everything."""
+        refused = isinstance(error, RefusedError) or not isinstance(error, EngineError)
+        if refused or await engine.client.is_healthy():
+            raise error
+        assert isinstance(error, EngineError)
+        self._lose(engine, error)
+
+    async def _look(self, engine: EngineFlight) -> None:
+        """No response of it has ended for a while: does it write tokens? One that does not, and yet
+        is healthy, may have lost requests, and gets them again, once."""
+        now = asyncio.get_running_loop().time()
+        client, before = engine.client, engine.tokens
+        engine.looked = now
+        try:
+            engine.tokens = await client.tokens_written()
+        except EngineError:
+            pass  # a silence like any other
+        else:
+            if before is not None and engine.tokens != before:
+                engine.advance(now)
+                self.on_progress()
+        if now < engine.progress + client.progress_timeout_s:
+            return
+        silence = client.error(
+            f": no token written for {now - engine.progress:.0f} s "
+            f"({len(engine.in_flight)} requests in flight)"
+        )
+        if engine.sent_again or not await client.is_healthy():
+            self._lose(engine, silence)
+            return
+        print(f"aent: sent again: {_first_line(silence)}", file=sys.stderr, flush=True)
+        self.waiting.extendleft(reversed(self.stop(engine)))
+        engine.sent_again = True
+        self.on_progress()
+        self.send()
+        engine.progress = engine.looked = asyncio.get_running_loop().time()
+
+    def stop(self, engine: EngineFlight) -> list[Item]:
+        """Have it answer nothing more; return what it was asked."""
+        items = list(engine.in_flight.values())
+        if items:
+            self.fleet.busy_s += asyncio.get_running_loop().time() - engine.busy_since
+        for task in engine.in_flight:
+            self._owners.pop(task, None)
+            task.cancel()
+        self.cancelled += engine.in_flight
+        engine.in_flight = {}
+        return items
+
+    def _lose(self, engine: EngineFlight, error: EngineError) -> None:
+        self.engines.remove(engine)
+        self.waiting.extendleft(self.stop(engine))
+        self.fleet.lose(engine.client, error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

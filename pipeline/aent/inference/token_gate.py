@@ -1,0 +1,110 @@
+"""The lock on an engine's door: every route asks for the run's token.
+
+vLLM's own API key leaves the routes for reinforcement learning open, which change weights and call
+any method of a worker. vLLM imports this module by the name of ``TokenGate`` (``--middleware``).
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aent.inference.registry import read_token
+
+FILE_VARIABLE = "AENT_TOKEN_FILE"  # names the file: the token itself is in no environment
+OPEN_PATH = "/health"
+RPC_PATH = "/collective_rpc"
+OUR_METHODS = "aent_"  # how those of ``worker_extension.WorkerExtension`` begin
+CHALLENGE = "x-aent-challenge"  # header of a request: hexadecimal digits
+PROOF = "x-aent-proof"  # of the answer to it
+
+
+def proof(token: str, challenge: str) -> str:
+    """What shows whoever knows the token that an answer's sender knows it too."""
+    return hmac.digest(token.encode(), challenge.encode(), "sha256").hex()
+
+
+class TokenGate:
+    """ASGI middleware: 401 to a request without ``Authorization: Bearer TOKEN``, 403 to a call of a
+    worker's method that is not ours."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.token = read_token(Path(os.environ[FILE_VARIABLE]))
+        self.expected = b"Bearer " + self.token.encode()
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Let the server's own start and stop, health checks and the token's bearers through."""
+        path = scope.get("path")
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif path == OPEN_PATH:
+            await self.app(scope, receive, self._proving(scope, send))
+        elif not self._admits(scope):
+            await _refuse(scope, send, 401, b"the run's token is needed")
+        elif path == RPC_PATH:
+            body = await _body(receive)
+            if _is_ours(body):
+                await self.app(scope, _again(body, receive), send)
+            else:
+                await _refuse(scope, send, 403, b"no method of aent's")
+        else:
+            await self.app(scope, receive, send)
+
+    def _admits(self, scope: dict[str, Any]) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self.expected)
+
+    def _proving(self, scope: dict[str, Any], send: Any) -> Any:
+        """``send`` with the proof that a challenge asks for. The token is nobody's to read from it,
+        and no other server's to make."""
+        challenge = dict(scope.get("headers", ())).get(CHALLENGE.encode())
+        if challenge is None:
+            return send
+        header = (PROOF.encode(), proof(self.token, challenge.decode("latin-1")).encode())
+
+        async def send_proof(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        return send_proof
+
+
+def _is_ours(body: bytes) -> bool:
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(asked, dict) and str(asked.get("method")).startswith(OUR_METHODS)
+
+
+async def _body(receive: Any) -> bytes:
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _again(body: bytes, receive: Any) -> Any:
+    """``receive`` for whoever reads a body that was read before."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> dict[str, Any]:
+        return left.pop() if left else await receive()
+
+    return receive_again
+
+
+async def _refuse(scope: dict[str, Any], send: Any, status: int, words: bytes) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    headers = [(b"content-type", b"text/plain"), (b"www-authenticate", b"Bearer")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": words})

@@ -1,0 +1,209 @@
+"""``aent train`` on one machine: starts engines and ranks, watches them, ends the run properly.
+
+The launcher holds no model. It is the one process that a signal reaches, and the one that sees a
+child die; whatever happens, it leaves no child behind and MLflow's run in its true state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aent.checkpoint.folders import CheckpointError
+from aent.inference import engine
+from aent.inference.client import EngineError
+from aent.inference.keeper import Keeper
+from aent.inference.shared import SharedEngines
+from aent.launch.start import prepare, rank_environment
+from aent.recipe.schema import Recipe
+from aent.runtime import failures, heartbeats
+from aent.runtime.children import Child, free_port, stop_all
+from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
+from aent.tracking.address import AddressError
+from aent.tracking.sqlite import StoreError
+from aent.tracking.tracker import mark_ended
+
+POLL_S = 0.1
+STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
+ENDED_S = 20.0  # for MLflow to hear of a signal: who has sent it waits 30 s at most
+LAST_WORDS_S = 10.0  # for rank 0 to write why, after another rank has followed its failure
+LOG_LINES = 25  # of a dead child, shown
+SILENCE_S = 120.0  # without a sign of life after which a rank hangs
+STACKS_S = 3.0  # for the ranks to write their stacks
+
+
+@dataclass
+class Signals:
+    """What reached this process."""
+
+    received: int = 0  # the first SIGINT or SIGTERM; 0 before
+    stop: bool = False  # SIGUSR1: a stop with a checkpoint is asked for (runtime.signals)
+
+
+@contextmanager
+def caught_signals() -> Iterator[Signals]:
+    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them."""
+    signals = Signals()
+
+    def note(number: int, frame: object) -> None:
+        if number == STOP:
+            signals.stop = True
+        else:
+            signals.received = signals.received or number
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, STOP)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
+    """Run the recipe; return the exit code: 0, 1 (a child failed), 2 (it cannot be resumed),
+    ``CHECKPOINTED`` (stopped by SIGUSR1, to be resumed), 128 + the signal's number.
+
+    With ``shared`` the run takes over the engines that are left there, and leaves its own there if
+    it ends well.
+    """
+    try:
+        run_dir, model_path = prepare(recipe)
+    except (CheckpointError, StoreError, AddressError) as error:
+        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    keepers: list[Keeper] = []
+    ranks: list[Child] = []
+    failure: str | None = None
+    with caught_signals() as signals:
+        try:
+            for index in range(recipe.rollout.engines):
+                keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
+            with held():
+                ranks = start_ranks(recipe, model_path, run_dir)
+            watch = heartbeats.Watch(run_dir, SILENCE_S)
+            failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
+        except Exception as error:  # the run has a folder by now: it must not look as if it went on
+            failure = f"aent: {type(error).__name__}: {error}"
+        finally:
+            finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
+            if shared is not None and finished and failure is None:
+                shared.left |= {keeper.index: keeper for keeper in keepers}
+                keepers = []
+            stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
+        if signals.received:
+            print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
+            mark_ended(run_dir, "KILLED", ENDED_S)
+            return 128 + signals.received
+    if failure is not None:
+        print(failure, file=sys.stderr)
+        mark_ended(run_dir, "FAILED")
+        return 1
+    if all(rank.poll() == CHECKPOINTED for rank in ranks):
+        print("aent: stopped by SIGUSR1, with a checkpoint: --resume goes on", file=sys.stderr)
+        return CHECKPOINTED
+    return 0
+
+
+def start_engine(
+    recipe: Recipe, model_path: Path, run_dir: Path, index: int, shared: SharedEngines | None
+) -> Keeper:
+    """Start the recipe's engine number ``index``, on the GPUs after the ranks', or take it over."""
+    first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
+    settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
+    if shared is not None:
+        return shared.engine(recipe, run_dir, index, settings)
+    return Keeper.start(recipe, run_dir, index, settings)
+
+
+def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
+    """Start every trainer rank on this machine, with the variables torchrun would set."""
+    world = recipe.trainer.num_ranks
+    shared = {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **rank_environment(recipe, world),
+    }
+    argv = [sys.executable, "-m", "aent.launch.rank", str(run_dir), str(model_path)]
+    return [
+        Child.start(
+            f"trainer rank {rank}",
+            argv,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            log_path=run_dir / "logs" / f"rank{rank}.log",
+            inherit_stdout=rank == 0,  # the progress display
+        )
+        for rank in range(world)
+    ]
+
+
+def look_after(
+    keepers: list[Keeper],
+    ranks: list[Child],
+    signals: Signals,
+    watch: heartbeats.Watch,
+    spare_engines: int,
+) -> str | None:
+    """Look after engines and ranks until every rank has ended well; return what to tell when one
+    did not, or hangs, or when an engine is lost that the run cannot do without.
+
+    An engine that has ended for good leaves ``keepers``. Returns None on a signal too; SIGUSR1 is
+    passed on to the ranks.
+    """
+    asked, next_look = False, 0.0
+    while not signals.received:
+        if signals.stop and not asked:
+            asked = True
+            send_all(ranks, STOP)
+        for keeper in list(keepers):
+            try:
+                keeper.look()
+            except EngineError as error:
+                if spare_engines == 0 or not keeper.has_served:
+                    return f"aent: {error}"
+                print(f"aent: engine {keeper.index} is given up: {error}", file=sys.stderr)
+                keepers.remove(keeper)
+        dead = [r for r in ranks if r.poll() not in (None, 0, CHECKPOINTED)]
+        if dead:
+            return first_failure(dead, ranks, watch.run_dir)
+        if all(rank.poll() is not None for rank in ranks):
+            return None
+        if time.monotonic() > next_look:
+            next_look = time.monotonic() + heartbeats.LOOK_S
+            if (told := watch.look()) is not None:
+                send_all(ranks, STACKS)
+                time.sleep(STACKS_S)
+                return f"aent: {told}; every rank's stack is in {ranks[0].log_path.parent}"
+        time.sleep(POLL_S)
+    return None
+
+
+def send_all(ranks: list[Child], number: signal.Signals) -> None:
+    for rank in ranks:
+        rank.process.send_signal(number)  # nothing, to one that has ended
+
+
+def first_failure(dead: list[Child], ranks: list[Child], run_dir: Path) -> str:
+    """Why the first rank failed: in its own words (``failures``) if it has written any.
+
+    One that a signal killed comes before those that ended by themselves; a rank that only followed
+    rank 0 gives it the time to write.
+    """
+    child = min(dead, key=lambda c: (c.poll() or 0) >= 0)
+    if (child.poll() or 0) > 0:
+        deadline = time.monotonic() + LAST_WORDS_S
+        while failures.only_followed(run_dir) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if told := failures.first(run_dir):
+            return told
+    return (
+        f"aent: {child.name} {child.describe_exit()}; the last lines of {child.log_path}:\n"
+        + child.tail(LOG_LINES)
+    )

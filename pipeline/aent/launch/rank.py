@@ -1,0 +1,43 @@
+"""One trainer rank: ``python -m aent.launch.rank RUN_DIR MODEL_PATH``, started by ``aent train``,
+torchrun or srun (see ``runtime.rank``)."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from pathlib import Path
+
+from aent.runtime import children, signals
+
+
+def main(run_dir: Path, model_path: Path) -> int:
+    """Build this rank's run, train, leave; return the exit code."""
+    children.die_with_parent()
+    gc.disable()  # a start makes a million objects that stay: looking for garbage takes 2 s
+    stop = signals.listen()  # before the imports, which take seconds: the signal would kill us
+    from aent.orchestrator import loop
+    from aent.orchestrator.run import Run
+    from aent.recipe.load import load
+    from aent.runtime import failures
+    from aent.runtime.phases import Phases
+    from aent.runtime.rank import read_place
+
+    recipe = load(run_dir / "recipe.yaml", [])
+    rank = read_place()
+    phases = Phases.of(run_dir, rank, recipe.trainer.phase_timeout_s)
+    with (
+        failures.recorded(run_dir, rank),
+        phases.beating(),
+        Run.open(recipe, run_dir, model_path, stop, phases) as run,
+    ):
+        gc.enable()
+        ended = loop.train(run)
+    return 0 if ended else signals.CHECKPOINTED
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is closed; taking a million objects apart one by one takes 2 s

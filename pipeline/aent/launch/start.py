@@ -1,0 +1,110 @@
+"""What a run needs before its first process starts, on one machine and in a Slurm job alike."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aent.algorithm.entropy_controls import CONTROLS
+from aent.checkpoint.resume import choose_start
+from aent.checks.recipe import run_folder
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.inference import registry
+from aent.models import model_source
+from aent.recipe.load import dump
+from aent.recipe.schema import Recipe
+from aent.runtime import failures, heartbeats
+from aent.runtime.environment import device_kind
+from aent.runtime.files import write_whole
+from aent.tracking import address, sqlite
+
+
+def prepare(recipe: Recipe) -> tuple[Path, Path]:
+    """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
+    MLflow's address), MLflow's store where it is a file, and a bundled model.
+
+    Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
+    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.make_ready``, with
+    nothing written.
+    """
+    run_dir = run_folder(recipe).absolute()
+    model_path = model_source.resolve(recipe.model)
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    store = sqlite.file_of(address.tracking_uri(recipe, run_dir))
+    if store is not None:
+        sqlite.make_ready_apart(store)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    choose_start(recipe, run_dir)
+    address.keep(recipe, run_dir)
+    write_whole(run_dir / "recipe.yaml", dump(recipe))
+    registry.make_token(run_dir)
+    registry.clear(run_dir)
+    failures.clear(run_dir)
+    heartbeats.clear(run_dir)
+    say_what_starts(recipe, run_dir, model_path)
+    return run_dir, model_path
+
+
+def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
+    """Before the silence of a start: what is being started, and where it writes."""
+    trainer, rollout = recipe.trainer, recipe.rollout
+    print(
+        f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
+        f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
+        f"{rollout.num_engines} vLLM engine(s), model {model_path}\n"
+        f"{say_what_controls(recipe)}\n"
+        f"aent: run folder {run_dir} (logs in logs/)\n"
+        f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",
+        flush=True,
+    )
+
+
+def say_what_controls(recipe: Recipe) -> str:
+    """Which entropy is rewarded, what becomes of its coefficient, which other controls act."""
+    settings = ControllerSettings(**recipe.controller.model_dump())
+    paid = recipe.entropy.measure
+    measured = settings.measure or paid
+    if settings.kind == "constant" and settings.initial == 0:
+        lines = [f"no entropy bonus (coefficient 0); measured: {_which(measured, recipe)}"]
+    else:
+        lines = [f"entropy bonus: coefficient x {_which(paid, recipe)}"]
+        lines += [f"coefficient ({settings.kind}): {controllers.describe(settings)}"]
+        if measured != paid:
+            lines += [f"the coefficient is moved by another one: {_which(measured, recipe)}"]
+    for control in recipe.entropy_controls:
+        values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
+        acts_on = CONTROLS[control.kind].acts_on
+        lines.append(f"entropy control ({acts_on}): {control.kind} {values}".rstrip())
+    return "\n".join(f"aent: {line}" for line in lines)
+
+
+def _which(measure: str, recipe: Recipe) -> str:
+    """Which entropy that is, in words."""
+    if measure == "full":
+        return "the entropy over the whole vocabulary"
+    if recipe.entropy.top_k is not None:
+        return f"the entropy renormalised on the {recipe.entropy.top_k} likeliest tokens"
+    dropped = recipe.entropy.drop_fraction
+    if dropped is None:
+        from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
+    return f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
+
+
+def rank_environment(recipe: Recipe, ranks_here: int) -> dict[str, str]:
+    """Variables that libraries read when a rank starts; ``ranks_here`` share this machine."""
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_PLUGINS": "none",  # nemo-toolkit registers one that complains
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device_kind() == "cpu":
+        cores = max(1, (os.cpu_count() or 1) // ranks_here)
+        variables |= {
+            "OMP_NUM_THREADS": str(recipe.trainer.threads_per_rank or cores),
+            # several ranks share the cores: a waiting thread pool must not keep them busy
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # torch maps every buffer above 32 MB anew; huge pages save most of the page faults
+            "THP_MEM_ALLOC_ENABLE": "1",
+        }
+    return variables

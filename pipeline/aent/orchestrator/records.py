@@ -1,0 +1,232 @@
+"""The metrics of one step: plain numbers by name, from what the step produced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aent.algorithm.entropy_controls import Memory
+from aent.algorithm.terms import mini_batch_sequences
+from aent.data.batch import Batch
+from aent.entropy.controllers import ControllerReport
+from aent.evaluation.heldout import EvaluationResult
+from aent.orchestrator.sampling import Rollout
+from aent.trainer.trainer import MinibatchResult
+
+# what a table of samples holds: 8,192 responses a step would be 50 MB each time
+MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
+# phases in which the trainer's ranks compute or send; in the others they wait
+TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
+
+
+def step_metrics(
+    batch: Batch,
+    results: Sequence[MinibatchResult],
+    report: ControllerReport,
+    rollout: Rollout,
+) -> dict[str, float]:
+    """Everything a step says of itself, except times. Names: docs/metrics.md.
+
+    Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
+    ``grad_norm`` are means over its mini-batches.
+    """
+    tokens = sum(r.tokens for r in results)
+    lengths = batch.response_lengths.double()
+
+    def per_token(name: str) -> float:
+        return sum(getattr(r, name) for r in results) / tokens
+
+    def per_update(name: str) -> float:
+        return sum(getattr(r, name) for r in results) / len(results)
+
+    # the mini-batches' norms, as a root mean square: a step's own gradient is that of no logits
+    policy, entropy = (
+        math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
+    )
+    bonus = report.coefficient * entropy
+    aim = {"controller/low": report.low, "controller/high": report.high}
+    if math.isnan(report.low):  # a constant has none, an automatic band not yet
+        aim = {}
+    return aim | {
+        "reward/mean": float(batch.reward[batch.own].mean()),
+        "reward/std": float(batch.reward[batch.own].std(correction=0)),
+        "reward/judged_mean": judged_mean(rollout),
+        "reward/groups_without_signal": groups_without_signal(batch),
+        "reward/groups_replaced": float(groups_replaced(rollout)),
+        "reward/penalty": 0.0 if batch.penalty is None else float(batch.penalty.mean()),
+        "reward/rerolled": float((~batch.own).sum()),
+        "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated_share": float(batch.truncated.double().mean()),
+        "policy/entropy": per_token("entropy"),
+        "policy/clamped_entropy": per_token("clamped_entropy"),
+        "policy/kept_mass": per_token("kept_mass"),
+        "policy/logprob_gap": batch.logprob_gap,
+        "policy/kl_behaviour": per_token("kl_behaviour"),
+        "policy/kl_reference": per_token("kl_reference"),
+        "policy/clip_fraction": per_token("clip_fraction"),
+        "policy/masked_share": zero_share(batch, batch.importance),
+        "policy/kl_clamped_share": zero_share(batch, batch.kl_weight),
+        "gradient/policy": policy,
+        "gradient/entropy": entropy,
+        "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
+        "gradient/product": per_update("gradient_product"),
+        "gradient/neutral_coefficient": results[-1].neutral_coefficient,
+        "policy/invalid_tokens": sum(r.invalid_rows for r in results),
+        "update/loss": per_update("loss"),
+        "update/policy_loss": per_update("policy_loss"),
+        "update/grad_norm": per_update("grad_norm"),
+        "update/lr": results[-1].lr,
+        "update/skipped": float(sum(r.update_skipped for r in results)),
+        "controller/coefficient": report.coefficient,
+        "controller/next_coefficient": report.next_coefficient,
+        "controller/error": report.error,
+        "controller/move": report.move,
+        "controller/at_bound": float({"low": -1, "": 0, "high": 1}[report.at_bound]),
+        "controller/steps_at_bound": float(report.steps_at_bound),
+        "controller/skipped": float(report.skipped),
+    }
+
+
+def groups_without_signal(batch: Batch) -> float:
+    """Share of groups whose responses all got the same reward: they teach nothing."""
+    reward, group = batch.reward[batch.own], batch.group[batch.own]
+    flat = [float(reward[group == g].max() == reward[group == g].min()) for g in group.unique()]
+    return sum(flat) / len(flat)
+
+
+def judged_mean(rollout: Rollout) -> float:
+    """Mean of the judge's rewards, which a majority reward does not learn from."""
+    judged = [v.reward for s, v in zip(rollout.samples, rollout.verdicts) if not s.rerolled]
+    return sum(judged) / len(judged)
+
+
+def control_metrics(memory: Memory) -> dict[str, float]:
+    """The numbers that entropy controls keep for the next step."""
+    return {
+        f"control/{kind}/{name}": value
+        for kind, kept in memory.items()
+        for name, value in kept.items()
+        if isinstance(value, (int, float))
+    }
+
+
+def zero_share(batch: Batch, weight: Tensor | None) -> float:
+    """Share of response tokens whose weight [T] is 0: without a policy loss, or without a KL."""
+    return 0.0 if weight is None else float((weight[batch.loss_mask] == 0).double().mean())
+
+
+def groups_replaced(rollout: Rollout) -> int:
+    """Groups without signal that were thrown away, so that others could stand in their places."""
+    return sum({s.group: s.replaced for s in rollout.samples}.values())
+
+
+def time_metrics(
+    batch: Batch, seconds: Mapping[str, float], engine_busy_s: float
+) -> dict[str, float]:
+    """Seconds per phase since the last step's record, and tokens (prompts included) per second.
+
+    Per role too: the trainer works in ``TRAINER_WORKS``; of the engines, each had requests to
+    answer for ``engine_busy_s`` in the mean.
+    """
+    total = sum(seconds.values())
+    trainer = sum(seconds.get(phase, 0.0) for phase in TRAINER_WORKS)
+    tokens = batch.tokens.numel()
+    metrics = {f"time/{phase}": value for phase, value in seconds.items()}
+    return metrics | {
+        "time/total": total,
+        "time/trainer_busy": trainer,
+        "time/trainer_idle": total - trainer,
+        "time/engines_busy": engine_busy_s,
+        "time/engines_idle": total - engine_busy_s,
+        "tokens/total": float(tokens),
+        "tokens/response": float(batch.loss_mask.sum()),
+        "tokens/per_s": tokens / max(total, 1e-9),
+    }
+
+
+def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
+    """What an evaluation found."""
+    return {
+        "evaluation/accuracy": result.accuracy,
+        "evaluation/standard_error": result.standard_error,
+        "evaluation/length_mean": result.mean_length,
+        "evaluation/truncated_share": result.truncated_share,
+        "evaluation/judge_errors": float(result.judge_errors),
+        **{f"evaluation/pass_at_{k}": value for k, value in result.pass_at_k.items()},
+    }
+
+
+def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
+    """The table of an evaluation's answers to the held-out questions: a row each."""
+    return [
+        {
+            "item": answer.question.index,
+            "prompt": answer.question.prompt,
+            "expected": answer.question.answer,
+            "response": answer.response,
+            "reward": answer.reward,
+            "judge_error": answer.error,
+            "tokens": answer.length,
+            "truncated": answer.truncated,
+        }
+        for answer in result.answers
+    ]
+
+
+def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
+    """What a suite's evaluation found."""
+    return {
+        key.replace("evaluation/", f"evaluation/{name}/"): value
+        for key, value in evaluation_metrics(result).items()
+    }
+
+
+def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list[float]:
+    """Mean entropy of each of the step's responses, of the recipe's measure, in their order."""
+    entropies = torch.zeros(batch.num_sequences)
+    for chosen, result in zip(mini_batch_sequences(batch, len(results)), results):
+        entropies[chosen] = torch.tensor(result.response_entropy)
+    return entropies.tolist()
+
+
+def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:
+    """The table of a step's samples: a row each, ``MAX_ROWS`` at most (whole groups first), long
+    texts without their middle. All of them, whole, are in ``rollouts/`` as long as a checkpoint
+    needs them."""
+    return [
+        {
+            "item": sample.item,
+            "group": sample.group,
+            "prompt": shortened(prompt),
+            "response": shortened(response),
+            "reward": sample.reward,
+            "replaced": sample.replaced,
+            "entropy": entropy,
+            "judge_error": verdict.error,
+            "finish_reason": sample.finish_reason,
+            "tokens": len(sample.response_ids),
+            "logprob_mean": sum(sample.logprobs) / len(sample.logprobs),
+            "version": sample.versions[-1],
+        }
+        for sample, prompt, response, verdict, entropy in zip(
+            rollout.samples[:MAX_ROWS],
+            rollout.prompts,
+            rollout.responses,
+            rollout.verdicts,
+            entropies,
+        )
+    ]
+
+
+def shortened(text: str) -> str:
+    """A text of more than ``MAX_TEXT`` characters without its middle, which is counted."""
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"

@@ -1,0 +1,242 @@
+"""Where batches come from: prompts to the engines, responses to the judges (rank 0 only)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+from aent import tasks
+from aent.algorithm.entropy_controls import Plan
+from aent.data.batch import Sample
+from aent.inference.client import Fleet, GenerationRequest
+from aent.inference.forks import generate_forked
+from aent.models.tokenizer import Tokenizer
+from aent.recipe.schema import Recipe
+from aent.tasks import Question
+from aent.tasks.judge import JudgePool, Verdict
+from aent.tasks.verifiers import answer_in
+
+
+@dataclass
+class Rollout:
+    """What one step sampled: samples and, beside them, what a person wants to read."""
+
+    samples: list[Sample]
+    prompts: list[str]
+    responses: list[str]
+    verdicts: list[Verdict]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether its responses, of one group, got different rewards."""
+        return len({s.reward for s in self.samples}) > 1
+
+    def reward_by(
+        self, reward: Callable[[Sequence[str | None]], list[float]], verifier: str
+    ) -> None:
+        """Give its samples, of one group, rewards by their answers in place of the judge's."""
+        answers = [answer_in(verifier, response) for response in self.responses]
+        for sample, value in zip(self.samples, reward(answers)):
+            sample.reward = value
+
+    def reward_finished_only(self) -> None:
+        """Take the rewards of responses that were cut off."""
+        for sample in self.samples:
+            if sample.finish_reason == "length":
+                sample.reward = 0.0
+
+    def select(self, chosen: Sequence[int]) -> Rollout:
+        """These of its responses, in this order."""
+        return Rollout(
+            [self.samples[i] for i in chosen],
+            [self.prompts[i] for i in chosen],
+            [self.responses[i] for i in chosen],
+            [self.verdicts[i] for i in chosen],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Rollout]) -> Rollout:
+        """All of them, one after the other."""
+        return Rollout(
+            [s for part in parts for s in part.samples],
+            [p for part in parts for p in part.prompts],
+            [r for part in parts for r in part.responses],
+            [v for part in parts for v in part.verdicts],
+        )
+
+
+def sample_seed(run_seed: int, step: int, item: int, index: int) -> int:
+    """A seed of its own for each sample: the same when a step is executed again."""
+    key = f"{run_seed}/{step}/{item}/{index}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") & 0x7FFFFFFF
+
+
+def replace_groups(
+    groups: list[Rollout],
+    spare: Iterator[Question],
+    sample: Callable[[list[tuple[int, Question]]], list[Rollout]],
+) -> None:
+    """Dynamic sampling (DAPO, arXiv 2503.14476 eq. 11): a group whose rewards are all the same
+    gives its place to that of a spare question, until every group has signal or no question is
+    left.
+
+    A place whose replacements have no signal either keeps its first group, so that the batch keeps
+    its size. (DAPO samples on without a bound; verl ends the run with an error after
+    max_num_gen_batches.) ``Sample.replaced`` counts the groups thrown away for a place; it is saved
+    with the sample, so that a step read from disk counts the same.
+
+    Args:
+        groups: changed in place; group i has the group id i.
+        sample: one group for each (group id, question).
+    """
+    while flat := [place for place, group in enumerate(groups) if not group.has_signal]:
+        places = [(place, question) for place, question in zip(flat, spare)]
+        if not places:
+            return
+        for (place, _), group in zip(places, sample(places)):
+            thrown_away = groups[place].samples[0].replaced + 1
+            if group.has_signal:
+                groups[place] = group
+            for one in groups[place].samples:
+                one.replaced = thrown_away
+
+
+def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
+    """The responses with more than the mean reward of their group, the first ``limit`` of all
+    (AEPO: those that would have a positive advantage)."""
+    chosen = []
+    for group in groups:
+        rewards = [s.reward for s in group.samples]
+        mean = sum(rewards) / len(rewards)
+        chosen.append(group.select([i for i, r in enumerate(rewards) if r > mean]))
+    joined = Rollout.join(chosen)
+    return joined.select(range(min(limit, len(joined.samples))))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of a step, and how it is to be answered."""
+
+    group: int
+    question: Question
+    samples: int
+    again: bool = False  # after it has been answered once: re-rolled
+
+
+@dataclass
+class RolloutSource:
+    """Samples a step's responses from the engines and has them judged."""
+
+    recipe: Recipe
+    task: tasks.Task
+    tokenizer: Tokenizer
+    fleet: Fleet
+    judge: JudgePool
+    progress: Callable[[], None]
+
+    def next(self, step: int, plan: Plan, max_staleness: int = 0) -> Rollout:
+        """The rollouts of ``step``, written by weights at most ``max_staleness`` steps old, as the
+        plan has them: one group per prompt, those without signal replaced where the recipe says
+        so, re-rolled responses behind them.
+
+        (Step t is sampled with weight version t.) Raises RuntimeError if a token came from another
+        version, EngineError as the client does.
+        """
+        rollout, seed = self.recipe.rollout, self.recipe.seed
+        wanted = rollout.prompts_per_step
+        questions = tasks.questions_for_step(self.task, step, wanted, seed)
+        counts = plan.samples([question.index for question in questions])
+        asked = [Asked(g, q, n) for g, (q, n) in enumerate(zip(questions, counts))]
+
+        def sample(asked: Sequence[Asked], temperature: float = plan.temperature) -> list[Rollout]:
+            return self._sample(step, asked, replace(plan, temperature=temperature), max_staleness)
+
+        groups = sample(asked)
+        others = tasks.replacements_for_step(self.task, step, wanted, seed)
+        spare = list(islice(others, rollout.replacement_prompts))
+        replace_groups(
+            groups,
+            iter(spare),
+            lambda places: sample([Asked(g, q, counts[g]) for g, q in places]),
+        )
+        if plan.reroll is not None:
+            by_index = {question.index: question for question in [*questions, *spare]}
+            first = groups[: math.ceil(plan.reroll.share * wanted)]
+            items = [group.samples[0].item for group in first]
+            again = [Asked(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
+            groups.append(better_ones(sample(again, plan.reroll.temperature), plan.reroll.limit))
+        return Rollout.join(groups)
+
+    def _sample(
+        self,
+        step: int,
+        asked: Sequence[Asked],
+        plan: Plan,
+        max_staleness: int,
+    ) -> list[Rollout]:
+        """One group of samples for each question."""
+        requests = [r for one in asked for r in self._requests(step, one, plan.temperature)]
+        owners = [one for one in asked for _ in range(one.samples)]
+        generate = partial(self.fleet.generate_sync, on_progress=self.progress)
+        if plan.fork is None:
+            completions = generate(requests)
+        else:
+            completions = generate_forked(generate, requests, plan.fork.forks, plan.fork.branches)
+        responses = [self.tokenizer.decode(c.token_ids) for c in completions]
+        verdicts = self.judge.judge([one.question for one in owners], responses)
+        samples = []
+        for one, request, done, verdict in zip(owners, requests, completions, verdicts):
+            if not step - max_staleness <= min(done.versions) <= max(done.versions) <= step:
+                raise RuntimeError(
+                    f"step {step}: an engine wrote tokens with weight versions "
+                    f"{sorted(set(done.versions))}, the trainer is at {step}"
+                )
+            samples.append(
+                Sample(
+                    prompt_ids=list(request.prompt_ids),
+                    response_ids=list(done.token_ids),
+                    logprobs=list(done.logprobs),
+                    versions=list(done.versions),
+                    finish_reason=done.finish_reason,
+                    group=one.group,
+                    item=one.question.index,
+                    reward=verdict.reward,
+                    rerolled=one.again,
+                )
+            )
+        groups, first = [], 0
+        for one in asked:
+            part = slice(first, first := first + one.samples)
+            prompts = [one.question.prompt] * one.samples
+            groups.append(Rollout(samples[part], prompts, responses[part], verdicts[part]))
+        if plan.reward is not None:
+            for group in groups:
+                group.reward_by(plan.reward, self.recipe.task.verifier)
+        if self.recipe.task.finished_only:
+            for group in groups:
+                group.reward_finished_only()
+        return groups
+
+    def _requests(self, step: int, asked: Asked, temperature: float) -> Iterator[GenerationRequest]:
+        """One request for each response to a question."""
+        recipe, question = self.recipe, asked.question
+        prompt_ids = self.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
+        if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
+            raise ValueError(
+                f"task question {question.index} has {len(prompt_ids)} tokens, more than "
+                f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
+            )
+        for index in range(asked.samples):
+            # the seeds of responses that are asked for again go on where the first ones end
+            place = index + asked.again * asked.samples
+            yield GenerationRequest(
+                prompt_ids=prompt_ids,
+                max_tokens=recipe.rollout.max_response_tokens,
+                temperature=temperature,
+                seed=sample_seed(recipe.seed, step, question.index, place),
+                stop_token_ids=self.tokenizer.stop_ids,
+            )

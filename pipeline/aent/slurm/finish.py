@@ -1,0 +1,41 @@
+"""A failed job's last step: ``python -m aent.slurm.finish RUN_DIR STATUS [--ranks-began]`` says
+why, and closes MLflow's run with STATUS (FAILED or KILLED; RUNNING: it goes on and stays open)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from aent.cluster import starts
+from aent.runtime import failures, heartbeats
+from aent.tracking.tracker import Status, mark_ended
+
+
+def main(run_dir: Path, status: Status | Literal["RUNNING"], ranks_began: bool) -> None:
+    """The words come last: the end of the job's log is where a person looks. What fails before
+    there are ranks has said why itself."""
+    if status != "RUNNING" and last_started_by(run_dir) == os.environ["SLURM_JOB_ID"]:
+        mark_ended(run_dir, status)
+    why = failures.first(run_dir) if ranks_began else ""
+    if ranks_began and status != "RUNNING":
+        for rank, place in heartbeats.places(run_dir).items():
+            print(f"aent: rank {rank} was at {place}", file=sys.stderr)
+        why = why or (
+            "aent: no trainer rank has written why: see the lines of srun above, which name tasks "
+            f"that were killed, and {run_dir}/logs"
+        )
+    if why:
+        print(why, file=sys.stderr)
+
+
+def last_started_by(run_dir: Path) -> str | None:
+    """The job that started last in this folder (``cluster.prepare``): a job that was refused there
+    has no say over another one's run."""
+    begun = starts.noted(run_dir)
+    return begun[-1].get("job") if begun else None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], "--ranks-began" in sys.argv[3:])  # type: ignore[arg-type]

@@ -1,0 +1,134 @@
+"""A few seconds on every node before anything loads: ``python -m aent.slurm.preflight RUN_DIR``.
+
+One task per node looks at GPUs, disk and shared memory, and at whether the other nodes can be
+reached. Each bad node is named with what is wrong with it, and the step fails. Neither torch nor
+vLLM is imported: it must start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from aent.runtime.network import own_address
+
+GIB = 2**30
+PEERS_DEADLINE_S = 120.0  # for the other nodes to come and to be reached
+CONNECT_S = 5.0
+POLL_S = 0.1
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 0, or 1 with one line per fault on stderr."""
+    parser = argparse.ArgumentParser(prog="aent.slurm.preflight")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--gpus", type=int, default=0, help="that this node must have")
+    parser.add_argument("--gpu-free", type=float, default=0.9, help="share of its memory")
+    parser.add_argument("--disk-gib", type=float, default=10.0, help="free in the run folder")
+    parser.add_argument("--shm-gib", type=float, default=1.0, help="free in /dev/shm")
+    given = parser.parse_args(arguments)
+    name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    faults = gpu_faults(given.gpus, given.gpu_free) if given.gpus else []
+    faults += folder_faults(given.run_dir, given.disk_gib)
+    faults += folder_faults(Path("/dev/shm"), given.shm_gib)
+    faults += folder_faults(Path(tempfile.gettempdir()), 0.1)
+    try:
+        nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
+        # a requeued job has the same number: what its earlier start has left is not met again
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+        start = f"{os.environ['SLURM_JOB_ID']}-{restarts}-{os.environ['SLURM_STEP_ID']}"
+        faults += peer_faults(given.run_dir / "preflight" / start, nodes, place, name)
+    except OSError as error:
+        faults.append(str(error))
+    for fault in faults:
+        print(f"aent: preflight: {name}: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def gpu_faults(wanted: int, free_share: float) -> list[str]:
+    """GPUs that are missing, or that something else still holds memory of (nvidia-smi's view)."""
+    query = ["nvidia-smi", "--query-gpu=index,memory.free,memory.total", "--format=csv,noheader"]
+    query[-1] += ",nounits"
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return [f"nvidia-smi: {error}"]
+    if answer.returncode:
+        words = " ".join(f"{answer.stdout} {answer.stderr}".split())
+        return [f"nvidia-smi ended with code {answer.returncode}: {words}"]
+    lines = answer.stdout.splitlines()
+    faults = [] if len(lines) >= wanted else [f"{len(lines)} GPUs, {wanted} are needed"]
+    for line in lines:
+        try:
+            index, free, total = map(int, line.split(","))
+        except ValueError:  # "[N/A]", or an error in the place of a number
+            faults.append(f"nvidia-smi knows no memory of a GPU (index, free, total): {line}")
+            continue
+        if free < free_share * total:
+            faults.append(f"GPU {index} has {free} of {total} MiB free: another process holds it")
+    return faults
+
+
+def folder_faults(folder: Path, gib: float) -> list[str]:
+    """A folder that is not there, cannot be written to, or has too little room."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        free = shutil.disk_usage(folder).free / GIB
+    except OSError as error:
+        return [f"{folder}: {error.strerror}"]
+    return [f"{folder} has {free:.2f} GiB free, {gib:g} are needed"] if free < gib else []
+
+
+def peer_faults(meeting: Path, nodes: int, place: int, name: str) -> list[str]:
+    """Nodes that do not come to the meeting (a shared folder), or that do not answer from here."""
+    meeting.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + PEERS_DEADLINE_S
+    with socket.create_server((own_address(), 0)) as server:
+        threading.Thread(target=_accept, args=(server,), daemon=True).start()
+        _write(meeting / f"{place}.here", [name, *server.getsockname()[:2]])
+        here = _wait(meeting, "here", nodes, deadline)
+        faults = [
+            f"node {peer} of the job did not come" for peer in range(nodes) if peer not in here
+        ]
+        for peer, address, port in here.values():
+            try:
+                socket.create_connection((address, port), CONNECT_S).close()
+            except OSError as error:
+                faults.append(f"cannot reach {peer} ({address}): {error}")
+        _write(meeting / f"{place}.done", [name])
+        _wait(meeting, "done", len(here), deadline)  # the others still have to reach this node
+    return faults
+
+
+def _wait(meeting: Path, what: str, count: int, deadline: float) -> dict[int, list]:
+    while len(found := list(meeting.glob(f"*.{what}"))) < count and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return {int(path.stem): json.loads(path.read_text()) for path in found}
+
+
+def _write(path: Path, content: list) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(content))
+    beside.replace(path)
+
+
+def _accept(server: socket.socket) -> None:
+    while True:
+        try:
+            server.accept()[0].close()
+        except OSError:  # closed: the check is over
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

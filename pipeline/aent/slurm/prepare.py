@@ -1,0 +1,118 @@
+"""A job's first step, on one node: the run's folder, and what the batch script must know.
+
+``python -m aent.slurm.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
+[--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks everything and writes
+``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+from aent.checkpoint import folders as checkpoint
+from aent.checkpoint import resume
+from aent.checkpoint.folders import CheckpointError
+from aent.checks.recipe import check, run_folder
+from aent.cluster import starts
+from aent.launch.start import prepare, rank_environment
+from aent.layout.nodes import Layout, layout
+from aent.recipe.load import RecipeError, load
+from aent.recipe.schema import Recipe
+from aent.runtime.environment import data_path
+from aent.slurm.sweep import SweepError, parent_run
+from aent.tracking.address import AddressError
+from aent.tracking.sqlite import StoreError
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 0, or 2 with one sentence per fault on stderr."""
+    parser = argparse.ArgumentParser(prog="aent.slurm.prepare")
+    parser.add_argument("run_dir")
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--gpus-per-node", type=int, required=True)
+    parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("--max-requeues", type=int, default=0)
+    parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args(arguments)
+    try:
+        own = [f"run_dir={shlex.quote(given.run_dir)}", "resume=auto"]
+        recipe = load(data_path(given.recipe), [*given.overrides, *own])
+        faults = check(recipe)
+        place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
+        if given.sweep is not None and not faults:
+            tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
+            update = {"tracking": recipe.tracking.model_copy(update=tracking)}
+            recipe = recipe.model_copy(update=update)
+    except (RecipeError, ValueError, SweepError) as error:
+        faults = str(error).splitlines()
+    if faults:
+        print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
+        return 2
+    if finished(recipe):
+        (run_folder(recipe) / "job.env").write_text("FINISHED=1\n")
+        return 0
+    try:
+        run_dir, model_path = prepare(recipe)
+        count_start(run_dir, given.max_requeues)
+    except (CheckpointError, StoreError, AddressError) as error:
+        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    (run_dir / "logs").mkdir(exist_ok=True)
+    (run_dir / "job.env").write_text(job_environment(recipe, place, model_path))
+    return 0
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether the run has nothing left to do: its policy is there, and no step is missing."""
+    run_dir = run_folder(recipe)
+    steps = [each.step for each in checkpoint.found(run_dir) if not each.ending]
+    newest = max(steps, default=recipe.steps)
+    return (run_dir / "policy").is_dir() and newest >= recipe.steps
+
+
+def count_start(run_dir: Path, max_requeues: int) -> None:
+    """Note this start of the job in ``run_dir/starts.jsonl``.
+
+    Raises CheckpointError if the job was requeued more than ``max_requeues`` times in a row without
+    a checkpoint between them.
+    """
+    folder = resume.chosen(run_dir)
+    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder.name if folder else None}
+    starts.note(run_dir, start)
+    before = reversed(starts.noted(run_dir))
+    in_a_row = len(list(takewhile(lambda earlier: earlier == start, before)))
+    if in_a_row > max_requeues + 1:
+        raise CheckpointError(
+            f"the job was requeued {in_a_row - 1} times in a row without coming to another "
+            f"checkpoint (MAX_REQUEUES={max_requeues}): the run is given up"
+        )
+
+
+def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
+    """What the batch script sources."""
+    values = {
+        "FINISHED": "",
+        "MODEL_PATH": str(model_path),
+        "RANKS": str(recipe.trainer.num_ranks),
+        "RANKS_PER_NODE": str(place.ranks_per_node),
+        "ENGINES": str(recipe.rollout.engines),
+        "ENGINE_NODES": str(place.engine_nodes),
+        "ENGINES_PER_NODE": str(place.engines_per_node),
+        "FIRST_ENGINE_GPU": str(place.first_engine_gpu),
+    }
+    lines = ["# written by aent.slurm.prepare for the batch script"]
+    lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    for name, value in rank_environment(recipe, place.ranks_per_node).items():
+        lines.append(f"export {name}={shlex.quote(value)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,247 @@
+"""``aent slurm``: a recipe's ``cluster:`` section as a batch script, its submission, its state."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aent.checks.recipe import run_folder
+from aent.layout.nodes import layout
+from aent.recipe.redact import redacted
+from aent.recipe.schema import ClusterSection, Recipe
+from aent.runtime.environment import data_path
+from aent.tracking import journal
+from aent.tracking.journal import JOURNAL_FILE
+
+HETJOB = "#SBATCH hetjob"
+STATUS_FORMAT = "%i|%T|%M|%D|%R|%k"  # number, state, run time, nodes, reason, comment: run folder
+SQUEUE_TIMEOUT_S = 60.0
+
+
+class SlurmError(RuntimeError):
+    """Slurm is not here, or said no; the message has its words."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """A rendered batch script and where it is kept: beside the run's folder."""
+
+    text: str
+    path: Path
+
+    @property
+    def command(self) -> list[str]:
+        """What submits it."""
+        return ["sbatch", "--parsable", str(self.path)]
+
+
+def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
+    """A header above the unchanged ``slurm/train.sbatch`` (``train_het.sbatch`` with engine nodes).
+
+    Args:
+        recipe: checked; its ``run_dir`` is named.
+        source: the recipe as the command line named it; overrides as well.
+
+    Raises ValueError, with the reason, where the recipe does not fit the nodes.
+    """
+    cluster = recipe.cluster
+    layout(recipe, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
+    run_dir = _run_dir(recipe)
+    flags = [f"--job-name={recipe.name}", f"--output={_quoted(_beside(run_dir, '.log'))}"]
+    flags += [f"--comment={_quoted(run_dir)}"]
+    settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
+    settings += [f"set -- {_arguments(source, overrides)}"]
+    said = f"aent slurm render {shlex.join([source, *overrides])}"
+    return Script(_text(said, recipe, flags, settings), _beside(run_dir, ".sbatch"))
+
+
+def render_array(
+    runs: Sequence[tuple[str, Sequence[str], Recipe]], folder: Path, said: str
+) -> Script:
+    """One job array whose tasks are these runs, below one run in MLflow (``cluster.sweep``).
+
+    Args:
+        runs: source and overrides, as the command line named them, and the checked recipe of each.
+        folder: of the comparison; the script and the tasks' logs are kept there.
+        said: the command, for the script's head.
+
+    Raises ValueError, with the reason, where the runs do not fit the nodes, or not one array.
+    """
+    folder, first = folder.absolute(), runs[0][2]
+    for source, _, recipe in runs:
+        cluster = recipe.cluster
+        if cluster != first.cluster:
+            raise ValueError(f"{source} has another cluster section than {runs[0][0]}: not one job")
+        if cluster.engine_nodes:
+            raise ValueError(f"{source}: engine_nodes: Slurm has no arrays of heterogeneous jobs")
+        layout(recipe, cluster.nodes, cluster.gpus_per_node, 0)
+    log = _quoted(folder / "task-%a.log", keep="%a.log")
+    name = re.sub(r"\s", "_", folder.name)
+    flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
+    settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
+    for number, (source, overrides, recipe) in enumerate(runs):
+        run_dir = shlex.quote(str(_run_dir(recipe)))
+        settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
+    settings += ["esac", "export RUN_DIR"]
+    return Script(_text(said, first, flags, settings), folder / "array.sbatch")
+
+
+def _run_dir(recipe: Recipe) -> Path:
+    """The run's folder, absolute; ValueError where it cannot be written into a batch script, or
+    where the job's containers do not see it under its name."""
+    run_dir, here = run_folder(recipe).absolute(), Path.cwd()
+    if re.search(r'["\n]', str(run_dir)):
+        raise ValueError(f"run_dir={str(run_dir)!r} has a quote or a line break")
+    mounts = recipe.cluster.mounts or (f"{here}:{here}",)
+    if recipe.cluster.container == "none" or any(_sees(mount, run_dir) for mount in mounts):
+        return run_dir
+    raise ValueError(f"run_dir={run_dir} lies outside mounts={','.join(mounts)}")
+
+
+def _sees(mount: str, folder: Path) -> bool:
+    host, inside = map(Path, mount.split(":")[:2])
+    if not folder.is_relative_to(inside):
+        return False
+    return (host / folder.relative_to(inside)).resolve() == folder.resolve()
+
+
+def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[str]) -> str:
+    """Header and body: ``flags`` of sbatch and lines of the script, beside the recipe's own."""
+    name = "train_het.sbatch" if recipe.cluster.engine_nodes else "train.sbatch"
+    body = data_path(f"slurm/{name}").read_text()
+    lines = [
+        "#!/bin/bash",
+        "# " + said.replace("\n", " "),
+        f"# Down to the mark: from the recipe. Below it: slurm/{name}, unchanged; Slurm reads no",
+        "# #SBATCH line there, for commands stand above it.",
+        *_directives(recipe, body, flags),
+        "",
+        *(f"export {name}={shlex.quote(value)}" for name, value in _exports(recipe.cluster)),
+        *settings,
+        "",
+        f"# ---- slurm/{name} " + "-" * 60,
+    ]
+    return "\n".join(lines) + "\n" + body
+
+
+def _beside(run_dir: Path, ending: str) -> Path:
+    return run_dir.with_name(run_dir.name + ending)
+
+
+def _arguments(source: str, overrides: Sequence[str]) -> str:
+    file = Path(source)
+    if any(redacted(override) != override for override in overrides):
+        raise ValueError(
+            "an override has a password, which the batch script would hold: write it into the "
+            "recipe, or give the address by MLFLOW_TRACKING_URI"
+        )
+    return shlex.join([str(file.absolute()) if file.exists() else source, *overrides])
+
+
+def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str]:
+    """The script's own #SBATCH lines and, instead of those of the same flag, the recipe's."""
+    cluster = recipe.cluster
+    groups: list[list[str]] = [[]]
+    for line in body.splitlines():
+        if line == HETJOB:
+            groups.append([])
+        elif line.startswith("#SBATCH "):
+            groups[-1].append(line.removeprefix("#SBATCH "))
+    for number, (own, nodes) in enumerate(zip(groups, (cluster.nodes, cluster.engine_nodes))):
+        asked = [f"--nodes={nodes}", f"--gpus-per-node={cluster.gpus_per_node}"]
+        for flag in ("time", "account", "partition"):
+            if getattr(cluster, flag) is not None:
+                asked.append(f"--{flag}={getattr(cluster, flag)}")
+        if number == 0:
+            asked += flags
+        else:
+            yield HETJOB
+        by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked, *cluster.flags]}
+        yield from (f"#SBATCH {flag}" for flag in by_flag.values())
+
+
+def _quoted(path: Path, keep: str = "") -> str:
+    """The path as sbatch reads one; ``keep`` is a pattern of Slurm's at its end."""
+    text = str(path).removesuffix(keep).replace("%", "%%") + keep
+    return f'"{text}"' if " " in text else text
+
+
+def _exports(cluster: ClusterSection) -> Iterator[tuple[str, str]]:
+    yield "CONTAINER", cluster.container
+    if cluster.container == "none":
+        yield "PYTHON", sys.executable
+    for name, value in (
+        ("IMAGE", cluster.image),
+        ("ENGINE_IMAGE", cluster.engine_image),
+        ("MOUNTS", ",".join(cluster.mounts)),
+        ("CLUSTER_ENV", _env_file(cluster)),
+    ):
+        if value:
+            yield name, value
+    yield "MAX_REQUEUES", str(cluster.max_requeues)
+
+
+def _env_file(cluster: ClusterSection) -> str | None:
+    if cluster.env_file is None:
+        return None
+    path = data_path(cluster.env_file)
+    if not path.is_file():
+        raise ValueError(f"env_file: no file {path}")
+    return str(path.absolute())
+
+
+def submit(script: Script) -> str:
+    """Keep the script beside the run and give it to sbatch; the job's number.
+
+    Two jobs of one script would work in one folder: the second is refused as long as the first,
+    which keeps its number when it is requeued, waits or runs.
+
+    Raises SlurmError.
+    """
+    for line in _slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
+        number, _, command = line.partition("|")
+        if Path(command).resolve() == script.path.resolve():
+            raise SlurmError(f"job {number} waits or runs already: {script.path}")
+    script.path.write_text(script.text)
+    return _slurm(script.command).strip().partition(";")[0]
+
+
+def status(recipe: Recipe) -> str:
+    """The jobs of this recipe that Slurm knows, and how far each has come. Raises SlurmError."""
+    query = ["squeue", "--noheader", "--me", "--states=all", f"--name={recipe.name}"]
+    lines = _slurm([*query, f"--format={STATUS_FORMAT}"]).splitlines()
+    if not lines:
+        return f"no job of yours called {recipe.name} is known to Slurm (squeue)"
+    rows = [["job", "state", "time", "nodes", "where, or why not", "steps", "run folder"]]
+    for line in lines:
+        *shown, comment = line.split("|", 5)
+        run_dir = Path(comment) if comment not in ("", "(null)") else None
+        rows.append([*shown, _steps(run_dir, recipe.steps), str(run_dir or "")])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
+
+
+def _steps(run_dir: Path | None, steps: int) -> str:
+    """How many steps the run's journal has, of all."""
+    path = run_dir / JOURNAL_FILE if run_dir else None
+    if path is None or not path.is_file():
+        return ""
+    done = [point.step + 1 for point in journal.read(path) if point.key == "reward/mean"]
+    return f"{max(done, default=0)}/{steps}"
+
+
+def _slurm(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S)
+    except FileNotFoundError:
+        raise SlurmError(f"{command[0]} is not here: this machine has no Slurm client") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} did not answer in {SQUEUE_TIMEOUT_S:.0f} s") from None
+    if done.returncode:
+        raise SlurmError(done.stderr.strip() or f"{command[0]} ended with code {done.returncode}")
+    return done.stdout

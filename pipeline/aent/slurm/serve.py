@@ -1,0 +1,62 @@
+"""One rollout engine of a Slurm job: ``python -m aent.slurm.serve RUN_DIR MODEL_PATH FIRST_GPU``.
+
+Each task of the engines' step runs this: it keeps a vLLM server on the job's network, behind the
+run's token, and publishes its address in the run folder when the server is ready. FIRST_GPU is the
+place, among its node's GPUs, of the first that engines may take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from aent.inference import engine, registry
+from aent.inference.client import EngineError
+from aent.inference.keeper import Keeper
+from aent.recipe.load import load
+from aent.runtime import children
+from aent.runtime.network import own_address
+
+POLL_S = 0.5
+
+
+def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
+    """Serve until SIGTERM (0), or until the server has ended for good (1)."""
+    children.die_with_parent()
+    recipe = load(run_dir / "recipe.yaml")
+    index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
+    first_gpu += place * recipe.rollout.engine.tensor_parallel
+    settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
+    leaving = False
+
+    def note(number: int, frame: object) -> None:
+        # an exception raised here would be lost where Python ignores those: in a hook at a fork
+        nonlocal leaving
+        leaving = True
+
+    signal.signal(signal.SIGTERM, note)
+    keeper: Keeper | None = None
+    try:
+        own = dataclasses.replace(settings, host=own_address())
+        keeper = Keeper.start(recipe, run_dir, index, own)
+        while not leaving:
+            if keeper.look():
+                print(f"aent: engine {index} serves at {keeper.engine.url}", flush=True)
+            time.sleep(POLL_S)
+        return 0
+    except (EngineError, OSError, ValueError) as error:
+        if keeper is None:
+            registry.publish_failure(run_dir, index, f"engine {index}: {error}")
+        print(f"aent: engine {index}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if keeper is not None:
+            keeper.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

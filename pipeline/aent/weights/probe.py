@@ -1,0 +1,154 @@
+"""The probe: what an engine computes for a given text, against what the trainer computes.
+
+After every update each engine says how likely the tokens of one text are, and the trainer says it
+too. Three faults show that no check of the transfer can see:
+
+- an engine that has kept keys and values of other weights: it says that it took tokens of the text
+  from its cache, which was emptied by the update;
+- an engine that computes with the weights of an earlier update (a packed copy that was not
+  renewed): its log-probs are nearer to the trainer's of then than to those of now;
+- one that computes with something else: its log-probs are far from the trainer's.
+
+The text is that of the run's own prompts. Its tokens are given (nothing is sampled, so both sides
+speak of the same ones) and many: rounding moves single tokens far, the mean over two hundred little
+(docs/engines.md has what was measured in bfloat16).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aent.inference.client import GENERATE, EngineClient
+from aent.inference.completion import GenerationRequest, is_logprob, version_of
+from aent.inference.http import RefusedError, TransientError
+
+TOKENS = 192  # of the text, where the engines have room for so many
+SALT = "aent-probe"  # its blocks in the cache are of no use to other requests, and theirs not to it
+FAR = 2.0  # times as near to one set of weights as to another: it speaks of that one
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an engine says of the text."""
+
+    logprobs: Tensor  # [tokens - 1] fp32: of each token after the first; NaN: none given
+    version: int  # of the weights
+    cached: int  # tokens whose keys and values it took from its cache
+
+
+def text_of(prompts: Iterable[Sequence[int]], length: int) -> list[int]:
+    """Token ids of as many prompts, one after the other, as make ``length`` tokens; repeated where
+    they are too few."""
+    return list(itertools.islice(itertools.chain.from_iterable(itertools.cycle(prompts)), length))
+
+
+async def length_of(client: EngineClient, room: int) -> int:
+    """Tokens of the text: more than a block of the engine's cache, of which only whole ones are
+    reused; at most ``room``, with the one that is generated behind them."""
+    return min(max(TOKENS, await client.block_size() + 8), room - 1)
+
+
+async def ask(client: EngineClient, text: Sequence[int]) -> Seen:
+    """Have the engine say the log-probs of a text, at temperature 1.
+
+    Ask once after each update: what is asked again would be found in the cache. Raises EngineError
+    as ``EngineClient.call`` does.
+    """
+    body = GenerationRequest(text, 1, temperature=0.0, seed=0, cache_salt=SALT).body()
+    # by default vLLM leaves its cache alone where log-probs of the prompt are asked for
+    body["sampling_params"] |= {"prompt_logprobs": 0, "skip_reading_prefix_cache": False}
+    try:
+        answer = await client.ask_to_generate(body, timeout_s=client.progress_timeout_s)
+    except TransientError:
+        # what the first attempt may have left in the cache is of the present weights
+        await client.call("POST", "/reset_prefix_cache")
+        answer = await client.ask_to_generate(body, timeout_s=client.progress_timeout_s)
+    return _seen(client, answer, text)
+
+
+def _seen(client: EngineClient, answer: dict, text: Sequence[int]) -> Seen:
+    try:
+        details = answer["usage"]["prompt_tokens_details"]
+        if details is None:
+            raise client.error(
+                " does not say what it takes from its cache: start it with "
+                "--enable-prompt-tokens-details",
+                RefusedError,
+            )
+        version = version_of(answer["choices"][0]["weight_versions"][0]["version"])
+        places = answer["prompt_logprobs"]
+        if len(places) != len(text):
+            raise ValueError(f"{len(places)} log-probs of {len(text)} tokens")
+        # for tokens of the cache vLLM gives whatever was in memory
+        values = [(place or {}).get(str(token)) for place, token in zip(places[1:], text[1:])]
+        given = [None if value is None else value["logprob"] for value in values]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise client.error(f"{GENERATE}: {error!r}") from None
+    logprobs = [value if is_logprob(value) else math.nan for value in given]
+    return Seen(torch.tensor(logprobs), version, details.get("cached_tokens") or 0)
+
+
+@dataclass
+class Probe:
+    """The text of a run, and what was last known of the trainer's weights."""
+
+    text: list[int]
+    tolerance: float  # of the mean |difference|, nats
+    # the trainer's log-probs of the version that every engine was last proven to have
+    proven: Tensor | None = field(default=None, repr=False)
+    gap: float = math.nan  # mean |engine - trainer| of the last update, nats; the largest of all
+
+    def judge(self, seen: Sequence[Seen], ours: Tensor, version: int) -> list[str]:
+        """What is wrong with each engine, empty where nothing is.
+
+        Args:
+            ours: [tokens - 1] fp32, the trainer's log-probs of the text, at temperature 1.
+        """
+        faults = [self._fault(one, ours, version) for one in seen]
+        self.gap = max(_gap(one.logprobs, ours) for one in seen)
+        if not any(faults) and all(self._is_proven(one, ours) for one in seen):
+            self.proven = ours
+        return faults
+
+    def _fault(self, seen: Seen, ours: Tensor, version: int) -> str:
+        if seen.version != version:
+            return f"computed the probe with weight version {seen.version}, not {version}"
+        if seen.cached:
+            return (
+                f"has a stale prefix cache: it took {seen.cached} tokens of the probe from it, "
+                "which the update has emptied"
+            )
+        gap = _gap(seen.logprobs, ours)
+        if self.proven is not None and gap > FAR * (before := _gap(seen.logprobs, self.proven)):
+            return (
+                f"computes with older weights than {version}: its log-probs of the probe differ "
+                f"from the trainer's by {gap:.4g} (mean), from its earlier ones by {before:.4g}"
+            )
+        if not gap <= self.tolerance:  # NaN too
+            return (
+                f"computes with other weights than the trainer: log-probs of the probe differ by "
+                f"{gap:.4g} (mean), more than rollout.probe_tolerance={self.tolerance:g} "
+                "(its prefix cache is not the cause)"
+            )
+        return ""
+
+    def _is_proven(self, seen: Seen, ours: Tensor) -> bool:
+        """Whether the engine has these weights and no earlier ones: those that were proven first
+        are (nothing else is known), later ones where they are far enough from the last proven.
+
+        What is too near, the next updates will tell: the comparison stays with the last proven.
+        """
+        if self.proven is None:
+            return True
+        return FAR * _gap(seen.logprobs, ours) < _gap(seen.logprobs, self.proven)
+
+
+def _gap(theirs: Tensor, ours: Tensor) -> float:
+    """The mean absolute difference, nats."""
+    return float((theirs - ours).abs().mean())

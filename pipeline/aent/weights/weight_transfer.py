@@ -1,0 +1,367 @@
+"""New weights into every engine, verified: nobody samples from what did not arrive whole.
+
+Sequence of one update: pause (requests in flight are kept), start, the tensors in buckets, compare
+what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
+cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
+What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
+old copies) is for the probe (``rollout.probe``).
+
+The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from aent.inference.client import EngineClient, EngineError
+from aent.inference.completion import INITIAL_VERSION
+from aent.weights import nccl
+from aent.weights.manifest import Manifest, TensorSpec, differences
+from aent.weights.transport import (
+    Broadcast,
+    GlooTransport,
+    NcclTransport,
+    Transport,
+    in_daemon_thread,
+)
+
+POLL_S = 0.002  # between two looks at broadcasts under way
+LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
+FAULTS_SHOWN = 8
+
+
+T = TypeVar("T")
+Bucket = list[tuple[str, TensorSpec, Tensor]]  # names, what they are, and the tensors themselves
+
+
+class WeightSyncError(RuntimeError):
+    """An engine does not hold the weights that it should; the message says which tensor, cache or
+    version."""
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How weights travel."""
+
+    backend: Literal["gloo", "nccl"] = "gloo"
+    bucket_bytes: int = 64 * 2**20  # tensors sent with one call; two such are held at once
+    timeout_s: float = 120.0  # for each call and each bucket
+    master_address: str = "127.0.0.1"  # of this process, as the engines reach it
+
+
+@dataclass
+class WeightSender:
+    """Rank 0's end of the connection to all engines."""
+
+    clients: list[EngineClient]
+    settings: TransferSettings = TransferSettings()
+    transport: Transport | None = field(default=None, init=False)
+    joined: list[str] = field(default_factory=list, init=False)  # addresses in the group
+    version: int | None = field(default=None, init=False)  # of the last update
+
+    async def connect(self) -> None:
+        """Form a group with every worker of every engine, in place of an earlier one; ``push`` does
+        it too, where they are not those of the last time.
+
+        Raises EngineError within ``timeout_s`` if an engine does not come.
+        """
+        self.disconnect()
+        await self._rpc("aent_reset_transfer")
+        sizes = await self._values("GET", "/get_world_size", "world_size")
+        world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
+        address = self.settings.master_address
+        join: Callable[[], Transport]
+        if self.settings.backend == "gloo":
+            store, where = GlooTransport.rendezvous(address, timeout_s)
+            join = partial(GlooTransport.join, store, address, world, timeout_s)
+        else:
+            await self.check_nccl()
+            unique_id, where = NcclTransport.rendezvous()
+            join = partial(NcclTransport.join, unique_id, world, torch.cuda.current_device())
+        offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
+        calls = [
+            client.call(
+                "POST",
+                "/init_weight_transfer_engine",
+                {"init_info": {**where, "rank_offset": offset, "world_size": world}},
+                timeout_s=timeout_s,
+            )
+            for client, offset in zip(self.clients, offsets)
+        ]
+        joined: asyncio.Future[Transport] = in_daemon_thread(join)
+        await asyncio.gather(*calls)
+        try:
+            transport = await asyncio.wait_for(joined, timeout_s)
+        except (TimeoutError, RuntimeError) as error:
+            raise EngineError(f"no group with the engines' workers: {error}") from error
+        self.transport = transport
+        self.joined = [client.url for client in self.clients]
+
+    def disconnect(self) -> None:
+        """Leave the group: engines that wait in it for one that is lost get an error."""
+        transport, self.transport, self.joined = self.transport, None, []
+        if transport is not None:
+            transport.close()
+
+    async def check_nccl(self) -> None:
+        """Raise EngineError naming the engine whose NCCL is of another version than ours, patch
+        level included: NCCL would refuse the group. Not run between two GPUs where it was written.
+        """
+        own = nccl.loaded_version()
+        for client, results in zip(self.clients, await self._rpc("aent_nccl_version")):
+            for worker, theirs in enumerate(results):
+                if tuple(theirs) != own:
+                    raise client.error(
+                        f", worker {worker}: NCCL {'.'.join(map(str, theirs))}, the trainer has "
+                        f"{'.'.join(map(str, own))}; weights travel by NCCL of one version "
+                        "(VLLM_NCCL_SO_PATH names the engine's library)"
+                    )
+
+    async def push(
+        self, named_tensors: Iterable[tuple[str, Tensor]], version: int, expected: Manifest | None
+    ) -> None:
+        """Replace the weights of every engine.
+
+        Args:
+            named_tensors: Hugging Face names and full tensors; consumed once and to its end even
+                where the update fails, because other ranks iterate in lockstep. Each tensor must
+                keep its value for two buckets; they are asked for in a thread of their own.
+            version: label of the new weights, above every engine's (at first any: a resumed run
+                may be behind engines that somebody else has started).
+            expected: what the model needs (``expected_manifest``); None: not compared.
+
+        Raises:
+            WeightSyncError: by name, what did not arrive as it should; the engines stay paused.
+            EngineError: an engine failed or did not answer in time. When that one has left
+                ``clients``, the others can have the whole update again.
+        """
+        rest = iter(named_tensors)
+        try:
+            same = await self.check_version(version)
+            if not same or self.joined != [client.url for client in self.clients]:
+                await self.connect()  # a broadcast would wait for who is not there
+            await self.begin()
+            sent = await self.send_all(rest, expected)
+            await self.verify(sent, expected)
+            await self.finish(version)
+            await self.reset_caches()
+            await self._all("POST", "/resume")
+            self.version = version
+        except EngineError:
+            self.disconnect()
+            raise
+        finally:
+            for _ in rest:
+                pass
+
+    async def check_version(self, version: int) -> bool:
+        """Whether every engine has the weights of the last update: one that was started again at
+        its old address has not.
+
+        Raises WeightSyncError unless ``version`` is newer than theirs.
+        """
+        same = True
+        for client in self.clients:
+            current = await client.weight_version()
+            if version <= (INITIAL_VERSION if self.version is None else current):
+                raise WeightSyncError(
+                    f"stale weight version {version}: {client.url} is at version {current}"
+                )
+            same = same and self.version in (None, current)
+        return same
+
+    async def begin(self) -> None:
+        """Pause generation, keeping what is in flight, and open the update."""
+        # the cache is cleared once, after the update, where the answer says whether it was
+        await self._all("POST", "/pause", params={"mode": "keep", "clear_cache": False})
+        await self._all("POST", "/start_weight_update")
+
+    async def send_all(
+        self, named_tensors: Iterator[tuple[str, Tensor]], expected: Manifest | None
+    ) -> Manifest:
+        """Send bucket after bucket; return what was offered, by name.
+
+        A tensor that the model does not need, or of another shape or dtype, is not sent: ``verify``
+        names it.
+        """
+        offered: Manifest = {}
+        under_way: asyncio.Task[None] | None = None
+        try:
+            # the next bucket is collected, in a thread, while the engines take in this one
+            buckets = self._buckets(named_tensors, expected, offered)
+            while (bucket := await in_daemon_thread(lambda: next(buckets, None))) is not None:
+                if under_way is not None:
+                    await under_way
+                under_way = asyncio.create_task(self.send(bucket))
+            if under_way is not None:
+                await under_way
+        finally:
+            if under_way is not None:
+                under_way.cancel()
+                await asyncio.gather(under_way, return_exceptions=True)
+        return offered
+
+    def _buckets(
+        self,
+        named_tensors: Iterator[tuple[str, Tensor]],
+        expected: Manifest | None,
+        offered: Manifest,
+    ) -> Iterator[Bucket]:
+        """What ``send_all`` sends; fills ``offered``."""
+        bucket: Bucket = []
+        size = 0
+        for name, tensor in named_tensors:
+            if name in offered:
+                raise WeightSyncError(f"{name} was offered twice")
+            spec = offered[name] = TensorSpec.of(tensor)
+            wanted = spec if expected is None else expected.get(name)
+            if wanted is None or (wanted.shape, wanted.dtype) != (spec.shape, spec.dtype):
+                continue
+            bucket.append((name, spec, tensor))
+            size += tensor.nbytes
+            if size >= self.settings.bucket_bytes:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket
+
+    async def send(self, bucket: Bucket) -> None:
+        """Announce the bucket to every engine and broadcast its tensors.
+
+        Raises EngineError within ``timeout_s``.
+        """
+        if self.transport is None:
+            raise RuntimeError("push before connect")
+        info = {
+            "names": [name for name, _, _ in bucket],
+            "dtype_names": [spec.dtype for _, spec, _ in bucket],
+            "shapes": [list(spec.shape) for _, spec, _ in bucket],
+        }
+        transport, timeout_s = self.transport, self.settings.timeout_s
+        calls = [
+            asyncio.ensure_future(
+                c.call("POST", "/update_weights", {"update_info": info}, timeout_s=timeout_s)
+            )
+            for c in self.clients
+        ]
+        # in a thread: NCCL connects in the first broadcasts, which blocks until every engine has
+        # got its call and takes part
+        started = in_daemon_thread(lambda: [transport.broadcast(tensor) for _, _, tensor in bucket])
+        try:
+            # the calls have deadlines of their own, whose errors name the engine
+            async with asyncio.timeout(timeout_s + LAST_WORDS_S):
+                for work in await _first_failure(started, calls):
+                    await _finished(work, calls)
+                await asyncio.gather(*calls)
+        except TimeoutError:
+            urls = ", ".join(client.url for client in self.clients)
+            raise EngineError(
+                f"a broadcast of weights to {urls} has not ended within {timeout_s:.0f} s"
+            ) from None
+        finally:
+            started.cancel()
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def verify(self, offered: Manifest, expected: Manifest | None) -> None:
+        """Compare what the trainer offered with what the model needs, and what every worker
+        received with what was offered.
+
+        Raises WeightSyncError naming each tensor, after closing the update without a new version.
+        """
+        faults = [] if expected is None else [
+            f"the trainer's export: {d}" for d in differences(expected, offered)
+        ]  # fmt: skip
+        if not faults:
+            for client, results in zip(self.clients, await self._rpc("aent_received")):
+                for rank, tensors in enumerate(results):
+                    received = {n: TensorSpec(tuple(s), d, c) for n, (s, d, c) in tensors.items()}
+                    where = f"{client.url}, worker {rank}"
+                    faults += [f"{where}: {d}" for d in differences(offered, received)]
+        if faults:
+            await self._all("POST", "/finish_weight_update", {})
+            more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+            raise WeightSyncError("weight update: " + "; ".join(faults[:FAULTS_SHOWN]) + more)
+
+    async def finish(self, version: int) -> None:
+        """Close the update; every engine must then say ``version``."""
+        await self._all("POST", "/finish_weight_update", {"weight_version": str(version)})
+        for client in self.clients:
+            current = await client.weight_version()
+            if current != version:
+                raise WeightSyncError(
+                    f"{client.url} says weight version {current} after an update to {version}"
+                )
+
+    async def reset_caches(self) -> None:
+        """Drop keys and values of the old weights, those of requests in flight included."""
+        answers = await self._values(
+            "POST", "/reset_prefix_cache", "success", params={"reset_running_requests": True}
+        )
+        for client, was_reset in zip(self.clients, answers):
+            if not was_reset:
+                raise WeightSyncError(f"{client.url}: the prefix cache was not reset")
+
+    async def _all(
+        self, method: str, path: str, body: Any = None, *, params: Any = None
+    ) -> list[Any]:
+        """The answer of every engine."""
+        timeout_s = self.settings.timeout_s
+        calls = [
+            c.call(method, path, body, params=params, timeout_s=timeout_s) for c in self.clients
+        ]
+        return await asyncio.gather(*calls)
+
+    async def _values(self, method: str, path: str, key: str, **options: Any) -> list[Any]:
+        """What stands under ``key`` in every engine's answer."""
+        options["timeout_s"] = self.settings.timeout_s
+        return await asyncio.gather(*(c.value(method, path, key, **options) for c in self.clients))
+
+    async def _rpc(self, method: str) -> list[list[Any]]:
+        """What every worker of every engine returns from this method of our extension."""
+        return await self._values("POST", "/collective_rpc", "results", body={"method": method})
+
+
+async def _first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future]) -> T:
+    """The result of ``work``; the error of a call that fails before it has one."""
+    running = set(calls)
+    while not work.done():
+        done, _ = await asyncio.wait({work, *running}, return_when=asyncio.FIRST_COMPLETED)
+        for call in done - {work}:
+            running.discard(call)
+            call.result()
+    try:
+        return work.result()
+    except RuntimeError as error:
+        raise await _broken(error, calls) from error
+
+
+async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
+    """Wait for a broadcast; an engine's own error, where there is one, is the one raised."""
+    while not work.is_completed():
+        for call in calls:
+            if call.done():
+                call.result()
+        await asyncio.sleep(POLL_S)
+    try:
+        work.wait()
+    except RuntimeError as error:
+        raise await _broken(error, calls) from error
+
+
+async def _broken(error: RuntimeError, calls: Sequence[asyncio.Future]) -> EngineError:
+    """What a broadcast that broke is to be called; raises an engine's own error where it has one
+    to tell."""
+    done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION)
+    for call in calls:  # in their order: several may have failed
+        if call in done:
+            call.result()
+    return EngineError(f"a broadcast of weights broke: {error}")

@@ -1,0 +1,192 @@
+"""What runs inside every vLLM worker: receiving weights, and saying exactly what arrived.
+
+vLLM imports this module by the name of ``WorkerExtension`` (``--worker-extension-cls``); importing
+it registers the backends "aent_gloo" and "aent_nccl" with vLLM's weight-transfer API (0.32.0).
+The only module of aent that imports vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.nccl_engine import (
+    NCCLWeightTransferEngine,
+    NCCLWeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+from aent.weights import nccl
+from aent.weights.manifest import Manifest, TensorSpec
+from aent.weights.transport import gloo_broadcast, gloo_group
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """Where the trainer waits, and this engine's place in the group."""
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """The tensors of one bucket, in the order of their broadcasts."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+
+
+def receive(engine: Any, info: GlooUpdateInfo | NCCLWeightTransferUpdateInfo) -> None:
+    """Load a bucket into ``engine.model``, one tensor at a time; note what arrived."""
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes):
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=engine.device)
+            engine.broadcast(tensor)
+            engine.received[name] = TensorSpec.of(tensor)
+            yield name, tensor
+
+    engine.model.load_weights(tensors())
+
+
+def tied_heads(model: torch.nn.Module) -> list[Any]:
+    """Output layers whose weight is that of an embedding.
+
+    The tensors themselves tell: vLLM sets ``tie_word_embeddings`` to False where the file stores a
+    head too, and ties the two again if they are equal.
+    """
+    layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
+    embeddings = {id(layer.weight) for layer in layers if layer not in heads}
+    return [head for head in heads if id(head.weight) in embeddings]
+
+
+class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    """Weights over TCP, for a server on a CPU."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+    group: dist.ProcessGroupGloo | None = None
+    received: Manifest
+    is_open = False  # an update has begun and was not finished
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        parallel = self.parallel_config
+        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = dist.TCPStore(
+            init_info.master_address,
+            init_info.master_port,
+            is_master=False,
+            timeout=timedelta(seconds=init_info.timeout_s),
+        )
+        self.group = gloo_group(
+            store,
+            init_info.master_address,
+            init_info.rank_offset + worker,
+            init_info.world_size,
+            init_info.timeout_s,
+        )
+
+    def start_weight_update(self) -> None:
+        self.received, self.is_open = {}, True
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        receive(self, update_info)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        if self.group is None:
+            raise RuntimeError("no trainer is connected: /init_weight_transfer_engine comes first")
+        gloo_broadcast(self.group, tensor).wait()
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        # vLLM on a CPU computes with a packed copy of each matrix. The reload repacks a layer when
+        # its tensors arrive; a tied head gets none and would keep its old copy.
+        for head in tied_heads(self.model):
+            head.quant_method.process_weights_after_loading(head)
+        self.is_open = False
+
+    def shutdown(self) -> None:
+        self.group = None
+
+
+class NcclEngine(NCCLWeightTransferEngine):
+    """vLLM's NCCL engine, taking notes of what arrives. Not run here: it needs two GPUs."""
+
+    received: Manifest
+    is_open = False
+
+    def start_weight_update(self) -> None:
+        self.received, self.is_open = {}, True
+        super().start_weight_update()
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        self.is_open = False
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        receive(self, update_info)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        if self.model_update_group is None:
+            raise RuntimeError("no trainer is connected: /init_weight_transfer_engine comes first")
+        stream = torch.cuda.current_stream()
+        self.model_update_group.broadcast(tensor, src=0, stream=stream)
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker class, reached through /collective_rpc."""
+
+    weight_transfer_engine: Any
+    _weight_update_active: bool
+    finish_weight_update: Callable[[], None]
+
+    def aent_reset_transfer(self) -> None:
+        """Close an update that broke off, without a new version, and leave the group it came by.
+
+        Layers that have only a part of their tensors would take it for the beginning of the next
+        update's. What they have now is nothing to compute with: the engine must stay paused.
+        """
+        if self.weight_transfer_engine.is_open:
+            self._weight_update_active = True  # else where it broke in this worker
+            self.finish_weight_update()
+        self.weight_transfer_engine.shutdown()
+
+    def aent_received(self) -> dict[str, Any]:
+        """{name: [shape, dtype, checksum]} of every tensor since the update began."""
+        received: Manifest = self.weight_transfer_engine.received
+        return {n: [list(s.shape), s.dtype, s.checksum] for n, s in received.items()}
+
+    def aent_nccl_version(self) -> list[int]:
+        """Major, minor and patch of the NCCL that this worker's groups are made with."""
+        return list(nccl.version_of(NCCLLibrary().ncclGetRawVersion()))
+
+
+for _name, _engine in (("aent_gloo", GlooEngine), ("aent_nccl", NcclEngine)):
+    if _name not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(_name, _engine)
