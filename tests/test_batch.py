@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from aent.data.batch import Batch, Sample, broadcast_batch
+from aent.data.batch import Batch, broadcast_batch
+from aent.data.sample import Sample
 from distributed.ranks import run_ranks
 
 

@@ -2,7 +2,9 @@
 
 import torch
 
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.rollout import Rollout, Verdict
+from aent.data.sample import Sample
 from aent.orchestrator import records
 from aent.orchestrator.records import (
     control_metrics,
@@ -12,8 +14,6 @@ from aent.orchestrator.records import (
     time_metrics,
     zero_share,
 )
-from aent.orchestrator.sampling import Rollout
-from aent.tasks.judge import Verdict
 
 
 def samples() -> list[Sample]:

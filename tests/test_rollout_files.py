@@ -7,9 +7,8 @@ import random
 import pytest
 
 from aent.checkpoint import rollout_files
-from aent.data.batch import Sample
-from aent.orchestrator.sampling import Rollout
-from aent.tasks.judge import Verdict
+from aent.data.rollout import Rollout, Verdict
+from aent.data.sample import Sample
 
 
 def rollout(seed: int = 0) -> Rollout:

@@ -1,10 +1,10 @@
 """Which groups give their places to which questions, which responses are kept, which rewards."""
 
 from aent.algorithm.entropy_controls.rollouts import majority
-from aent.data.batch import Sample
-from aent.orchestrator.sampling import Rollout, better_ones, replace_groups
-from aent.tasks import Question
-from aent.tasks.judge import Verdict
+from aent.data.question import Question
+from aent.data.rollout import Rollout, Verdict
+from aent.data.sample import Sample
+from aent.orchestrator.sampling import better_ones, replace_groups, reward_by
 
 
 def group_of(place: int, question: Question) -> Rollout:
@@ -72,7 +72,7 @@ def test_better_ones_are_above_their_own_group():
 def test_a_vote_takes_the_place_of_the_judges_rewards():
     group = group_with([1, 0, 0, 0])
     group.responses = ["it is 7", "8, so 9", "I get 9.0", "no idea"]
-    group.reward_by(majority, "last_number")
+    reward_by(group, majority, "last_number")
     assert [s.reward for s in group.samples] == [0, 1, 1, 0]
     assert [v.reward for v in group.verdicts] == [1, 0, 0, 0]
 

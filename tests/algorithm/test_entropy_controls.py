@@ -6,7 +6,8 @@ import torch
 from aent.algorithm import entropy_controls
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import policy_loss
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.sample import Sample
 from aent.recipe.schema import AlgorithmSection, Recipe
 
 LENGTHS, GROUPS = (3, 2, 4, 1), (0, 0, 1, 1)

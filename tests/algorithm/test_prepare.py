@@ -9,7 +9,8 @@ from aent.algorithm import aggregation, importance
 from aent.algorithm import terms as prepare
 from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
 from aent.algorithm.rewards import overlong_penalty
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.sample import Sample
 from aent.recipe.schema import Recipe
 
 

@@ -10,7 +10,8 @@ import torch
 from aent.algorithm import entropy_controls
 from aent.algorithm import terms as prepare
 from aent.algorithm.entropy_controls.rollouts import allocate, majority
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.sample import Sample
 from algorithm.test_shaping_controls import (
     make_batch,
     over_response,

@@ -14,7 +14,8 @@ from aent.algorithm import terms as prepare
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import entropy_bonus, policy_loss
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.sample import Sample
 from aent.recipe.schema import AlgorithmSection, Recipe
 
 LENGTHS, GROUPS, REWARDS = (5, 2, 4, 1), (0, 0, 1, 1), (1.0, 0.0, 0.25, 0.25)

@@ -6,7 +6,7 @@ import pytest
 
 from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
-from aent.cluster import starts
+from aent.slurm import starts
 from aent.recipe.load import load
 from aent.slurm.prepare import count_start, finished
 

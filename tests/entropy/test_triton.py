@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aent.entropy import kernels, token_statistics
-from aent.entropy.kernels import NO_CUT, Gradient, torch_path
+from aent.entropy.kernels import torch_path
+from aent.entropy.kernels.interface import NO_CUT, Gradient
 from entropy import reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

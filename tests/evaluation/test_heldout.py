@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from aent.data.question import Question
 from aent.evaluation.heldout import Answer, summarize
-from aent.tasks import Question
 
 
 def answer(reward, length=4, truncated=False, error=""):

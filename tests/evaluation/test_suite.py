@@ -3,9 +3,9 @@ import math
 
 import pytest
 
+from aent.data.question import Question
 from aent.evaluation import suite, suites
 from aent.evaluation.answers import Answers, Row
-from aent.tasks import Question
 
 SUITE = suites.find("amc", ["samples=4"])
 QUESTIONS = [Question(i, f"{i}?", str(i)) for i in range(3)]

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from aent.inference import flight
-from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION, Completion, GenerationRequest
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from aent.runtime.children import free_port
 from rollout import models
 from rollout.conftest import Served
@@ -28,7 +30,7 @@ def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: 
         GenerationRequest(prompt, 12, temperature=temperature, seed=seed) for seed in range(8)
     ]
     ticks: list[int] = []
-    done = served.engine.client().generate_sync(requests, on_progress=lambda: ticks.append(1))
+    done = Fleet([served.engine.client()]).generate_sync(requests, on_progress=lambda: ticks.append(1))
     assert len(ticks) == len(done) == 8
     assert len({tuple(c.token_ids) for c in done}) == 8
     for completion in done:
@@ -43,7 +45,7 @@ def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: 
 def test_entropies_are_those_of_the_likeliest_tokens(served: Served) -> None:
     prompt = [5, 6, 7]
     request = GenerationRequest(prompt, 6, temperature=0.8, seed=0, alternatives=20)
-    plain, done = served.engine.client().generate_sync([replace(request, alternatives=0), request])
+    plain, done = Fleet([served.engine.client()]).generate_sync([replace(request, alternatives=0), request])
     assert plain.entropies is None
     assert done.token_ids == plain.token_ids
     assert done.entropies is not None
@@ -61,7 +63,7 @@ def test_entropies_are_those_of_the_likeliest_tokens(served: Served) -> None:
 def test_same_seed_same_tokens_in_order_of_requests(served: Served) -> None:
     client = served.engine.client()
     requests = [GenerationRequest([9, i], 6, seed=i) for i in range(12)]
-    first = client.generate_sync(requests)
+    first = Fleet([client]).generate_sync(requests)
     client.concurrency = 2  # other batches, the same requests
     fleet = Fleet([client, served.engine.client()])
     second = fleet.generate_sync(requests)
@@ -74,7 +76,7 @@ def test_same_seed_same_tokens_in_order_of_requests(served: Served) -> None:
 def test_more_prompts_at_once_than_one_pass_of_the_engine_takes(served: Served) -> None:
     # 2048 tokens are one pass: a prompt cut in two by that, with a seed, is fatal to vLLM on a CPU
     requests = [GenerationRequest([i + 1] + [7] * 289, 4, seed=i) for i in range(24)]
-    done = served.engine.client().generate_sync(requests)
+    done = Fleet([served.engine.client()]).generate_sync(requests)
     for request, completion in zip(requests, done, strict=True):
         assert completion.finish_reason == "length"
         expected = models.logprobs(served.model, request.prompt_ids, completion.token_ids)
@@ -85,9 +87,9 @@ def test_more_prompts_at_once_than_one_pass_of_the_engine_takes(served: Served) 
 @slow
 def test_stop_token_ends_a_response_and_stays_in_it(served: Served) -> None:
     client = served.engine.client()
-    (free,) = client.generate_sync([GenerationRequest([3, 4], 20, seed=1)])
+    (free,) = Fleet([client]).generate_sync([GenerationRequest([3, 4], 20, seed=1)])
     stop = free.token_ids[4]
-    (stopped,) = client.generate_sync(
+    (stopped,) = Fleet([client]).generate_sync(
         [GenerationRequest([3, 4], 20, seed=1, stop_token_ids=[stop])]
     )
     end = free.token_ids.index(stop) + 1
@@ -97,7 +99,7 @@ def test_stop_token_ends_a_response_and_stays_in_it(served: Served) -> None:
 
 @slow
 def test_greedy_takes_the_likeliest_token(served: Served) -> None:
-    (done,) = served.engine.client().generate_sync([GenerationRequest([1, 2], 3, temperature=0.0)])
+    (done,) = Fleet([served.engine.client()]).generate_sync([GenerationRequest([1, 2], 3, temperature=0.0)])
     for position in range(3):
         prompt = [1, 2, *done.token_ids[:position]]
         best = max(
@@ -111,10 +113,10 @@ def test_an_answer_with_an_error_is_a_failure(served: Served) -> None:
     client = served.engine.client()
     too_long = GenerationRequest([1] * (models.MAX_LENGTH + 1), 4)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/inference/v1/generate: status 400: "):
-        client.generate_sync([GenerationRequest([1], 4), too_long])
+        Fleet([client]).generate_sync([GenerationRequest([1], 4), too_long])
     other = EngineClient(served.engine.url, "another-model", token=client.token)
     with pytest.raises(EngineError, match=r"status 404: .*another-model"):
-        other.generate_sync([GenerationRequest([1], 4)])
+        Fleet([other]).generate_sync([GenerationRequest([1], 4)])
 
 
 @slow
@@ -123,7 +125,7 @@ def test_block_size_health_and_tokens_written(served: Served) -> None:
     asyncio.run(client.health())
     assert asyncio.run(client.block_size()) == 32
     before = asyncio.run(client.tokens_written())
-    client.generate_sync([GenerationRequest([1, 2, 3], 5, seed=0)])
+    Fleet([client]).generate_sync([GenerationRequest([1, 2, 3], 5, seed=0)])
     assert asyncio.run(client.tokens_written()) == before + 8
 
 
@@ -131,7 +133,7 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flight, "RETRY_DELAYS_S", (0.01, 0.01))
     client = EngineClient(f"http://127.0.0.1:{free_port()}", "tiny")
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/inference/v1/generate: ConnectError"):
-        client.generate_sync([GenerationRequest([1], 4)])
+        Fleet([client]).generate_sync([GenerationRequest([1], 4)])
     with pytest.raises(EngineError, match="not ready after 0 s"):
         asyncio.run(client.wait_ready(0.3))
 

@@ -13,8 +13,8 @@ import pytest
 
 from aent.checks.engines import ON_CPU, OWN_OPTIONS
 from aent.inference import engine, registry
-from aent.inference.client import EngineError
 from aent.inference.engine import Engine, EngineSettings, own_options
+from aent.inference.http import EngineError
 from aent.inference.token_gate import CHALLENGE, PROOF, proof
 from aent.runtime.children import Child
 

@@ -15,7 +15,9 @@ import pytest
 from torch import Tensor
 
 from aent.inference import engine
-from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from processes import assert_gone
 from rollout import models
 from rollout.conftest import READY_S, Served

@@ -17,7 +17,10 @@ import pytest
 from transformers import Qwen2ForCausalLM
 
 from aent.inference import flight, registry
-from aent.inference.client import Completion, EngineClient, EngineError, Fleet, GenerationRequest
+from aent.inference.client import EngineClient
+from aent.inference.completion import Completion, GenerationRequest
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port

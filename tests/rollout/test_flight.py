@@ -11,8 +11,9 @@ import pytest
 
 from aent.inference import client as client_module
 from aent.inference import flight
-from aent.inference.client import GENERATE, EngineClient, Fleet
+from aent.inference.client import GENERATE, EngineClient
 from aent.inference.completion import GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
 from rollout.stand_in import COMPLETION, RESET, standing_in
 
@@ -152,7 +153,7 @@ def test_an_answer_that_is_no_json_is_one_sentence() -> None:
     with standing_in(lambda *_: (200, b"")) as server:
         client = EngineClient(server.url)
         with pytest.raises(EngineError, match=rf"{server.url}{GENERATE}: the answer is no JSON"):
-            client.generate_sync(REQUESTS[:1])
+            Fleet([client]).generate_sync(REQUESTS[:1])
         with pytest.raises(EngineError, match="/weight_info: the answer is no JSON"):
             asyncio.run(client.weight_version())
 

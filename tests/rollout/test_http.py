@@ -31,7 +31,7 @@ def limits() -> Iterator[tuple[int, int]]:
 def test_requests_share_connections() -> None:
     with standing_in(lambda *_: (200, COMPLETION)) as server:
         client = EngineClient(server.url, concurrency=4)
-        client.generate_sync(REQUESTS)
+        Fleet([client]).generate_sync(REQUESTS)
         assert 1 <= server.connections <= 4
 
 
@@ -67,4 +67,4 @@ def test_too_many_open_files_are_named_and_no_engine_is_blamed(
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         client = EngineClient(url, progress_timeout_s=5.0)
         with pytest.raises(OutOfFilesError, match=rf"limit is {few}\).*rollout\.concurrency"):
-            client.generate_sync(REQUESTS)
+            Fleet([client]).generate_sync(REQUESTS)

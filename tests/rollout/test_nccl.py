@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aent.inference.client import EngineClient, EngineError
+from aent.inference.client import EngineClient
+from aent.inference.http import EngineError
 from aent.weights import nccl
 from aent.weights.weight_transfer import TransferSettings, WeightSender
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aent.inference import registry
-from aent.inference.client import EngineError
+from aent.inference.http import EngineError
 
 
 def test_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aent.inference.client import EngineClient, EngineError
+from aent.inference.client import EngineClient
+from aent.inference.http import EngineError
 from aent.weights import weight_transfer
 from aent.weights.manifest import TensorSpec
 from aent.weights.transport import Broadcast

@@ -87,7 +87,7 @@ def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
             assert link.gap(model, before) > 0.1
             assert (before.version, before.cached) == (old, 0)
             assert (after.version, after.cached) == (version, 0)
-            sampled = await link.client.generate([GenerationRequest([7, 8], 8, seed=1)])
+            sampled = await Fleet([link.client]).generate([GenerationRequest([7, 8], 8, seed=1)])
             expected = models.logprobs(model, [7, 8], sampled[0].token_ids)
             assert models.gap(sampled[0].logprobs, expected) < 1e-4
 
@@ -98,7 +98,7 @@ def in_flight(client: EngineClient) -> tuple[asyncio.Task[list[Completion]], asy
     """Long requests behind a short one, and an event: the short one has ended."""
     requests = [GenerationRequest([i], 300 if i else 4, seed=i) for i in range(24)]
     first_done = asyncio.Event()
-    return asyncio.create_task(client.generate(requests, first_done.set)), first_done
+    return asyncio.create_task(Fleet([client]).generate(requests, first_done.set)), first_done
 
 
 def test_update_with_requests_in_flight(link: Link) -> None:
@@ -268,7 +268,7 @@ def test_weights_that_are_not_numbers_cannot_be_sampled_from(link: Link) -> None
         broken = tensors | {"model.norm.weight": torch.full((128,), float("nan"))}
         await link.push(broken)  # it arrives as it is
         with pytest.raises(RuntimeError, match=r"not finite|status 500"):
-            await link.client.generate([GenerationRequest([7, 8], 4, seed=1)])
+            await Fleet([link.client]).generate([GenerationRequest([7, 8], 4, seed=1)])
         await link.push(tensors)
         assert link.gap(models.make(23), await link.probe()) < 1e-4
 

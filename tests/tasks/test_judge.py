@@ -8,9 +8,10 @@ import time
 import psutil
 import pytest
 
+from aent.data.question import Question
+from aent.data.rollout import Verdict
 from aent.recipe.schema import TaskSection
-from aent.tasks import Question
-from aent.tasks.judge import JudgePool, Verdict
+from aent.tasks.judge import JudgePool
 from processes import command_line
 
 SEVEN = Question(0, "What is 3 + 4?", "7")
@@ -129,7 +130,7 @@ def test_closed_pool_and_uneven_input_are_errors():
 PARENT = f"""
 import signal
 from aent.recipe.schema import TaskSection
-from aent.tasks import Question
+from aent.data.question import Question
 from aent.tasks.judge import JudgePool
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 judge = JudgePool(TaskSection(verifier="math_verify", judge_timeout_s=600))

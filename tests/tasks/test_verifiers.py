@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from sympy import SympifyError
 
-from aent.tasks import Question, verifiers
+from aent.data.question import Question
+from aent.tasks import verifiers
 
 
 def question(answer, **metadata):

@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from aent.data.batch import Sample
-from aent.orchestrator.sampling import Rollout
+from aent.data.rollout import Rollout, Verdict
+from aent.data.sample import Sample
 from aent.runtime.files import read_again
-from aent.tasks.judge import Verdict
 
 FOLDER = "rollouts"
 NAME = re.compile(r"step_(\d{6,})\.npz")

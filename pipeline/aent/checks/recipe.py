@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from aent import tasks
 from aent.checks import cluster as check_cluster
@@ -14,15 +13,11 @@ from aent.checks import engines as check_engines
 from aent.checks import model as check_model
 from aent.entropy import controllers
 from aent.evaluation import suites
+from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import sources
 from aent.tracking import address
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """Where the run writes: ``run_dir``; runs/NAME where nobody has named a folder yet."""
-    return Path(recipe.run_dir) if recipe.run_dir is not None else Path("runs") / recipe.name
 
 
 def check(recipe: Recipe, *, machine: bool = True) -> list[str]:

@@ -283,8 +283,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _folder_problems(recipe: Recipe) -> Iterator[str]:
-    from aent.checks.recipe import run_folder
     from aent.models.model_source import cache_folder
+    from aent.recipe.folder import run_folder
 
     folders = {"run_dir": run_folder(recipe)}
     if recipe.model.bundled:
@@ -296,9 +296,9 @@ def _folder_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
-    from aent.checks.recipe import run_folder
     from aent.layout.estimate import estimate
     from aent.models.facts import model_facts
+    from aent.recipe.folder import run_folder
 
     # the trained policy in 32 bits; while it replaces an older one both are there
     needed = 2 * 4 * model_facts(recipe.model).parameters

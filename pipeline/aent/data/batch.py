@@ -1,4 +1,4 @@
-"""Sample and Batch: the data that everything passes around.
+"""Batch: the data that everything passes around.
 
 Token ids in, token ids out; text is never re-tokenised. A Batch is flat: sequences stand one after
 the other, ``cu_seqlens`` says where each begins, and every per-token field has the length of
@@ -15,21 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-@dataclass
-class Sample:
-    """One response, as an engine wrote it and a judge rewarded it."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    logprobs: list[float]  # behaviour policy's (tempered), one per response token
-    versions: list[int]  # weight version that wrote each response token
-    finish_reason: str  # "stop" (end of sequence) or "length" (truncated)
-    group: int  # responses to one prompt of one step share it
-    item: int  # index of the question in its task
-    reward: float = 0.0
-    replaced: int = 0  # groups without signal that were thrown away for this one's place
-    rerolled: bool = False  # sampled at another temperature than the policy's (AEPO)
+from aent.data.sample import Sample
 
 
 @dataclass

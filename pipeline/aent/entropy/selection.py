@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy.kernels import NO_CUT
+from aent.entropy.kernels.interface import NO_CUT
 
 # Elements of one temporary: a few of them stay in cache, and none reaches the 32 MB from which on
 # the allocator takes fresh pages every time.

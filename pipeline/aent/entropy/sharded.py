@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aent.entropy import selection
-from aent.entropy.kernels import NO_CUT, Backend, Scan, Sums
+from aent.entropy.kernels.interface import NO_CUT, Backend, Scan, Sums
 from aent.entropy.kernels.torch_path import inner_dtype, weigh
 from aent.entropy.selection import VocabShard
 

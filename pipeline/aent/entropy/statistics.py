@@ -39,6 +39,7 @@ from aent.entropy.arguments import (
     first_derivative_only,
     kept_count,
 )
+from aent.entropy.kernels.interface import Gradient
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.selection import VocabShard
 
@@ -291,7 +292,7 @@ def backward_rows(
 
     out[:, shard.width :] = 0
     x, out = x[:, : shard.width], out[:, : shard.width]
-    rows = kernels.Gradient(peak, a, b, kept_a, kept_b, threshold, cut, column, g_target)
+    rows = Gradient(peak, a, b, kept_a, kept_b, threshold, cut, column, g_target)
     kernels.choose(x).backward(x, out, rows, temperature, shard.start)
 
 

@@ -14,17 +14,19 @@ from pathlib import Path
 
 from aent import tasks
 from aent.checkpoint.resume import started
+from aent.data.question import Question
 from aent.evaluation import mlflow_run, suite, suites
 from aent.evaluation.answers import Answers
 from aent.evaluation.suite import Summary
 from aent.evaluation.suites import Suite
 from aent.inference import engine
-from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from aent.inference.registry import make_token, read_token
 from aent.models import model_source
 from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
-from aent.tasks import Question
 from aent.tasks.judge import JudgePool
 
 SHOWN = 10  # answers printed

@@ -8,11 +8,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from aent.data.question import Question
 from aent.evaluation.pass_at_k import by_k
-from aent.inference.client import EngineClient, Fleet, GenerationRequest
+from aent.inference.client import EngineClient
+from aent.inference.completion import GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import EvaluationSection
-from aent.tasks import Question
 from aent.tasks.judge import JudgePool
 
 

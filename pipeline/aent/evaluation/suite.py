@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aent.data.question import Question
 from aent.evaluation.answers import Answers, Row
 from aent.evaluation.pass_at_k import by_k, interval
 from aent.evaluation.suites import Suite
-from aent.inference.client import Completion, Fleet, GenerationRequest
+from aent.inference.completion import Completion, GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
-from aent.tasks import Question
 from aent.tasks.judge import JudgePool
 
 PROGRESS_LINES = 20  # of a whole evaluation

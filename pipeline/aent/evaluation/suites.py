@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from aent import tasks
+from aent.data.question import Question
 from aent.recipe.load import RecipeError, parse_value, sentence
 from aent.recipe.schema import Recipe, TaskSection
 from aent.recipe.section import Section
-from aent.tasks import Question, files, sources
+from aent.tasks import files, sources
 
 DATA_FOLDER = Path("data")  # where ``aent data`` writes
 HELDOUT = "heldout"  # the suite of a recipe's own held-out questions

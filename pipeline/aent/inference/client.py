@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 import httpx
 
 from aent.inference.completion import Completion, GenerationRequest, version_of
-from aent.inference.flight import EngineFlight, Flight
 from aent.inference.http import (
     EngineError,
     OutOfFilesError,
@@ -53,22 +50,6 @@ class EngineClient:
     concurrency: int = 256  # requests in flight
     progress_timeout_s: float = 300.0  # without a token written
     call_timeout_s: float = 60.0  # of every call but generation
-
-    async def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        on_progress: Callable[[], None] | None = None,
-    ) -> list[Completion]:
-        """See ``Fleet.generate``."""
-        return await Fleet([self]).generate(requests, on_progress)
-
-    def generate_sync(
-        self,
-        requests: Sequence[GenerationRequest],
-        on_progress: Callable[[], None] | None = None,
-    ) -> list[Completion]:
-        """``generate`` for callers without an event loop."""
-        return asyncio.run(self.generate(requests, on_progress))
 
     async def complete(self, request: GenerationRequest) -> Completion:
         """Have one sample written; waits without a deadline of its own.
@@ -222,89 +203,3 @@ class EngineClient:
         if self.log_path is not None:
             message += f"\nthe last lines of {self.log_path}:\n" + tail_of(self.log_path, LOG_LINES)
         return kind(message)
-
-
-@dataclass
-class Fleet:
-    """Several servers with the same weights, used as one.
-
-    A request is sent again where its connection breaks or its server is too busy. A server that is
-    lost (it is not healthy after that, or writes no token for ``progress_timeout_s``, twice) leaves
-    ``clients``, and its requests go to the others.
-    """
-
-    clients: list[EngineClient]
-    min_engines: int | None = None  # with fewer it fails; None: with any lost
-    on_loss: Callable[[EngineClient], None] = lambda client: None
-    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
-
-    def generate_sync(
-        self,
-        requests: Sequence[GenerationRequest],
-        on_progress: Callable[[], None] | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
-    ) -> list[Completion]:
-        """``generate`` for callers without an event loop."""
-        return asyncio.run(self.generate(requests, on_progress, on_completion))
-
-    async def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        on_progress: Callable[[], None] | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
-    ) -> list[Completion]:
-        """Have every sample written, each by the server with the fewest requests in flight.
-
-        Returns completions in the order of the requests; calls ``on_progress``, and
-        ``on_completion`` with the request's place, at each that ends (``on_progress`` also where
-        servers write tokens and none ends for long).
-        Raises EngineError, having cancelled the others: that of a healthy server at once, that of
-        a lost one if fewer than ``min_engines`` are left.
-        """
-        progress = on_progress or (lambda: None)
-        engines = [EngineFlight(client) for client in self.clients]
-        flight = Flight(self, deque(enumerate(requests)), engines, progress)
-        done: dict[int, Completion] = {}
-        try:
-            while len(done) < len(requests):
-                flight.send()
-                for index, completion in await flight.land():
-                    done[index] = completion
-                    progress()
-                    if on_completion is not None:
-                        on_completion(index, completion)
-        finally:
-            for engine in flight.engines:
-                flight.stop(engine)
-            await asyncio.gather(*flight.cancelled, return_exceptions=True)
-        return [done[i] for i in range(len(requests))]
-
-    async def drop_lost(self, error: EngineError) -> None:
-        """Go on without the servers that are not healthy, after one has failed.
-
-        Raises ``error`` if all are, or if too few are left.
-        """
-        healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
-        lost = [c for c, well in zip(self.clients, healthy) if not well]
-        if not lost:
-            raise error
-        for client in lost:
-            self.lose(client, error)
-
-    def lose(self, client: EngineClient, error: EngineError) -> None:
-        """Go on without this server; raise ``error`` if too few are left."""
-        self.clients.remove(client)
-        self.on_loss(client)
-        least = len(self.clients) + 1 if self.min_engines is None else self.min_engines
-        if len(self.clients) < least:
-            if self.min_engines is None:
-                raise error
-            raise EngineError(
-                f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
-            )
-        print(
-            f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
-            f"requests: {error}",
-            file=sys.stderr,
-            flush=True,
-        )

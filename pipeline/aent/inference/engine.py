@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import httpx
 
-from aent.inference.client import EngineClient, EngineError
+from aent.inference.client import EngineClient
+from aent.inference.http import EngineError
 from aent.inference.registry import read_token
 from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
 from aent.recipe.schema import Recipe

@@ -14,7 +14,7 @@ from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.http import EngineError, RefusedError, TransientError
 
 if TYPE_CHECKING:
-    from aent.inference.client import EngineClient, Fleet
+    from aent.inference.client import EngineClient
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again, each in its turn
 LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
@@ -49,10 +49,11 @@ class EngineFlight:
 class Flight:
     """The requests of one ``generate``, and the servers that are not lost."""
 
-    fleet: Fleet
+    lose: Callable[[EngineClient, EngineError], None]  # go on without a server, or raise
     waiting: deque[Item]
     engines: list[EngineFlight]
     on_progress: Callable[[], None]
+    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
     _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
@@ -115,7 +116,7 @@ class Flight:
             landed.append((engine.in_flight.pop(task)[0], task.result()))
             engine.advance(loop.time())
             if not engine.in_flight:
-                self.fleet.busy_s += loop.time() - engine.busy_since
+                self.busy_s += loop.time() - engine.busy_since
         for engine in list(self.engines):
             if engine.in_flight and engine.due <= loop.time():
                 await self._look(engine)
@@ -163,7 +164,7 @@ class Flight:
         """Have it answer nothing more; return what it was asked."""
         items = list(engine.in_flight.values())
         if items:
-            self.fleet.busy_s += asyncio.get_running_loop().time() - engine.busy_since
+            self.busy_s += asyncio.get_running_loop().time() - engine.busy_since
         for task in engine.in_flight:
             self._owners.pop(task, None)
             task.cancel()
@@ -174,7 +175,7 @@ class Flight:
     def _lose(self, engine: EngineFlight, error: EngineError) -> None:
         self.engines.remove(engine)
         self.waiting.extendleft(self.stop(engine))
-        self.fleet.lose(engine.client, error)
+        self.lose(engine.client, error)
 
 
 def _first_line(error: Exception) -> str:

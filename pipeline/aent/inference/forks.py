@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aent.inference.client import Completion, GenerationRequest
+from aent.inference.completion import Completion, GenerationRequest
 
 ALTERNATIVES = 20  # likeliest tokens by which uncertainty is judged; vLLM's max_logprobs
 

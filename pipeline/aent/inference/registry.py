@@ -15,7 +15,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from aent.inference.client import EngineClient, EngineError
+from aent.inference.client import EngineClient
+from aent.inference.http import EngineError
 
 POLL_S = 0.2
 

@@ -136,7 +136,7 @@ class _Prompts:
     """The training questions as tokens, and what each of the vocabulary's tokens is worth."""
 
     def __init__(
-        self, questions: list[tasks.Question], tokenizer: Tokenizer, recipe: Recipe, config: Any
+        self, questions: list[Question], tokenizer: Tokenizer, recipe: Recipe, config: Any
     ) -> None:
         rows = [tokenizer.chat_prompt(q.prompt, recipe.task.system_prompt) for q in questions]
         self.place = {q.index: place for place, q in enumerate(questions)}
@@ -149,7 +149,7 @@ class _Prompts:
             [[verifiers.last_number(text, question) for text in texts] for question in questions]
         )
 
-    def of(self, questions: list[tasks.Question]) -> tuple[Tensor, Tensor, Tensor]:
+    def of(self, questions: list[Question]) -> tuple[Tensor, Tensor, Tensor]:
         """(ids [n, length], place of the last [n], reward of each answer [n, V])."""
         chosen = torch.tensor([self.place[q.index] for q in questions])
         length = self.length[chosen]

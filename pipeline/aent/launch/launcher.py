@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aent.checkpoint.folders import CheckpointError
 from aent.inference import engine
-from aent.inference.client import EngineError
+from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
 from aent.launch.start import prepare, rank_environment

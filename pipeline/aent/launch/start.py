@@ -7,11 +7,11 @@ from pathlib import Path
 
 from aent.algorithm.entropy_controls import CONTROLS
 from aent.checkpoint.resume import choose_start
-from aent.checks.recipe import run_folder
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.inference import registry
 from aent.models import model_source
+from aent.recipe.folder import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats

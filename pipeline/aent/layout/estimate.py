@@ -26,8 +26,8 @@ import math
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
-from aent.checks.recipe import run_folder
 from aent.models.facts import ModelFacts, model_facts
+from aent.recipe.folder import run_folder
 from aent.recipe.schema import Recipe
 
 GIB = 2**30

@@ -13,12 +13,17 @@ from aent import tasks
 from aent.algorithm.entropy_controls import Memory, Plan
 from aent.checkpoint import resume, rollout_files
 from aent.checkpoint.folders import LoopState
-from aent.data.batch import Batch, Sample
+from aent.data.batch import Batch
+from aent.data.rollout import Rollout
+from aent.data.question import Question
+from aent.data.sample import Sample
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation import suites
 from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.inference import registry
-from aent.inference.client import EngineClient, EngineError, Fleet
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from aent.layout.estimate import GIB, estimate
 from aent.models import tokenizer
 from aent.orchestrator.records import (
@@ -31,7 +36,7 @@ from aent.orchestrator.records import (
     suite_metrics,
     time_metrics,
 )
-from aent.orchestrator.sampling import Rollout, RolloutSource
+from aent.orchestrator.sampling import RolloutSource
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 from aent.runtime.network import LOOPBACK, is_local, own_address
@@ -61,7 +66,7 @@ class RankZero:
     source: RolloutSource
     tracker: Tracker
     display: Display
-    suites: dict[str, list[tasks.Question]]  # by name
+    suites: dict[str, list[Question]]  # by name
     progress: Callable[[], None]
     rollout: Rollout | None = None  # of the step under way
     seen: list[Seen] = field(default_factory=list)  # by each engine, of the newest weights
@@ -207,7 +212,7 @@ class RankZero:
         if self.source.task.heldout:
             self._evaluate_heldout(step)
 
-    def _score(self, questions: Sequence[tasks.Question], step: int) -> EvaluationResult:
+    def _score(self, questions: Sequence[Question], step: int) -> EvaluationResult:
         source, recipe = self.source, self.recipe
         return evaluate(
             self.fleet,
@@ -338,7 +343,7 @@ def _without_unreadable(
         return task
     everyone = [*task.heldout, *task.train]
     questions = [q for q in everyone if as_number(q.answer) is None]  # a number can be read
-    bad: list[tasks.Question] = []
+    bad: list[Question] = []
     for first in range(0, len(questions), 100):
         bad += judge.unreadable(questions[first : first + 100])
         progress()
@@ -354,7 +359,7 @@ def _without_unreadable(
     return tasks.without(task, left_out, "task.verifier=math_verify reads no answer")
 
 
-def _suite(name: str, recipe: Recipe, words: tokenizer.Tokenizer) -> list[tasks.Question]:
+def _suite(name: str, recipe: Recipe, words: tokenizer.Tokenizer) -> list[Question]:
     """The suite's questions, in the form of the prompts that are trained on.
 
     Raises ValueError if one is longer than the engines have room for.

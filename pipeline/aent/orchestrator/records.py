@@ -12,9 +12,9 @@ from torch import Tensor
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.terms import mini_batch_sequences
 from aent.data.batch import Batch
+from aent.data.rollout import Rollout
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
-from aent.orchestrator.sampling import Rollout
 from aent.trainer.trainer import MinibatchResult
 
 # what a table of samples holds: 8,192 responses a step would be 50 MB each time

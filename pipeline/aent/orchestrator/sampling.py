@@ -11,62 +11,25 @@ from itertools import islice
 
 from aent import tasks
 from aent.algorithm.entropy_controls import Plan
-from aent.data.batch import Sample
-from aent.inference.client import Fleet, GenerationRequest
+from aent.data.question import Question
+from aent.data.rollout import Rollout
+from aent.data.sample import Sample
+from aent.inference.completion import GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.inference.forks import generate_forked
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import Recipe
-from aent.tasks import Question
-from aent.tasks.judge import JudgePool, Verdict
+from aent.tasks.judge import JudgePool
 from aent.tasks.verifiers import answer_in
 
 
-@dataclass
-class Rollout:
-    """What one step sampled: samples and, beside them, what a person wants to read."""
-
-    samples: list[Sample]
-    prompts: list[str]
-    responses: list[str]
-    verdicts: list[Verdict]
-
-    @property
-    def has_signal(self) -> bool:
-        """Whether its responses, of one group, got different rewards."""
-        return len({s.reward for s in self.samples}) > 1
-
-    def reward_by(
-        self, reward: Callable[[Sequence[str | None]], list[float]], verifier: str
-    ) -> None:
-        """Give its samples, of one group, rewards by their answers in place of the judge's."""
-        answers = [answer_in(verifier, response) for response in self.responses]
-        for sample, value in zip(self.samples, reward(answers)):
-            sample.reward = value
-
-    def reward_finished_only(self) -> None:
-        """Take the rewards of responses that were cut off."""
-        for sample in self.samples:
-            if sample.finish_reason == "length":
-                sample.reward = 0.0
-
-    def select(self, chosen: Sequence[int]) -> Rollout:
-        """These of its responses, in this order."""
-        return Rollout(
-            [self.samples[i] for i in chosen],
-            [self.prompts[i] for i in chosen],
-            [self.responses[i] for i in chosen],
-            [self.verdicts[i] for i in chosen],
-        )
-
-    @staticmethod
-    def join(parts: Sequence[Rollout]) -> Rollout:
-        """All of them, one after the other."""
-        return Rollout(
-            [s for part in parts for s in part.samples],
-            [p for part in parts for p in part.prompts],
-            [r for part in parts for r in part.responses],
-            [v for part in parts for v in part.verdicts],
-        )
+def reward_by(
+    group: Rollout, reward: Callable[[Sequence[str | None]], list[float]], verifier: str
+) -> None:
+    """Give the samples of one group rewards by their answers in place of the judge's."""
+    answers = [answer_in(verifier, response) for response in group.responses]
+    for sample, value in zip(group.samples, reward(answers)):
+        sample.reward = value
 
 
 def sample_seed(run_seed: int, step: int, item: int, index: int) -> int:
@@ -215,7 +178,7 @@ class RolloutSource:
             groups.append(Rollout(samples[part], prompts, responses[part], verdicts[part]))
         if plan.reward is not None:
             for group in groups:
-                group.reward_by(plan.reward, self.recipe.task.verifier)
+                reward_by(group, plan.reward, self.recipe.task.verifier)
         if self.recipe.task.finished_only:
             for group in groups:
                 group.reward_finished_only()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from aent.cluster import starts
+from aent.slurm import starts
 from aent.runtime import failures, heartbeats
 from aent.tracking.tracker import Status, mark_ended
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from aent.checkpoint import folders as checkpoint
 from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
-from aent.checks.recipe import check, run_folder
-from aent.cluster import starts
+from aent.checks.recipe import check
+from aent.slurm import starts
 from aent.launch.start import prepare, rank_environment
 from aent.layout.nodes import Layout, layout
+from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path

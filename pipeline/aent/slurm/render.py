@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent.checks.recipe import run_folder
 from aent.layout.nodes import layout
+from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
 from aent.recipe.schema import ClusterSection, Recipe
 from aent.runtime.environment import data_path

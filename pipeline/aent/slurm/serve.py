@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from aent.inference import engine, registry
-from aent.inference.client import EngineError
+from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
 from aent.recipe.load import load
 from aent.runtime import children

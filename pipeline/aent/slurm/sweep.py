@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from aent.checks.recipe import run_folder
+from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.files import locked, write_whole

@@ -9,24 +9,15 @@ import dataclasses
 import difflib
 import random
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from aent.data.question import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aent.recipe.schema import TaskSection
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt with its reference answer."""
-
-    index: int  # within the task; train and held-out questions share one numbering
-    prompt: str
-    answer: str
-    metadata: dict[str, Any] = field(default_factory=dict)  # what the data set's scorer wants
-    row: int | None = None  # of a file, from 1
 
 
 @dataclass(frozen=True)

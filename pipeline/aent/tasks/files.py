@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aent.tasks import Question
+from aent.data.question import Question
 
 COLUMNS = ("question", "answer")
 

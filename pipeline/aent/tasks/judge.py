@@ -16,18 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
+from aent.data.question import Question
+from aent.data.rollout import Verdict
 from aent.recipe.schema import TaskSection
-from aent.tasks import Question
 
 START_TIMEOUT_S = 120.0  # of a worker: some verifiers import for ten seconds
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge says of one response."""
-
-    reward: float  # in [0, 1]
-    error: str = ""  # "timeout" or "exception: ..." (then the reward is 0)
 
 
 @dataclass

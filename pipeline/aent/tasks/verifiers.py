@@ -10,7 +10,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from aent.tasks import Question
+from aent.data.question import Question
 
 Verifier = Callable[[str, Question], float]
 

@@ -91,7 +91,7 @@ def _make(path: Path) -> None:
 
 
 def _fill(uri: str) -> None:
-    from aent.tracking.store import mlflow_client
+    from aent.tracking.client import mlflow_client
 
     mlflow_client(uri).search_experiments()
 

@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import hashlib
 import json
-import logging
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.tracking import sqlite
 from aent.tracking.address import check_supported, tracking_uri
+from aent.tracking.client import mlflow_client
 from aent.tracking.journal import JOURNAL_FILE, Point
 
 RUN_ID_FILE = "mlflow_run_id"
@@ -126,21 +126,6 @@ def open_client(uri: str) -> Any:
     if (path := sqlite.file_of(uri)) is not None:
         sqlite.make_ready(path)
     return mlflow_client(uri)
-
-
-def mlflow_client(uri: str) -> Any:
-    """MLflow's client, without its chatter."""
-    # before the import: MLflow's usage reports are started by it
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # a request to a dead or frozen server ends soon; who sends tries again by itself (tracker.py)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # a new database's migrations, one line each
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:

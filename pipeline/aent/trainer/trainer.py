@@ -24,7 +24,7 @@ from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
-from aent.trainer import export, loss, optimizer, state
+from aent.trainer import export, loss, optimizer
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
@@ -223,20 +223,6 @@ class Trainer:
     def save_pretrained(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder, which appears when it is whole."""
         export.save_pretrained(self.exporter, self.model_path, path)
-
-    def begin_save(self, folder: Path, copied: bool) -> state.AsyncRequest:
-        """Begin to write all that training goes on from into an empty folder: see
-        ``trainer.state``, for what is left to do as well."""
-        return state.begin_save(self, folder, copied)
-
-    def finish_save(self, request: state.AsyncRequest) -> None:
-        """The end of it, when every rank has written its files."""
-        state.finish_save(request)
-
-    def load_state(self, folder: Path) -> bool:
-        """Take up what was saved, by any layout; whether the random streams were restored too (for
-        the same layout only)."""
-        return state.load(self, folder)
 
     def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
         """This data-parallel rank's share, packed.

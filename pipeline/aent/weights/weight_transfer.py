@@ -20,8 +20,9 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from aent.inference.client import EngineClient, EngineError
+from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION
+from aent.inference.http import EngineError
 from aent.weights import nccl
 from aent.weights.manifest import Manifest, TensorSpec, differences
 from aent.weights.transport import (

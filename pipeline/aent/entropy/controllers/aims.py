@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from aent.entropy.controllers.state import ControllerState, Memory, distance_outside
-
-if TYPE_CHECKING:
-    from aent.entropy.controllers.settings import ControllerSettings
+from aent.entropy.controllers.values import SettingValues
 
 Interval = tuple[float, float]
-Aim = Callable[["ControllerSettings", ControllerState, float | None], Interval | None]
+Aim = Callable[[SettingValues, ControllerState, float | None], Interval | None]
 
 LEAST_ENTROPY = 1e-6  # nats: what is below counts as this much where a logarithm is taken
 
 
-def none(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> None:
+def none(settings: SettingValues, state: ControllerState, entropy: float | None) -> None:
     return None
 
 
-def band(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> Interval:
+def band(settings: SettingValues, state: ControllerState, entropy: float | None) -> Interval:
     assert settings.low is not None
     assert settings.high is not None
     return settings.low, settings.high
 
 
 def automatic_band(
-    settings: ControllerSettings, state: ControllerState, entropy: float | None
+    settings: SettingValues, state: ControllerState, entropy: float | None
 ) -> Interval | None:
     assert settings.low_fraction is not None
     assert settings.high_fraction is not None
@@ -44,13 +41,13 @@ def automatic_band(
     return settings.low_fraction * reference, settings.high_fraction * reference
 
 
-def target(settings: ControllerSettings, state: ControllerState, entropy: float | None) -> Interval:
+def target(settings: SettingValues, state: ControllerState, entropy: float | None) -> Interval:
     assert settings.target is not None
     return settings.target, settings.target
 
 
 def approach(
-    settings: ControllerSettings, state: ControllerState, entropy: float | None
+    settings: SettingValues, state: ControllerState, entropy: float | None
 ) -> Interval | None:
     """The target or band, moved by what is left of the first entropy's distance from it.
 
@@ -69,7 +66,7 @@ def approach(
     return end[0] + shift, end[1] + shift
 
 
-def with_reference(settings: ControllerSettings, memory: Memory, entropy: float) -> Memory:
+def with_reference(settings: SettingValues, memory: Memory, entropy: float) -> Memory:
     """Count this entropy in, while the reference of an automatic band is still being measured."""
     count = memory.get("reference_count", 0.0)
     if settings.reference_steps is None or count >= settings.reference_steps:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from aent.entropy.controllers.aims import LEAST_ENTROPY
 from aent.entropy.controllers.state import ControllerState, Measured, Memory, distance_outside
+from aent.entropy.controllers.values import SettingValues
 
-if TYPE_CHECKING:
-    from aent.entropy.controllers.settings import ControllerSettings
-
-Law = Callable[["ControllerSettings", ControllerState, Measured], tuple[float, Memory]]
+Law = Callable[[SettingValues, ControllerState, Measured], tuple[float, Memory]]
 
 MAX_LOG_ERROR = 3.0  # a factor of 20: one odd measurement moves the coefficient no further
 _MAX_EXPONENT = 700.0  # of more, exp would overflow
 
 
 def stay(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     return state.coefficient, state.memory
 
 
 def step_by_error(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     """Step against the error, within the box (AEnt, arXiv 2509.03493: the paper's rule)."""
     assert settings.step_size is not None
@@ -34,7 +31,7 @@ def step_by_error(
 
 
 def proportional_integral(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     """PI control. The integral, kept in units of the coefficient and begun at ``initial``, stays in
     the box itself (anti-windup by clamping): it leaves a bound with the first error that says so.
@@ -49,7 +46,7 @@ def proportional_integral(
 
 
 def log_step(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     """SAC-style dual step (the constraint's multiplier of arXiv 1812.05905, section 5, moved on its
     logarithm as implementations do): multiply by exp(step_size * (target - entropy)).
@@ -61,7 +58,7 @@ def log_step(
 
 
 def fixed_step_below_target(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     """Skywork-OR1 (arXiv 2505.22312): a fixed step up below the target, down above it; applied only
     below it. What steps is remembered apart from what is applied, which is 0 above the target: the
@@ -78,7 +75,7 @@ def fixed_step_below_target(
 
 
 def log_proportional_integral(
-    settings: ControllerSettings, state: ControllerState, measured: Measured
+    settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, Memory]:
     """PI control of ln H by ln lambda, in velocity form:
 
@@ -108,7 +105,7 @@ def log_proportional_integral(
     return in_box(settings, coefficient), first | memory | kept
 
 
-def in_box(settings: ControllerSettings, coefficient: float) -> float:
+def in_box(settings: SettingValues, coefficient: float) -> float:
     assert settings.min is not None
     assert settings.max is not None
     return min(max(coefficient, settings.min), settings.max)

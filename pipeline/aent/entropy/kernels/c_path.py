@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from aent.entropy.kernels import Gradient, Scan, Sums, build
+from aent.entropy.kernels import build
+from aent.entropy.kernels.interface import Gradient, Scan, Sums
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

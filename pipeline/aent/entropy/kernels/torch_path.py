@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from aent.entropy import selection
-from aent.entropy.kernels import Gradient, Scan, Sums, torch_select
+from aent.entropy.kernels import torch_select
+from aent.entropy.kernels.interface import Gradient, Scan, Sums
 from aent.entropy.selection import row_slices
 
 # exp underflows to 0 long before this in every dtype, and 0 * LOWEST is 0: a masked logit (-inf)

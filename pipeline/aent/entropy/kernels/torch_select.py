@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aent.entropy import selection
-from aent.entropy.kernels import NO_CUT
+from aent.entropy.kernels.interface import NO_CUT
 from aent.entropy.selection import VocabShard
 
 SAMPLE_SIZE = 1024  # columns of a row that give the first guess

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aent.entropy.kernels import Gradient, Scan, Sums
 from aent.entropy.kernels import triton_kernels as kernels
+from aent.entropy.kernels.interface import Gradient, Scan, Sums
 
 BLOCK = 2048  # columns that a program holds at once
 SAMPLE = 2048  # numbers of a row that propose its interval, all of a narrower one

@@ -1,0 +1,56 @@
+"""What one step sampled, with what a person wants to read beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aent.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one response."""
+
+    reward: float  # in [0, 1]
+    error: str = ""  # "timeout" or "exception: ..." (then the reward is 0)
+
+
+@dataclass
+class Rollout:
+    """What one step sampled: samples and, beside them, what a person wants to read."""
+
+    samples: list[Sample]
+    prompts: list[str]
+    responses: list[str]
+    verdicts: list[Verdict]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether its responses, of one group, got different rewards."""
+        return len({s.reward for s in self.samples}) > 1
+
+    def reward_finished_only(self) -> None:
+        """Take the rewards of responses that were cut off."""
+        for sample in self.samples:
+            if sample.finish_reason == "length":
+                sample.reward = 0.0
+
+    def select(self, chosen: Sequence[int]) -> Rollout:
+        """These of its responses, in this order."""
+        return Rollout(
+            [self.samples[i] for i in chosen],
+            [self.prompts[i] for i in chosen],
+            [self.responses[i] for i in chosen],
+            [self.verdicts[i] for i in chosen],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Rollout]) -> Rollout:
+        """All of them, one after the other."""
+        return Rollout(
+            [s for part in parts for s in part.samples],
+            [p for part in parts for p in part.prompts],
+            [r for part in parts for r in part.responses],
+            [v for part in parts for v in part.verdicts],
+        )
