@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aent.checkpoint import folders as checkpoint
-from aent.checkpoint import resume, rollout_files
+from aent.checkpoint import folders, resume, rollout_files
 from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
 from aent.recipe.load import dump, load
@@ -45,7 +44,7 @@ def run_dir(tmp_path, recipe) -> Path:
 
 def write(run_dir: Path, step: int, recipe: Recipe) -> Path:
     """A checkpoint, its sums by coreutils."""
-    folder = checkpoint.path_of(run_dir, step)
+    folder = folders.path_of(run_dir, step)
     (folder / "trainer").mkdir(parents=True)
     (folder / "trainer" / "__0_0.distcp").write_bytes(bytes(range(256)) * 40)
     (folder / "recipe.yaml").write_text(dump(recipe))
@@ -85,7 +84,7 @@ def no_sums(folder: Path) -> None:
 
 
 def test_newest_is_picked_and_its_state_comes_back(run_dir):
-    folder = checkpoint.pick(run_dir)
+    folder = folders.pick(run_dir)
     state = LoopState.read(folder)
     assert (folder.name, state.step, state.controller.step) == ("step_000010", 10, 10)
     assert state.controls == CONTROLS
@@ -94,9 +93,9 @@ def test_newest_is_picked_and_its_state_comes_back(run_dir):
 
 @pytest.mark.parametrize("harm", [cut, flip, lose, no_sums])
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(run_dir, capsys, harm):
-    newest = checkpoint.path_of(run_dir, 10)
+    newest = folders.path_of(run_dir, 10)
     harm(newest)
-    assert checkpoint.pick(run_dir).name == "step_000005"
+    assert folders.pick(run_dir).name == "step_000005"
     assert f"checkpoint {newest} is skipped" in capsys.readouterr().err
     assert sorted(p.name for p in newest.parent.iterdir()) == [
         "step_000005",
@@ -106,14 +105,14 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(run_dir, capsys, har
 
 def test_a_half_written_one_is_named_and_the_one_before_is_taken(run_dir, capsys):
     (run_dir / "checkpoints" / "step_000015.partial").mkdir()
-    assert checkpoint.pick(run_dir).name == "step_000010"
+    assert folders.pick(run_dir).name == "step_000010"
     assert "step_000015.partial is skipped: it was not finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["auto", "required"])
 def test_no_whole_checkpoint_is_an_error(run_dir, recipe, mode):
     for step in (5, 10):
-        cut(checkpoint.path_of(run_dir, step))
+        cut(folders.path_of(run_dir, step))
     with pytest.raises(CheckpointError, match=r"only damaged ones \(step_000010, step_000005\)"):
         start(recipe(f"resume={mode}"), run_dir)
     assert not (run_dir / "start.json").exists()
@@ -125,7 +124,7 @@ def test_auto_begins_where_nothing_has_begun(tmp_path, recipe):
 
 
 def test_auto_goes_on_where_something_has_begun(run_dir, recipe):
-    assert start(recipe("resume=auto"), run_dir) == checkpoint.path_of(run_dir, 10)
+    assert start(recipe("resume=auto"), run_dir) == folders.path_of(run_dir, 10)
 
 
 def test_auto_begins_where_the_first_checkpoint_was_not_finished(tmp_path, recipe):
@@ -192,7 +191,7 @@ def test_a_shortened_journal_is_said(run_dir, recipe, capsys):
 
 
 def test_a_state_of_another_version_is_an_error_not_a_damage(run_dir, recipe):
-    folder = checkpoint.path_of(run_dir, 10)
+    folder = folders.path_of(run_dir, 10)
     saved = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(saved | {"new": 1}))
     sums = subprocess.run(
@@ -208,7 +207,7 @@ def test_a_state_of_another_version_is_an_error_not_a_damage(run_dir, recipe):
 def fail_to_read(monkeypatch, times: int) -> None:
     """The next ``times`` checksums end in an error of the file system's."""
     left = [times]
-    real = checkpoint._checksum
+    real = folders.checksum
 
     def flaky(path: Path) -> str:
         if left[0] > 0:
@@ -216,16 +215,16 @@ def fail_to_read(monkeypatch, times: int) -> None:
             raise OSError(errno.EIO, "Input/output error", str(path))
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "_checksum", flaky)
+    monkeypatch.setattr(folders, "checksum", flaky)
     monkeypatch.setattr(files, "PAUSE_S", 0.0)
 
 
 def test_an_error_of_reading_is_no_damage(run_dir, monkeypatch, capsys):
     fail_to_read(monkeypatch, times=1)
-    assert checkpoint.pick(run_dir).name == "step_000010"
+    assert folders.pick(run_dir).name == "step_000010"
     fail_to_read(monkeypatch, times=10**6)
     with pytest.raises(CheckpointError, match=r"step_000010 cannot be read .*Input/output"):
-        checkpoint.pick(run_dir)
+        folders.pick(run_dir)
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == [
         "step_000005",
         "step_000010",
@@ -248,11 +247,11 @@ def test_pruning_leaves_what_is_not_ours(run_dir, recipe, keep):
     (folder / ".nfs0001").write_text("")
     (run_dir / "rollouts").mkdir()
     (run_dir / "rollouts" / "step_mine.npz").write_text("")
-    checkpoint._prune(run_dir, keep)
+    folders.prune(run_dir, keep)
     newest = ["step_000015", "step_1000000"][-keep:]
     assert sorted(p.name for p in folder.iterdir()) == sorted(newest + FOREIGN)
     assert (run_dir / "rollouts" / "step_mine.npz").exists()
-    assert checkpoint.pick(run_dir).name == "step_1000000"
+    assert folders.pick(run_dir).name == "step_1000000"
 
 
 def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
@@ -260,14 +259,14 @@ def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
         raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", busy)
-    checkpoint._prune(run_dir, keep=1)
+    folders.prune(run_dir, keep=1)
     assert "step_000005 cannot be removed" in capsys.readouterr().err
 
 
 def test_a_torn_start_file_is_chosen_anew(run_dir, recipe, tmp_path):
     start(recipe("resume=auto"), run_dir)
     (run_dir / "start.json").write_text("")
-    assert resume.chosen(run_dir) == checkpoint.path_of(run_dir, 10)
+    assert resume.chosen(run_dir) == folders.path_of(run_dir, 10)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "start.json").write_text("{")
     assert resume.chosen(tmp_path / "new") is None

@@ -185,7 +185,7 @@ def test_the_wheel_carries_the_recipes(tmp_path):
     assert found.is_relative_to(target)
     assert found.read_text() == (ROOT / "recipes" / "cpu" / "tiny.yaml").read_text()
 
-    render = ("-m", "aent.cli.main", "slurm", "render", "recipes/cpu/tiny.yaml", "cluster.nodes=2")
+    render = ("-m", "aent", "slurm", "render", "recipes/cpu/tiny.yaml", "cluster.nodes=2")
     script = installed(*render)
     assert "#SBATCH --nodes=2\n" in script
     assert script.endswith((ROOT / "slurm" / "train.sbatch").read_text())

@@ -18,7 +18,8 @@ def tiny(tmp_path_factory):
 
 
 def test_importing_the_module_imports_no_nemo():
-    code = "import sys, aent.models.tokenizer; sys.exit('nemo' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, aent.models.tokenizer\n"
+    code += "sys.exit('nemo' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -78,7 +78,7 @@ def submit(
 
     def start(*arguments: str) -> Job:
         if arguments[0] == "aent":
-            command = (sys.executable, "-m", "aent.cli.main", "slurm", "submit", *arguments[1:])
+            command = (sys.executable, "-m", "aent", "slurm", "submit", *arguments[1:])
             number, script = re.fullmatch(
                 r"job (\d+): (.*)\.sbatch\n", cluster.run(*command, cwd=tmp_path).stdout
             ).groups()

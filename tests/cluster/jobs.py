@@ -67,8 +67,8 @@ class Job:
         return {key: [next(iter(v)) for v in column] for key, column in values.items()}
 
     def tasks(self, module: str) -> dict[int, psutil.Process]:
-        """The processes of the step that runs ``aent.launch.rank`` or ``aent.slurm.serve``, by their
-        numbers in it, as this machine sees them."""
+        """The processes of the step that runs ``aent.launch.rank`` or ``aent.slurm.serve``, as this
+        machine sees them, by their numbers in the step."""
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):

@@ -29,7 +29,7 @@ def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
     tiny = Path(TINY).resolve()
     (tmp_path / "constant.yaml").write_text(CONSTANT.format(tiny=tiny))
     arms = (str(tiny), "constant.yaml")
-    command = (sys.executable, "-m", "aent.cli.main", "compare", *arms, *SMALL, "--seeds", "1")
+    command = (sys.executable, "-m", "aent", "compare", *arms, *SMALL, "--seeds", "1")
     command += ("--out", "all runs", "--slurm")
     folder = tmp_path / "all runs"
     sent = cluster.run(*command, cwd=tmp_path).stdout

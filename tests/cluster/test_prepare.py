@@ -6,8 +6,8 @@ import pytest
 
 from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
-from aent.slurm import starts
 from aent.recipe.load import load
+from aent.slurm import starts
 from aent.slurm.prepare import count_start, finished
 
 

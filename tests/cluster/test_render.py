@@ -17,7 +17,7 @@ TINY = "recipes/cpu/tiny.yaml"
 
 
 def aent_slurm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aent.cli.main", "slurm", *arguments]
+    command = [sys.executable, "-m", "aent", "slurm", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aent.compare.plan import PlannedRun, plan
+from aent.compare.arms import PlannedRun, plan
 from aent.recipe.load import dump
 from aent.slurm.sweep import parent_run
 from aent.tracking.tracker import Tracker

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aent.cli.main import app
-from aent.compare.plan import plan
+from aent.compare.arms import plan
 from aent.recipe.load import RecipeError, dump
 from aent.slurm import prepare
 from aent.tracking import journal

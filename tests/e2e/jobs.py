@@ -34,7 +34,7 @@ class Job:
         self.run_dir = folder / "run"
         self.output = folder / "output.txt"
         self.mark = uuid.uuid4().hex  # in the environment of every process of the job
-        argv = [sys.executable, "-m", "aent.cli.main", "train", recipe, f"run_dir={self.run_dir}"]
+        argv = [sys.executable, "-m", "aent", "train", recipe, f"run_dir={self.run_dir}"]
         argv += [f"rollout.engine.start_timeout_s={PATIENCE_S}"]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         with self.output.open("wb") as output:

@@ -36,7 +36,7 @@ def start(folder: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "aent.cli.main",
+        "aent",
         "compare",
         str(tiny),
         str(folder / "constant.yaml"),
@@ -107,7 +107,7 @@ def test_the_report_has_what_the_runs_recorded(outputs):
     command = [
         sys.executable,
         "-m",
-        "aent.cli.main",
+        "aent",
         "report",
         str(folder / "runs"),
         "--reward",

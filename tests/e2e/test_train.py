@@ -156,7 +156,7 @@ def test_nothing_is_left_running_and_the_folder_is_not_reused(finished):
 
 
 def test_a_replay_gives_the_coefficients_that_were_logged(finished, recorded):
-    argv = [sys.executable, "-m", "aent.cli.main", "replay", str(finished.run_dir)]
+    argv = [sys.executable, "-m", "aent", "replay", str(finished.run_dir)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     for name in ("coefficient", "next_coefficient"):

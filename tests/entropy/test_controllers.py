@@ -143,7 +143,8 @@ def test_wrong_settings_name_the_field(changes: dict[str, Any], sentence: str) -
 
 def test_who_needs_controllers_alone_does_not_import_torch() -> None:
     """A recipe's check and a replay answer at once."""
-    code = "import sys, aent.cli.main, aent.checks.recipe, aent.analysis.replay, aent.analysis.suggest\n"
+    code = "import sys, aent.cli.main, aent.checks.recipe, aent.launch.launcher\n"
+    code += "import aent.analysis.replay, aent.analysis.suggest\n"
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
 

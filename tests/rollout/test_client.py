@@ -30,7 +30,9 @@ def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: 
         GenerationRequest(prompt, 12, temperature=temperature, seed=seed) for seed in range(8)
     ]
     ticks: list[int] = []
-    done = Fleet([served.engine.client()]).generate_sync(requests, on_progress=lambda: ticks.append(1))
+    done = Fleet([served.engine.client()]).generate_sync(
+        requests, on_progress=lambda: ticks.append(1)
+    )
     assert len(ticks) == len(done) == 8
     assert len({tuple(c.token_ids) for c in done}) == 8
     for completion in done:
@@ -45,7 +47,9 @@ def test_logprobs_are_those_of_the_tempered_policy(served: Served, temperature: 
 def test_entropies_are_those_of_the_likeliest_tokens(served: Served) -> None:
     prompt = [5, 6, 7]
     request = GenerationRequest(prompt, 6, temperature=0.8, seed=0, alternatives=20)
-    plain, done = Fleet([served.engine.client()]).generate_sync([replace(request, alternatives=0), request])
+    plain, done = Fleet([served.engine.client()]).generate_sync(
+        [replace(request, alternatives=0), request]
+    )
     assert plain.entropies is None
     assert done.token_ids == plain.token_ids
     assert done.entropies is not None
@@ -99,7 +103,9 @@ def test_stop_token_ends_a_response_and_stays_in_it(served: Served) -> None:
 
 @slow
 def test_greedy_takes_the_likeliest_token(served: Served) -> None:
-    (done,) = Fleet([served.engine.client()]).generate_sync([GenerationRequest([1, 2], 3, temperature=0.0)])
+    (done,) = Fleet([served.engine.client()]).generate_sync(
+        [GenerationRequest([1, 2], 3, temperature=0.0)]
+    )
     for position in range(3):
         prompt = [1, 2, *done.token_ids[:position]]
         best = max(

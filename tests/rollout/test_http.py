@@ -14,6 +14,7 @@ import pytest
 from aent.inference import http
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.inference.http import OutOfFilesError, http_client
 from rollout.stand_in import COMPLETION, standing_in
 

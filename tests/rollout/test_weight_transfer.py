@@ -13,6 +13,7 @@ from transformers import Qwen2ForCausalLM
 
 from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
+from aent.inference.fleet import Fleet
 from aent.weights import probe
 from aent.weights.manifest import Manifest, expected_manifest
 from aent.weights.probe import Probe, Seen

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aent.runtime import control as module
-from aent.runtime.control import Control, RankZeroFailed
+from aent.runtime import on_rank_zero as module
+from aent.runtime.on_rank_zero import OnRankZero, RankZeroFailed
 from distributed.ranks import run_ranks
 
 
@@ -18,7 +18,7 @@ def store_of(rank: int, world: int) -> dist.Store:
 
 
 def work_with_progress(rank: int, world: int) -> list:
-    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
+    control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
 
     def work() -> str:
         control.progress()
@@ -28,7 +28,7 @@ def work_with_progress(rank: int, world: int) -> list:
 
 
 def failing_work(rank: int, world: int) -> str:
-    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
+    control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
     try:
         control.alone("sampling", lambda: 1 // 0)
     except (RankZeroFailed, ZeroDivisionError) as error:
@@ -40,7 +40,7 @@ def failing_work(rank: int, world: int) -> str:
 def silent_work(rank: int, world: int) -> str:
     """Until the other rank has lost its patience."""
     store = store_of(rank, world)
-    control = Control(store, rank, deadline_s=0.5, on_progress=lambda: None)
+    control = OnRankZero(store, rank, deadline_s=0.5, on_progress=lambda: None)
     try:
         control.alone("sampling", lambda: store.wait(["patience is lost"]))
     except TimeoutError as error:
@@ -58,7 +58,7 @@ def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress(
 ) -> None:
     """By a clock of their own, which goes on while they sleep, as rank 0 does."""
     store, ticks = dist.HashStore(), []
-    zero, one = (Control(store, rank, 1.0, lambda: ticks.append(now[0])) for rank in (0, 1))
+    zero, one = (OnRankZero(store, rank, 1.0, lambda: ticks.append(now[0])) for rank in (0, 1))
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -91,7 +91,7 @@ def test_silence_is_an_error_that_says_whom_it_waited_for():
 def work_beyond_the_collectives_time_out(rank: int, world: int) -> list[float]:
     """Rank 0 works longer than the group's time-out; the others are in no collective meanwhile."""
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=10))
-    control = Control(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
+    control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
     control.alone("a long rollout", lambda: time.sleep(11))
     value = torch.tensor([float(rank)])
     dist.all_reduce(value, group=group)

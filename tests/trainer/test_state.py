@@ -52,9 +52,11 @@ def draws() -> list[float]:
 
 def save(trainer: Any, folder: Path) -> None:
     """A state that is waited for."""
-    request = trainer.begin_save(folder, copied=False)
+    from aent.trainer import state
+
+    request = state.begin_save(trainer, folder, copied=False)
     request.async_fn()
-    trainer.finish_save(request)
+    state.finish_save(request)
 
 
 def go_on(trainer: Any) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def go_on(trainer: Any) -> dict[str, Any]:
 
 
 def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
+    from aent.trainer import state
     from aent.trainer.trainer import Trainer
 
     out: dict[Any, Any] = {}
@@ -87,30 +90,30 @@ def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
             draws()
             for batch in BEFORE:
                 trainer.train_minibatch(batch, LAMBDA)
-            request = trainer.begin_save(target / "trained", copied=True)
+            request = state.begin_save(trainer, target / "trained", copied=True)
             out[name] = go_on(trainer)  # the state has changed when it is written
             request.async_fn()
-            trainer.finish_save(request)
+            state.finish_save(request)
             if name == "tensor 2":
                 try:
                     save(trainer, target / "unwritable")
                 except CheckpointException as error:
                     out["unwritable"] = list(error.failures)
             fresh = Trainer(recipe, Path(path))
-            fresh.load_state(target / "untrained")
+            state.load(fresh, target / "untrained")
             out["untrained", name] = [fresh.train_minibatch(b, LAMBDA).loss for b in BATCHES]
     for saved, loaded in SAME + CHANGED:
         recipe = recipe_of(loaded)
         with tiny.world(recipe.trainer, rank, folder, f"{saved}-{loaded}") as mine:
             if mine:
                 trainer = Trainer(recipe, Path(path))
-                restored = trainer.load_state(Path(folder, saved, "trained"))
+                restored = state.load(trainer, Path(folder, saved, "trained"))
                 out[saved, loaded] = go_on(trainer) | {"rng": restored}
     recipe = recipe_of("one", lr=1e-4)
     with tiny.world(recipe.trainer, rank, folder, "another rate") as mine:
         if mine:
             trainer = Trainer(recipe, Path(path))
-            trainer.load_state(Path(folder, "one", "trained"))
+            state.load(trainer, Path(folder, "one", "trained"))
             out["another rate"] = trainer.train_minibatch(AFTER[0], LAMBDA).lr
     return out
 

@@ -21,27 +21,17 @@ import os
 import re
 import shutil
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch.distributed as dist
-
-from aent.algorithm.entropy_controls import Memory
 from aent.checkpoint import rollout_files
 from aent.entropy.controllers import ControllerState
-from aent.recipe.load import dump
-from aent.runtime import distributed
 from aent.runtime.files import read_again
-from aent.tracking.journal import JOURNAL_FILE
-from aent.tracking.store import known_run_id
 
 if TYPE_CHECKING:
-    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-
-    from aent.orchestrator.run import Run
+    from aent.algorithm.entropy_controls import Memory
 
 FOLDER = "checkpoints"
 TRAINER = "trainer"  # the trainer's part
@@ -98,117 +88,6 @@ def found(run_dir: Path) -> list[Found]:
     return sorted(Found(int(name[1]), name[2] or "", p) for name, p in named if name)
 
 
-@dataclass
-class Saving:
-    """A checkpoint being written, each rank its files."""
-
-    run: Run
-    partial: Path  # its folder, until it is whole
-    request: AsyncRequest
-    sums: dict[str, str] = field(default_factory=dict)  # of this rank's files
-    error: Exception | None = None
-    thread: threading.Thread | None = None  # that writes while the run goes on
-
-    def start(self) -> None:
-        """Write this rank's files in a thread."""
-        # a daemon: a run that ends for another reason does not wait for it
-        self.thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)
-        self.thread.start()
-
-    def is_under_way(self) -> bool:
-        """Whether this rank's thread still writes."""
-        return self.thread is not None and self.thread.is_alive()
-
-    def write(self) -> None:
-        """Write and hash this rank's files. What goes wrong is for ``finish`` to tell."""
-        assert self.request.async_fn is not None
-        self.request.async_fn()
-        try:
-            for path in self.partial.glob(f"{TRAINER}/__{dist.get_rank()}_*"):
-                self.sums[str(path.relative_to(self.partial))] = _written(path)
-        except OSError as error:
-            self.error = error
-
-    def finish(self) -> None:
-        """Wait for every rank's files and give the checkpoint its name. Collective.
-
-        Raises on every rank if one could not write, or not within ``trainer.collective_timeout_s``.
-        """
-        target = self.partial.with_suffix("")
-        patience_s = self.run.recipe.trainer.collective_timeout_s
-        with self.run.phases("checkpoint"):
-            if self.thread is not None:
-                self.thread.join(patience_s)
-            if self.is_under_way():
-                raise TimeoutError(f"{self.partial}: not written after {patience_s:.0f} s")
-            self.run.trainer.finish_save(self.request)
-            sums = self._everyones_sums()
-        with self.run.phases("publish"):
-            self.run.alone(f"publishing {target.name}", lambda zero: self._publish(target, sums))
-
-    def _everyones_sums(self) -> dict[str, str]:
-        """SHA-256 of every rank's files by their names, on every rank."""
-        everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, self.error or self.sums, distributed.control_group())
-        for rank, part in enumerate(everyones):
-            if isinstance(part, Exception):
-                raise RuntimeError(
-                    f"{self.partial}: rank {rank} could not hash its files"
-                ) from part
-        return {name: digest for part in everyones for name, digest in part.items()}
-
-    def _publish(self, target: Path, sums: dict[str, str]) -> None:
-        """Rank 0's part: sums of what no rank has hashed, the name, and what is older goes."""
-        for path in sorted(p for p in self.partial.rglob("*") if p.is_file()):
-            name = str(path.relative_to(self.partial))
-            if name not in sums:
-                sums[name] = _written(path)
-        (self.partial / SUMS).write_text("".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
-        _written(self.partial / SUMS)
-        _rename(self.partial, target)
-        _prune(self.run.run_dir, self.run.recipe.checkpoint.keep)
-
-
-def begin(
-    run: Run,
-    step: int,
-    controller: ControllerState,
-    controls: Memory,
-    logprob_gap: float | None,
-    *,
-    goes_on: bool,
-) -> Saving:
-    """Begin to write the run after ``step`` steps; ``Saving.finish`` is left to do. Collective.
-
-    goes_on: the run does, while a copy of the state is written; else the files are written now.
-    """
-    target = path_of(run.run_dir, step)
-    partial = target.with_name(target.name + PARTIAL)
-
-    def make_room() -> None:
-        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
-        (partial / TRAINER).mkdir(parents=True)
-        journal = run.run_dir / JOURNAL_FILE
-        LoopState(
-            step=step,
-            controller=controller,
-            logprob_gap=logprob_gap,
-            journal_bytes=journal.stat().st_size if journal.exists() else 0,
-            mlflow_run_id=known_run_id(run.run_dir) or None,
-            controls=controls,
-        ).write(partial)
-        (partial / "recipe.yaml").write_text(dump(run.recipe))
-
-    with run.phases("checkpoint"):
-        run.alone(f"room for {target.name}", lambda zero: make_room())
-        saving = Saving(run, partial, run.trainer.begin_save(partial / TRAINER, copied=goes_on))
-        if goes_on:
-            saving.start()
-        else:
-            saving.write()
-    return saving
-
-
 def pick(run_dir: Path) -> Path:
     """The newest whole checkpoint. Newer ones that are damaged or half-written are named on stderr
     and set aside, under the name they had with ``.damaged``.
@@ -250,7 +129,7 @@ def _set_aside(folder: Path) -> None:
     aside = folder.with_name(folder.name + DAMAGED)
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        _rename(folder, aside)
+        rename(folder, aside)
     except OSError as error:
         raise CheckpointError(f"checkpoint {folder} cannot be set aside: {error}") from error
 
@@ -264,7 +143,7 @@ def damage(folder: Path) -> str:
         lines = (folder / SUMS).read_text().splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
-            digests = pool.map(_checksum, [folder / name for name in sums])
+            digests = pool.map(checksum, [folder / name for name in sums])
             for name, digest in zip(sums, digests):
                 if digest != sums[name]:
                     return f"{name} is not what was written (SHA-256)"
@@ -275,19 +154,19 @@ def damage(folder: Path) -> str:
     return "" if sums else f"{SUMS} is empty"
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _written(path: Path) -> str:
+def written(path: Path) -> str:
     """SHA-256 of a file that is on the disk when this returns."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return _checksum(path)
+    return checksum(path)
 
 
-def _rename(source: Path, target: Path) -> None:
+def rename(source: Path, target: Path) -> None:
     """Rename a folder so that it lasts."""
     os.replace(source, target)
     descriptor = os.open(target.parent, os.O_RDONLY)
@@ -297,7 +176,7 @@ def _rename(source: Path, target: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(run_dir: Path, keep: int) -> None:
+def prune(run_dir: Path, keep: int) -> None:
     """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest. What
     cannot be removed is named on stderr: it costs room, no run."""
     ours = found(run_dir)

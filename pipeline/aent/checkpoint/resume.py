@@ -9,8 +9,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from aent.checkpoint import folders as checkpoint
-from aent.checkpoint import rollout_files
+from aent.checkpoint import folders, rollout_files
 from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load
@@ -35,7 +34,7 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
     """
     folder = None
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
-        folder = checkpoint.pick(run_dir)
+        folder = folders.pick(run_dir)
         state = _read_state(folder)
         changed = accept_changes(recipe, folder)
         print(f"aent: resumes after {state.step} steps, from {folder}", flush=True)
@@ -62,7 +61,7 @@ def chosen(run_dir: Path) -> Path | None:
     try:
         folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
     except (ValueError, KeyError, TypeError):  # a torn file: a machine that lost its power
-        return checkpoint.pick(run_dir) if has_begun(run_dir) else None
+        return folders.pick(run_dir) if has_begun(run_dir) else None
     return folder and Path(folder)
 
 
@@ -77,7 +76,7 @@ def started(run_dir: Path) -> datetime | None:
 
 def has_begun(run_dir: Path) -> bool:
     """Whether a step was ever begun here, or a checkpoint made before it."""
-    if any(each.ending != checkpoint.PARTIAL for each in checkpoint.found(run_dir)):
+    if any(each.ending != folders.PARTIAL for each in folders.found(run_dir)):
         return True
     path = run_dir / JOURNAL_FILE  # says so too where no checkpoints were wanted
     trained = path.exists() and any(p.key == "update/loss" for p in journal.read(path))

@@ -34,7 +34,7 @@ def compare(
     import shlex
 
     from aent.checks.recipe import check
-    from aent.compare.plan import plan
+    from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
     from aent.slurm.render import SlurmError, render_array, submit
 

@@ -39,7 +39,11 @@ def mdp(
         tasks = [experiment.Task(number) for number in dict.fromkeys(settings)]
     except ValueError as error:
         refuse([f"--optimal: {error}"])
-    experiment.run(tasks, seeds, steps, csv, plot)
+    curves = experiment.run(tasks, seeds, steps, csv)
+    if plot is not None:
+        from aent.lab.plot import draw_curves
+
+        draw_curves(curves, plot)
 
 
 @lab.command()
@@ -84,8 +88,12 @@ def control(
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
 
-    policies = range(first_seed, first_seed + seeds)
-    experiment.run(ControllerSettings(**values), policies, steps, learning_rate, csv, plot)
+    policies, settings = range(first_seed, first_seed + seeds), ControllerSettings(**values)
+    runs = experiment.run(settings, policies, steps, learning_rate, csv)
+    if plot is not None:
+        from aent.lab.plot import draw_control
+
+        draw_control(settings, experiment.goal(settings), runs, plot)
 
 
 @lab.command()
@@ -107,6 +115,10 @@ def clamp(
 
     refuse_unwritable(plot)
     try:
-        clamp_report.run(model, plot, seed)
+        bins = clamp_report.run(model, seed)
     except (FileNotFoundError, ValueError, RecipeError) as error:
         refuse(str(error).splitlines())
+    if plot is not None:
+        from aent.lab.plot import draw_clamp
+
+        draw_clamp(bins, plot)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from aent.compare.plan import PlannedRun
+from aent.compare.arms import PlannedRun
 from aent.inference.shared import SharedEngines
 from aent.launch.launcher import launch
 from aent.runtime.signals import CHECKPOINTED

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from aent.data.question import Question
 from aent.evaluation.pass_at_k import by_k
-from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
@@ -44,7 +43,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    client: EngineClient | Fleet,
+    client: Fleet,
     tokenizer: Tokenizer,
     judge: JudgePool,
     questions: Sequence[Question],

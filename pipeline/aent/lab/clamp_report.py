@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ class Bins:
     gradient: Tensor
 
 
-def run(model: str, plot: Path | None, seed: int) -> None:
-    """Print what was found (Markdown), draw it where asked.
+def run(model: str, seed: int) -> Bins:
+    """Print what was found (Markdown); return it in fine bins.
 
     Raises FileNotFoundError or ValueError for a model that cannot be read.
     """
@@ -50,10 +49,7 @@ def run(model: str, plot: Path | None, seed: int) -> None:
     found = Differences.join(parts)
     fine = binned(found, [FINE * i for i in range(math.ceil(math.log(vocabulary) / FINE) + 1)])
     print(report(found, fine, vocabulary))
-    if plot is not None:
-        from aent.lab.plot import draw_clamp
-
-        draw_clamp(fine, plot)
+    return fine
 
 
 def binned(found: Differences, edges: Sequence[float]) -> Bins:

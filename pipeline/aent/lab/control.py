@@ -91,13 +91,10 @@ def run(
     steps: int,
     learning_rate: float | None,
     csv: Path | None,
-    plot: Path | None,
-) -> None:
+) -> dict[int, list[Step]]:
     """Run every seed, print the table (Markdown), write what is asked for; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
-
-    from aent.lab import plot as pictures
 
     aim, console = goal(settings), Console(stderr=True)
     rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
@@ -113,8 +110,7 @@ def run(
     print(table({seed: held(run, aim) for seed, run in runs.items()}))
     if csv is not None:
         write_csv(settings.kind, runs, csv)
-    if plot is not None:
-        pictures.draw_control(settings, aim, runs, plot)
+    return runs
 
 
 def table(found: dict[int, Held]) -> str:

@@ -84,12 +84,10 @@ class Curves:
         return values[:, chosen]
 
 
-def run(tasks: list[Task], seeds: int, steps: int, csv: Path | None, plot: Path | None) -> None:
+def run(tasks: list[Task], seeds: int, steps: int, csv: Path | None) -> Curves:
     """Run every arm, print the table (Markdown), write what is asked for; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
-
-    from aent.lab import plot as pictures
 
     console = Console(stderr=True)
     curves = learn(
@@ -98,8 +96,7 @@ def run(tasks: list[Task], seeds: int, steps: int, csv: Path | None, plot: Path 
     print(table(curves))
     if csv is not None:
         write_csv(curves, csv)
-    if plot is not None:
-        pictures.draw_curves(curves, plot)
+    return curves
 
 
 def learn(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aent import tasks
 from aent.algorithm.advantages import group_advantages
+from aent.data.question import Question
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.models import chat, model_source

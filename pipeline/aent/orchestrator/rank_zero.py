@@ -14,8 +14,8 @@ from aent.algorithm.entropy_controls import Memory, Plan
 from aent.checkpoint import resume, rollout_files
 from aent.checkpoint.folders import LoopState
 from aent.data.batch import Batch
-from aent.data.rollout import Rollout
 from aent.data.question import Question
+from aent.data.rollout import Rollout
 from aent.data.sample import Sample
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation import suites

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aent.algorithm.entropy_controls import Memory, Plan
-from aent.checkpoint import folders as checkpoint
 from aent.checkpoint import resume
-from aent.checkpoint.folders import LoopState
+from aent.checkpoint.folders import TRAINER, LoopState
+from aent.checkpoint.saving import Saving, Writer, begin
 from aent.data.batch import Batch, broadcast_batch
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerReport, ControllerSettings, ControllerState
@@ -28,9 +28,10 @@ from aent.orchestrator.gap import check_gap
 from aent.orchestrator.rank_zero import RankZero
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
-from aent.runtime.control import Control
+from aent.runtime.on_rank_zero import OnRankZero
 from aent.runtime.phases import Phases
 from aent.runtime.signals import StopRequest
+from aent.trainer import state
 from aent.trainer.trainer import MinibatchResult, Trainer
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ class Run:
     recipe: Recipe
     run_dir: Path
     trainer: Trainer
-    control: Control
+    control: OnRankZero
     controller: ControllerSettings
     zero: RankZero | None  # on rank 0 only
     phases: Phases
@@ -52,7 +53,7 @@ class Run:
     first_step: int = 0  # of this start
     fresh_from: int = 0  # first step that is sampled anew, not read from an earlier start
     gap_before: float | None = None  # trainer against engine, before the stop
-    saving: checkpoint.Saving | None = None  # a checkpoint under way
+    saving: Saving | None = None  # a checkpoint under way
 
     @staticmethod
     @contextmanager
@@ -64,7 +65,7 @@ class Run:
         distributed.initialize(recipe.trainer, recipe.seed)
         deadline = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
         store = dist.distributed_c10d._get_default_store()
-        control = Control(store, rank, deadline, phases.progress)
+        control = OnRankZero(store, rank, deadline, phases.progress)
         trainer = Trainer(recipe, model_path)
         zero = control.alone(
             "reaching the engines",
@@ -86,15 +87,15 @@ class Run:
             return controllers.initial_state(self.controller), {}
         self.resumed = True
         with self.phases("restore"):
-            state = LoopState.read(folder)
-            same_layout = self.trainer.load_state(folder / checkpoint.TRAINER)
+            saved = LoopState.read(folder)
+            same_layout = state.load(self.trainer, folder / TRAINER)
             until = self.alone(
-                "reading what was recorded", lambda zero: zero.restore(state.step, same_layout)
+                "reading what was recorded", lambda zero: zero.restore(saved.step, same_layout)
             )
-            self.first_step = self.phases.step = state.step
-            self.gap_before = state.logprob_gap
+            self.first_step = self.phases.step = saved.step
+            self.gap_before = saved.logprob_gap
             self.fresh_from = self._from_rank_zero(until or 0)
-        return state.controller, state.controls
+        return saved.controller, saved.controls
 
     def next_batch(self, step: int, plan: Plan) -> Batch:
         """Sample, judge, and give the batch to every rank. The trainer's policy has the plan's
@@ -204,7 +205,8 @@ class Run:
             self._finish_saving()
         if due:
             goes_on = settings.asynchronous and not asked and step not in (0, self.recipe.steps)
-            self.saving = checkpoint.begin(self, step, controller, memory, gap, goes_on=goes_on)
+            writer = Writer(self.recipe, self.run_dir, self.trainer, self.phases, self.control)
+            self.saving = begin(writer, step, controller, memory, gap, goes_on=goes_on)
             if not goes_on:
                 self._finish_saving()
         if not asked or step == self.recipe.steps:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from aent.slurm import starts
 from aent.runtime import failures, heartbeats
+from aent.slurm import starts
 from aent.tracking.tracker import Status, mark_ended
 
 

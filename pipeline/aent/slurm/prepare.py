@@ -14,17 +14,16 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
-from aent.checkpoint import folders as checkpoint
-from aent.checkpoint import resume
+from aent.checkpoint import folders, resume
 from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
-from aent.slurm import starts
 from aent.launch.start import prepare, rank_environment
 from aent.layout.nodes import Layout, layout
 from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.slurm import starts
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
@@ -73,7 +72,7 @@ def main(arguments: list[str]) -> int:
 def finished(recipe: Recipe) -> bool:
     """Whether the run has nothing left to do: its policy is there, and no step is missing."""
     run_dir = run_folder(recipe)
-    steps = [each.step for each in checkpoint.found(run_dir) if not each.ending]
+    steps = [each.step for each in folders.found(run_dir) if not each.ending]
     newest = max(steps, default=recipe.steps)
     return (run_dir / "policy").is_dir() and newest >= recipe.steps
 

@@ -2,7 +2,7 @@
 the functions that do it.
 
 A control may change the step's rollouts before they are sampled (``plan``: temperature, responses
-per prompt, what the rewards are; orchestrator/sampling.py carries it out), and the step's batch after it has
+per prompt, what the rewards are; ``sampling`` carries it out), and the step's batch after it has
 been scored by the policy before the step's first update (``apply``). The latter is done once a
 step over all its response tokens, on every rank alike: quantiles and covariances are those of the
 whole step whatever the layout. Public code computes them within a micro-batch, from the forward

@@ -22,7 +22,7 @@ class RankZeroFailed(RuntimeError):
 
 
 @dataclass
-class Control:
+class OnRankZero:
     """Rank 0 works, everybody else waits, all leave together."""
 
     store: dist.Store
