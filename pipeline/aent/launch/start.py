@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from aent.algorithm.entropy_controls import CONTROLS
 from aent.checkpoint.resume import choose_start
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
@@ -74,8 +73,7 @@ def say_what_controls(recipe: Recipe) -> str:
             lines += [f"the coefficient is moved by another one: {_which(measured, recipe)}"]
     for control in recipe.entropy_controls:
         values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
-        acts_on = CONTROLS[control.kind].acts_on
-        lines.append(f"entropy control ({acts_on}): {control.kind} {values}".rstrip())
+        lines.append(f"entropy control ({control.ACTS_ON}): {control.kind} {values}".rstrip())
     return "\n".join(f"aent: {line}" for line in lines)
 
 

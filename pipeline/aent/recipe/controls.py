@@ -12,15 +12,22 @@ from pydantic import Field
 
 from aent.recipe.section import Resume, Section
 
+Place = Literal[
+    "sampling", "reward", "advantage", "token weight", "loss term", "gradient gate", "coefficient"
+]
+
 
 class ControlSection(Section):
     """Base of the entropy controls. A control's docstring begins with its method's name."""
 
     RESUME: ClassVar[Resume] = "warn"
+    ACTS_ON: ClassVar[Place]
 
 
 class TopEntropyTokens(ControlSection):
     """80/20 (arXiv 2506.01939): the policy loss of the most uncertain tokens alone."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["top_entropy_tokens"]
     share: float = Field(0.2, gt=0, lt=1)  # of the step's response tokens
@@ -28,6 +35,8 @@ class TopEntropyTokens(ControlSection):
 
 class ClipCov(ControlSection):
     """Clip-Cov (arXiv 2505.22617): no policy loss for some tokens of high covariance."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["clip_cov"]
     share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
@@ -38,6 +47,8 @@ class ClipCov(ControlSection):
 class KlCov(ControlSection):
     """KL-Cov (arXiv 2505.22617): a KL to the old policy for the tokens of highest covariance."""
 
+    ACTS_ON: ClassVar[Place] = "loss term"
+
     kind: Literal["kl_cov"]
     share: float = Field(2e-3, gt=0, lt=1)  # of the step's response tokens, one at least
     coefficient: float = Field(1.0, gt=0)
@@ -45,6 +56,8 @@ class KlCov(ControlSection):
 
 class EntropyAdvantage(ControlSection):
     """Entropy-shaped advantage (arXiv 2506.14758): more for uncertain tokens."""
+
+    ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["entropy_advantage"]
     scale: float = Field(0.4, gt=0)  # alpha, per nat
@@ -54,11 +67,15 @@ class EntropyAdvantage(ControlSection):
 class ResponseEntropyAdvantage(ControlSection):
     """ETTRL's advantage reshaping, EAR (arXiv 2508.11356): less for uncertain responses."""
 
+    ACTS_ON: ClassVar[Place] = "advantage"
+
     kind: Literal["response_entropy_advantage"]
 
 
 class AdvantageClip(ControlSection):
     """ETTRL's other advantage reshaping (arXiv 2508.11356): none beyond a bound."""
+
+    ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["advantage_clip"]
     bound: float = Field(2.0, gt=0)
@@ -66,6 +83,8 @@ class AdvantageClip(ControlSection):
 
 class EntropyRatioClip(ControlSection):
     """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
+
+    ACTS_ON: ClassVar[Place] = "gradient gate"
 
     kind: Literal["entropy_ratio_clip"]
     low: float = Field(0.05, gt=0, le=1)  # entropy over old entropy: from 1 - low
@@ -75,11 +94,15 @@ class EntropyRatioClip(ControlSection):
 class AdvantageKl(ControlSection):
     """ADRPO (arXiv 2510.18053): algorithm.kl_coefficient less the advantage, not below 0."""
 
+    ACTS_ON: ClassVar[Place] = "loss term"
+
     kind: Literal["advantage_kl"]
 
 
 class EntropySmoothing(ControlSection):
     """EPO (arXiv 2509.22576): a bonus that keeps entropies near the mean of the steps before."""
+
+    ACTS_ON: ClassVar[Place] = "coefficient"
 
     kind: Literal["entropy_smoothing"]
     strength: float = Field(0.1, gt=0)  # alpha
@@ -91,11 +114,15 @@ class EntropySmoothing(ControlSection):
 class DifficultyCoefficient(ControlSection):
     """AER's coefficient per prompt (arXiv 2510.10959): 1 - mean reward times controller's."""
 
+    ACTS_ON: ClassVar[Place] = "coefficient"
+
     kind: Literal["difficulty_coefficient"]
 
 
 class ProbabilityPush(ControlSection):
     """EntroPIC (arXiv 2511.15248): likely tokens are made likelier or less so, towards a target."""
+
+    ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["probability_push"]
     target: float = Field(ge=0)  # mean entropy, nats
@@ -107,6 +134,8 @@ class ProbabilityPush(ControlSection):
 class NucleusAnchor(ControlSection):
     """SIREN (arXiv 2509.25133): the nuclei's entropy is held where it was at the first step."""
 
+    ACTS_ON: ClassVar[Place] = "loss term"
+
     kind: Literal["nucleus_anchor"]
     top_p: float = Field(0.8, gt=0, lt=1)  # of the probability: the nucleus
     top_k: int = Field(10_000, ge=1)  # tokens of a nucleus, at most
@@ -117,6 +146,8 @@ class NucleusAnchor(ControlSection):
 class TemperatureSchedule(ControlSection):
     """E3 (arXiv 2505.18573): a temperature that keeps entropy where it was at the first step."""
 
+    ACTS_ON: ClassVar[Place] = "sampling"
+
     kind: Literal["temperature_schedule"]
     anneal_share: float = Field(0.4, ge=0, lt=1)  # of the steps, the last, in which the aim falls
     anneal_to: float = Field(0.9, gt=0, le=1)  # to this share of the first step's entropy
@@ -125,6 +156,8 @@ class TemperatureSchedule(ControlSection):
 class RolloutBudget(ControlSection):
     """E3 (arXiv 2505.18573): more responses for the questions that went worse so far."""
 
+    ACTS_ON: ClassVar[Place] = "sampling"
+
     kind: Literal["rollout_budget"]
     low: int = Field(4, ge=1)  # responses to a question: at least
     high: int = Field(12, ge=1)  # and at most
@@ -132,6 +165,8 @@ class RolloutBudget(ControlSection):
 
 class Reroll(ControlSection):
     """AEPO (arXiv 2510.08141): some good responses come from another temperature."""
+
+    ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["reroll"]
     target: float = Field(ge=0)  # entropy, nats; the paper's .5 to .75
@@ -144,12 +179,16 @@ class Reroll(ControlSection):
 class MajorityReward(ControlSection):
     """TTRL's and ETTRL's reward (arXiv 2504.16084, 2508.11356): agreement with the majority."""
 
+    ACTS_ON: ClassVar[Place] = "reward"
+
     kind: Literal["majority_reward"]
 
 
 class ForkedRollouts(ControlSection):
     """ETTRL's tree of responses, ETMR (arXiv 2508.11356), to each of the M whole ones of a prompt;
     rollout.samples_per_prompt = M (1 + forks branches), the paper's 12 (1 + 2 x 2)."""
+
+    ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["forked_rollouts"]
     forks: int = Field(2, ge=1)  # tokens of the highest entropy in a response

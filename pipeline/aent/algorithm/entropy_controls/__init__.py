@@ -28,40 +28,29 @@ from aent.data.batch import Batch
 from aent.recipe.schema import Recipe
 
 CONTROLS: dict[str, Control] = {
-    "top_entropy_tokens": Control(
-        "token weight", "old_entropies", apply=weights.top_entropy_tokens
-    ),
-    "clip_cov": Control("token weight", "old_logprobs", apply=weights.clip_cov),
-    "kl_cov": Control("loss term", "old_logprobs", apply=terms.kl_cov),
-    "entropy_advantage": Control("advantage", "old_entropies", apply=advantages.entropy_advantage),
+    "top_entropy_tokens": Control("old_entropies", apply=weights.top_entropy_tokens),
+    "clip_cov": Control("old_logprobs", apply=weights.clip_cov),
+    "kl_cov": Control("old_logprobs", apply=terms.kl_cov),
+    "entropy_advantage": Control("old_entropies", apply=advantages.entropy_advantage),
     "response_entropy_advantage": Control(
-        "advantage", "old_entropies", apply=advantages.response_entropy_advantage
+        "old_entropies", apply=advantages.response_entropy_advantage
     ),
-    "advantage_clip": Control("advantage", apply=advantages.advantage_clip),
-    "entropy_ratio_clip": Control(
-        "gradient gate", "old_entropies", apply=weights.entropy_ratio_clip
-    ),
-    "advantage_kl": Control("loss term", "reference_logprobs", apply=terms.advantage_kl),
-    "entropy_smoothing": Control(
-        "coefficient", "old_entropies", apply=coefficient.entropy_smoothing
-    ),
-    "difficulty_coefficient": Control("coefficient", apply=coefficient.difficulty_coefficient),
-    "probability_push": Control("loss term", "old_entropies", apply=terms.probability_push),
-    "nucleus_anchor": Control("loss term", "old_nucleus_entropies", apply=terms.nucleus_anchor),
+    "advantage_clip": Control(apply=advantages.advantage_clip),
+    "entropy_ratio_clip": Control("old_entropies", apply=weights.entropy_ratio_clip),
+    "advantage_kl": Control("reference_logprobs", apply=terms.advantage_kl),
+    "entropy_smoothing": Control("old_entropies", apply=coefficient.entropy_smoothing),
+    "difficulty_coefficient": Control(apply=coefficient.difficulty_coefficient),
+    "probability_push": Control("old_entropies", apply=terms.probability_push),
+    "nucleus_anchor": Control("old_nucleus_entropies", apply=terms.nucleus_anchor),
     "temperature_schedule": Control(
-        "sampling",
         "old_entropies",
         plan=rollouts.at_temperature,
         apply=rollouts.temperature_schedule,
     ),
-    "rollout_budget": Control(
-        "sampling", "item", plan=rollouts.within_budget, apply=rollouts.rollout_budget
-    ),
-    "reroll": Control(
-        "sampling", "old_entropies", plan=rollouts.with_reroll, apply=rollouts.reroll
-    ),
-    "majority_reward": Control("reward", plan=rollouts.by_majority),
-    "forked_rollouts": Control("sampling", plan=rollouts.in_trees),
+    "rollout_budget": Control("item", plan=rollouts.within_budget, apply=rollouts.rollout_budget),
+    "reroll": Control("old_entropies", plan=rollouts.with_reroll, apply=rollouts.reroll),
+    "majority_reward": Control(plan=rollouts.by_majority),
+    "forked_rollouts": Control(plan=rollouts.in_trees),
 }
 
 

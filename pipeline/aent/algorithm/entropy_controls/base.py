@@ -16,9 +16,6 @@ from aent.recipe.schema import Recipe
 Kept = dict[str, Any]  # what one control remembers: numbers, text and dicts of them, as JSON has
 Memory = dict[str, Kept]  # by kind; part of a checkpoint
 
-Place = Literal[
-    "sampling", "reward", "advantage", "token weight", "loss term", "gradient gate", "coefficient"
-]
 Needed = Literal[
     "old_entropies", "old_logprobs", "old_nucleus_entropies", "reference_logprobs", "item"
 ]
@@ -28,7 +25,6 @@ Needed = Literal[
 class Control:
     """One control of the registry: a change of the step's rollouts, or of its batch, or both."""
 
-    acts_on: Place
     needs: Needed | None = None  # a field of the batch, by the scoring pass or from the samples
     # before sampling: (plan, settings, what it kept of the steps before) -> plan
     plan: Callable[[Plan, Any, Kept], Plan] | None = None
