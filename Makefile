@@ -31,7 +31,7 @@ test-faults: install
 test-cluster: install
 	@tools/debian_packages.sh test-cluster "slurmctld slurmd sbatch munged ip" \
 	  slurmctld slurmd slurm-client munge iproute2
-	.venv/bin/python -m pytest -m cluster -rs tests/cluster
+	.venv/bin/python -m pytest -m cluster -rs tests/slurm
 
 # Builds the CPU image and runs the tiny recipe in it, then the engines' on a CPU base: some fifteen
 # minutes and 15 GB of disk, root, buildah, debootstrap and package sources; prints the reason where

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("plugins.core_seconds", "plugins.go_on")
+pytest_plugins = ("plugins.core_seconds", "plugins.go_on", "plugins.servers")
 
 # the same examples each time, and none that a former run has kept; how long one takes is the
 # machine's affair

@@ -12,6 +12,6 @@ part() {
   [ "$code" = 0 ] || [ "$code" = 5 ] || failed=1 # 5: all of it had passed before
 }
 part "one machine" 3600 "not gpu and not cluster and not containers"
-part cluster 1500 cluster tests/cluster
+part cluster 1500 cluster tests/slurm
 part containers 1500 containers tests/containers
 exit "$failed"

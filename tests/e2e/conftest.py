@@ -38,6 +38,6 @@ def tiny_url(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def served(tiny_url):
+def shared_engine(tiny_url):
     """Overrides of a run that samples from that server."""
     return "rollout.engines=0", f"rollout.urls=['{tiny_url}']"

@@ -23,11 +23,11 @@ CONTROLS = (
 
 
 @pytest.fixture(scope="module")
-def finished(served, tmp_path_factory):
+def finished(shared_engine, tmp_path_factory):
     one_rank = ("trainer.tensor_parallel=1", "trainer.pipeline_parallel=1")
     job = Job(
         tmp_path_factory.mktemp("controls"), f"steps={STEPS}", "task.heldout=0",
-        "checkpoint.every=9", CONTROLS, *served, *one_rank,
+        "checkpoint.every=9", CONTROLS, *shared_engine, *one_rank,
     )  # fmt: skip
     assert job.wait() == 0, job.text
     return job

@@ -93,8 +93,8 @@ def test_a_killed_launcher_leaves_no_orphan(start_job):
     assert_gone(family, within_s=60)
 
 
-def test_a_gap_beyond_the_bound_stops_the_run_before_the_first_update(start_job, served):
-    job = start_job("steps=2", *ONE_RANK, *served, "rollout.max_logprob_gap=1e-12")
+def test_a_gap_beyond_the_bound_stops_the_run_before_the_first_update(start_job, shared_engine):
+    job = start_job("steps=2", *ONE_RANK, *shared_engine, "rollout.max_logprob_gap=1e-12")
     assert job.wait() == 1
     assert "rollout.max_logprob_gap=1e-12" in job.text
     assert "step 1/2" not in job.text

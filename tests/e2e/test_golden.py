@@ -16,9 +16,9 @@ ROUNDING = 1e-3  # of sums in another order, after a few optimizer steps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_recorded_run_gives_the_same_numbers(name, served, tmp_path):
+def test_a_recorded_run_gives_the_same_numbers(name, shared_engine, tmp_path):
     expected = json.loads(EXPECTED.read_text())
-    want, got = expected["cases"][name], replay(CASES[name], tmp_path, served)
+    want, got = expected["cases"][name], replay(CASES[name], tmp_path, shared_engine)
     made_here = expected["processor"] == processor()
     series = {RENAMED.get(key, key): values for key, values in want["series"].items()}
     assert series.keys() <= got["series"].keys()

@@ -50,20 +50,20 @@ def start():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start, served, tmp_path_factory):
-    job = start(tmp_path_factory.mktemp("undisturbed"), *RUN, *served)
+def undisturbed(start, shared_engine, tmp_path_factory):
+    job = start(tmp_path_factory.mktemp("undisturbed"), *RUN, *shared_engine)
     assert job.wait() == 0, job.text
     return job
 
 
 @pytest.fixture(scope="module")
-def parts(start, served, tmp_path_factory):
+def parts(start, shared_engine, tmp_path_factory):
     """The outputs of every start, the last job, the checkpoint that was damaged and the heartbeats
     that the killed start left, by file name."""
     folder = tmp_path_factory.mktemp("parts")
     outputs = []
 
-    job = start(folder, *RUN, *served)
+    job = start(folder, *RUN, *shared_engine)
     job.wait_for("step 1/6")
     job.process.send_signal(signal.SIGUSR1)
     assert job.wait() == CHECKPOINTED, job.text
@@ -84,7 +84,7 @@ def parts(start, served, tmp_path_factory):
     newest = max((job.run_dir / "checkpoints").glob("step_??????"))
     state = newest / "state.json"
     state.write_text(state.read_text() + " ")
-    job = start(folder, *RUN, *served, "resume=auto", "checkpoint.asynchronous=true")
+    job = start(folder, *RUN, *shared_engine, "resume=auto", "checkpoint.asynchronous=true")
     assert job.wait() == 0, job.text
     outputs.append(job.text)
     assert (job.run_dir / "mlflow_run_id").read_text() == run_id
@@ -172,10 +172,10 @@ def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
     assert sorted(parts[1].run_dir.rglob("*")) == before
 
 
-def test_a_run_goes_on_beyond_its_end_by_another_layout(start, served, parts):
+def test_a_run_goes_on_beyond_its_end_by_another_layout(start, shared_engine, parts):
     run_dir = parts[1].run_dir
     longer = (f"steps={STEPS + 1}", "trainer.pipeline_parallel=1")
-    job = start(run_dir.parent, *RUN[1:], *served, "--resume", *longer)
+    job = start(run_dir.parent, *RUN[1:], *shared_engine, "--resume", *longer)
     assert job.wait() == 0, job.text
     assert f"steps: {STEPS} before, {STEPS + 1} now" in job.text
     assert "random streams begin anew" in job.text

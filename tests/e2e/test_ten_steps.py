@@ -65,9 +65,9 @@ def series(run_dir: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_ten_steps(name, served, tmp_path):
+def test_ten_steps(name, shared_engine, tmp_path):
     job = Job(
-        tmp_path, f"steps={STEPS}", "task.heldout=0", "checkpoint.every=0", *served,
+        tmp_path, f"steps={STEPS}", "task.heldout=0", "checkpoint.every=0", *shared_engine,
         "trainer.tensor_parallel=1", "trainer.pipeline_parallel=1",
         "tracking.samples_every=0", "tracking.system_metrics_every_s=0", *ROWS[name],
     )  # fmt: skip

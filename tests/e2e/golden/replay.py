@@ -58,11 +58,11 @@ CASES = {
 }  # fmt: skip
 
 
-def replay(case: Case, folder: Path, served: Sequence[str]) -> dict[str, Any]:
+def replay(case: Case, folder: Path, engine: Sequence[str]) -> dict[str, Any]:
     """Run the case on an engine (overrides that name it) and return its numbers, as in
     ``expected.json``."""
     shutil.copytree(HERE / "recorded" / case.start, folder / "run")
-    job = Job(folder, *SMALL, *served, *case.overrides, "--resume")
+    job = Job(folder, *SMALL, *engine, *case.overrides, "--resume")
     assert job.wait() == 0, job.text
     return {
         "series": series(job.run_dir),

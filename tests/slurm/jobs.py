@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from cluster.cluster import POLL_S, Cluster
 from e2e.compare import series
+from slurm.cluster import POLL_S, Cluster
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

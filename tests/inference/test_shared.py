@@ -14,7 +14,7 @@ from aent.inference.shared import SharedEngines
 from aent.models.model_source import resolve
 from aent.recipe.load import load
 from aent.runtime.environment import data_path
-from rollout.conftest import READY_S
+from plugins.servers import READY_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -14,8 +14,8 @@ from aent.inference.completion import INITIAL_VERSION, Completion, GenerationReq
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
 from aent.runtime.children import free_port
-from rollout import models
-from rollout.conftest import Served
+from inference import models
+from plugins.servers import Served
 
 slow = pytest.mark.slow  # the server's start
 

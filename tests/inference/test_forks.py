@@ -12,8 +12,8 @@ import pytest
 from aent.inference.completion import Completion, GenerationRequest, entropy_of
 from aent.inference.forks import ALTERNATIVES, generate_forked, most_uncertain
 from aent.inference.registry import read_token
-from rollout import models
-from rollout.conftest import Served
+from inference import models
+from plugins.servers import Served
 
 ENTROPIES = [0.1, 2.0, 0.3, 2.0, 1.0]
 

@@ -10,8 +10,8 @@ import pytest
 from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 from aent.runtime.environment import data_path
-from cluster.conftest import LIGHT, SLURM, TINY, TWO_NODES, clean_environment
-from cluster.jobs import Job
+from slurm.conftest import LIGHT, SLURM, TINY, TWO_NODES, clean_environment
+from slurm.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 

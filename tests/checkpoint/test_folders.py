@@ -20,7 +20,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import files
 from aent.tracking import journal
 from aent.tracking.journal import Point
-from test_rollout_files import rollout
+from checkpoint.test_rollout_files import rollout
 
 CONTROLS = {"temperature_schedule": {"temperature": 0.1 + 0.2, "target": 1 / 3}}
 TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\nsteps: 20\n"

@@ -15,7 +15,7 @@ from aent.inference.client import GENERATE, EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
-from rollout.stand_in import COMPLETION, RESET, standing_in
+from inference.stand_in import COMPLETION, RESET, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(24)]
 

@@ -18,10 +18,10 @@ from aent.inference import engine
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
+from inference import models
+from plugins.servers import READY_S, Served
 from processes import assert_gone
-from rollout import models
-from rollout.conftest import READY_S, Served
-from rollout.test_weight_transfer import connected, in_flight
+from weights.test_weight_transfer import connected, in_flight
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 
 from aent.recipe.load import load
 from aent.slurm import sweep as sweeps
-from cluster.conftest import TINY
+from slurm.conftest import TINY
 
 
 @pytest.mark.cluster

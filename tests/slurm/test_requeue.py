@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from aent.inference import registry
-from cluster.conftest import PATIENT, TINY, TWO_NODES
+from slurm.conftest import PATIENT, TINY, TWO_NODES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from aent.tracking import journal
-from cluster.conftest import LIGHT, SLURM, TINY
+from slurm.conftest import LIGHT, SLURM, TINY
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -16,7 +16,7 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import OutOfFilesError, http_client
-from rollout.stand_in import COMPLETION, standing_in
+from inference.stand_in import COMPLETION, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]
 

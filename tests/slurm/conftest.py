@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cluster as slurm
-from cluster.jobs import Job
+from slurm import cluster as slurm
+from slurm.jobs import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "slurm"

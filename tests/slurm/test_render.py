@@ -11,7 +11,7 @@ import pytest
 from aent.checks.recipe import check
 from aent.recipe.load import load
 from aent.slurm.render import render, render_array
-from cluster.conftest import ROOT
+from slurm.conftest import ROOT
 
 TINY = "recipes/cpu/tiny.yaml"
 

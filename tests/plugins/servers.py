@@ -1,4 +1,7 @@
-"""Real vLLM servers with a tiny model: one for most tests, the others for those that kill them."""
+"""Real vLLM servers with a tiny model: one for most tests, the others for those that kill them.
+
+A plugin, as the tests of several folders share the server.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-import torch
-from transformers import Qwen2ForCausalLM
 
-from aent.inference import engine, registry
-from rollout import models
+if TYPE_CHECKING:
+    from transformers import Qwen2ForCausalLM
+
+    from aent.inference import engine
 
 READY_S = 900.0  # a loaded machine; ten seconds on an idle one
 
@@ -29,6 +33,12 @@ class Served:
 
 @contextmanager
 def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
+    import torch
+
+    from aent.inference import engine, registry
+    from inference import models
+
+    torch.set_num_threads(1)  # the server shares the cores
     model = models.make(seed=0, tied=tied)
     models.save(model, folder / "model")
     if tied:
@@ -50,11 +60,6 @@ def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
         family = psutil.Process(started.child.process.pid)
         started.stop()
         assert not family.is_running() or family.status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

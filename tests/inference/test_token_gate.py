@@ -14,7 +14,7 @@ from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.http import RefusedError
 from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
-from rollout.conftest import Served
+from plugins.servers import Served
 
 
 def routes(client: EngineClient) -> list[tuple[str, str]]:

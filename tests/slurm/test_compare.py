@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aent.compare import collect
-from cluster.conftest import PATIENT, TINY, clean_environment
-from cluster.jobs import Job
+from slurm.conftest import PATIENT, TINY, clean_environment
+from slurm.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 

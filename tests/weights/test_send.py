@@ -17,7 +17,7 @@ from aent.weights import weight_transfer
 from aent.weights.manifest import TensorSpec
 from aent.weights.transport import Broadcast
 from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender
-from rollout.stand_in import standing_in
+from inference.stand_in import standing_in
 
 BUCKET: Bucket = [(n, TensorSpec.of(t), t) for n, t in (("a", torch.ones(3)), ("b", torch.ones(2)))]
 

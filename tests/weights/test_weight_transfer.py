@@ -19,8 +19,8 @@ from aent.weights.manifest import Manifest, expected_manifest
 from aent.weights.probe import Probe, Seen
 from aent.weights.transport import Broadcast, GlooTransport, Transport
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
-from rollout import models
-from rollout.conftest import Served
+from inference import models
+from plugins.servers import Served
 
 pytestmark = pytest.mark.slow
 

@@ -27,10 +27,10 @@ from aent.runtime.children import free_port
 from aent.weights import probe
 from aent.weights.manifest import expected_manifest
 from aent.weights.weight_transfer import TransferSettings, WeightSender
+from inference import models
+from plugins.servers import READY_S, Served
 from processes import command_line
-from rollout import models
-from rollout.conftest import READY_S, Served
-from rollout.test_weight_transfer import PROMPTS
+from weights.test_weight_transfer import PROMPTS
 
 # of different lengths, so that each can be told from the others; all but the first go on for long
 REQUESTS = [GenerationRequest([i + 1], 250 + i if i else 4, seed=i) for i in range(32)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aent.weights.manifest import TensorSpec, checksum, differences, expected_manifest
-from rollout import models
+from inference import models
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
