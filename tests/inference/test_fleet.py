@@ -54,7 +54,7 @@ def assert_whole(done: list[Completion]) -> None:
 
 @contextlib.contextmanager
 def kept(run_dir: Path, beside: Served) -> Iterator[None]:
-    """An engine of a run with two, whose task of a Slurm job keeps it (``cluster.serve``)."""
+    """An engine of a run with two, whose task of a Slurm job keeps it (``slurm.serve``)."""
     recipe = Recipe.model_validate({
         "name": "tiny",
         "model": {"path": str(beside.folder)},

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 
-# of vLLM's server: what the run gives its engines itself (``rollout.engine.own_options``), under
+# of vLLM's server: what the run gives its engines itself (``inference.engine.own_options``), under
 # the field that sets it where there is one
 OWN_OPTIONS = {
     "model": "model.path",

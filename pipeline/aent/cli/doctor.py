@@ -35,7 +35,7 @@ def run(recipe: Recipe | None) -> int:
 
 def report(findings: Findings, recipe: Recipe | None) -> int:
     """Print what was found; return 0; 1 where a part is broken or the recipe cannot run here; 2
-    where that is the recipe's own fault (``recipe.check``)."""
+    where that is the recipe's own fault (``checks.recipe``)."""
     for title, rows in (
         ("This machine", machine_rows()),
         ("What will be used", role_rows(findings)),
@@ -195,7 +195,7 @@ def library_problem() -> str:
 
 def problems(recipe: Recipe, findings: Findings, faults: list[str]) -> Iterator[str]:
     """Yield a sentence for each reason why the recipe cannot run on this machine; ``faults`` are
-    those of ``recipe.check``."""
+    those of ``checks.recipe``."""
     yield from faults
     yield from _part_problems(recipe, findings)
     if isinstance(findings.roles, str):

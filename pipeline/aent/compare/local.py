@@ -1,6 +1,6 @@
 """A comparison on this machine: one run after another, each as ``aent train`` would do it.
 
-The runs share their engines (``rollout.shared``): what one has left serves the next one.
+The runs share their engines (``inference.shared``): what one has left serves the next one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A vLLM server as a child process: its command line, its start, its readiness, its end.
 
-The server is spoken to over HTTP only (``rollout.client``); nothing here imports vLLM, so that a
+The server is spoken to over HTTP only (``inference.client``); nothing here imports vLLM, so that a
 launcher needs none of it. Facts about vLLM hold for 0.32.0.
 """
 
@@ -122,7 +122,7 @@ def flag(name: str, value: object) -> str:
 
 
 def own_options(settings: EngineSettings) -> dict[str, object]:
-    """The options that a run gives its engines, by name; recipes may not (``recipe.check``)."""
+    """The options that a run gives its engines, by name; recipes may not (``checks.recipe``)."""
     s = settings
     backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
     options: dict[str, object] = {

@@ -31,7 +31,7 @@ def main(run_dir: Path, status: Status | Literal["RUNNING"], ranks_began: bool) 
 
 
 def last_started_by(run_dir: Path) -> str | None:
-    """The job that started last in this folder (``cluster.prepare``): a job that was refused there
+    """The job that started last in this folder (``slurm.prepare``): a job that was refused there
     has no say over another one's run."""
     begun = starts.noted(run_dir)
     return begun[-1].get("job") if begun else None

@@ -63,7 +63,7 @@ def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
 def render_array(
     runs: Sequence[tuple[str, Sequence[str], Recipe]], folder: Path, said: str
 ) -> Script:
-    """One job array whose tasks are these runs, below one run in MLflow (``cluster.sweep``).
+    """One job array whose tasks are these runs, below one run in MLflow (``slurm.sweep``).
 
     Args:
         runs: source and overrides, as the command line named them, and the checked recipe of each.

@@ -119,7 +119,7 @@ def _file(section: TaskSection, seed: int) -> list[Question]:
     from aent.runtime.environment import data_path
     from aent.tasks import files
 
-    assert section.path is not None  # recipe.check
+    assert section.path is not None  # checks.recipe
     questions = files.questions(data_path(section.path), section.instruction)
     random.Random(f"file/{seed}").shuffle(questions)
     return questions[: section.heldout + section.size]

@@ -4,7 +4,7 @@ Sequence of one update: pause (requests in flight are kept), start, the tensors 
 what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
 cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
 What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
-old copies) is for the probe (``rollout.probe``).
+old copies) is for the probe (``weights.probe``).
 
 The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 0.32.0.
 """
