@@ -8,6 +8,7 @@ import pytest
 
 from aent.checks.recipe import check
 from aent.recipe.load import load
+from aent.runtime.environment import data_path
 from models import folders
 
 ROOT = Path(__file__).parents[2]
@@ -458,3 +459,16 @@ def test_shipped_recipes_pass(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the default run folder is empty here
     assert check(load(path)) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AENT_CACHE", str(tmp_path / "file" / "cache"))
+    recipe = load(
+        data_path("recipes/cpu/tiny.yaml"), [f"run_dir={tmp_path}/file/run", "task.size=8"]
+    )
+    faults = check(recipe)
+    assert any(f.startswith("run_dir: ") and f"{tmp_path}/file" in f for f in faults)
+    assert any(f.startswith("model.bundled: ") and "AENT_CACHE" in f for f in faults)
+    monkeypatch.setenv("AENT_CACHE", str(tmp_path / "cache"))
+    assert check(recipe.model_copy(update={"run_dir": str(tmp_path / "a" / "b")})) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 from aent import tasks
 from aent.checks import cluster as check_cluster
@@ -13,9 +14,11 @@ from aent.checks import engines as check_engines
 from aent.checks import model as check_model
 from aent.entropy import controllers
 from aent.evaluation import suites
+from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
+from aent.runtime.files import nearest_existing
 from aent.tasks import sources
 from aent.tracking import address
 
@@ -44,7 +47,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
-        faults += [*_attention(recipe), *_run_folder(recipe)]
+        faults += [*_attention(recipe), *_run_folder(recipe), *_cache_folder(recipe)]
     return faults
 
 
@@ -228,3 +231,28 @@ def _run_folder(recipe: Recipe) -> Iterator[str]:
             yield f"run_dir: the folder {folder} is not writable"
     elif folder.exists():
         yield f"run_dir: {folder} is a file, not a folder"
+    else:
+        yield from _unwritable("run_dir", folder)
+
+
+def _cache_folder(recipe: Recipe) -> Iterator[str]:
+    """Where a bundled model is made, unless it is there already."""
+    bundled = recipe.model.bundled
+    try:
+        if bundled is None or model_source.is_made(bundled):
+            return
+    except FileNotFoundError as error:
+        yield str(error)
+    else:
+        folder = model_source.cache_folder()
+        for fault in _unwritable("model.bundled", folder):
+            yield f"{fault} (AENT_CACHE names another folder)"
+
+
+def _unwritable(field: str, folder: Path) -> Iterator[str]:
+    """A folder that is not there yet, and that cannot be made."""
+    place = nearest_existing(folder)
+    if not place.is_dir():
+        yield f"{field}: {folder} cannot be made: {place} is no folder"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield f"{field}: {folder} cannot be written: no permission in {place}"

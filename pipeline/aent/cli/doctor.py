@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from packaging.requirements import Requirement
 
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
+from aent.runtime.files import nearest_existing
 from aent.runtime.network import LOOPBACK, port_problem
 from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look, smollm2_file
 
@@ -203,7 +203,6 @@ def problems(recipe: Recipe, findings: Findings, faults: list[str]) -> Iterator[
     else:
         yield from _device_problems(recipe, findings, findings.roles)
     yield from _port_problems(recipe)
-    yield from _folder_problems(recipe)
     if not faults:  # the estimate is of checked recipes
         yield from _size_problems(recipe, findings.roles)
 
@@ -276,25 +275,6 @@ def _port_problems(recipe: Recipe) -> Iterator[str]:
             yield f"rollout.urls: {url} does not answer ({error or type(error).__name__})"
 
 
-def _existing(folder: Path) -> Path:
-    """Return the folder itself, or the nearest one above it that exists."""
-    folder = folder.expanduser().absolute()
-    return next(place for place in (folder, *folder.parents) if place.exists())
-
-
-def _folder_problems(recipe: Recipe) -> Iterator[str]:
-    from aent.models.model_source import cache_folder
-    from aent.recipe.folder import run_folder
-
-    folders = {"run_dir": run_folder(recipe)}
-    if recipe.model.bundled:
-        folders["model.bundled"] = cache_folder()
-    for field, folder in folders.items():
-        place = _existing(folder)
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            yield f"{field}: {folder} cannot be written: no permission in {place}"
-
-
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
     from aent.layout.estimate import estimate
     from aent.models.facts import model_facts
@@ -302,7 +282,7 @@ def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
 
     # the trained policy in 32 bits; while it replaces an older one both are there
     needed = 2 * 4 * model_facts(recipe.model).parameters
-    place = _existing(run_folder(recipe))
+    place = nearest_existing(run_folder(recipe))
     free = shutil.disk_usage(place).free
     if needed > free:
         yield (

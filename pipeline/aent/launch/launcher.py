@@ -74,7 +74,7 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     """
     try:
         run_dir, model_path = prepare(recipe)
-    except (CheckpointError, StoreError, AddressError) as error:
+    except (CheckpointError, StoreError, AddressError, OSError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     keepers: list[Keeper] = []

@@ -95,6 +95,13 @@ def resolve(section: ModelSection) -> Path:
     return _made_once(f"{section.bundled}-{stamp()}", make)
 
 
+def is_made(bundled: str) -> bool:
+    """Whether this bundled model is in the cache folder. Raises FileNotFoundError where the package
+    that it comes from is not installed."""
+    stamp, _ = _BUNDLED[bundled]
+    return (cache_folder() / f"{bundled}-{stamp()}").is_dir()
+
+
 def hf_config(section: ModelSection) -> dict[str, Any]:
     """Return the policy's config.json as a dict, without making or writing anything."""
     _check_one(section)

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     try:
         run_dir, model_path = prepare(recipe)
         count_start(run_dir, given.max_requeues)
-    except (CheckpointError, StoreError, AddressError) as error:
+    except (CheckpointError, StoreError, AddressError, OSError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     (run_dir / "logs").mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from aent.runtime.files import write_whole
@@ -23,4 +24,6 @@ class Sent:
     def arrived(self, run_id: str, position: int) -> None:
         """Remember that MLflow has everything before ``position``."""
         self.position = position
-        write_whole(self.path, f"{run_id} {position}\n")
+        # on a full disk a later process sends again what is there: the same twice is as once
+        with contextlib.suppress(OSError):
+            write_whole(self.path, f"{run_id} {position}\n")
