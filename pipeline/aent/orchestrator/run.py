@@ -77,6 +77,8 @@ class Run:
         finally:
             if zero is not None:
                 zero.close()
+        # rank 0 serves the store that the others look into until they are here
+        dist.barrier(distributed.control_group())
         distributed.shutdown()
 
     def start(self) -> tuple[ControllerState, Memory]:
