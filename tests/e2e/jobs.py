@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import psutil
 import pytest
 
+from aent.tracking.sqlite import make_ready_apart
+
 TINY = "recipes/cpu/tiny.yaml"
 PATIENCE_S = 900.0  # a loaded machine; a minute on an idle one
+
+
+@cache
+def empty_store() -> bytes:
+    """A new store's file: making one costs seconds (tests/tracking/test_sqlite.py does)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mlflow.db"
+        make_ready_apart(path)
+        return path.read_bytes()
 
 
 class Job:
@@ -33,6 +46,8 @@ class Job:
     ) -> None:
         self.run_dir = folder / "run"
         self.output = folder / "output.txt"
+        if not (folder / "mlflow.db").exists():
+            (folder / "mlflow.db").write_bytes(empty_store())
         self.mark = uuid.uuid4().hex  # in the environment of every process of the job
         argv = [sys.executable, "-m", "aent", "train", recipe, f"run_dir={self.run_dir}"]
         argv += [f"rollout.engine.start_timeout_s={PATIENCE_S}"]
