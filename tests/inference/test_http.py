@@ -8,14 +8,16 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
+import httpx
 import pytest
 
 from aent.inference import http
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
-from aent.inference.http import OutOfFilesError, http_client
+from aent.inference.http import OutOfFilesError, connection
 from inference.stand_in import COMPLETION, standing_in
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]
@@ -37,20 +39,44 @@ def test_requests_share_connections() -> None:
 
 
 def test_a_loop_closes_its_clients_when_it_ends() -> None:
-    async def twice() -> tuple[object, object]:
-        return await http_client("http://a"), await http_client("http://a")
+    async def twice() -> list[httpx.AsyncClient]:
+        clients = []
+        for _ in range(2):
+            async with connection("http://a") as client:
+                clients.append(client)
+        return clients
 
     first, again = asyncio.run(twice())
     assert first is again
     assert first.is_closed
-    other, _ = asyncio.run(twice())
-    assert other is not first
+    assert asyncio.run(twice())[0] is not first
+
+
+def test_many_requests_at_once_have_clients_of_few_connections() -> None:
+    async def open_many(count: int) -> list[httpx.AsyncClient]:
+        async with AsyncExitStack() as stack:
+            opened = [await stack.enter_async_context(connection("http://a")) for _ in range(count)]
+        async with connection("http://a") as client:
+            assert client is opened[0]  # the first that is free again
+        return opened
+
+    opened = asyncio.run(open_many(2 * http.POOL + 1))
+    assert [sum(c is client for c in opened) for client in dict.fromkeys(opened)] == [
+        http.POOL,
+        http.POOL,
+        1,
+    ]
 
 
 def test_the_soft_limit_is_raised(limits: tuple[int, int]) -> None:
     hard = limits[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
-    asyncio.run(http_client("http://a"))
+
+    async def connect() -> None:
+        async with connection("http://a"):
+            pass
+
+    asyncio.run(connect())
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = http.OPEN_FILES
     assert soft == (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))

@@ -23,8 +23,8 @@ from aent.inference.http import (
     EngineError,
     OutOfFilesError,
     TransientError,
+    connection,
     error_of_status,
-    http_client,
     out_of_files,
 )
 from aent.runtime.children import tail_of
@@ -92,8 +92,7 @@ class EngineClient:
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            async with asyncio.timeout(timeout_s):
-                http = await http_client(self.url)
+            async with asyncio.timeout(timeout_s), connection(self.url) as http:
                 answer = await http.request(
                     method, self.url + path, json=body, params=params, headers=headers
                 )

@@ -1,20 +1,25 @@
 """How engines are reached over HTTP: connections that are kept, and errors told apart.
 
-Each event loop has one client per engine, so that a thousand requests share connections instead of
-opening one each.
+Each event loop keeps its connections to an engine, so that a thousand requests share some instead
+of opening one each. A client looks at all of its connections whenever a request begins or ends, so
+an engine with hundreds of requests at once has several clients of a few connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import resource
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import httpx
 
 KEEPALIVE_S = 3.0  # without a request; vLLM's server closes after 5 s, and none must meet that
+POOL = 16  # requests at once by one client
 OPEN_FILES = 65_536  # of this process, where the hard limit allows it
 TOO_MANY_REQUESTS = 429
 
@@ -37,40 +42,59 @@ class OutOfFilesError(RefusedError):
     """This process may open no more connections, to any server."""
 
 
-async def http_client(url: str) -> httpx.AsyncClient:
-    """The running event loop's client for the engine at ``url``; closed before the loop is."""
+@dataclass
+class _Pool:
+    """A client with some of an engine's connections."""
+
+    client: httpx.AsyncClient
+    busy: int = 0  # requests under way
+
+
+@asynccontextmanager
+async def connection(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client for one request to the engine at ``url``; the running event loop keeps it, with its
+    connections, and closes it before it is closed itself."""
     loop = asyncio.get_running_loop()
-    if loop not in _clients:
+    if loop not in _pools:
         _raise_open_files()
-        # asyncio.run closes the generators that are left, and so these connections, with the loop
+        # asyncio.run closes the generators that are left, and so these clients, with the loop
         _generators[loop] = _kept_open()
-        _clients[loop] = await anext(_generators[loop])
-    clients = _clients[loop]
-    if url not in clients:
-        clients[url] = httpx.AsyncClient(
-            timeout=None,
-            # engines are reached directly, never through a proxy of the environment
-            trust_env=False,
-            verify=url.startswith("https"),  # else reading certificates takes as long as the rest
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
-        )
-    return clients[url]
+        _pools[loop] = await anext(_generators[loop])
+    pools = _pools[loop].setdefault(url, [])
+    pool = next((pool for pool in pools if pool.busy < POOL), None)
+    if pool is None:
+        pool = _Pool(_new_client(url))
+        pools.append(pool)
+    pool.busy += 1
+    try:
+        yield pool.client
+    finally:
+        pool.busy -= 1
 
 
-_Clients = dict[str, httpx.AsyncClient]
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clients] = WeakKeyDictionary()
-_generators: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[_Clients]] = (
+def _new_client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        timeout=None,
+        trust_env=False,  # engines are reached directly, never through a proxy of the environment
+        verify=url.startswith("https"),  # else reading certificates takes as long as the rest
+        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+    )
+
+
+_Pools = dict[str, list[_Pool]]
+_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = WeakKeyDictionary()
+_generators: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[_Pools]] = (
     WeakKeyDictionary()
 )
 
 
-async def _kept_open() -> AsyncGenerator[_Clients]:
-    clients: _Clients = {}
+async def _kept_open() -> AsyncGenerator[_Pools]:
+    pools: _Pools = {}
     try:
-        yield clients
+        yield pools
     finally:
-        for client in clients.values():
-            await client.aclose()
+        for pool in itertools.chain.from_iterable(pools.values()):
+            await pool.client.aclose()
 
 
 def _raise_open_files() -> None:
