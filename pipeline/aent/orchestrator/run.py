@@ -77,8 +77,8 @@ class Run:
         finally:
             if zero is not None:
                 zero.close()
-        # rank 0 serves the store that the others look into until they are here
-        dist.barrier(distributed.control_group())
+        # rank 0 has the job's store, which others may still be asking for its last words
+        dist.barrier(group=distributed.control_group())
         distributed.shutdown()
 
     def start(self) -> tuple[ControllerState, Memory]:
