@@ -122,7 +122,7 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
             tensors = iter(models.named_tensors(model).items())
             asyncio.run(sender.push(tensors, version, expected_manifest(served.folder)))
             for client in fleet.clients:
-                seen = asyncio.run(probe.ask(client, text))
+                seen = asyncio.run(probe.ask(client, text, 32))
                 expected = models.logprobs(model, text[:1], text[1:])
                 assert models.gap(expected, seen.logprobs.tolist()) < 1e-4
                 assert (seen.version, seen.cached) == (version, 0)

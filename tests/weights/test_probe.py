@@ -31,7 +31,7 @@ def test_text_is_prompts_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("noise", [1e-5, 0.05])  # of float32; of bfloat16
 def test_an_engine_with_the_new_weights_is_well(noise: float) -> None:
-    probe = Probe(TEXT, tolerance=0.15)
+    probe = Probe(TEXT, 32, tolerance=0.15)
     ours = logprobs(0)
     for step in range(8):
         ours = ours + logprobs(100 + step, 0.2)
@@ -45,7 +45,7 @@ def test_an_engine_with_the_new_weights_is_well(noise: float) -> None:
 )
 def test_an_engine_that_keeps_its_weights_is_named(noise: float, moved: float) -> None:
     """Long before the gap is beyond what rounding may explain."""
-    probe = Probe(TEXT, tolerance=10.0)
+    probe = Probe(TEXT, 32, tolerance=10.0)
     ours = logprobs(0)
     stuck = ours + logprobs(1, noise)
     direction = logprobs(2, moved)  # in which the trainer goes on
@@ -58,7 +58,7 @@ def test_an_engine_that_keeps_its_weights_is_named(noise: float, moved: float) -
 
 
 def test_steps_too_small_to_tell_are_no_proof_and_no_fault() -> None:
-    probe = Probe(TEXT, tolerance=0.15)
+    probe = Probe(TEXT, 32, tolerance=0.15)
     ours = logprobs(0)
     assert judge(probe, ours + logprobs(1, 0.05), ours) == ""
     near = ours + logprobs(2, 0.005)
@@ -68,17 +68,17 @@ def test_steps_too_small_to_tell_are_no_proof_and_no_fault() -> None:
 
 @pytest.mark.parametrize("theirs", [logprobs(0) + 0.02, torch.full((191,), math.nan)])
 def test_other_log_probs_are_named(theirs: Tensor) -> None:
-    assert "probe_tolerance=0.01" in judge(Probe(TEXT, 0.01), theirs, logprobs(0))
+    assert "probe_tolerance=0.01" in judge(Probe(TEXT, 32, 0.01), theirs, logprobs(0))
 
 
 def test_single_tokens_may_differ_by_more_than_the_mean() -> None:
     theirs = logprobs(0)
     theirs[7] += 0.3  # one of a hundred does in bfloat16
-    assert judge(Probe(TEXT, 0.01), theirs, logprobs(0)) == ""
+    assert judge(Probe(TEXT, 32, 0.01), theirs, logprobs(0)) == ""
 
 
 def test_a_stale_cache_and_another_version_are_told_apart() -> None:
-    probe, ours = Probe(TEXT, 0.01), logprobs(0)
+    probe, ours = Probe(TEXT, 32, 0.01), logprobs(0)
     assert "stale prefix cache" in judge(probe, ours, ours, cached=160)
     assert "weight version 0, not 1" in judge(probe, ours, ours, version=0)
     assert probe.proven is None

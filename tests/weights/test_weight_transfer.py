@@ -49,7 +49,7 @@ class Link:
         return version
 
     async def probe(self) -> Seen:
-        return await probe.ask(self.client, self.text)
+        return await probe.ask(self.client, self.text, 32)
 
     def gap(self, model: Qwen2ForCausalLM, seen: Seen) -> float:
         return models.gap(self.logprobs(model).tolist(), seen.logprobs.tolist())
@@ -62,8 +62,8 @@ async def connected(served: Served) -> Link:
     client = served.engine.client()
     sender = WeightSender([client], SMALL_BUCKETS)
     await sender.connect()
-    text = probe.text_of(PROMPTS, await probe.length_of(client, models.MAX_LENGTH))
-    assert len(text) == probe.TOKENS > await client.block_size()
+    text = probe.text_of(PROMPTS, probe.length_of(32, models.MAX_LENGTH))
+    assert len(text) == probe.TOKENS
     return Link(served, sender, client, expected_manifest(served.folder), text)
 
 
@@ -247,7 +247,7 @@ def test_skipped_cache_reset_is_seen_by_the_probe_and_named(link: Link) -> None:
         version = await link.push(model, forgetful)
         seen = await link.probe()
         assert seen.cached > 0
-        (fault,) = Probe(link.text, 1e-3).judge([seen], link.logprobs(model), version)
+        (fault,) = Probe(link.text, 32, 1e-3).judge([seen], link.logprobs(model), version)
         assert "stale prefix cache" in fault
 
     asyncio.run(scenario())
@@ -257,7 +257,7 @@ def test_other_weights_are_told_from_a_stale_cache(link: Link) -> None:
     async def scenario() -> None:
         version = await link.push(models.make(21))
         seen = await link.probe()
-        (fault,) = Probe(link.text, 1e-3).judge([seen], link.logprobs(models.make(22)), version)
+        (fault,) = Probe(link.text, 32, 1e-3).judge([seen], link.logprobs(models.make(22)), version)
         assert "computes with other weights" in fault
 
     asyncio.run(scenario())

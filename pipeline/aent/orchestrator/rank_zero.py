@@ -98,7 +98,8 @@ class RankZero:
             )
             sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
             asyncio.run(sender.connect())
-            text = probe_text(recipe, task, words, fleet.clients[0])
+            block = asyncio.run(fleet.clients[0].block_size())
+            text = probe_text(recipe, task, words, block)
         except BaseException:
             judge.close()
             raise
@@ -109,7 +110,7 @@ class RankZero:
             fleet=fleet,
             sender=sender,
             manifest=expected_manifest(model_path, recipe.model.dtype),
-            probe=Probe(text, recipe.rollout.probe_tolerance),
+            probe=Probe(text, block, recipe.rollout.probe_tolerance),
             source=source,
             tracker=tracker,
             display=Display(recipe.steps),
@@ -144,7 +145,7 @@ class RankZero:
         """Have every engine say the log-probs of the probe's text; the text, as a sample."""
 
         async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
-            asked = (probe.ask(client, self.probe.text) for client in clients)
+            asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)
             return await asyncio.gather(*asked, return_exceptions=True)
 
         clients = list(self.fleet.clients)
@@ -421,11 +422,11 @@ def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
 
 
 def probe_text(
-    recipe: Recipe, task: tasks.Task, words: tokenizer.Tokenizer, client: EngineClient
+    recipe: Recipe, task: tasks.Task, words: tokenizer.Tokenizer, block: int
 ) -> list[int]:
     """Token ids of the probe: the first chat prompts of the task."""
     rollout = recipe.rollout
     room = rollout.max_prompt_tokens + rollout.max_response_tokens
-    length = asyncio.run(probe.length_of(client, room))
+    length = probe.length_of(block, room)
     prompts = (words.chat_prompt(q.prompt, recipe.task.system_prompt) for q in task.train)
     return probe.text_of(prompts, length)

@@ -16,6 +16,7 @@ speak of the same ones) and many: rounding moves single tokens far, the mean ove
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,7 @@ from aent.inference.http import RefusedError, TransientError
 
 TOKENS = 192  # of the text, where the engines have room for so many
 SALT = "aent-probe"  # its blocks in the cache are of no use to other requests, and theirs not to it
+BEYOND = 8  # tokens behind a block, so that it is whole
 FAR = 2.0  # times as near to one set of weights as to another: it speaks of that one
 
 
@@ -37,7 +39,7 @@ FAR = 2.0  # times as near to one set of weights as to another: it speaks of tha
 class Seen:
     """What an engine says of the text."""
 
-    logprobs: Tensor  # [tokens - 1] fp32: of each token after the first; NaN: none given
+    logprobs: Tensor  # [tokens - 1] fp32: of each token after the first; NaN: not finite
     version: int  # of the weights
     cached: int  # tokens whose keys and values it took from its cache
 
@@ -48,46 +50,54 @@ def text_of(prompts: Iterable[Sequence[int]], length: int) -> list[int]:
     return list(itertools.islice(itertools.chain.from_iterable(itertools.cycle(prompts)), length))
 
 
-async def length_of(client: EngineClient, room: int) -> int:
+def length_of(block: int, room: int) -> int:
     """Tokens of the text: more than a block of the engine's cache, of which only whole ones are
     reused; at most ``room``, with the one that is generated behind them."""
-    return min(max(TOKENS, await client.block_size() + 8), room - 1)
+    return min(max(TOKENS, block + BEYOND), room - 1)
 
 
-async def ask(client: EngineClient, text: Sequence[int]) -> Seen:
-    """Have the engine say the log-probs of a text, at temperature 1.
+async def ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
+    """Have the engine say the log-probs of a text, at temperature 1, and how much of its first
+    ``block`` tokens it finds in its cache.
 
-    Ask once after each update: what is asked again would be found in the cache. Raises EngineError
-    as ``EngineClient.call`` does.
+    Ask once after each update: what is asked again is found there. Raises EngineError as
+    ``EngineClient.call`` does.
     """
-    body = GenerationRequest(text, 1, temperature=0.0, seed=0, cache_salt=SALT).body()
-    # by default vLLM leaves its cache alone where log-probs of the prompt are asked for
-    body["sampling_params"] |= {"prompt_logprobs": 0, "skip_reading_prefix_cache": False}
     try:
-        answer = await client.ask_to_generate(body, timeout_s=client.progress_timeout_s)
+        return await _ask(client, text, block)
     except TransientError:
         # what the first attempt may have left in the cache is of the present weights
         await client.call("POST", "/reset_prefix_cache")
-        answer = await client.ask_to_generate(body, timeout_s=client.progress_timeout_s)
-    return _seen(client, answer, text)
+        return await _ask(client, text, block)
 
 
-def _seen(client: EngineClient, answer: dict, text: Sequence[int]) -> Seen:
+async def _ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
+    # two requests, computed together: with log-probs of the prompt vLLM leaves its cache alone, and
+    # were it made to use it, there would be none of the tokens found there
+    start, whole = (
+        GenerationRequest(part, 1, temperature=0.0, seed=0, cache_salt=salt).body()
+        for part, salt in ((text[: block + BEYOND], SALT), (text, f"{SALT}-text"))
+    )
+    whole["sampling_params"]["prompt_logprobs"] = 0
+    cached, seen = await asyncio.gather(
+        *(
+            client.ask_to_generate(body, timeout_s=client.progress_timeout_s)
+            for body in (start, whole)
+        )
+    )
     try:
-        details = answer["usage"]["prompt_tokens_details"]
+        details = cached["usage"]["prompt_tokens_details"]
         if details is None:
             raise client.error(
                 " does not say what it takes from its cache: start it with "
                 "--enable-prompt-tokens-details",
                 RefusedError,
             )
-        version = version_of(answer["choices"][0]["weight_versions"][0]["version"])
-        places = answer["prompt_logprobs"]
+        version = version_of(seen["choices"][0]["weight_versions"][0]["version"])
+        places = seen["prompt_logprobs"]
         if len(places) != len(text):
             raise ValueError(f"{len(places)} log-probs of {len(text)} tokens")
-        # for tokens of the cache vLLM gives whatever was in memory
-        values = [(place or {}).get(str(token)) for place, token in zip(places[1:], text[1:])]
-        given = [None if value is None else value["logprob"] for value in values]
+        given = [place[str(token)]["logprob"] for place, token in zip(places[1:], text[1:])]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise client.error(f"{GENERATE}: {error!r}") from None
     logprobs = [value if is_logprob(value) else math.nan for value in given]
@@ -99,6 +109,7 @@ class Probe:
     """The text of a run, and what was last known of the trainer's weights."""
 
     text: list[int]
+    block: int  # tokens of a block of the engines' cache
     tolerance: float  # of the mean |difference|, nats
     # the trainer's log-probs of the version that every engine was last proven to have
     proven: Tensor | None = field(default=None, repr=False)
