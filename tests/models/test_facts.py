@@ -4,13 +4,14 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from aent.models import facts
 from aent.models.facts import ModelError, read
-from aent.models.families import FAMILIES, INERT
+from aent.models.families import FAMILIES, INERT, table
 from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 
 BASE = {
@@ -180,3 +181,8 @@ def test_a_folder_without_a_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps([]))
     with pytest.raises(ModelError, match="is not a JSON object"):
         facts.folder_facts(tmp_path)
+
+
+def test_the_documentations_table_is_that_of_the_records():
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    assert "\n".join(table.lines()) in page
