@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from aent.models import facts
+from aent.models.config_json import read
 
 
 def write(folder: Path, config: dict[str, Any], **weights: tuple[int, ...] | None) -> Path:
@@ -15,7 +15,7 @@ def write(folder: Path, config: dict[str, Any], **weights: tuple[int, ...] | Non
     the file, which takes no room. ``weights`` adds or, by None, leaves out some."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = facts.read(config, "config.json").weights | weights
+    shapes = read(config, "config.json").weights | weights
     write_weights(folder / "model.safetensors", {n: s for n, s in shapes.items() if s is not None})
     return folder
 

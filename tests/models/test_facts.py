@@ -10,7 +10,8 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from aent.models import facts
-from aent.models.facts import ModelError, read
+from aent.models.config_json import ModelError, read
+from aent.models.decoder import ModelFacts
 from aent.models.families import FAMILIES, INERT, table
 from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 
@@ -28,7 +29,7 @@ def refusals(model_type: str, **changes: object) -> list[str]:
     return [fault.removeprefix("config.json: ") for fault in refused.value.faults]
 
 
-def accepted(model_type: str, **changes: object) -> facts.ModelFacts:
+def accepted(model_type: str, **changes: object) -> ModelFacts:
     return read(BASE | {"model_type": model_type} | changes, "config.json")
 
 
@@ -47,13 +48,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name):
     family, config = FAMILIES[name], AutoConfig.for_model(name)
     for field, values in family.computed.items():
         assert getattr(config, field, None) == values[0]
-    config = AutoConfig.for_model(name, **{k: v for k, v in BASE.items() if "key_value" not in k})
-    bare = {k: v for k, v in BASE.items() if "key_value" not in k} | {"model_type": name}
+    bare = {k: v for k, v in BASE.items() if "key_value" not in k} | {"pad_token_id": 0}
+    config = AutoConfig.for_model(name, **bare)
+    assert accepted(name).window == getattr(config, "sliding_window", None)
     if config.num_key_value_heads > 4:  # of a certain size of the family
         (fault,) = refusals(name, num_key_value_heads=...)
         assert fault.startswith(f"num_key_value_heads={config.num_key_value_heads} does not divide")
     else:
-        assert read(bare, "").kv_groups == config.num_key_value_heads
+        assert read(bare | {"model_type": name}, "").kv_groups == config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or 64 // 4
     assert accepted(name).head_dim == head_dim
     assert accepted(name, num_key_value_heads=None).kv_groups == 4
@@ -65,7 +67,7 @@ def test_the_bundled_models_are_covered():
     assert (tiny.family.model_type, tiny.window) == ("qwen2", None)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "phi3", "olmo2", "smollm3", "granite", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma2", "phi", "olmo2", "smollm3", "granite", "mixtral"])
 def test_an_unknown_family_is_refused_by_name(name):
     (fault,) = refusals(name)
     assert f"model_type '{name}'" in fault
@@ -86,6 +88,10 @@ def test_the_nearest_family_is_named():
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
         ("llama", {"rope_theta": "big"}, "rope_theta"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope'"),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+        ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "factor of rope_type linear"),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": "32"}},
          "beta_fast of rope_type yarn"),
@@ -142,13 +148,14 @@ def test_the_rope_of_an_old_config_is_that_of_a_new_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "tied"), [("llama", True), ("mistral", False), ("qwen2", False), ("qwen3", True)]
+    ("name", "tied"),
+    [("llama", True), ("mistral", False), ("phi3", False), ("qwen2", False), ("qwen3", True)],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.for_model(name, **BASE, tie_word_embeddings=tied)
+    config = AutoConfig.for_model(name, **BASE, tie_word_embeddings=tied, pad_token_id=0)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {n: tuple(p.shape) for n, p in model.named_parameters()}

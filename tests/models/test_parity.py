@@ -56,6 +56,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", {"sliding_window": None}),
     "mistral-window": ("mistral", {"sliding_window": 192, "head_dim": 32}),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3-tied-mha": ("phi3", {"num_key_value_heads": 4, "pad_token_id": 0, **TIED}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
     "qwen2-window-of-nothing": (

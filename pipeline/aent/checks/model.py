@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aent.models import chat, weight_files
-from aent.models.facts import ModelError, ModelFacts, are_known, model_facts
+from aent.models.config_json import ModelError
+from aent.models.decoder import ModelFacts
+from aent.models.facts import are_known, model_facts
 from aent.models.vocabulary import tokenizer_faults
 from aent.recipe.schema import Recipe
 

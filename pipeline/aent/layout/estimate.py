@@ -26,7 +26,8 @@ import math
 from dataclasses import dataclass, fields
 from itertools import accumulate
 
-from aent.models.facts import ModelFacts, model_facts
+from aent.models.decoder import ModelFacts
+from aent.models.facts import model_facts
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import Recipe
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent.models.facts import ModelFacts
+from aent.models.decoder import ModelFacts
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"

@@ -15,7 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.models.facts import ModelFacts
+from aent.models.decoder import ModelFacts
 from aent.trainer.lean_imports import Bridge
 from aent.trainer.model import PolicyModel
 

@@ -28,7 +28,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
-from aent.models.facts import ModelFacts
+from aent.models.decoder import ModelFacts
 from aent.trainer.packing import PackedSequences
 
 

@@ -48,4 +48,4 @@ __all__ = ["Bridge", "bridge_of"]
 def bridge_of(family: Family, hf_config: Any, **options: Any) -> Bridge:
     """mbridge's description of a model of this family, from transformers' configuration of it."""
     module, name = family.bridge
-    return getattr(importlib.import_module(f"mbridge.models.{module}"), name)(hf_config, **options)
+    return getattr(importlib.import_module(module), name)(hf_config, **options)

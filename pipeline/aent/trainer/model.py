@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 from transformers import AutoConfig
 
-from aent.models.facts import ModelFacts
+from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
 from aent.trainer.layers import add_biases, local_block_spec
 from aent.trainer.lean_imports import Bridge, bridge_of

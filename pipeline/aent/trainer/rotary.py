@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aent.models.facts import ModelFacts
+from aent.models.decoder import ModelFacts
 
 
 def scaled_frequencies(facts: ModelFacts, device: torch.device | int) -> tuple[Tensor, float]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 # fields of config.json that transformers' classes have and that change nothing about log-probs
 INERT = frozenset({
     "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id",
-    "pretraining_tp",
+    "pretraining_tp", "original_max_position_embeddings",
 })  # fmt: skip
 # fields that every family has: read as they are
 SIZES = frozenset({
@@ -42,12 +42,17 @@ class Family:
 
     model_type: str
     architecture: str  # the class of transformers that is trained, and served by vLLM
-    bridge: tuple[str, str]  # where mbridge maps its weights: module of mbridge.models, class
+    bridge: tuple[
+        str, str
+    ]  # module and class that map its weights, of mbridge or beside the trainer
     qkv_bias: bool = False  # of the query, key and value projections
+    fused: bool = False  # query, key and value stored as one matrix, gate and up as another
     qk_norm: bool = False  # RMSNorm over each head of queries and of keys, before the rotation
     window: Literal["none", "all_layers", "upper_layers"] = "none"
+    window_size: int | None = 4096  # where config.json does not say
     key_value_heads: int | None = None  # where config.json does not say; None: as many as heads
     head_dim: int | None = None  # where config.json does not say; None: hidden size / heads
+    ropes: tuple[str, ...] = ("default", "linear", "dynamic", "yarn", "llama3")  # of ``ROPES``
     # configuration values that change the computation -> those that are computed, the first of
     # them being what transformers takes where config.json does not say
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -64,7 +69,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "llama",
             "LlamaForCausalLM",
-            ("llama", "LLaMABridge"),
+            ("mbridge.models.llama", "LLaMABridge"),
             computed={
                 "hidden_act": ("silu",),  # vLLM serves no other
                 "attention_bias": (False, True),
@@ -75,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "mistral",
             "MistralForCausalLM",
-            ("llama", "LLaMABridge"),
+            ("mbridge.models.llama", "LLaMABridge"),
             window="all_layers",
             key_value_heads=8,
             computed={
@@ -85,9 +90,24 @@ FAMILIES: Mapping[str, Family] = {
             },
         ),
         Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            ("aent.trainer.fused_bridge", "FusedBridge"),
+            fused=True,
+            window="all_layers",
+            window_size=None,
+            ropes=("default",),
+            computed={
+                "hidden_act": ("silu",),
+                "attention_dropout": (0.0,),
+                "resid_pdrop": (0.0,),
+                "embd_pdrop": (0.0,),
+            },
+        ),
+        Family(
             "qwen2",
             "Qwen2ForCausalLM",
-            ("qwen2", "Qwen2Bridge"),
+            ("mbridge.models.qwen2", "Qwen2Bridge"),
             qkv_bias=True,
             window="upper_layers",
             key_value_heads=32,
@@ -96,7 +116,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "qwen3",
             "Qwen3ForCausalLM",
-            ("qwen3", "Qwen3Bridge"),
+            ("mbridge.models.qwen3", "Qwen3Bridge"),
             qk_norm=True,
             window="upper_layers",
             key_value_heads=32,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from aent.models.families import FAMILIES, ROPES, Family
+from aent.models.families import FAMILIES, Family
 
 WINDOWS = {
     "none": "",
@@ -16,23 +16,22 @@ WINDOWS = {
 
 
 def lines() -> Iterator[str]:
-    yield "| `model_type` | what it is | options that are computed | sliding window |"
-    yield "|---|---|---|---|"
+    yield "| `model_type` | what it is | options that are computed | `rope_type` | sliding window |"
+    yield "|---|---|---|---|---|"
     for family in FAMILIES.values():
         options = "; ".join(
             f"`{name}`: {' or '.join(json.dumps(value) for value in values)}"
             for name, values in family.computed.items()
         )
-        window = WINDOWS[family.window]
-        yield f"| `{family.model_type}` | {_what(family)} | {options} | {window} |"
-    yield ""
-    yield f"Rotary embeddings (`rope_type`): {', '.join(f'`{kind}`' for kind in ROPES)}."
+        ropes, window = ", ".join(family.ropes), WINDOWS[family.window]
+        yield f"| `{family.model_type}` | {_what(family)} | {options} | {ropes} | {window} |"
 
 
 def _what(family: Family) -> str:
     biases = ", biases of query, key and value" if family.qkv_bias else ""
     norms = ", norms of queries and keys" if family.qk_norm else ""
-    return f"`{family.architecture}`{biases}{norms}"
+    fused = ", fused projections" if family.fused else ""
+    return f"`{family.architecture}`{biases}{norms}{fused}"
 
 
 if __name__ == "__main__":
