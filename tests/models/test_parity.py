@@ -1,7 +1,8 @@
 """A random model of every variant of every family, against transformers in float32: log-probs,
-every gradient, every weight bit for bit, in two layouts; and weights that must not be trained from.
+every gradient, every weight bit for bit; and weights that must not be trained from.
 
-All of it runs in one pair of ranks: starting them takes longer than the models.
+All of it runs in one set of ranks: starting them takes longer than the models. Two ranks here, four
+and every layout in ``test_every_layout``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from distributed.ranks import run_ranks
 from distributed.test_trainer_parity import not_returned, whole_gradients
 from trainer import formulas, tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 VOCAB = 97  # odd: padded for two tensor-parallel ranks
 BASE = {
@@ -61,21 +62,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
     "qwen2-window-of-nothing": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}
     ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
-LAYOUTS = [(2, 1, True), (1, 2, False)]  # tensor, pipeline, sequence parallel
+Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
+TENSOR: Layout = (2, 1, 1, True)
+STAGES: Layout = (1, 2, 1, False)
+OTHERS: list[Layout] = [
+    (1, 1, 1, False), (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
+]  # fmt: skip
+STAGED = {"llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3"}  # whose names are all stages'
 COEFFICIENT = 5.0
 
 
-def write_model(folder: Path, name: str) -> Path:
+def write_model(folder: Path, name: str, layers: int) -> None:
     """Weights so large that the policy is far from uniform, and biases that count."""
     kind, changes = VARIANTS[name]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **BASE | changes))
+    sizes = BASE | {"num_hidden_layers": layers} | changes
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
@@ -83,76 +91,91 @@ def write_model(folder: Path, name: str) -> Path:
             else:
                 parameter.normal_(0, 0.15)
     model.save_pretrained(folder / name)
-    return folder / name
 
 
-def recipe_of(path: Path, tp: int = 1, pp: int = 1, sequence_parallel: bool = False) -> Recipe:
+def layouts_of(name: str, every: bool) -> list[Layout]:
+    if every:
+        return [TENSOR, STAGES, *OTHERS]
+    return [TENSOR, STAGES] if name in STAGED else [TENSOR]
+
+
+def recipe_of(path: Path, layout: Layout = (1, 1, 1, False)) -> Recipe:
+    tp, pp, dp, sequence_parallel = layout
     settings = {
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
         "sequence_parallel": sequence_parallel,
     }
     lengths = {"max_prompt_tokens": 128, "max_response_tokens": 64}
     model = {"path": str(path)}
-    return tiny.recipe(tp, pp, 1, 128, trainer=settings, model=model, rollout=lengths)
+    return tiny.recipe(tp, pp, dp, 128, trainer=settings, model=model, rollout=lengths)
 
 
 def expected(path: Path) -> dict[str, Any]:
     """What transformers computes."""
-    model, batch = formulas.load(path), tiny.mini_batch(LENGTHS, vocab=VOCAB)
-    want = formulas.expected(model, batch, recipe_of(path), COEFFICIENT)
-    want.loss.backward()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks: more only wait for one another
+    try:
+        model, batch = formulas.load(path), tiny.mini_batch(LENGTHS, vocab=VOCAB)
+        want = formulas.expected(model, batch, recipe_of(path), COEFFICIENT)
+        want.loss.backward()
+    finally:
+        torch.set_num_threads(threads)
     gradients = {name: grad.numpy() for name, grad in formulas.gradients(model).items()}
-    return {"score": want.log_prob.numpy(), "loss": float(want.loss), "gradients": gradients}
+    return {"score": want.log_prob.numpy(), "loss": want.loss.item(), "gradients": gradients}
 
 
-def computed(path: Path, layout: tuple[int, int, bool], rank: int) -> dict[str, Any]:
+def computed(path: Path, layout: Layout, rank: int) -> dict[str, Any]:
     from aent.trainer.trainer import Trainer
 
     batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
-    trainer = Trainer(recipe_of(path, *layout), path)
+    trainer = Trainer(recipe_of(path, layout), path)
     score = trainer.score(batch)[batch.loss_mask].numpy()
     result = trainer.train_minibatch(batch, COEFFICIENT)
     gradients = whole_gradients(trainer)
     missing = not_returned(trainer, str(path))
-    if layout == LAYOUTS[0]:
+    if layout == TENSOR:
         trainer.save_pretrained(path.with_name(f"{path.name}-saved"))
     missing = missing if rank == 0 else []
     return {"score": score, "loss": result.loss, "gradients": gradients, "missing": missing}
 
 
-def refused(path: Path, tp: int, token: int) -> str:
+def refused(path: Path, layout: Layout, token: int) -> str:
     """What the trainer says of weights, and of a token that it must not train on."""
     from aent.trainer.trainer import Trainer
 
     batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
     batch.tokens[2] = token  # of a prompt
     try:
-        Trainer(recipe_of(path, tp), path).score(batch)
+        Trainer(recipe_of(path, layout), path).score(batch)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def work(rank: int, _world: int, root: str, folder: str) -> dict[Any, Any]:
+def work(rank: int, _world: int, root: str, folder: str, every: bool) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
     for name in VARIANTS:
         path = Path(root) / name
-        for tp, pp, sequence_parallel in LAYOUTS:
-            made = recipe_of(path, tp, pp, sequence_parallel)
-            with tiny.world(made.trainer, rank, folder, f"{name}-{tp}{pp}"):
-                out[name, tp, pp] = computed(path, (tp, pp, sequence_parallel), rank)
-    for what, tp, token in (("nan", 1, 3), ("qwen2", 2, VOCAB)):
+        for layout in layouts_of(name, every):
+            settings = recipe_of(path, layout).trainer
+            with tiny.world(settings, rank, folder, f"{name}-{layout}") as mine:
+                if mine:
+                    out[name, layout] = computed(path, layout, rank)
+    for what, layout, token in (("nan", (1, 1, 1, False), 3), ("qwen2", TENSOR, VOCAB)):
         path = Path(root) / what
-        with tiny.world(recipe_of(path, tp).trainer, rank, folder, what) as mine:
-            out[what] = refused(path, tp, token) if mine else ""
+        with tiny.world(recipe_of(path, layout).trainer, rank, folder, what) as mine:
+            out[what] = refused(path, layout, token) if mine else ""
     return out
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
+    return write_models(tmp_path_factory.mktemp("models"), layers=2)
+
+
+def write_models(root: Path, layers: int) -> Path:
     for name in VARIANTS:
-        write_model(root, name)
+        write_model(root, name, layers)
     shutil.copytree(root / "qwen2", root / "nan")
     tensors = load_file(root / "nan" / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
@@ -164,7 +187,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    return run_ranks(work, 2, str(root), str(tmp_path_factory.mktemp("worlds")))
+    return run_ranks(work, 2, str(root), str(tmp_path_factory.mktemp("worlds")), False)
 
 
 def test_every_family_option_and_rope_has_a_variant() -> None:
@@ -177,20 +200,33 @@ def test_every_family_option_and_rope_has_a_variant() -> None:
             assert tried == set(values), (kind, field)
 
 
+def assert_equal(got: dict[str, Any], want: dict[str, Any]) -> None:
+    norm = math.sqrt(sum(float((g**2).sum()) for g in want["gradients"].values()))
+    np.testing.assert_allclose(got["score"], want["score"], rtol=0, atol=1e-5)
+    assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    assert got["missing"] == []
+    assert got["gradients"].keys() == want["gradients"].keys()
+    for key, gradient in want["gradients"].items():
+        error = np.linalg.norm(got["gradients"][key] - gradient)
+        # a gradient of almost nothing is rounding: held against the whole one's norm
+        assert error < 1e-4 * max(np.linalg.norm(gradient), 1e-3 * norm), key
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_model_is_computed_as_transformers_does(root: Path, ranks: list[dict], name: str) -> None:
     want = expected(root / name)
-    norm = math.sqrt(sum(float((g**2).sum()) for g in want["gradients"].values()))
-    for tp, pp, _ in LAYOUTS:
-        got = ranks[0][name, tp, pp]
-        np.testing.assert_allclose(got["score"], want["score"], rtol=0, atol=1e-5)
-        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
-        assert got["missing"] == []
-        assert got["gradients"].keys() == want["gradients"].keys()
-        for key, gradient in want["gradients"].items():
-            error = np.linalg.norm(got["gradients"][key] - gradient)
-            # a gradient of almost nothing is rounding: held against the whole one's norm
-            assert error < 1e-4 * max(np.linalg.norm(gradient), 1e-3 * norm), key
+    for layout in layouts_of(name, every=False):
+        assert_equal(ranks[0][name, layout], want)
+
+
+@pytest.mark.full
+def test_every_layout(tmp_path: Path) -> None:
+    root = write_models(tmp_path / "models", layers=4)
+    ranks = run_ranks(work, 4, str(root), str(tmp_path), True, timeout=1000)
+    for name in VARIANTS:
+        want = expected(root / name)
+        for layout in layouts_of(name, every=True):
+            assert_equal(ranks[0][name, layout], want)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

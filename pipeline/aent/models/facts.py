@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aent.models.model_source import hf_config
 from aent.models.config_json import ModelError, read
 from aent.models.decoder import ModelFacts
+from aent.models.model_source import hf_config
 from aent.models.published import PUBLISHED
 from aent.recipe.schema import ModelSection
 
