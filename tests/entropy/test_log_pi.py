@@ -18,8 +18,10 @@ from aent.entropy.controllers import (
     update,
 )
 
-TARGET = ControllerSettings("log_pi", 0.1, target=0.5)
-BAND = ControllerSettings("log_pi", 0.1, low=0.3, high=0.8, ramp_steps=0, smoothing=0)
+TARGET = ControllerSettings("log_pi", 0.1, target=0.5, ramp_steps=15, integral_gain=0.15)
+BAND = ControllerSettings(
+    "log_pi", 0.1, low=0.3, high=0.8, ramp_steps=0, smoothing=0, integral_gain=0.15
+)
 
 
 def run(

@@ -262,7 +262,7 @@ def suggest(
     ] = None,
     most: Annotated[float | None, typer.Option("--max", help="Largest coefficient.")] = None,
 ) -> None:
-    """Propose a band and a step size from a run with a constant coefficient, and say why."""
+    """Propose a controller from a run with a constant coefficient, and say why."""
     from aent.analysis.suggest import suggest as propose
     from aent.tracking.recorded import SourceError
 

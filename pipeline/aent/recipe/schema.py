@@ -165,10 +165,10 @@ class ControllerSection(Section):
     # per step and nat outside the band; dual: of the logarithm; target: per step
     step_size: float | None = Field(None, ge=0)
     # proportional_integral: coefficient per nat, and per nat and step; log_pi: the logarithm of the
-    # coefficient per unit of the logarithm of the entropy (default 1.5), and per step (.15)
+    # coefficient per unit of the logarithm of the entropy (default 1.5), and per step (.05)
     proportional_gain: float | None = Field(None, ge=0)
     integral_gain: float | None = Field(None, ge=0)
-    # log_pi: time constant with which the aim leaves the first entropy (default 15; 0: at once)
+    # log_pi: time constant with which the aim leaves the first entropy (default 20; 0: at once)
     ramp_steps: float | None = Field(None, ge=0)
     smoothing: float | None = Field(None, ge=0, lt=1)  # log_pi: weight of the past (default .3)
     min: float | None = Field(None, ge=0)  # box of the coefficient; log_pi: default [1e-3, 1]

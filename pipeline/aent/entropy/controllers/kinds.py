@@ -75,9 +75,9 @@ KINDS: dict[str, Kind] = {
         "e is how far ln(entropy), averaged with weight {smoothing:g} on its past, lies outside "
         "ln({aim} nats), which is approached from the first entropy in {ramp_steps:g} steps",
         defaults={
-            "ramp_steps": 15.0,
+            "ramp_steps": 20.0,
             "proportional_gain": 1.5,
-            "integral_gain": 0.15,
+            "integral_gain": 0.05,
             "smoothing": 0.3,
             "min": 1e-3,
             "max": 1.0,
