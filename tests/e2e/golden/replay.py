@@ -2,7 +2,8 @@
 
 ``recorded/NAME/`` is the start of a run: the checkpoint that it goes on from, the rollouts of the
 steps after it. ``expected.json`` has what the steps gave. All of it was written by the code before
-the refactoring (commit ab89874); a change that is *meant* to change numbers records anew:
+the refactoring (commit ab89874), but for ``gradient/*``: since then each update measures tokens of
+its own. A change that is *meant* to change numbers records anew:
 ``PYTHONPATH=tests .venv/bin/python -m e2e.golden.replay``.
 """
 
