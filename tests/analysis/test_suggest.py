@@ -128,8 +128,8 @@ def test_the_proposal_holds_the_policy_that_it_was_made_for(tmp_path, learning_r
     settings = suggested(done.stdout)
     product, square = sum(s.cross for s in alone), sum(s.bonus_square for s in alone)
     assert settings.initial == pytest.approx(product / square, rel=0.05)
-    held = plant.simulate(settings, 6, 80, learning_rate)[40:]
-    means = [fmean(s.entropy for s in held[t : t + 10]) for t in range(0, 40, 10)]
+    held = plant.simulate(settings, 6, 60, learning_rate)[30:]
+    means = [fmean(s.entropy for s in held[t : t + 10]) for t in range(0, 30, 10)]
     assert all(settings.target / 3 < mean < settings.target * 3 for mean in means), means
     at_the_ends = fmean(s.coefficient in (settings.min, settings.max) for s in held)
     assert at_the_ends < 0.5
