@@ -21,16 +21,25 @@ from aent.entropy.controllers.checks import faults
 from aent.entropy.controllers.kinds import KINDS, Kind
 from aent.entropy.controllers.settings import ControllerSettings
 from aent.entropy.controllers.state import (
+    ControllerMemory,
     ControllerReport,
     ControllerState,
     Measured,
-    Memory,
     distance_outside,
 )
 
 __all__ = [
-    "KINDS", "ControllerReport", "ControllerSettings", "ControllerState", "Kind", "Memory",
-    "describe", "distance_outside", "faults", "initial_state", "update",
+    "KINDS",
+    "ControllerMemory",
+    "ControllerReport",
+    "ControllerSettings",
+    "ControllerState",
+    "Kind",
+    "describe",
+    "distance_outside",
+    "faults",
+    "initial_state",
+    "update",
 ]  # fmt: skip
 
 

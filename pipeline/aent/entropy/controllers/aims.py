@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from aent.entropy.controllers.state import ControllerState, Memory, distance_outside
+from aent.entropy.controllers.state import ControllerMemory, ControllerState, distance_outside
 from aent.entropy.controllers.values import SettingValues
 
 Interval = tuple[float, float]
@@ -66,7 +66,9 @@ def approach(
     return end[0] + shift, end[1] + shift
 
 
-def with_reference(settings: SettingValues, memory: Memory, entropy: float) -> Memory:
+def with_reference(
+    settings: SettingValues, memory: ControllerMemory, entropy: float
+) -> ControllerMemory:
     """Count this entropy in, while the reference of an automatic band is still being measured."""
     count = memory.get("reference_count", 0.0)
     if settings.reference_steps is None or count >= settings.reference_steps:

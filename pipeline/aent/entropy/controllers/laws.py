@@ -6,10 +6,15 @@ import math
 from collections.abc import Callable
 
 from aent.entropy.controllers.aims import LEAST_ENTROPY
-from aent.entropy.controllers.state import ControllerState, Measured, Memory, distance_outside
+from aent.entropy.controllers.state import (
+    ControllerMemory,
+    ControllerState,
+    Measured,
+    distance_outside,
+)
 from aent.entropy.controllers.values import SettingValues
 
-Law = Callable[[SettingValues, ControllerState, Measured], tuple[float, Memory]]
+Law = Callable[[SettingValues, ControllerState, Measured], tuple[float, ControllerMemory]]
 
 MAX_LOG_ERROR = 3.0  # a factor of 20: one odd measurement moves the coefficient no further
 _MAX_EXPONENT = 700.0  # of more, exp would overflow
@@ -17,13 +22,13 @@ _MAX_EXPONENT = 700.0  # of more, exp would overflow
 
 def stay(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     return state.coefficient, state.memory
 
 
 def step_by_error(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     """Step against the error, within the box (AEnt, arXiv 2509.03493: the paper's rule)."""
     assert settings.step_size is not None
     moved = state.coefficient - settings.step_size * measured.error
@@ -32,7 +37,7 @@ def step_by_error(
 
 def proportional_integral(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     """PI control. The integral, kept in units of the coefficient and begun at ``initial``, stays in
     the box itself (anti-windup by clamping): it leaves a bound with the first error that says so.
     """
@@ -47,7 +52,7 @@ def proportional_integral(
 
 def log_step(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     """SAC-style dual step (the constraint's multiplier of arXiv 1812.05905, section 5, moved on its
     logarithm as implementations do): multiply by exp(step_size * (target - entropy)).
 
@@ -59,7 +64,7 @@ def log_step(
 
 def fixed_step_below_target(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     """Skywork-OR1 (arXiv 2505.22312): a fixed step up below the target, down above it; applied only
     below it. What steps is remembered apart from what is applied, which is 0 above the target: the
     next entropy below finds it where it was.
@@ -76,7 +81,7 @@ def fixed_step_below_target(
 
 def log_proportional_integral(
     settings: SettingValues, state: ControllerState, measured: Measured
-) -> tuple[float, Memory]:
+) -> tuple[float, ControllerMemory]:
     """PI control of ln H by ln lambda, in velocity form:
 
     h_t = smoothing h_t-1 + (1 - smoothing) ln H_t; e_t = how far h_t lies outside the aim, on the

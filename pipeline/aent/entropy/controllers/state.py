@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-Memory = dict[str, float]  # what a kind remembers besides the coefficient
+ControllerMemory = dict[str, float]  # what a kind remembers besides the coefficient
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ControllerState:
     step: int = 0
     at_bound: str = ""
     steps_at_bound: int = 0
-    memory: Memory = field(default_factory=dict)
+    memory: ControllerMemory = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
