@@ -3,7 +3,7 @@
 Importing mbridge imports every model family that it knows, and for the visual ones most of
 transformers. Here its two packages are put in place without running their ``__init__``, so that a
 family's module comes by itself, when it is asked for. Megatron imports wandb where it is installed
-(it comes with nemo-toolkit); it does without.
+(it comes with nemo-toolkit), and transformers scikit-learn, for a way to generate; they do without.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from transformers.utils import is_sklearn_available
 
 from aent.models.families import Family
 
@@ -25,18 +29,23 @@ def _bare(package: str) -> None:
         sys.modules[package] = importlib.util.module_from_spec(spec)
 
 
-def _import_megatron() -> None:
-    hidden = sys.modules.get("wandb")
-    sys.modules["wandb"] = None  # type: ignore[assignment]
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Let a package look as if it were not installed."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
     try:
-        importlib.import_module("megatron.core")
+        yield
     finally:
-        del sys.modules["wandb"]
-        if hidden is not None:
-            sys.modules["wandb"] = hidden
+        del sys.modules[package]
+        if before is not None:
+            sys.modules[package] = before
 
 
-_import_megatron()
+with _without("wandb"):
+    importlib.import_module("megatron.core")
+with _without("sklearn"):
+    is_sklearn_available()  # transformers keeps the answer
 _bare("mbridge")
 _bare("mbridge.models")
 

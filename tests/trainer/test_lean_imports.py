@@ -1,0 +1,30 @@
+"""What a rank imports, and what it does without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from distributed.ranks import run_ranks
+from trainer import tiny
+
+
+def imported(rank: int, world: int, path: str) -> set[str]:
+    """The modules of a process that has built a trainer."""
+    from aent.trainer.trainer import Trainer
+
+    recipe = tiny.recipe()
+    with tiny.world(recipe.trainer, rank, str(Path(path).parent), "world"):
+        Trainer(recipe, Path(path))
+    return set(sys.modules)
+
+
+@pytest.mark.slow
+def test_a_rank_imports_one_family_and_no_tracker(tmp_path: Path) -> None:
+    (names,) = run_ranks(imported, 1, str(tiny.write_model(tmp_path / "model", tied=True)))
+    assert {"megatron.core", "mbridge.models.qwen2"} <= names
+    families = {n for n in names if n.startswith("mbridge.models.") and n.count(".") == 2}
+    assert families == {"mbridge.models.qwen2"}
+    assert not names & {"wandb", "sklearn", "mlflow", "vllm"}
