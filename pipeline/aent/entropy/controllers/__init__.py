@@ -86,8 +86,8 @@ def describe(settings: ControllerSettings) -> str:
     """What the controller will do, in one sentence."""
     if settings.kind == "constant":
         return f"{settings.initial:g} at every step"
-    low, high, target = settings.low, settings.high, settings.target
-    aim = f"{low:g} to {high:g}" if target is None and low is not None else f"{target}"
+    ends = (settings.target,) if settings.target is not None else (settings.low, settings.high)
+    aim = " to ".join(f"{end:g}" for end in ends if end is not None)
     words = KINDS[settings.kind].words.format(**asdict(settings), aim=aim)
     first = settings.warmup_steps
     start = f"{settings.initial:g} at first; from the entropy of step {first} on, "
