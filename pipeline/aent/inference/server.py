@@ -15,6 +15,7 @@ from aent.runtime.children import STARTED_BY, die_with_parent
 parent = os.environ.get(STARTED_BY)  # not there: this is the first, which dies with its launcher
 die_with_parent(int(parent) if parent else None)
 os.environ[STARTED_BY] = str(os.getpid())
+# vLLM imports a million objects that stay: by default a sixth of a start is looking for garbage
 gc.set_threshold(100_000)
 
 if __name__ == "__main__":
