@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 pytest_plugins = ("plugins.core_seconds", "plugins.go_on", "plugins.servers")
 
@@ -19,6 +20,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("aent")
+
+# hypothesis also draws constants out of those of our modules that are imported by then, so that a
+# test's examples would differ with the tests before it; at this point there are none
+assert hasattr(providers, "_get_local_constants")
+_NO_CONSTANTS = providers._local_constants
+providers._get_local_constants = lambda: _NO_CONSTANTS
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, options):
     out.touch()
     done = CliRunner().invoke(app, ["compare", *recipes, *options, "--out", str(out)])
     assert done.exit_code == 2
-    assert done.stderr == f"aent: {out} cannot be written into: File exists\n"
+    assert str(out) in done.stderr
 
 
 AWAY = "http://127.0.0.1:9"

@@ -288,7 +288,9 @@ def test_more_entropy_never_makes_the_coefficient_larger(
     _, state = run(controller, entropies)
     less, more = sorted([one, other])
     after_less = update(controller, state, less)[1].next_coefficient
-    assert update(controller, state, more)[1].next_coefficient <= after_less
+    after_more = update(controller, state, more)[1].next_coefficient
+    # but for rounding: log_pi's first aim is the entropy itself, met up to the last bits
+    assert after_more <= after_less * (1 + 1e-9)
 
 
 @given(CONTROLLERS, ENTROPIES, st.sampled_from([None, math.nan, math.inf, -math.inf]))
