@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from aent.inference.completion import Completion, GenerationRequest, entropy_of
+from aent.inference.fleet import Fleet
 from aent.inference.forks import ALTERNATIVES, generate_forked, most_uncertain
 from aent.inference.registry import read_token
 from inference import models
@@ -75,7 +76,7 @@ def test_a_real_engine_has_what_a_branch_shares_in_its_cache(served: Served) -> 
     prompt = [5 + i % 200 for i in range(70)]
     requests = [GenerationRequest(prompt, 100, seed=seed) for seed in range(6)]
     before = cached_tokens(served)
-    done = generate_forked(client.generate_sync, requests, forks=1, branches=5)
+    done = generate_forked(Fleet([client]).generate_sync, requests, forks=1, branches=5)
     found = cached_tokens(served) - before
     (place,) = most_uncertain(done[0], 1, 1)
     assert len({tuple(c.token_ids) for c in done}) == 6
