@@ -43,7 +43,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    client: Fleet,
+    fleet: Fleet,
     tokenizer: Tokenizer,
     judge: JudgePool,
     questions: Sequence[Question],
@@ -77,7 +77,7 @@ def evaluate(
         )
         for i, question in enumerate(repeated)
     ]
-    completions = client.generate_sync(requests, on_progress)
+    completions = fleet.generate_sync(requests, on_progress)
     versions = {v for c in completions for v in c.versions}
     if versions != {version}:
         raise RuntimeError(
