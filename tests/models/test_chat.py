@@ -114,6 +114,10 @@ def folder(tmp_path):
         (None, {"template": {"enable_thinking": False}}, "task.template"),
         ("{% for m in messages %}", {}, "model.path"),
         ([{"name": "default"}], {}, "model.path"),
+        ([{"name": "default", "template": 5}], {}, "model.path"),
+        ({"default": QWEN3}, {}, "model.path"),
+        ("{{ 1 / 0 }}", {}, "model.path"),
+        ("{{ messages[0].content.index('x') }}", {}, "model.path"),
     ],
 )
 def test_what_a_template_cannot_do_is_one_sentence(folder, template, task, field):
@@ -141,6 +145,26 @@ def test_templates_are_found_where_transformers_finds_them(folder, tmp_path):
     (tmp_path / "chat_template.jinja").write_text(PHI)
     assert chat.find(tmp_path).text == PHI
     assert chat.find(tmp_path / "nowhere") is None
+
+
+def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MISTRAL}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(SPECIAL))
+    assert chat.faults(recipe(tmp_path)) == []
+    (fault,) = chat.faults(recipe(tmp_path, system_prompt="Be brief."))
+    assert fault.startswith("task.system_prompt")
+    assert chat.find(tmp_path).special == SPECIAL
+    own = {"chat_template": MISTRAL, "bos_token": "<own>"}  # which transformers takes then, too
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(own))
+    assert chat.find(tmp_path).special == SPECIAL | {"bos_token": "<own>"}
+
+
+def test_special_tokens_may_be_those_of_the_tokenizers_class(tmp_path):
+    """LlamaTokenizer has <s> and </s> where no file says so."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MISTRAL}))
+    assert chat.faults(recipe(tmp_path)) == []
+    (fault,) = chat.faults(recipe(tmp_path, template={"a": 1}))
+    assert fault.startswith("task.template.a")
 
 
 def test_bundled_models_take_no_variables():

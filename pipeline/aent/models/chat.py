@@ -54,9 +54,7 @@ class ChatTemplate:
             ) from error
 
     def render(self, messages: list[Message], answer: bool) -> str:
-        """Raises ValueError with the template's own words where it refuses the messages."""
-        from jinja2 import TemplateError
-
+        """Raises ValueError with the template's own words where it refuses or fails."""
         values = {**self.special, **self.variables}
         if self.now is not None:
             values["strftime_now"] = self.now.strftime
@@ -68,18 +66,24 @@ class ChatTemplate:
                 documents=None,
                 **values,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program: it may divide by zero
             raise ValueError(str(error)) from error
 
     def known_variables(self) -> list[str]:
         """What may be given to the template besides messages and special tokens."""
+        return sorted(self._names() - RESERVED - self._tokens())
+
+    def missing_tokens(self) -> set[str]:
+        """Special tokens that the template writes and that are not among ``special``."""
+        return self._tokens() - set(self.special)
+
+    def _tokens(self) -> set[str]:
+        return {name for name in self._names() if name.endswith("_token")}
+
+    def _names(self) -> set[str]:
         from jinja2 import meta
 
-        parsed = _compiled(self.text).environment.parse(self.text)
-        tokens = {
-            name for name in meta.find_undeclared_variables(parsed) if name.endswith("_token")
-        }
-        return sorted(meta.find_undeclared_variables(parsed) - RESERVED - tokens)
+        return meta.find_undeclared_variables(_compiled(self.text).environment.parse(self.text))
 
 
 def _compiled(text: str) -> Any:
@@ -127,8 +131,10 @@ def find(folder: Path) -> ChatTemplate | None:
     """
     config: dict[str, Any] = {}
     try:
-        if (folder / "tokenizer_config.json").is_file():
-            config = json.loads((folder / "tokenizer_config.json").read_text())
+        # older folders name their special tokens in a file of their own
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (folder / name).is_file():
+                config.update(json.loads((folder / name).read_text()))
         text: Any
         if (folder / "chat_template.jinja").is_file():
             text = (folder / "chat_template.jinja").read_text()
@@ -136,6 +142,8 @@ def find(folder: Path) -> ChatTemplate | None:
             text = config.get("chat_template")
         if isinstance(text, list):  # several, by name
             text = {entry["name"]: entry["template"] for entry in text}.get("default")
+        if not isinstance(text, str | None):
+            raise TypeError(f"it is no text but a {type(text).__name__}")
         special = {
             name: value["content"] if isinstance(value, dict) else value
             for name, value in config.items()
@@ -177,6 +185,8 @@ def _faults(template: ChatTemplate, recipe: Recipe) -> list[str]:
     if unknown:
         has = f"its variables are {', '.join(known)}" if known else "it has none"
         return [f"task.template.{unknown[0]} is no variable of the model's chat template: {has}"]
+    if template.missing_tokens():  # which the tokenizer's class may have: not known without it
+        return []
     filled = ChatTemplate(template.text, template.special, given)
     filled.prompt("?", recipe.task.system_prompt)
     return []
