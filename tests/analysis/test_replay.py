@@ -176,6 +176,27 @@ def test_a_bad_csv_is_one_sentence(tmp_path, text, sentence):
 
 
 @pytest.mark.parametrize(
+    "content", [b"\x7fELF\xff\xfe", b"step,entropy\n0," + b"1" * 200_000 + b"\n"]
+)
+def test_what_is_no_csv_is_one_sentence(tmp_path, content):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    done = aent("replay", path, "controller.initial=0")
+    assert done.exit_code == 2
+    assert str(path) in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_printed(recorded):
+    run_dir, _, _ = recorded
+    for place in (run_dir / "nowhere" / "x.png", run_dir):
+        done = aent("replay", run_dir, "--plot", place)
+        assert done.exit_code == 2
+        assert str(place) in done.stderr
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere is no run folder, no CSV file and no MLflow run id"),

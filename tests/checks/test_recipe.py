@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aent.checks.recipe import check
+from aent.recipe.folder import run_folder
 from aent.recipe.load import load
 from aent.runtime.environment import data_path
 from models import folders
@@ -418,6 +419,17 @@ def test_faults_of_the_model_folder(recipe, tmp_path):
         f"model.path: {tmp_path}/model is no Hugging Face folder: it has no config.json"
     ]
     assert check(recipe(), machine=False) == []
+
+
+def test_files_and_folders_may_begin_with_a_tilde(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "questions.jsonl").write_text(
+        "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(4))
+    )
+    task = "task={kind: file, path: ~/questions.jsonl, heldout: 2, verifier: last_number}"
+    at_home = recipe(task, "model.path=~/model", "model.tokenizer_path=~/model", "run_dir=~/run")
+    assert check(at_home) == []
+    assert run_folder(at_home) == tmp_path / "run"
 
 
 def test_a_run_may_be_resumed_in_its_folder(recipe, tmp_path):

@@ -100,6 +100,8 @@ def test_the_nearest_family_is_named():
         ("qwen2", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 0},
          "sliding_window"),
+        ("qwen2", {"layer_types": 4}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": None}, "max_window_layers"),
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ("llama", {"head_dim": 15}, "head_dim=15"),
         ("llama", {"vocab_size": True}, "vocab_size"),
@@ -118,6 +120,7 @@ def test_every_reason_is_told():
 def test_a_window_counts_where_some_layer_has_it():
     window = {"use_sliding_window": True, "sliding_window": 8}
     assert accepted("qwen2", sliding_window=8, max_window_layers=0).window is None
+    assert accepted("qwen2", sliding_window=8, max_window_layers=None).window is None
     assert accepted("qwen2", **window, max_window_layers=4).window is None
     assert accepted("qwen2", **window).window is None  # 28 layers and more have none
     assert accepted("qwen2", **window, layer_types=["full_attention"] * 4).window is None

@@ -48,7 +48,7 @@ def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:
         elif not (folder / "config.json").is_file():
             yield f"model.path: {path} is no Hugging Face folder: it has no config.json"
     tokenizer = recipe.model.tokenizer_path
-    if tokenizer is not None and not Path(tokenizer).exists():
+    if tokenizer is not None and not Path(tokenizer).expanduser().exists():
         yield f"model.tokenizer_path: no file or folder {tokenizer}"
 
 

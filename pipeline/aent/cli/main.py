@@ -10,7 +10,7 @@ import typer
 
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
-from aent.cli.refusals import make_folder, refuse
+from aent.cli.refusals import make_folder, refuse, refuse_unwritable
 
 if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
@@ -250,6 +250,7 @@ def replay(
     """Print the coefficients (CSV) that a controller makes of recorded entropy."""
     from aent.analysis.replay import run
 
+    refuse_unwritable(plot)
     run(_recorded(source, overrides), bool(overrides), plot)
 
 

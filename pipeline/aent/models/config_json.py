@@ -172,9 +172,17 @@ def _window(config: dict[str, Any], family: Family, layers: int, faults: list[st
         kinds = ["sliding_attention"]
     elif not config.get("use_sliding_window"):
         window = None
+    if window is None and kinds is None:  # nothing else is read then
+        return None
     if kinds is None:
         upper = config.get("max_window_layers", 28)
+        if not isinstance(upper, int):
+            faults.append(f"max_window_layers must be a whole number, got {upper!r}")
+            return None
         kinds = ["full_attention", "sliding_attention"] if upper < layers else ["full_attention"]
+    if not isinstance(kinds, list):
+        faults.append(f"layer_types must be a list, got {kinds!r}")
+        return None
     unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
     if unknown:
         faults.append(f"layer_types has {', '.join(unknown)}, which is not implemented")

@@ -28,7 +28,7 @@ def data_path(relative: str) -> Path:
     it is looked for under the ``recipes/`` and ``slurm/`` that aent ships, in a checkout and in an
     installed wheel alike. What is in neither comes back as it is, for the reader's own complaint.
     """
-    path = Path(relative)
+    path = Path(relative).expanduser()
     shipped = Path(__file__).resolve().parents[1] / "_data" / path
     return shipped.resolve() if shipped.exists() and not path.exists() else path
 

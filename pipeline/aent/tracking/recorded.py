@@ -151,12 +151,15 @@ def open_source(uri: str) -> Any:
 
 
 def _from_csv(path: Path) -> Series:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = {"step", "entropy"} - set(rows.fieldnames or ())
-        if missing:
-            raise SourceError(f"{path} has no column {' and no column '.join(sorted(missing))}")
-        return _checked(path, rows)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {"step", "entropy"} - set(rows.fieldnames or ())
+            if missing:
+                raise SourceError(f"{path} has no column {' and no column '.join(sorted(missing))}")
+            return _checked(path, rows)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} is no CSV that can be read: {error}") from error
 
 
 def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
