@@ -11,16 +11,24 @@ SECRET = "hunter2"
     ("text", "shown"),
     [
         ("http://anna:hunter2@host:5000/a", "http://anna:***@host:5000/a"),
-        ("said 'postgresql+psycopg2://u:hun@ter2@db/x' twice", None),
+        (
+            "said 'postgresql+psycopg2://u:hun@ter2@db/x' twice",
+            "said 'postgresql+psycopg2://u:***@db/x' twice",
+        ),
         ("mysql://db/x?user=u&password=hunter2&ssl=1", "mysql://db/x?user=u&password=***&ssl=1"),
         ("http://anna@host", "http://anna@host"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
         ("http://:hunter2@host", "http://:***@host"),
+        ("postgresql://u:hun/ter+2=@db/x", "postgresql://u:***@db/x"),
+        ("postgresql://u:hun'ter\"2@db:5432/x", "postgresql://u:***@db:5432/x"),
+        ("http://u:hunter2@host:5000/a@b", "http://u:***@host:5000/a@b"),
+        ("'http://host:5000' or 'http://host:5000/' of a@b", None),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dhunter2", "mssql+pyodbc:///?odbc_connect=***"),
     ],
 )
 def test_passwords_are_hidden_and_nothing_else(text, shown):
-    shown = shown or "said 'postgresql+psycopg2://u:***@db/x' twice"
+    shown = text if shown is None else shown
     assert redacted(text) == shown
     assert redacted(shown) == shown
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 
 HIDDEN = "***"  # in the place of a password
-# scheme://user:PASSWORD@host; and as a parameter of a database's address
-_USER = re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)[^\s/'\"]*(?=@)")
+# scheme://user:PASSWORD@host; where there is no @ before the next slash or quote, these may be the
+# password's own, as SQLAlchemy takes them, unless what stands before the slash is a port
+_USER = re.compile(
+    r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)(?:[^\s/'\"]*(?=@)|(?!\d{1,5}[/?#])\S*(?=@))"
+)
+# as a parameter of a database's address
 _PARAMETER = re.compile(
-    r"(?i)([?&;](?:password|passwd|pwd|token|secret|api_key|sslpassword)=)[^&;\s'\"]+"
+    r"(?i)([?&;](?:password|passwd|pwd|token|secret|api_key|sslpassword|odbc_connect)=)[^&;\s'\"]+"
 )
 
 
