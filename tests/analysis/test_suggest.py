@@ -62,6 +62,13 @@ def test_an_exploding_policy_is_held_below_where_it_went(tmp_path):
     assert "the run's own" in done.stdout
 
 
+def test_the_target_is_of_the_entropy_that_the_run_measured(tmp_path):
+    seen = csv_of(tmp_path / "run.csv", relaxing(60, 2.3, 0.05))
+    arguments = ["suggest", seen, "controller.initial=.1"]
+    assert suggested(aent(*arguments).stdout).measure is None
+    assert suggested(aent(*arguments, "controller.measure=full").stdout).measure == "full"
+
+
 def test_a_policy_that_stays_is_held_where_it_is(tmp_path):
     rng = random.Random(1)
     seen = [0.5 + rng.gauss(0, 0.01) for _ in range(50)]

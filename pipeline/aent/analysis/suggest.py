@@ -38,7 +38,8 @@ class Suggestion:
 
     def __str__(self) -> str:
         c = self.controller
-        fields = ("kind", "initial", "target", "ramp_steps", "min", "max")
+        fields = ["kind", "initial", "target", "ramp_steps", "min", "max"]
+        fields += ["measure"] if c.measure is not None else []
         text = ", ".join(f"{name}: {_plain(getattr(c, name))}" for name in fields)
         return "\n".join([f"controller: {{{text}}}", *(f"# {line}" for line in self.why)])
 
@@ -84,6 +85,7 @@ def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
         ramp_steps=float(max(LEAST_STEPS, took)),
         min=_round(neutral / DECADE),
         max=_round(neutral * DECADE),
+        measure=recorded.controller.measure,  # the target is of that entropy
     )
     return Suggestion(settings, why)
 
