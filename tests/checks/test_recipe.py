@@ -101,6 +101,10 @@ FAULTS = [
     (["model.path=/no/where"], "model.path: no folder /no/where"),
     (["model.tokenizer_path=/no"], "model.tokenizer_path: no file or folder /no"),
     (
+        ["task.name=chain_sun"],
+        "task.name: reasoning-gym has no data set 'chain_sun', did you mean 'chain_sum'?",
+    ),
+    (
         ["trainer.tensor_parallel=4"],
         "trainer.tensor_parallel=4 does not divide the model's 6 key-value groups",
     ),
@@ -419,6 +423,14 @@ def test_faults_of_the_model_folder(recipe, tmp_path):
         f"model.path: {tmp_path}/model is no Hugging Face folder: it has no config.json"
     ]
     assert check(recipe(), machine=False) == []
+
+
+def test_a_data_set_that_cannot_be_made_is_refused_by_its_field(recipe):
+    for config in ("{min_term: 1}", "{min_terms: 0}", "{min_terms: 5, max_terms: 2}"):
+        wrong = recipe(f"task.config={config}")
+        (fault,) = check(wrong)
+        assert fault.startswith("task.config: ")
+        assert check(wrong, machine=False) == []
 
 
 def test_files_and_folders_may_begin_with_a_tilde(recipe, tmp_path, monkeypatch):

@@ -152,6 +152,8 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
     if task.kind == "reasoning_gym":
         if task.path is not None:
             yield "task.path has no meaning with task.kind=reasoning_gym"
+        if machine:
+            yield from _generated(recipe)
         return
     if task.config:
         yield "task.config has no meaning with task.kind=file"
@@ -167,6 +169,15 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
         except (OSError, ValueError) as error:
             field = "" if str(error).startswith("task.") else "task.path: "
             yield f"{field}{error}"
+
+
+def _generated(recipe: Recipe) -> Iterator[str]:
+    try:
+        tasks.check_generated(recipe.task, recipe.seed)
+    except ImportError as error:
+        yield f"task.kind=reasoning_gym: reasoning-gym cannot be imported: {error}"
+    except ValueError as error:
+        yield str(error)
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:

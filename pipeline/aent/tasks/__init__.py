@@ -59,6 +59,12 @@ def load(section: TaskSection, seed: int) -> Task:
     return Task(_name(section), questions[section.heldout :], questions[: section.heldout])
 
 
+def check_generated(section: TaskSection, seed: int) -> None:
+    """Raise ValueError as ``load`` for the data set's name and configuration, without a question
+    made. Imports reasoning-gym, a second of one core."""
+    _dataset(section, seed)
+
+
 def without_long_prompts(task: Task, length: Callable[[str], int], limit: int) -> Task:
     """The task without questions whose prompt has more than ``limit`` tokens (``length`` counts).
 
