@@ -24,7 +24,7 @@ OURS = {
 
 
 def faults(cluster: ClusterSection) -> Iterator[str]:
-    """One sentence per fault, as ``check.check`` has them."""
+    """One sentence per fault, as ``checks.recipe.check`` has them."""
     for name in ("image", "engine_image"):
         given = getattr(cluster, name) is not None
         if given and cluster.container == "none":

@@ -41,7 +41,7 @@ SCALARS = (bool, int, float, str, dict, list)
 
 
 def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
-    """One sentence per fault, each naming its field. ``machine=False``: see ``check.check``."""
+    """One sentence per fault, each naming its field. ``machine``: see ``checks.recipe.check``."""
     rollout = recipe.rollout
     if bool(rollout.urls) == (rollout.engines > 0):
         given = "both are given" if rollout.urls else "neither is given"

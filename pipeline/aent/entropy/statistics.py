@@ -1,9 +1,9 @@
 """Log-probability, entropy and clamped entropy of every token, from vocabulary-sharded logits.
 
 ``forward_rows`` and ``backward_rows`` do the work, for ``token_statistics`` and for the fused head
-alike; every collective of the forward is in the former, below ``select_kept`` (selection.py), and
-the backward has none. With x the logits of a token, T the
-temperature, z' = x / T and m = max z', everything comes from a few sums over the columns
+alike; the collectives of the former are those of ``sharded.forward``, and the latter has none. With
+x the logits of a token, T the temperature, z' = x / T and m = max z', everything comes from a few
+sums over the columns
 
     S  = sum exp(z' - m)            S1 = sum exp(z' - m) (z' - m)      over the vocabulary
     SA = sum exp(z' - m)            SA1 = sum exp(z' - m) (z' - m)     over the kept set A

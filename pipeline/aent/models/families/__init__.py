@@ -2,7 +2,7 @@
 
 A record says what the trainer computes for that type. Everybody who needs to know a family reads
 it here: the checks, the dry run, the doctor, the estimate, the trainer. What no record says is
-refused by name before anything starts (``aent.models.facts``), so a record may only say what
+refused by name before anything starts (``aent.models.config_json``), so a record may only say what
 agrees with transformers' own model (tests/models/test_parity.py). Imports no torch.
 """
 
