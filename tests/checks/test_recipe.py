@@ -370,6 +370,22 @@ FAULTS = [
         ["rollout.engines=0", "rollout.urls=['a:1']"],
         "rollout.urls: a:1 is no http address (http://HOST:PORT)",
     ),
+    *(
+        (
+            ["rollout.engines=0", f"rollout.urls=['{url}']"],
+            f"rollout.urls: {url} is no http address (http://HOST:PORT)",
+        )
+        for url in ("http://[a:1", "http://a:b", "http://a:99999")
+    ),
+    (
+        ["rollout.engines=0", "rollout.urls=['http://u:hunter2@a:1']"],
+        "rollout.urls: http://u:***@a:1 has a user or a password, which recipe.yaml and MLflow "
+        "would show: rollout.token_file is for secrets",
+    ),
+    (
+        ["rollout.engine.options={hf_token: hunter2}"],
+        "rollout.engine.options.hf_token is a secret, which recipe.yaml and MLflow would show",
+    ),
     (
         ["rollout.engines=0", "rollout.urls=['http://a:1', 'http://a:1']"],
         "rollout.urls names an engine twice",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 
@@ -34,6 +35,8 @@ OWN_OPTIONS = {
 }
 # what would open a door beside the run's own, or move an engine off the GPUs that it is given
 KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")
+# a secret, which recipe.yaml and MLflow would show; engines ask no hub for anything
+SECRET = "hf-token"
 # set for a CPU's sake, and free on GPUs
 ON_CPU = ("enforce-eager", "enable-chunked-prefill", "block-size", "distributed-executor-backend")
 ALIASES = {"tp": "tensor-parallel-size", "dp": "data-parallel-size", "pp": "pipeline-parallel-size"}
@@ -52,9 +55,7 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
             "engines of rollout.engines and rollout.urls"
         )
     for url in rollout.urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
+        yield from _url(url)
     if len(set(rollout.urls)) < len(rollout.urls):
         yield "rollout.urls names an engine twice"
     if rollout.engine.port and rollout.engine.port + rollout.engines - 1 > 65535:
@@ -65,6 +66,21 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
     yield from _token_file(recipe, machine)
     for name, value in rollout.engine.options.items():
         yield from _option(name, value, machine)
+
+
+def _url(url: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half a bracket, a port that is no number
+        known = False
+    if not known:
+        yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
+    elif "@" in parts.netloc:
+        yield (
+            f"rollout.urls: {redacted(url)} has a user or a password, which recipe.yaml and MLflow "
+            "would show: rollout.token_file is for secrets"
+        )
 
 
 def _token_file(recipe: Recipe, machine: bool) -> Iterator[str]:
@@ -98,6 +114,8 @@ def _option(name: str, value: object, machine: bool) -> Iterator[str]:
         yield f"{where} is set by the run itself" + (f": give {field}" if field else "")
     elif known in KEPT_OUT:
         yield f"{where} would change what the run says of its engines itself"
+    elif known == SECRET:
+        yield f"{where} is a secret, which recipe.yaml and MLflow would show"
     elif known in ON_CPU and machine and device_kind() == "cpu":
         yield f"{where} is set by the run itself on a CPU"
     elif name.startswith("-") or not name.strip():
