@@ -101,6 +101,10 @@ FAULTS = [
     (["model.path=/no/where"], "model.path: no folder /no/where"),
     (["model.tokenizer_path=/no"], "model.tokenizer_path: no file or folder /no"),
     (
+        ["task.size=7", "rollout.prompts_per_step=8"],
+        "rollout.prompts_per_step=8, but the task has 7 training questions",
+    ),
+    (
         ["task.name=chain_sun"],
         "task.name: reasoning-gym has no data set 'chain_sun', did you mean 'chain_sum'?",
     ),
@@ -454,10 +458,15 @@ def test_files_and_folders_may_begin_with_a_tilde(recipe, tmp_path, monkeypatch)
     (tmp_path / "questions.jsonl").write_text(
         "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(4))
     )
-    task = "task={kind: file, path: ~/questions.jsonl, heldout: 2, verifier: last_number}"
-    at_home = recipe(task, "model.path=~/model", "model.tokenizer_path=~/model", "run_dir=~/run")
-    assert check(at_home) == []
-    assert run_folder(at_home) == tmp_path / "run"
+    at_home = [
+        "task={kind: file, path: ~/questions.jsonl, heldout: 2, verifier: last_number}",
+        "model.path=~/model", "model.tokenizer_path=~/model", "run_dir=~/run",
+    ]  # fmt: skip
+    assert check(recipe(*at_home, "rollout.prompts_per_step=2")) == []
+    assert run_folder(recipe(*at_home)) == tmp_path / "run"
+    (fault,) = check(recipe(*at_home, "rollout.prompts_per_step=3"))  # two of four are held out
+    assert fault.startswith("rollout.prompts_per_step=3")
+    assert " 2 " in fault
 
 
 def test_a_run_may_be_resumed_in_its_folder(recipe, tmp_path):

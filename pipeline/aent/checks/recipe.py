@@ -152,6 +152,7 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
     if task.kind == "reasoning_gym":
         if task.path is not None:
             yield "task.path has no meaning with task.kind=reasoning_gym"
+        yield from _few(recipe, task.size)
         if machine:
             yield from _generated(recipe)
         return
@@ -165,10 +166,18 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
         yield f"task.path: no file {task.path}{sources.hint(task.path)}"
     elif machine:
         try:
-            tasks.load(task, recipe.seed)
+            yield from _few(recipe, len(tasks.load(task, recipe.seed).train))
         except (OSError, ValueError) as error:
             field = "" if str(error).startswith("task.") else "task.path: "
             yield f"{field}{error}"
+
+
+def _few(recipe: Recipe, questions: int) -> Iterator[str]:
+    if questions < recipe.rollout.prompts_per_step:
+        yield (
+            f"rollout.prompts_per_step={recipe.rollout.prompts_per_step}, but the task has "
+            f"{questions} training questions"
+        )
 
 
 def _generated(recipe: Recipe) -> Iterator[str]:
