@@ -1,6 +1,7 @@
 """The memory estimate against numbers worked out by hand, and the process layout."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_one_rank_float32(recipe):
     assert rank.activations == 1024 * 30 * per_token * 4
     assert rank.export == TABLE * 4 + 2 * 64 * 2**20  # two buckets
     assert rank.total > 16 * PARAMETERS
+
+
+def test_the_largest_tensor_may_be_gate_and_up_together(tmp_path, recipe):
+    sizes = {
+        "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 200,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    (rank,) = estimate(recipe(f"model={{path: {tmp_path}}}")).per_rank
+    buckets = rank.weights  # all of so small a model
+    assert rank.export == 2 * 200 * 64 * 4 + buckets
 
 
 def test_bfloat16_has_float32_main_weights_and_a_reference_doubles_the_weights(recipe):

@@ -159,7 +159,8 @@ def _stage_parameters(facts: ModelFacts, tensor: int, pipeline: int, stage: int)
 
 
 def _largest_tensor(facts: ModelFacts) -> int:
-    return max(facts.embedding_parameters, facts.hidden * facts.ffn)
+    """Elements of a table, or of Megatron's linear_fc1, which has gate and up."""
+    return max(facts.embedding_parameters, 2 * facts.hidden * facts.ffn)
 
 
 def _largest(recipe: Recipe) -> tuple[int, int]:
