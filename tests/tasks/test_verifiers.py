@@ -113,6 +113,7 @@ def test_reasoning_gym(response, reward):
         (r"\boxed{\text{even}}", r"\text{even}", 1.0),
         (r"\boxed{neve}", r"\text{even}", 0.0),
         (r"\boxed{x \cdot y}", "xy", 1.0),
+        (r"\boxed{yx}", "xy", 1.0),
         (r"\boxed{\text{A}}", "A", 1.0),
     ],
 )

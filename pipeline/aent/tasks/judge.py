@@ -21,6 +21,7 @@ from aent.data.rollout import Verdict
 from aent.recipe.schema import TaskSection
 
 START_TIMEOUT_S = 120.0  # of a worker: some verifiers import for ten seconds
+DIED = "exception: the judge process died"
 
 
 @dataclass
@@ -59,9 +60,15 @@ class JudgePool:
 
     def unreadable(self, questions: Sequence[Question]) -> list[Question]:
         """The questions whose reference the verifier cannot read; raises as ``judge``. One that
-        takes it too long is not among them: how long it takes is the machine's affair."""
+        takes it too long, or at which its process died, is not among them: that is the machine's
+        affair, and a run that is resumed must find the same ones."""
         verdicts = self._judge(questions, [None] * len(questions))
-        return [q for q, v in zip(questions, verdicts) if v.error and v.error != "timeout"]
+        passing = ("", "timeout")
+        return [
+            q
+            for q, v in zip(questions, verdicts)
+            if v.error not in passing and not v.error.startswith(DIED)
+        ]
 
     def _judge(
         self, questions: Sequence[Question], responses: Sequence[str | None]
@@ -157,7 +164,7 @@ class JudgePool:
                 raise RuntimeError(
                     f"a judge process died while it started (exit code {code})"
                 ) from None
-            how = f"exception: the judge process died (exit code {code})"
+            how = f"{DIED} (exit code {code})"
             return worker.answer, Verdict(0.0, how)
         if worker.ready:
             reward, error = message

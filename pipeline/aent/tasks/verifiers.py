@@ -60,11 +60,14 @@ def as_number(text: str) -> Decimal | None:
 
 
 def words_of(answer: str) -> str | None:
-    """An answer that is words (two letters and more) as plain text, in lower case; None for
-    mathematics, to which a single letter belongs."""
+    """An answer that is words as plain text, in lower case; None for mathematics, to which a single
+    letter belongs, and two (yx is the product xy), unless one is an o (no, on, or)."""
     plain = _SPACE.sub(" ", _TEXT.sub(r"\1", answer)).strip(" $.")
-    is_words = _WORDS.fullmatch(plain) and any(len(word) > 1 for word in re.split("[ ']", plain))
-    return plain.casefold() if is_words else None
+    if not _WORDS.fullmatch(plain):
+        return None
+    words = re.split("[ ']", plain.casefold())
+    is_words = any(len(word) > 2 or (len(word) == 2 and "o" in word) for word in words)
+    return " ".join(words) if is_words else None
 
 
 def last_number(response: str, question: Question) -> float:
