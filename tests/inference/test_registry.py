@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from aent.inference import registry
 from aent.inference.http import EngineError
+from aent.runtime import files
 
 
 def test_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -66,3 +68,36 @@ def test_the_trainer_says_which_address_it_has_lost(tmp_path: Path) -> None:
     assert [client.url for client in registry.published(tmp_path, 2)] == ["http://b:4"]
     registry.clear(tmp_path)
     assert not any((tmp_path / "engines").iterdir())
+
+
+def test_an_engine_started_again_at_its_old_address_is_not_given_up(tmp_path: Path) -> None:
+    registry.publish(tmp_path, 0, "http://a:1", tmp_path / "log")
+    registry.give_up(tmp_path, "http://a:1")
+    assert registry.is_given_up(tmp_path, 0, "http://a:1")
+    registry.publish(tmp_path, 0, "http://a:1", tmp_path / "log")
+    assert not registry.is_given_up(tmp_path, 0, "http://a:1")
+
+
+def test_a_file_system_that_fails_ends_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry.make_token(tmp_path)
+    registry.publish(tmp_path, 0, "http://a:1", tmp_path / "log")
+    real, failures = Path.read_text, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def read_text(path: Path, *arguments: str) -> str:
+        if path.suffix in (".json", ".lost") and failures:
+            raise failures.pop()
+        return real(path, *arguments)
+
+    def write_text(path: Path, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(files, "PAUSE_S", 0.0)
+    assert not registry.is_given_up(tmp_path, 0, "http://a:1")
+    failures.append(OSError(errno.EIO, "Input/output error"))
+    assert [client.url for client in registry.published(tmp_path, 1)] == ["http://a:1"]
+    monkeypatch.setattr(Path, "write_text", write_text)
+    registry.give_up(tmp_path, "http://a:1")
+    assert "0.lost" in capfd.readouterr().err

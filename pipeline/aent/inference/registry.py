@@ -12,11 +12,13 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
+from aent.runtime.files import read_again
 
 POLL_S = 0.2
 
@@ -58,6 +60,8 @@ def clear(run_dir: Path) -> None:
 
 def publish(run_dir: Path, index: int, url: str, log_path: Path) -> None:
     """Say where engine ``index`` listens."""
+    # one that was lost before it may have had the same address
+    (run_dir / "engines" / f"{index}.lost").unlink(missing_ok=True)
     _write(run_dir, index, {"url": url, "log": str(log_path)})
 
 
@@ -67,17 +71,26 @@ def publish_failure(run_dir: Path, index: int, error: str) -> None:
 
 
 def give_up(run_dir: Path, url: str) -> None:
-    """Say that the trainer has lost the engine at ``url``, which may be one of the run's own."""
+    """Say that the trainer has lost the engine at ``url``, which may be one of the run's own. Where
+    that cannot be said it is told on stderr: the others are enough to go on with."""
     for path in (run_dir / "engines").glob("*.json"):
-        if json.loads(path.read_text()).get("url") == url:
-            path.with_suffix(".lost").write_text(url)
+        try:
+            if json.loads(path.read_text()).get("url") == url:
+                path.with_suffix(".lost").write_text(url)
+        except OSError as error:
+            print(
+                f"aent: {path.with_suffix('.lost')} cannot be written ({error}): nobody starts the "
+                f"engine {url} again",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def is_given_up(run_dir: Path, index: int, url: str) -> bool:
     """Whether the trainer has lost engine ``index``, at this address."""
     try:
         return (run_dir / "engines" / f"{index}.lost").read_text() == url
-    except FileNotFoundError:
+    except OSError:  # not there, or the file system does not say: it is asked again
         return False
 
 
@@ -128,7 +141,8 @@ def _write(run_dir: Path, index: int, entry: dict[str, str]) -> None:
 
 
 def _read(run_dir: Path, index: int) -> dict[str, str] | None:
+    path = run_dir / "engines" / f"{index}.json"
     try:
-        return json.loads((run_dir / "engines" / f"{index}.json").read_text())
+        return json.loads(read_again(path.read_text))
     except FileNotFoundError:
         return None
