@@ -105,6 +105,14 @@ def test_exit_code_and_last_lines(tmp_path: Path) -> None:
     assert child.describe_exit() == "exited with code 1"
     assert sorted(child.tail(2).splitlines()) == ["line 4", "the reason"]
     assert tail_of(tmp_path / "absent", 3) == ""
+    assert tail_of(tmp_path, 3) == ""  # a folder: the message that wants it goes without
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "long.log"
+    log.write_text("".join(f"line {i} ä\n" for i in range(40_000)))
+    assert tail_of(log, 2) == "line 39998 ä\nline 39999 ä"
+    assert children.TAIL_BYTES / 20 < len(tail_of(log, 40_000).splitlines()) < 40_000 / 4
 
 
 def test_own_session_and_given_environment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
 from aent.weights import weight_transfer
 from aent.weights.manifest import TensorSpec
-from aent.weights.transport import Broadcast
+from aent.weights.transport import Broadcast, GlooTransport, NcclTransport
 from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender
 from inference.stand_in import standing_in
 
@@ -102,3 +103,42 @@ def test_what_an_engine_says_comes_before_what_its_broadcast_broke_of() -> None:
         sender = sender_to(server.url, Connecting(lambda: False), 5.0)
         with pytest.raises(EngineError, match=r"status 500: .*out of memory"):
             asyncio.run(sender.send(BUCKET))
+
+
+def test_why_our_end_did_not_join_is_told_though_the_engine_still_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+
+    def answer(path: str, body: dict) -> tuple[int, dict]:
+        if path == "/init_weight_transfer_engine":
+            over.wait(60)  # for us
+        return 200, {"results": [], "world_size": 1}
+
+    def join(*arguments: object) -> Connecting:
+        raise RuntimeError("no memory left on this device")
+
+    monkeypatch.setattr(weight_transfer, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(GlooTransport, "join", join)
+    with standing_in(answer) as server:
+        sender = WeightSender([EngineClient(server.url)], TransferSettings(timeout_s=60.0))
+        with pytest.raises(EngineError, match="no memory left on this device"):
+            asyncio.run(sender.connect())
+        over.set()
+    assert sender.transport is None
+    assert sender.joined == []
+
+
+def test_a_broadcast_by_nccl_that_failed_is_under_way_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broadcast(*arguments: object, **options: object) -> None:
+        raise RuntimeError("remote process exited")
+
+    monkeypatch.setattr(Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda.nccl, "broadcast", broadcast)
+    transport = NcclTransport("communicator", device=0)
+    with pytest.raises(RuntimeError, match="remote process exited"):
+        transport.broadcast(torch.ones(3))
+    transport.close()

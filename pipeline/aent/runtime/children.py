@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 STARTED_BY = "AENT_SERVER_PROCESS"  # names the process of a vLLM server that has started another
 POLL_S = 0.02
+TAIL_BYTES = 65_536  # of a log, read for its last lines
 KILL_WAIT_S = 30.0  # for the kernel to deliver a SIGKILL, and to take the memory back
 KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing is imported between fork and exec
@@ -61,12 +61,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def tail_of(path: Path, lines: int) -> str:
-    """The last ``lines`` lines of a log file; empty if there is no such file."""
+    """The last ``lines`` lines of a log file, of its last ``TAIL_BYTES`` at most; empty if there is
+    none that can be read (it is part of an error's message, which must not get lost)."""
     try:
-        with path.open(errors="replace") as file:
-            return "".join(deque(file, maxlen=lines)).rstrip("\n")
-    except FileNotFoundError:
+        with path.open("rb") as file:  # not all of it: hundreds of requests may fail at once
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
         return ""
+    return "\n".join(text.splitlines()[-lines:]).rstrip("\n")
 
 
 @dataclass

@@ -196,13 +196,15 @@ class NcclTransport:
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
         self.starting = True
-        with torch.cuda.device(self.device):
-            tensor = tensor.cuda().contiguous()
-            torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
-            event = torch.cuda.Event()
-            event.record()
-            self.newest = _CudaBroadcast(event, tensor)
-        self.starting = False
+        try:
+            with torch.cuda.device(self.device):
+                tensor = tensor.cuda().contiguous()
+                torch.cuda.nccl.broadcast([tensor], root=0, comms=[self.communicator])
+                event = torch.cuda.Event()
+                event.record()
+                self.newest = _CudaBroadcast(event, tensor)
+        finally:  # one that failed is under way no longer: ``close`` must not hide why
+            self.starting = False
         return self.newest
 
     def close(self) -> None:

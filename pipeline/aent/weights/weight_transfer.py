@@ -36,6 +36,7 @@ from aent.weights.transport import (
 POLL_S = 0.002  # between two looks at broadcasts under way
 LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
 FAULTS_SHOWN = 8
+BROKE = "a broadcast of weights broke"
 
 
 T = TypeVar("T")
@@ -88,21 +89,29 @@ class WeightSender:
             join = partial(NcclTransport.join, unique_id, world, torch.cuda.current_device())
         offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
         calls = [
-            client.call(
-                "POST",
-                "/init_weight_transfer_engine",
-                {"init_info": {**where, "rank_offset": offset, "world_size": world}},
-                timeout_s=timeout_s,
+            asyncio.ensure_future(
+                client.call(
+                    "POST",
+                    "/init_weight_transfer_engine",
+                    {"init_info": {**where, "rank_offset": offset, "world_size": world}},
+                    timeout_s=timeout_s,
+                )
             )
             for client, offset in zip(self.clients, offsets)
         ]
-        joined: asyncio.Future[Transport] = in_daemon_thread(join)
-        await asyncio.gather(*calls)
+        joining: asyncio.Future[Transport] = in_daemon_thread(join)
+        no_group = "no group with the engines' workers"
         try:
-            transport = await asyncio.wait_for(joined, timeout_s)
-        except (TimeoutError, RuntimeError) as error:
-            raise EngineError(f"no group with the engines' workers: {error}") from error
-        self.transport = transport
+            async with asyncio.timeout(timeout_s + LAST_WORDS_S):
+                self.transport = await _first_failure(joining, calls, no_group)
+                await asyncio.gather(*calls)
+        except TimeoutError:
+            raise EngineError(f"{no_group} within {timeout_s:.0f} s") from None
+        finally:
+            joining.cancel()
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
         self.joined = [client.url for client in self.clients]
 
     def disconnect(self) -> None:
@@ -258,7 +267,7 @@ class WeightSender:
         try:
             # the calls have deadlines of their own, whose errors name the engine
             async with asyncio.timeout(timeout_s + LAST_WORDS_S):
-                for work in await _first_failure(started, calls):
+                for work in await _first_failure(started, calls, BROKE):
                     await _finished(work, calls)
                 await asyncio.gather(*calls)
         except TimeoutError:
@@ -331,8 +340,11 @@ class WeightSender:
         return await self._values("POST", "/collective_rpc", "results", body={"method": method})
 
 
-async def _first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future]) -> T:
-    """The result of ``work``; the error of a call that fails before it has one."""
+async def _first_failure(
+    work: asyncio.Future[T], calls: Sequence[asyncio.Future], broken: str
+) -> T:
+    """The result of ``work``; the error of a call that fails before it has one. ``broken``: what is
+    said where ``work`` itself fails."""
     running = set(calls)
     while not work.done():
         done, _ = await asyncio.wait({work, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -342,7 +354,7 @@ async def _first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future
     try:
         return work.result()
     except RuntimeError as error:
-        raise await _broken(error, calls) from error
+        raise await _broken(error, calls, broken) from error
 
 
 async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
@@ -355,14 +367,14 @@ async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise await _broken(error, calls) from error
+        raise await _broken(error, calls, BROKE) from error
 
 
-async def _broken(error: RuntimeError, calls: Sequence[asyncio.Future]) -> EngineError:
-    """What a broadcast that broke is to be called; raises an engine's own error where it has one
-    to tell."""
+async def _broken(error: RuntimeError, calls: Sequence[asyncio.Future], what: str) -> EngineError:
+    """What our end's failure is to be called; raises an engine's own error where it has one to
+    tell."""
     done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION)
     for call in calls:  # in their order: several may have failed
         if call in done:
             call.result()
-    return EngineError(f"a broadcast of weights broke: {error}")
+    return EngineError(f"{what}: {error}")
