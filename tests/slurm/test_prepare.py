@@ -8,7 +8,7 @@ from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
 from aent.recipe.load import load
 from aent.slurm import starts
-from aent.slurm.prepare import count_start, finished
+from aent.slurm.prepare import count_start, finished, main
 
 
 def start(run_dir, checkpoint, most=2):
@@ -49,3 +49,21 @@ def test_a_torn_line_among_the_starts_is_none(tmp_path, torn):
     starts.note(tmp_path, {"job": "8", "checkpoint": "step_000010"})
     assert [s["job"] for s in starts.noted(tmp_path)] == ["7", "8"]
     assert starts.noted(tmp_path / "none") == []
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path, capfd):
+    job = ["--nodes=1", "--gpus-per-node=0", "recipes/cpu/tiny.yaml"]
+    run_dir = tmp_path / "run"
+    for folder in ("policy", "checkpoints/step_999999", "job.env"):  # a folder of the file's name
+        (run_dir / folder).mkdir(parents=True)
+    (run_dir / "recipe.yaml").touch()
+    assert main([str(run_dir), *job]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert str(run_dir / "job.env") in said[0]
+    (tmp_path / "file").touch()
+    assert main([str(tmp_path / "new"), f"--sweep={tmp_path / 'file' / 'sweep'}", *job]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert str(tmp_path / "file" / "sweep") in said[0]
+    assert not (tmp_path / "new").exists()

@@ -23,10 +23,13 @@ from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.runtime.files import write_whole
 from aent.slurm import starts
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
+
+JOB_FILE = "job.env"
 
 
 def main(arguments: list[str]) -> int:
@@ -55,17 +58,17 @@ def main(arguments: list[str]) -> int:
     if faults:
         print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
         return 2
-    if finished(recipe):
-        (run_folder(recipe) / "job.env").write_text("FINISHED=1\n")
-        return 0
     try:
+        if finished(recipe):
+            write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
+            return 0
         run_dir, model_path = prepare(recipe)
         count_start(run_dir, given.max_requeues)
+        (run_dir / "logs").mkdir(exist_ok=True)
+        write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
     except (CheckpointError, StoreError, AddressError, OSError) as error:
         print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
-    (run_dir / "logs").mkdir(exist_ok=True)
-    (run_dir / "job.env").write_text(job_environment(recipe, place, model_path))
     return 0
 
 

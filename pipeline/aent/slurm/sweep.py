@@ -24,10 +24,11 @@ def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
 
     It lies in ``sweep_dir`` and holds nothing of its own; so it is FINISHED from the beginning.
 
-    Raises SweepError: MLflow, which has to be there for this once, is away, or another job hangs.
+    Raises SweepError: MLflow, which has to be there for this once, is away, another job hangs, or
+    the folder cannot be written.
     """
-    sweep_dir.mkdir(parents=True, exist_ok=True)
     try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
         with locked(sweep_dir / "lock", LOCK_S, "make the run above the others: it hangs"):
             if not known_run_id(sweep_dir):
                 write_whole(sweep_dir / RUN_ID_FILE, _made(recipe, sweep_dir.name))
