@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from collections import deque
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from aent.inference import client as client_module
 from aent.inference import flight
 from aent.inference.client import GENERATE, EngineClient
-from aent.inference.completion import GenerationRequest
+from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
 from inference.stand_in import COMPLETION, RESET, standing_in
@@ -124,12 +125,48 @@ def test_a_request_that_got_lost_is_sent_again_before_its_engine_is_given_up(cap
         return 200, COMPLETION
 
     with standing_in(answer) as server:
-        fleet, lost = fleet_of(server.url, progress_timeout_s=0.2)
+        fleet, lost = fleet_of(server.url, progress_timeout_s=1.0)
         assert len(fleet.generate_sync(REQUESTS[:3])) == 3
         over.set()
         assert lost == []
         assert server.asked.count(GENERATE) == 4
     assert "no token written" in capfd.readouterr().err
+
+
+def test_an_engine_that_answers_while_it_is_looked_at_is_not_silent() -> None:
+    asked: list[GenerationRequest] = []
+
+    class Client(EngineClient):
+        async def complete(self, request: GenerationRequest) -> Completion:
+            asked.append(request)
+            await looked.wait()
+            return Completion.of(COMPLETION["choices"][0])
+
+        async def tokens_written(self) -> float:
+            looked.set()
+            while not all(task.done() for task in engine.in_flight):
+                await asyncio.sleep(0)
+            raise EngineError("too busy to say")
+
+    async def scenario() -> None:
+        landed: list[tuple[int, Completion]] = []
+        requests.send()
+        while not landed:
+            landed += await requests.land()
+
+    looked = asyncio.Event()
+    engine = flight.EngineFlight(Client("http://a:1", progress_timeout_s=0.0))
+    engine.sent_again = True  # else it would be asked once more
+    lost: list[EngineClient] = []
+    requests = flight.Flight(
+        lambda client, error: lost.append(client),
+        deque([(0, REQUESTS[0])]),
+        [engine],
+        lambda: None,
+    )
+    asyncio.run(scenario())
+    assert lost == []
+    assert len(asked) == 1
 
 
 def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:
@@ -143,7 +180,7 @@ def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:
         return 200, {}
 
     with standing_in(answer) as silent, standing_in(lambda *_: (200, COMPLETION)) as other:
-        fleet, lost = fleet_of(silent.url, other.url, progress_timeout_s=0.2, concurrency=2)
+        fleet, lost = fleet_of(silent.url, other.url, progress_timeout_s=1.0, concurrency=2)
         assert len(fleet.generate_sync(REQUESTS)) == len(REQUESTS)
         over.set()
         assert lost == [silent.url]

@@ -146,6 +146,8 @@ class Flight:
                 self.on_progress()
         if now < engine.progress + client.progress_timeout_s:
             return
+        if any(task.done() for task in engine.in_flight):  # while it was looked at
+            return
         silence = client.error(
             f": no token written for {now - engine.progress:.0f} s "
             f"({len(engine.in_flight)} requests in flight)"
