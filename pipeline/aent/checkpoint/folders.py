@@ -10,7 +10,7 @@ version is 10. In it:
 
 It is written under a temporary name and renamed when it is whole; with ``checkpoint.asynchronous``
 in a thread of each rank, while the run goes on. There is no data cursor: a step's prompts and seeds
-are functions of the run's seed and the step (``sampling``).
+are functions of the run's seed and the step (``orchestrator.sampling``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from aent.inference.registry import read_token
 FILE_VARIABLE = "AENT_TOKEN_FILE"  # names the file: the token itself is in no environment
 OPEN_PATH = "/health"
 RPC_PATH = "/collective_rpc"
-OUR_METHODS = "aent_"  # how those of ``worker_extension.WorkerExtension`` begin
+OUR_METHODS = "aent_"  # how those of ``weights.worker_extension.WorkerExtension`` begin
 CHALLENGE = "x-aent-challenge"  # header of a request: hexadecimal digits
 PROOF = "x-aent-proof"  # of the answer to it
 

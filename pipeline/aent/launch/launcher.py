@@ -191,7 +191,7 @@ def send_all(ranks: list[Child], number: signal.Signals) -> None:
 
 
 def first_failure(dead: list[Child], ranks: list[Child], run_dir: Path) -> str:
-    """Why the first rank failed: in its own words (``failures``) if it has written any.
+    """Why the first rank failed: in its own words (``runtime.failures``) if it has written any.
 
     One that a signal killed comes before those that ended by themselves; a rank that only followed
     rank 0 gives it the time to write.
