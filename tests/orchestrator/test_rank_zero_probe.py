@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from aent.inference import registry
-from aent.orchestrator.rank_zero import known_engines
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError, RefusedError, TransientError
+from aent.orchestrator.rank_zero import RankZero, known_engines
+from aent.recipe.load import load
 from aent.recipe.schema import Recipe
+from aent.runtime.children import free_port
+from aent.runtime.environment import data_path
+from aent.tracking.display import Display
+from inference.stand_in import standing_in
 
 
 def test_settings_and_tokens_reach_the_clients(tmp_path: Path) -> None:
@@ -29,3 +40,46 @@ def test_settings_and_tokens_reach_the_clients(tmp_path: Path) -> None:
     assert (ours.url, ours.token) == ("http://b:2", registry.read_token(run_token))
     assert {c.concurrency for c in (theirs, ours)} == {7}
     assert {c.progress_timeout_s for c in (theirs, ours)} == {11.0}
+
+
+class Sender:
+    """Fails of each of these in turn, and then no more."""
+
+    def __init__(self, *errors: EngineError) -> None:
+        self.errors = list(errors)
+
+    async def push(self, *arguments: object) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.fixture
+def zero(tmp_path: Path) -> Iterator[RankZero]:
+    """With one engine, which is well."""
+    recipe = load(data_path("recipes/cpu/tiny.yaml"), [f"run_dir={tmp_path}"])
+    with standing_in(lambda *_: (200, {})) as server:
+        fleet = Fleet([EngineClient(server.url)])
+        nothing = dict.fromkeys(("manifest", "probe", "source", "tracker", "suites", "progress"))
+        display = Display(recipe.steps)
+        yield RankZero(recipe, tmp_path, fleet, Sender(), display=display, **nothing)
+
+
+def test_weights_go_again_once_to_an_engine_that_is_well(zero: RankZero) -> None:
+    broken = [TransientError("the connection broke") for _ in range(3)]
+    zero.sender = Sender(*broken[:1])
+    assert [zero.push(iter(()), 1), zero.push(iter(()), 1)] == [False, True]
+    zero.sender = Sender(*broken[1:3])
+    assert not zero.push(iter(()), 2)
+    with pytest.raises(TransientError):
+        zero.push(iter(()), 2)
+    zero.sender = Sender(RefusedError("no such route"))
+    with pytest.raises(RefusedError):
+        zero.push(iter(()), 3)
+
+
+def test_weights_do_not_go_again_to_an_engine_that_is_lost(zero: RankZero) -> None:
+    zero.fleet.clients[0].url = f"http://127.0.0.1:{free_port()}"
+    zero.sender = Sender(TransientError("the connection broke"))
+    with pytest.raises(TransientError):
+        zero.push(iter(()), 1)
+    assert zero.sent_again is None

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from aent.inference.client import EngineClient
-from aent.inference.http import EngineError
+from aent.inference.http import EngineError, TransientError
 from aent.weights import weight_transfer
 from aent.weights.manifest import TensorSpec
 from aent.weights.transport import Broadcast, GlooTransport, NcclTransport
-from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender
-from inference.stand_in import standing_in
+from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender, WeightSyncError
+from inference.stand_in import RESET, standing_in
 
 BUCKET: Bucket = [(n, TensorSpec.of(t), t) for n, t in (("a", torch.ones(3)), ("b", torch.ones(2)))]
 
@@ -142,3 +142,49 @@ def test_a_broadcast_by_nccl_that_failed_is_under_way_no_longer(
     with pytest.raises(RuntimeError, match="remote process exited"):
         transport.broadcast(torch.ones(3))
     transport.close()
+
+
+@dataclass
+class StandInEngine:
+    """The routes of an engine that takes in whatever ``BUCKET`` has; ``fails`` at one, once."""
+
+    fails: str
+    version: str = "4"
+
+    def __call__(self, path: str, body: dict) -> object:
+        if path == "/finish_weight_update":
+            self.version = body["weight_version"]
+        if path == self.fails:
+            self.fails = ""
+            return RESET
+        arrived = {name: [list(s.shape), s.dtype, s.checksum] for name, s, _ in BUCKET}
+        answer = {"weight_version": self.version, "results": [arrived], "success": True}
+        return 200, answer
+
+
+class Reconnecting(WeightSender):
+    """Has a group whenever it wants one."""
+
+    async def connect(self) -> None:
+        self.transport = Connecting(lambda: True)
+        self.joined = [client.url for client in self.clients]
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["/pause", "/update_weights", "/finish_weight_update", "/reset_prefix_cache", "/resume"],
+)
+def test_an_update_that_broke_off_can_be_sent_again_wherever_it_did(route: str) -> None:
+    with standing_in(StandInEngine(route)) as server:
+        sender = Reconnecting([EngineClient(server.url)], TransferSettings(timeout_s=60.0))
+        sender.version = 4
+
+        def push() -> None:
+            asyncio.run(sender.push(iter([(n, t) for n, _, t in BUCKET]), 5, None))
+
+        with pytest.raises(TransientError, match=route):
+            push()
+        push()
+        assert sender.version == 5
+        with pytest.raises(WeightSyncError, match="stale weight version 5"):
+            push()

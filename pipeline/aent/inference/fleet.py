@@ -70,17 +70,14 @@ class Fleet:
             self.busy_s += flight.busy_s
         return [done[i] for i in range(len(requests))]
 
-    async def drop_lost(self, error: EngineError) -> None:
-        """Go on without the servers that are not healthy, after one has failed.
-
-        Raises ``error`` if all are, or if too few are left.
-        """
+    async def drop_lost(self, error: EngineError) -> bool:
+        """Go on without the servers that are not healthy, after one has failed; return whether
+        there are any. Raises ``error`` if too few are left."""
         healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
         lost = [c for c, well in zip(self.clients, healthy) if not well]
-        if not lost:
-            raise error
         for client in lost:
             self.lose(client, error)
+        return bool(lost)
 
     def lose(self, client: EngineClient, error: EngineError) -> None:
         """Go on without this server; raise ``error`` if too few are left."""

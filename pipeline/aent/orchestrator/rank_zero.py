@@ -23,7 +23,7 @@ from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
-from aent.inference.http import EngineError
+from aent.inference.http import EngineError, TransientError
 from aent.layout.estimate import GIB, estimate
 from aent.models import tokenizer
 from aent.orchestrator.records import (
@@ -68,6 +68,7 @@ class RankZero:
     display: Display
     suites: dict[str, list[Question]]  # by name
     progress: Callable[[], None]
+    sent_again: int | None = None  # the last weight version that was, to healthy engines
     rollout: Rollout | None = None  # of the step under way
     seen: list[Seen] = field(default_factory=list)  # by each engine, of the newest weights
     rewards: list[float] = field(default_factory=list)  # mean of each step
@@ -121,13 +122,19 @@ class RankZero:
     def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
         """Send the weights to every engine, verified tensor by tensor; to those too that are back.
 
-        Returns False where an engine was lost meanwhile: those that are left want them again.
+        Returns False where they are to be sent again: an engine was lost meanwhile, or the
+        connection to a healthy one broke, once.
         """
         try:
             asyncio.run(self._readmit())
             asyncio.run(self.sender.push(weights, version, self.manifest))
         except EngineError as error:
-            asyncio.run(self.fleet.drop_lost(error))
+            if not asyncio.run(self.fleet.drop_lost(error)):
+                if not isinstance(error, TransientError) or self.sent_again == version:
+                    raise
+                self.sent_again = version
+                words = str(error).partition("\n")[0]
+                self.display.message(f"aent: weight version {version} is sent again: {words}")
             return False
         return True
 

@@ -67,6 +67,8 @@ class WeightSender:
     transport: Transport | None = field(default=None, init=False)
     joined: list[str] = field(default_factory=list, init=False)  # addresses in the group
     version: int | None = field(default=None, init=False)  # of the last update
+    # of one that has failed: engines that it had reached to its end may have it already
+    unfinished: int | None = field(default=None, init=False)
 
     async def connect(self) -> None:
         """Form a group with every worker of every engine, in place of an earlier one; ``push`` does
@@ -157,13 +159,14 @@ class WeightSender:
             same = await self.check_version(version)
             if not same or self.joined != [client.url for client in self.clients]:
                 await self.connect()  # a broadcast would wait for who is not there
+            self.unfinished = version
             await self.begin()
             sent = await self.send_all(rest, expected)
             await self.verify(sent, expected)
             await self.finish(version)
             await self.reset_caches()
             await self._all("POST", "/resume")
-            self.version = version
+            self.version, self.unfinished = version, None
         except EngineError:
             self.disconnect()
             raise
@@ -175,12 +178,14 @@ class WeightSender:
         """Whether every engine has the weights of the last update: one that was started again at
         its old address has not.
 
-        Raises WeightSyncError unless ``version`` is newer than theirs.
+        Raises WeightSyncError unless ``version`` is newer than theirs, or that of an update that
+        has failed.
         """
         same = True
         for client in self.clients:
             current = await client.weight_version()
-            if version <= (INITIAL_VERSION if self.version is None else current):
+            begun = version == current == self.unfinished
+            if not begun and version <= (INITIAL_VERSION if self.version is None else current):
                 raise WeightSyncError(
                     f"stale weight version {version}: {client.url} is at version {current}"
                 )
