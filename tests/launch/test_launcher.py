@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from aent.launch import launcher as launch
 from aent.launch.launcher import Signals
+from aent.recipe.load import load
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, stop_all
+from aent.runtime.environment import data_path
 
 RANK = """
 import sys, time
@@ -121,3 +125,25 @@ def test_of_ranks_that_ended_by_themselves_the_first_that_wrote_why_is_told(tmp_
     told = launch.first_failure(ranks, ranks, tmp_path)
     assert told.startswith("aent: rank 0 on ")
     assert told.endswith("OSError: disk full")
+
+
+def test_ranks_that_have_started_end_where_the_next_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started: list[Child] = []
+    start = Child.start
+
+    def starting(name: str, argv: list[str], **settings: Any) -> Child:
+        if started:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(start(name, ["sleep", "600"], **settings))
+        return started[0]
+
+    monkeypatch.setattr(launch, "prepare", lambda recipe: (tmp_path, tmp_path))
+    monkeypatch.setattr(launch, "mark_ended", lambda *_: True)
+    monkeypatch.setattr(Child, "start", starting)
+    recipe = load(data_path("recipes/cpu/tiny.yaml"), ["rollout.engines=0"])
+    assert recipe.trainer.num_ranks > 1
+    assert launch.launch(recipe) == 1
+    assert "Resource temporarily unavailable" in capfd.readouterr().err
+    assert started[0].poll() is not None

@@ -48,3 +48,13 @@ def test_a_job_that_was_refused_in_a_folder_does_not_close_the_run_of_another(ru
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     finish.main(run_dir, "FAILED", ranks_began=False)
     assert closed(run_dir) is None
+
+
+def test_the_reason_is_told_before_slurm_kills_a_cancelled_job(run_dir, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr(finish, "mark_ended", lambda *given: waited.append(given))
+    for status in ("KILLED", "FAILED"):
+        finish.main(run_dir, status, ranks_began=True)
+        assert capsys.readouterr().err.endswith("OSError: disk full\n")
+    (_, _, killed_s), (_, _, failed_s) = waited
+    assert killed_s < 30 < failed_s

@@ -179,7 +179,7 @@ def rename(source: Path, target: Path) -> None:
 def prune(run_dir: Path, keep: int) -> None:
     """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest. What
     cannot be removed is named on stderr: it costs room, no run."""
-    ours = found(run_dir)
+    ours = read_again(lambda: found(run_dir))
     whole = [each for each in ours if not each.ending]
     for _, _, folder in [*whole[:-keep], *(each for each in ours if each.ending == PARTIAL)]:
         try:

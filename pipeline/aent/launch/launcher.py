@@ -85,7 +85,8 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
             for index in range(recipe.rollout.engines):
                 keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
             with held():
-                ranks = start_ranks(recipe, model_path, run_dir)
+                for rank in start_ranks(recipe, model_path, run_dir):
+                    ranks.append(rank)  # one by one: where the next does not start, this ends
             watch = heartbeats.Watch(run_dir, SILENCE_S)
             failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
@@ -121,8 +122,8 @@ def start_engine(
     return Keeper.start(recipe, run_dir, index, settings)
 
 
-def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
-    """Start every trainer rank on this machine, with the variables torchrun would set."""
+def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> Iterator[Child]:
+    """Start one trainer rank after the other, with the variables torchrun would set."""
     world = recipe.trainer.num_ranks
     shared = {
         "WORLD_SIZE": str(world),
@@ -132,16 +133,14 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> list[Child]:
         **rank_environment(recipe, world),
     }
     argv = [sys.executable, "-m", "aent.launch.rank", str(run_dir), str(model_path)]
-    return [
-        Child.start(
+    for rank in range(world):
+        yield Child.start(
             f"trainer rank {rank}",
             argv,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             log_path=run_dir / "logs" / f"rank{rank}.log",
             inherit_stdout=rank == 0,  # the progress display
         )
-        for rank in range(world)
-    ]
 
 
 def look_after(

@@ -12,12 +12,16 @@ from aent.runtime import failures, heartbeats
 from aent.slurm import starts
 from aent.tracking.tracker import Status, mark_ended
 
+# for MLflow to hear of it; a job that is cancelled is killed 30 s later (Slurm's KillWait), some of
+# which its steps have taken
+TOLD_S = {"FAILED": 60.0, "KILLED": 20.0}
+
 
 def main(run_dir: Path, status: Status | Literal["RUNNING"], ranks_began: bool) -> None:
     """The words come last: the end of the job's log is where a person looks. What fails before
     there are ranks has said why itself."""
     if status != "RUNNING" and last_started_by(run_dir) == os.environ["SLURM_JOB_ID"]:
-        mark_ended(run_dir, status)
+        mark_ended(run_dir, status, TOLD_S[status])
     why = failures.first(run_dir) if ranks_began else ""
     if ranks_began and status != "RUNNING":
         for rank, place in heartbeats.places(run_dir).items():
