@@ -56,7 +56,7 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
         )
     for url in rollout.urls:
         yield from _url(url)
-    if len(set(rollout.urls)) < len(rollout.urls):
+    if len({url.rstrip("/") for url in rollout.urls}) < len(rollout.urls):
         yield "rollout.urls names an engine twice"
     if rollout.engine.port and rollout.engine.port + rollout.engines - 1 > 65535:
         yield (
