@@ -399,11 +399,6 @@ FAULTS = [
         "rollout.urls: http://[::1 is no http address (http://HOST:PORT)",
     ),
     (
-        ["rollout.engines=0", "rollout.urls=['https://me:secret@a:1']"],
-        "rollout.urls: https://me:***@a:1 has a user's name in it: engines are given a token "
-        "(rollout.token_file)",
-    ),
-    (
         ["rollout.engines=0", "rollout.urls=['http://a:1', 'http://a:1/']"],
         "rollout.urls names an engine twice",
     ),
