@@ -8,6 +8,7 @@ from aent.recipe.changes import Change, changes, rule_of
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.recipe.section import Section
+from wording import assert_names
 
 TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\n"
 
@@ -50,9 +51,9 @@ def test_each_difference_is_named_with_its_rule(recipe):
         Change("trainer.data_parallel", 1, 2, "free"),
         Change("trainer.optimizer.betas", (0.9, 0.95), (0.9, 0.99), "warn"),
     ]
-    assert str(found[1]) == "trainer.data_parallel: 1 before, 2 now"
+    assert_names(str(found[1]), "trainer.data_parallel", 1, 2)
 
 
 def test_nothing_is_shown_as_nothing(recipe):
     (change,) = changes(recipe(), recipe("algorithm.dual_clip=3.0"))
-    assert str(change) == "algorithm.dual_clip: nothing before, 3.0 now"
+    assert_names(str(change), "algorithm.dual_clip", "nothing", 3.0)

@@ -1,0 +1,20 @@
+"""What a message must name: fields, files, values and numbers, in any order and whatever the words
+between them."""
+
+import re
+
+
+def _whole(token: str) -> str:
+    """``steps`` is not found in ``warmup_steps`` or ``steps.a``, nor ``1`` in ``1.5``."""
+    return rf"(?<![\w.]){re.escape(token)}(?!\w|\.\w)"
+
+
+def naming(*tokens: object) -> str:
+    """A pattern for ``pytest.raises(match=...)`` that finds every one of the tokens."""
+    return "(?s)" + "".join(f"(?=.*{_whole(str(token))})" for token in tokens)
+
+
+def assert_names(text: str, *tokens: object) -> None:
+    """Every one of the tokens stands in the text."""
+    missing = [str(token) for token in tokens if not re.search(_whole(str(token)), text)]
+    assert not missing, f"{missing} not in: {text}"
