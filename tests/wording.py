@@ -6,7 +6,8 @@ import re
 
 def _whole(token: str) -> str:
     """``steps`` is not found in ``warmup_steps`` or ``steps.a``, nor ``1`` in ``1.5``."""
-    return rf"(?<![\w.]){re.escape(token)}(?!\w|\.\w)"
+    before = r"(?<![\w.])" if token[0].isalnum() else ""
+    return rf"{before}{re.escape(token)}(?!\w|\.\w)"
 
 
 def naming(*tokens: object) -> str:

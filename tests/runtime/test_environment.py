@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aent.runtime import environment
+from wording import assert_names
 
 
 def plant(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
@@ -42,15 +43,16 @@ def test_the_unrelated_apex_is_named_and_never_imported(tmp_path):
     plant(tmp_path, "apex", "0.9.10.dev0", code)
     named = choose("apex", tmp_path)
     assert named.returncode == 1
-    assert "apex 0.9.10.dev0 is an unrelated package" in named.stderr
-    assert "trainer.optimizer.implementation is apex" in named.stderr
+    assert_names(named.stderr, "apex 0.9.10.dev0", "trainer.optimizer.implementation")
     assert choose("auto", tmp_path).stdout.strip() == "torch"
 
 
 def test_nvidia_apex_without_its_extensions_is_said_to_be_so(tmp_path):
     files = {"apex/__init__.py": "", "apex/optimizers/fused_adam.py": ""}
     plant(tmp_path, "apex", "0.1", files)
-    assert "without its CUDA extensions" in choose("apex", tmp_path).stderr
+    named = choose("apex", tmp_path)
+    assert named.returncode == 1
+    assert_names(named.stderr, "trainer.optimizer.implementation", "amp_C")
 
 
 def test_complete_apex_needs_a_gpu(tmp_path):
@@ -60,7 +62,8 @@ def test_complete_apex_needs_a_gpu(tmp_path):
     if torch.cuda.is_available():
         assert outcome.stdout.strip() == "apex"
     else:
-        assert "computes on GPUs only" in outcome.stderr
+        assert outcome.returncode == 1
+        assert "GPU" in outcome.stderr
 
 
 def test_broken_transformer_engine_is_named_with_its_error(tmp_path):
@@ -68,7 +71,7 @@ def test_broken_transformer_engine_is_named_with_its_error(tmp_path):
     plant(tmp_path, "transformer_engine", "2.0", code)
     outcome = choose("transformer_engine", tmp_path)
     assert outcome.returncode == 1
-    assert "does not import (undefined symbol: nvte)" in outcome.stderr
+    assert_names(outcome.stderr, "undefined symbol: nvte")
     assert choose("auto", tmp_path).stdout.strip() == "torch"
 
 

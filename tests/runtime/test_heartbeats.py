@@ -8,6 +8,7 @@ import time
 
 from aent.runtime import heartbeats
 from aent.runtime.heartbeats import Watch
+from wording import assert_names
 
 
 def beat(run_dir, rank, silent_s=0.0):
@@ -28,14 +29,17 @@ def test_the_silent_rank_is_named_with_its_step_and_phase(tmp_path):
     assert watch.look() is None  # the machine may have been suspended, and they with it
     beat(tmp_path, 4)
     told = watch.look()
-    assert re.match(r"rank 3 shows no sign of life for 3\d\d s \(step 7, phase train\)", told)
+    assert_names(told, "rank 3", "step 7", "train")
+    assert re.search(r"\b3\d\d s\b", told)
+    assert "phase_timeout_s" not in told
     assert "rank 0" not in told
     assert "rank 4" not in told
     patient = Watch(tmp_path, 600)
     assert [patient.look(), patient.look()] == [None, None]
     places = heartbeats.places(tmp_path)
     assert list(places) == [0, 3, 4]
-    assert re.match(r"step 7, train for \d+ s, no sign of life for 3\d\d s", places[3])
+    assert_names(places[3], "step 7", "train")
+    assert re.search(r"\b3\d\d s\b", places[3])
     heartbeats.clear(tmp_path)
     assert heartbeats.places(tmp_path) == {}
 
@@ -43,10 +47,8 @@ def test_the_silent_rank_is_named_with_its_step_and_phase(tmp_path):
 def test_a_rank_that_says_it_is_stuck_is_named_at_once(tmp_path):
     file = beat(tmp_path, 2)
     file.write_text(json.dumps({"step": 7, "phase": "sync", "since": 0.0, "stuck_s": 1801}))
-    assert Watch(tmp_path, 60).look() == (
-        "rank 2 has got no further for 1801 s (step 7, phase sync), which is more than "
-        "trainer.phase_timeout_s"
-    )
+    told = Watch(tmp_path, 60).look()
+    assert_names(told, "rank 2", "1801 s", "step 7", "sync", "trainer.phase_timeout_s")
 
 
 def test_a_look_that_fails_says_nothing_of_the_ranks(tmp_path, monkeypatch, capsys):
@@ -64,7 +66,7 @@ def test_a_look_that_fails_says_nothing_of_the_ranks(tmp_path, monkeypatch, caps
         assert [watch.look(), watch.look()] == [None, None]
         assert capsys.readouterr().err.count("Stale file handle") == 1
     assert watch.look() is None
-    assert "rank 0 shows no sign of life" in watch.look()
+    assert_names(watch.look(), "rank 0")
 
 
 def test_an_empty_file_is_a_sign_of_life(tmp_path):
@@ -74,4 +76,4 @@ def test_an_empty_file_is_a_sign_of_life(tmp_path):
     assert [watch.look(), watch.look()] == [None, None]
     os.utime(file, (time.time() - 300,) * 2)
     assert watch.look() is None
-    assert "rank 0 shows no sign of life" in watch.look()
+    assert_names(watch.look(), "rank 0")

