@@ -12,6 +12,7 @@ from aent.inference import engine, registry
 from aent.models import model_source
 from aent.recipe.load import dump
 from aent.recipe.schema import ModelSection, Recipe
+from wording import assert_names
 
 RECIPE = Recipe.model_validate(
     {
@@ -137,7 +138,7 @@ def test_a_suite_on_a_running_engine_goes_on_where_it_stopped(policy, tmp_path, 
             policy,
             tmp_path / "token",
         )
-        with pytest.raises(ValueError, match=r"256 positions: give max_tokens=\d+ or less"):
+        with pytest.raises(ValueError, match=r"\b256\b.*max_tokens=\d"):
             command.evaluate(long)
     finally:
         started.stop()
@@ -146,33 +147,27 @@ def test_a_suite_on_a_running_engine_goes_on_where_it_stopped(policy, tmp_path, 
 def test_a_folder_that_is_no_model_is_one_clear_sentence(tmp_path, capsys):
     assert command.run(Evaluation(str(tmp_path), suites.of_recipe(RECIPE), RECIPE)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(tmp_path) in line
-    assert "neither a Hugging Face folder" in line
+    assert_names(line, tmp_path, "config.json")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "names"),
     [
-        ([], "is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"),
-        (["--suite", "amcs"], "there is no suite 'amcs', did you mean amc?"),
-        (["--suite", "amc", "samples=x"], 'suite amc: samples must be a whole number, got "x"'),
-        (["--suite", "amc", "sample=2"], "override sample=2: unknown key sample"),
-        (
-            ["--suite", "amc"],
-            "suite amc: there is no file data/amc.jsonl: get evaluation/data/amc23/test.jsonl",
-        ),
+        ([], "recipe.yaml --suite --recipe"),
+        (["--suite", "amcs"], "'amcs' amc"),
+        (["--suite", "amc", "samples=x"], 'amc samples "x"'),
+        (["--suite", "amc", "sample=2"], "sample=2"),
+        (["--suite", "amc"], "amc data/amc.jsonl evaluation/data/amc23/test.jsonl"),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_sentence(
-    policy, tmp_path, monkeypatch, arguments, sentence
-):
+def test_what_cannot_be_evaluated_is_one_sentence(policy, tmp_path, monkeypatch, arguments, names):
     monkeypatch.chdir(tmp_path)
     options = [a for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
     done = CliRunner().invoke(app, ["eval", str(policy), *overrides, *options])
     assert done.exit_code == 2
     assert len(done.output.strip().splitlines()) == 1
-    assert sentence in done.output
+    assert_names(done.output, *names.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,4 +176,5 @@ def test_a_response_that_does_not_fit_is_refused_before_an_engine_starts(policy,
     asked = Evaluation(str(policy), suites.find("amc"), RECIPE, out=tmp_path / "out", data=tmp_path)
     assert command.run(asked) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "max_tokens=3072 are more than the model's 1024 positions: give max_tokens=" in error
+    assert_names(error, "max_tokens=3072", 1024)
+    assert error.count("max_tokens=") == 2  # and one that would do

@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from aent.evaluation.pass_at_k import interval, pass_at_k
+from wording import naming
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
@@ -27,7 +28,7 @@ def test_against_the_hypergeometric_distribution():
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
 def test_what_has_no_meaning(n, correct, k):
-    with pytest.raises(ValueError, match=rf"pass@{k} of {n} samples with {correct} correct"):
+    with pytest.raises(ValueError, match=naming(f"pass@{k}", n, correct)):
         pass_at_k(n, correct, k)
 
 

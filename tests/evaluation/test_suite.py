@@ -6,6 +6,7 @@ import pytest
 from aent.data.question import Question
 from aent.evaluation import suite, suites
 from aent.evaluation.answers import Answers, Row
+from wording import naming
 
 SUITE = suites.find("amc", ["samples=4"])
 QUESTIONS = [Question(i, f"{i}?", str(i)) for i in range(3)]
@@ -66,14 +67,13 @@ def test_other_settings_questions_or_weights_are_refused(tmp_path):
     Answers.open(tmp_path, settings)
     more = SUITE.model_copy(update={"samples": 8})
     others = [*QUESTIONS[:2], Question(2, "2?", "3")]
-    for changed, sentence in (
-        (suite.settings_of(more, QUESTIONS, 0, "weights"), "samples=4, not 8"),
-        (suite.settings_of(SUITE, others, 0, "weights"), "questions_sha256="),
-        (suite.settings_of(SUITE, QUESTIONS, 0, "others"), 'model="weights", not "others"'),
+    for changed, names in (
+        (suite.settings_of(more, QUESTIONS, 0, "weights"), "samples 4 8"),
+        (suite.settings_of(SUITE, others, 0, "weights"), "questions_sha256"),
+        (suite.settings_of(SUITE, QUESTIONS, 0, "others"), 'model "weights" "others"'),
     ):
-        with pytest.raises(ValueError, match=r"give another folder \(--out\)") as caught:
+        with pytest.raises(ValueError, match=naming("--out", *names.split())):
             Answers.open(tmp_path, changed)
-        assert sentence in str(caught.value)
 
 
 def test_a_request_is_the_same_when_it_is_asked_again():

@@ -1,11 +1,11 @@
 import json
-import re
 
 import pytest
 
 from aent.evaluation import suites
 from aent.recipe.schema import Recipe
 from aent.tasks.sources import SOURCES
+from wording import naming
 
 
 def test_every_suite_of_a_file_says_where_to_get_it(tmp_path):
@@ -40,15 +40,15 @@ def test_questions_of_a_file(tmp_path):
 def test_changes_are_typed_and_checked():
     suite = suites.find("aime24", ["samples=8", "top_k=20", "temperature=1"])
     assert (suite.samples, suite.top_k, suite.temperature, suite.top_p) == (8, 20, 1.0, 0.95)
-    for change, sentence in (
-        ("samples=0", "suite aime24: samples must be >= 1, got 0"),
-        ("top_p=true", "suite aime24: top_p must be a number, got true"),
-        ("limit=1.5", "suite aime24: limit must be a whole number, got 1.5"),
-        ("temperature=0", "suite aime24: samples=32 with temperature=0 (greedy) would score"),
+    for change, names in (
+        ("samples=0", "samples 1 0"),
+        ("top_p=true", "top_p true"),
+        ("limit=1.5", "limit 1.5"),
+        ("temperature=0", "samples 32 temperature 0"),
     ):
-        with pytest.raises(ValueError, match=re.escape(sentence)):
+        with pytest.raises(ValueError, match=naming("aime24", *names.split())):
             suites.find("aime24", [change])
-    with pytest.raises(ValueError, match="no suite 'aime25', did you mean aime24"):
+    with pytest.raises(ValueError, match=naming("'aime25'", "aime24")):
         suites.find("aime25")
 
 

@@ -13,6 +13,7 @@ from aent.data.rollout import Verdict
 from aent.recipe.schema import TaskSection
 from aent.tasks.judge import JudgePool
 from processes import command_line
+from wording import assert_names, naming
 
 SEVEN = Question(0, "What is 3 + 4?", "7")
 POWER_TOWER = "9**9**9**9"  # hangs in integer arithmetic, where no Python signal handler runs
@@ -72,7 +73,7 @@ def test_an_answer_that_throws_costs_itself_only():
         good, thrown, wrong = judge.judge([SEVEN, unreadable, SEVEN], ["7", "7", "8"])
     assert (good, wrong) == (Verdict(1.0), Verdict(0.0))
     assert thrown.reward == 0
-    assert thrown.error.startswith("exception: ValueError: math-verify cannot read")
+    assert_names(thrown.error, "ValueError", "math-verify")
 
 
 def test_an_idle_worker_killed_from_outside_is_replaced():
@@ -99,7 +100,8 @@ def test_a_worker_killed_while_it_judges_costs_that_answer_only():
         killer.start()
         hung, good = judge.judge([SEVEN] * 2, [POWER_TOWER, "7"])
         killer.join(120)
-    assert hung == Verdict(0.0, "exception: the judge process died (exit code -9)")
+    assert hung.reward == 0
+    assert_names(hung.error, -9)
     assert good == Verdict(1.0)
 
 
@@ -120,7 +122,7 @@ def test_a_verifier_that_cannot_start_is_an_error():
 
 def test_closed_pool_and_uneven_input_are_errors():
     judge = pool("last_number")
-    with pytest.raises(ValueError, match="1 questions, 2 responses"):
+    with pytest.raises(ValueError, match=naming(1, 2)):
         judge.judge([SEVEN], ["7", "8"])
     judge.close()
     with pytest.raises(RuntimeError, match="closed"):
