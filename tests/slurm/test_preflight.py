@@ -11,6 +11,7 @@ import pytest
 
 from aent.runtime.children import free_port
 from aent.slurm import preflight
+from wording import assert_names
 
 
 @pytest.fixture
@@ -23,32 +24,36 @@ def smi(tmp_path, monkeypatch):
 
 def test_missing_and_busy_gpus_are_named(smi):
     smi("echo '0, 79000, 81559\n1, 3000, 81559'")
-    busy = "GPU 1 has 3000 of 81559 MiB free: another process holds it"
-    assert preflight.gpu_faults(2, 0.9) == [busy]
-    assert preflight.gpu_faults(4, 0.9) == ["2 GPUs, 4 are needed", busy]
+    (busy,) = preflight.gpu_faults(2, 0.9)
+    assert_names(busy, "GPU 1", 3000, 81559)
+    few, again = preflight.gpu_faults(4, 0.9)
+    assert_names(few, "2 GPUs", 4)
+    assert again == busy
     assert preflight.gpu_faults(2, 0.01) == []
 
 
 def test_what_nvidia_smi_cannot_tell_is_a_fault_in_its_words(smi):
     smi("echo '0, [N/A], [N/A]\n1, 79000, 81559'")
     (fault,) = preflight.gpu_faults(2, 0.9)
-    assert fault.endswith("of a GPU (index, free, total): 0, [N/A], [N/A]")
+    assert_names(fault, "nvidia-smi", "0, [N/A], [N/A]")
     smi("echo 'Unable to determine the device handle for GPU'; echo Lost >&2; exit 15")
-    said = "nvidia-smi ended with code 15: Unable to determine the device handle for GPU Lost"
-    assert preflight.gpu_faults(1, 0.9) == [said]
+    (fault,) = preflight.gpu_faults(1, 0.9)
+    said = "Unable to determine the device handle for GPU Lost"
+    assert_names(fault, "nvidia-smi", 15, said)
 
 
 def test_no_driver_is_a_fault_of_a_node_that_must_have_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     (fault,) = preflight.gpu_faults(1, 0.9)
-    assert fault.startswith("nvidia-smi: ")
+    assert_names(fault, "nvidia-smi")
 
 
 def test_a_folder_that_is_missing_or_too_small_is_named(tmp_path):
     assert preflight.folder_faults(tmp_path, 0.0) == []
-    assert preflight.folder_faults(tmp_path / "no", 1.0) == [f"{tmp_path}/no: {os.strerror(2)}"]
+    (fault,) = preflight.folder_faults(tmp_path / "no", 1.0)
+    assert_names(fault, f"{tmp_path}/no", os.strerror(2))
     (fault,) = preflight.folder_faults(tmp_path, 1e9)
-    assert fault.endswith("GiB free, 1e+09 are needed")
+    assert_names(fault, tmp_path, "GiB", "1e+09")
 
 
 def test_nodes_that_meet_are_content(tmp_path):
@@ -76,5 +81,5 @@ def test_a_node_that_does_not_come_or_does_not_answer_is_named(tmp_path, monkeyp
     monkeypatch.setattr(preflight, "PEERS_DEADLINE_S", 1.0)
     preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", free_port()])  # nobody listens there
     lost, silent = preflight.peer_faults(tmp_path, nodes=3, place=0, name="n0")
-    assert lost == "node 2 of the job did not come"
-    assert silent.startswith("cannot reach n1 (127.0.0.1): ")
+    assert_names(lost, "node 2")
+    assert_names(silent, "n1", "127.0.0.1")

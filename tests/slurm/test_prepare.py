@@ -9,6 +9,7 @@ from aent.checkpoint.folders import CheckpointError
 from aent.recipe.load import load
 from aent.slurm import starts
 from aent.slurm.prepare import count_start, finished, main
+from wording import naming
 
 
 def start(run_dir, checkpoint, most=2):
@@ -24,7 +25,7 @@ def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_pa
         start(tmp_path, checkpoint)  # at most two requeues in a row without progress
     start(tmp_path, "step_000005")
     start(tmp_path, "step_000005")
-    with pytest.raises(CheckpointError, match=r"requeued 3 times in a row .*MAX_REQUEUES=2"):
+    with pytest.raises(CheckpointError, match=naming(3, "MAX_REQUEUES=2")):
         start(tmp_path, "step_000005")
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # somebody has sent it again, and knows why
     start(tmp_path, "step_000005")

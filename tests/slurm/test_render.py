@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from aent.checks.recipe import check
 from aent.recipe.load import load
 from aent.slurm.render import render, render_array
 from slurm.conftest import ROOT
+from wording import assert_names, naming
 
 TINY = "recipes/cpu/tiny.yaml"
 
@@ -72,28 +74,29 @@ def test_two_groups_get_their_own_lines_and_a_container_its_image():
 def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
     refused = aent_slurm("render", TINY, "cluster.gpus_per_node=4", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "need 5 GPUs on a node, and a node has 4" in refused.stderr
+    assert_names(refused.stderr, "5 GPUs", 4)
     assert refused.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("overrides", "reason"),
+    ("overrides", "names"),
     [
-        (["cluster.container=apptainer"], "cluster.container=apptainer needs cluster.image"),
-        (["cluster.image=x.sif"], "cluster.image has no meaning with cluster.container=none"),
-        (["cluster.mounts=[/data]"], "cluster.mounts: /data is not HOST:CONTAINER"),
-        (["cluster.flags=[qos]"], "cluster.flags: 'qos' is no flag of sbatch"),
-        (["cluster.flags=['--qos=a --nodes=7']"], "cluster.flags: '--qos=a --nodes=7' is no flag"),
-        (["cluster.flags=['--nodes=7']"], "--nodes is for cluster.nodes and cluster.engine_nodes"),
-        (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node is for cluster.gpus_per_node to say"),
-        (["cluster.flags=['--job-name=y']"], "--job-name=y may not stand there"),
-        (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition must be one word, got"),
-        (["cluster.account=''"], "cluster.account must be one word, got ''"),
-        (["cluster.time=8hours"], "'8hours' is no time limit such as 30, 8:00:00 or 1-12:00:00"),
+        (["cluster.container=apptainer"], "cluster.container apptainer cluster.image"),
+        (["cluster.image=x.sif"], "cluster.image cluster.container none"),
+        (["cluster.mounts=[/data]"], "cluster.mounts /data HOST:CONTAINER"),
+        (["cluster.flags=[qos]"], "cluster.flags 'qos'"),
+        (["cluster.flags=['--qos=a --nodes=7']"], "cluster.flags '--qos=a --nodes=7'"),
+        (["cluster.flags=['--nodes=7']"], "--nodes cluster.nodes cluster.engine_nodes"),
+        (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node cluster.gpus_per_node"),
+        (["cluster.flags=['--job-name=y']"], "cluster.flags --job-name=y"),
+        (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition"),
+        (["cluster.account=''"], "cluster.account ''"),
+        (["cluster.time=8hours"], "cluster.time '8hours'"),
     ],
 )
-def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, reason):
-    assert any(reason in fault for fault in check(load(TINY, overrides), machine=False))
+def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, names):
+    faults = check(load(TINY, overrides), machine=False)
+    assert any(re.match(naming(*names.split()), fault) for fault in faults)
 
 
 def test_what_the_job_would_not_find_is_refused(tmp_path):
@@ -102,13 +105,14 @@ def test_what_the_job_would_not_find_is_refused(tmp_path):
             render(load(TINY, ["cluster.gpus_per_node=0", *overrides]), TINY, [])
         return str(caught.value)
 
-    assert refused("cluster.env_file=none.env") == "env_file: no file none.env"
-    assert "has a quote or a line break" in refused('run_dir="a\\nb"')
+    assert_names(refused("cluster.env_file=none.env"), "env_file", "none.env")
+    assert "a\\nb" in refused('run_dir="a\\nb"')
     container = ("cluster.container=apptainer", "cluster.image=x.sif", "cluster.engine_image=x.sif")
     here = Path.cwd()
-    assert refused(*container, "run_dir=/x/y") == f"run_dir=/x/y lies outside mounts={here}:{here}"
+    outside = refused(*container, "run_dir=/x/y")
+    assert_names(outside, "run_dir", "/x/y", "mounts", f"{here}:{here}")
     other = "cluster.mounts=['/data:/x', '/xy:/xy:ro']"  # of that name only in the container
-    assert "lies outside mounts=/data:/x,/xy:/xy:ro" in refused(*container, "run_dir=/x/y", other)
+    assert_names(refused(*container, "run_dir=/x/y", other), "mounts", "/data:/x,/xy:/xy:ro")
     (tmp_path / "link").symlink_to(tmp_path)
     same = [f"cluster.mounts=['{tmp_path}:{tmp_path}/link']", f"run_dir={tmp_path}/link/a"]
     for seen in (same, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
@@ -144,10 +148,10 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
 
 def test_runs_that_are_not_one_array_are_refused(tmp_path):
     one, other = load(TINY), load(TINY, ["cluster.nodes=2"])
-    with pytest.raises(ValueError, match="another cluster section than"):
+    with pytest.raises(ValueError, match="cluster"):
         render_array([(TINY, [], one), (TINY, [], other)], tmp_path, "")
     apart = load(TINY, ["cluster.engine_nodes=1"])
-    with pytest.raises(ValueError, match="no arrays of heterogeneous jobs"):
+    with pytest.raises(ValueError, match="heterogeneous"):
         render_array([(TINY, [], apart)], tmp_path, "")
 
 
@@ -155,7 +159,8 @@ def test_without_slurm_submit_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     said = aent_slurm("submit", TINY, "cluster.gpus_per_node=0", cwd=tmp_path)
     assert said.returncode == 1
-    assert said.stderr == "aent: squeue is not here: this machine has no Slurm client\n"
+    (line,) = said.stderr.splitlines()
+    assert_names(line, "squeue")
 
 
 @pytest.mark.parametrize("run_dir", ["/proc/x", "/etc/passwd/x"])
@@ -164,8 +169,8 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, run_dir):
         "submit", TINY, "cluster.gpus_per_node=0", f"run_dir={run_dir}", cwd=tmp_path
     )
     assert refused.returncode == 2
-    assert f"aent: {Path(run_dir).parent} cannot be written into: " in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
+    (line,) = refused.stderr.splitlines()
+    assert_names(line, Path(run_dir).parent)
 
 
 def test_scripts_have_no_syntax_errors_and_the_two_of_a_run_differ_at_their_top_only():

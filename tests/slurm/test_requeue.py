@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 
@@ -53,8 +54,8 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     stopped = job.tasks("aent.launch.rank")[3]
     stopped.send_signal(signal.SIGSTOP)
     assert job.wait() == "FAILED", job.log
-    assert "aent: rank 3 shows no sign of life for" in job.log
-    assert "rank 0 was at step" in job.log
+    assert re.search(r"aent: rank 3 .*\d+ s\b.*\bstep \d+", job.log)
+    assert re.search(r"\brank 0 .*\bstep \d+", job.log)
     stacks = (job.run_dir / "logs" / "rank0.log").read_text()
     assert "most recent call first" in stacks
     assert job.mlflow()[1].info.run_id == run_id
