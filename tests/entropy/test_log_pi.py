@@ -17,6 +17,7 @@ from aent.entropy.controllers import (
     initial_state,
     update,
 )
+from wording import assert_names, naming
 
 TARGET = ControllerSettings("log_pi", 0.1, target=0.5, ramp_steps=15, integral_gain=0.15)
 BAND = ControllerSettings(
@@ -138,36 +139,36 @@ def test_a_run_resumed_from_another_kind_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("fields", "names"),
     [
         ({}, "controller.target"),
-        ({"low": 0.3}, "controller.low and controller.high"),
-        ({"target": 0.5, "low": 0.3, "high": 0.8}, "either controller.target"),
-        ({"target": 0.0}, "controller.target=0"),
-        ({"low": -0.1, "high": 0.8}, "controller.low=-0.1"),
-        ({"low": 0.9, "high": 0.8}, "controller.low=0.9 is above controller.high"),
-        ({"target": 0.5, "smoothing": 1.0}, "controller.smoothing=1"),
-        ({"target": 0.5, "min": 0.0}, "controller.min=0"),
+        ({"low": 0.3}, "controller.low controller.high"),
+        ({"target": 0.5, "low": 0.3, "high": 0.8}, "controller.target controller.low"),
+        ({"target": 0.0}, "controller.target 0"),
+        ({"low": -0.1, "high": 0.8}, "controller.low -0.1"),
+        ({"low": 0.9, "high": 0.8}, "controller.low 0.9 controller.high 0.8"),
+        ({"target": 0.5, "smoothing": 1.0}, "controller.smoothing 1"),
+        ({"target": 0.5, "min": 0.0}, "controller.min 0"),
         ({"target": 0.5, "warmup_steps": 3}, "controller.warmup_steps"),
         ({"target": 0.5, "step_size": 0.1}, "controller.step_size"),
-        ({"target": 0.5, "ramp_steps": -1.0}, "controller.ramp_steps=-1"),
-        ({"target": 0.5, "min": 0.2}, "controller.initial=0.1 is below controller.min=0.2"),
+        ({"target": 0.5, "ramp_steps": -1.0}, "controller.ramp_steps -1"),
+        ({"target": 0.5, "min": 0.2}, "controller.initial 0.1 controller.min 0.2"),
         ({"target": 0.5, "measure": "half"}, "controller.measure"),
     ],
 )
-def test_wrong_settings_name_the_field(fields: dict[str, float], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_wrong_settings_name_the_field(fields: dict[str, float], names: str) -> None:
+    with pytest.raises(ValueError, match=naming(*names.split())):
         ControllerSettings("log_pi", 0.1, **fields)
 
 
 def test_the_initial_coefficient_must_be_in_the_default_box() -> None:
-    with pytest.raises(ValueError, match=r"controller.initial=0 is below controller.min=0.001"):
+    with pytest.raises(ValueError, match=naming("controller.initial", 0, "controller.min", 0.001)):
         replace(TARGET, initial=0.0, min=None)
 
 
 def test_both_forms_of_the_aim_are_said() -> None:
-    assert "ln(0.5 nats)" in describe(TARGET)
-    assert "ln(0.3 to 0.8 nats)" in describe(BAND)
+    assert_names(describe(TARGET), 0.5, "nats")
+    assert_names(describe(BAND), 0.3, 0.8, "nats")
 
 
 @pytest.mark.parametrize("neutral", [0.02, 0.3])

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from aent.entropy import nucleus_entropy
 from distributed.ranks import run_ranks
 from entropy import reference
+from wording import naming
 
 COLUMNS, VOCAB = 120, 113  # the last columns are padding
 CASES = [  # (style, dtype, masked, top_p, top_k, temperature)
@@ -106,22 +107,22 @@ def test_a_bad_row_spoils_itself_alone():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "named"),
+    ("changes", "error", "names"),
     [
-        ({"top_p": 0.0}, ValueError, "top_p is 0.0"),
-        ({"top_p": 1.1}, ValueError, "top_p is 1.1"),
-        ({"top_p": float("nan")}, ValueError, "top_p is nan"),
-        ({"top_k": 0}, ValueError, "top_k is 0"),
-        ({"temperature": 0.0}, ValueError, "temperature is 0.0"),
-        ({"temperature": float("inf")}, ValueError, "temperature is inf"),
-        ({"logits": torch.zeros(4, 20, dtype=torch.int64)}, TypeError, "logits must be fp16"),
-        ({"logits": torch.tensor(1.0)}, ValueError, "logits must have the shape"),
-        ({"vocab_size": 21}, ValueError, "vocab_size is 21"),
+        ({"top_p": 0.0}, ValueError, "top_p 0.0"),
+        ({"top_p": 1.1}, ValueError, "top_p 1.1"),
+        ({"top_p": float("nan")}, ValueError, "top_p nan"),
+        ({"top_k": 0}, ValueError, "top_k 0"),
+        ({"temperature": 0.0}, ValueError, "temperature 0.0"),
+        ({"temperature": float("inf")}, ValueError, "temperature inf"),
+        ({"logits": torch.zeros(4, 20, dtype=torch.int64)}, TypeError, "logits fp16"),
+        ({"logits": torch.tensor(1.0)}, ValueError, "logits shape"),
+        ({"vocab_size": 21}, ValueError, "vocab_size 21"),
     ],
 )
-def test_errors_name_the_argument(changes: dict, error: type[Exception], named: str) -> None:
+def test_errors_name_the_argument(changes: dict, error: type[Exception], names: str) -> None:
     arguments = {"logits": torch.zeros(4, 20), "top_p": 0.9, "top_k": 5}
-    with pytest.raises(error, match=named):
+    with pytest.raises(error, match=naming(*names.split())):
         nucleus_entropy(**{**arguments, **changes})
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from aent.cli.main import app
 from aent.lab.experiment import ARMS, Task, learn
+from wording import assert_names
 
 
 def aent(*arguments: object):
@@ -53,19 +54,19 @@ def test_the_controller_lowers_the_coefficient_of_a_policy_above_its_band() -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "names"),
     [
-        (["--optimal", 300], "optimal is 300"),
-        (["--optimal", 15, 0], "optimal is 0"),
-        (["--csv", "nowhere/curves.csv"], "nowhere/curves.csv: there is no folder nowhere"),
-        (["--csv", "."], ". cannot be written: Is a directory"),
-        (["--plot", "/proc/curves.png"], "/proc/curves.png cannot be written"),
+        (["--optimal", 300], "optimal 300"),
+        (["--optimal", 15, 0], "optimal 0"),
+        (["--csv", "nowhere/curves.csv"], "nowhere/curves.csv"),
+        (["--csv", "."], "directory"),
+        (["--plot", "/proc/curves.png"], "/proc/curves.png"),
         (["--seeds", 0], "seeds"),
         (["--steps", "many"], "steps"),
     ],
 )
-def test_refusals(arguments: list[object], named: str) -> None:
+def test_refusals(arguments: list[object], names: str) -> None:
     result = aent("lab", "mdp", *arguments)
     assert result.exit_code == 2
-    assert named in result.stderr
+    assert_names(result.stderr, *names.split())
     assert result.stdout == ""  # before any work
