@@ -31,6 +31,7 @@ from inference import models
 from plugins.servers import READY_S, Served
 from processes import command_line
 from weights.test_weight_transfer import PROMPTS
+from wording import assert_names, naming
 
 # of different lengths, so that each can be told from the others; all but the first go on for long
 REQUESTS = [GenerationRequest([i + 1], 250 + i if i else 4, seed=i) for i in range(32)]
@@ -136,12 +137,12 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         assert lost == [other]
         assert fleet.busy_s > 2.0  # the frozen one was waited for so long
         said = capfd.readouterr().err
-        assert f"engine {other.url} is lost, 1 are left" in said
+        assert_names(said, f"engine {other.url}", 1)
         push(models.make(41))  # nobody waits for the frozen one
 
         back = wait_for_engine(tmp_path, last=other.url)  # it was given up, so it was replaced
         said += capfd.readouterr().err  # its task may have said so before, too
-        assert "engine 0 does not answer and is started again" in said
+        assert_names(said, "engine 0")
         fleet.clients.append(back)
         push(models.make(42))
         assert_whole(generate(fleet, lambda: send_all(back, signal.SIGKILL)))
@@ -152,7 +153,7 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
 def test_too_few_engines_end_it_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flight, "RETRY_DELAYS_S", (0.01,))
     gone = EngineClient(f"http://127.0.0.1:{free_port()}", "tiny")
-    with pytest.raises(EngineError, match=r"0 engines are left, rollout\.min_engines=1: engine .*"):
+    with pytest.raises(EngineError, match=naming("0 engines", "rollout.min_engines", 1, gone.url)):
         Fleet([gone], min_engines=1).generate_sync(REQUESTS)
     others = [EngineClient(f"http://127.0.0.1:{free_port()}", "tiny") for _ in range(2)]
     with pytest.raises(EngineError, match="ConnectError"):  # by default no engine may be lost

@@ -19,6 +19,7 @@ from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import OutOfFilesError, connection
 from inference.stand_in import COMPLETION, standing_in
+from wording import naming
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(40)]
 
@@ -93,5 +94,5 @@ def test_too_many_open_files_are_named_and_no_engine_is_blamed(
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         client = EngineClient(url, progress_timeout_s=5.0)
-        with pytest.raises(OutOfFilesError, match=rf"limit is {few}\).*rollout\.concurrency"):
+        with pytest.raises(OutOfFilesError, match=naming(few, "rollout.concurrency")):
             Fleet([client]).generate_sync(REQUESTS)

@@ -12,6 +12,7 @@ import pytest
 from aent.inference import registry
 from aent.inference.http import EngineError
 from aent.runtime import files
+from wording import naming
 
 
 def test_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_token_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o600
     assert registry.read_token(registry.make_token(tmp_path)) == token
     path.chmod(0o640)
-    with pytest.raises(PermissionError, match="can be read by others"):
+    with pytest.raises(PermissionError, match=naming(path)):
         registry.read_token(path)
 
 
@@ -44,7 +45,7 @@ def test_engines_are_waited_for_and_come_in_order(tmp_path: Path) -> None:
     assert ticks
     assert found[0].token == registry.read_token(tmp_path / "token")
     registry.clear(tmp_path)
-    with pytest.raises(EngineError, match=r"engine 0 of 1 is not in .*engines after 0 s"):
+    with pytest.raises(EngineError, match=naming("engine 0", tmp_path / "engines", "0 s")):
         asyncio.run(registry.wait(tmp_path, 1, 0.1))
 
 

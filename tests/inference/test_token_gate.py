@@ -40,9 +40,9 @@ def test_every_route_asks_for_the_token(served: Served) -> None:
 @pytest.mark.slow
 def test_only_our_own_methods_of_a_worker_can_be_called(served: Served) -> None:
     client = served.engine.client()
-    with pytest.raises(RefusedError, match="status 403"):
+    with pytest.raises(RefusedError, match=r"\b403\b"):
         asyncio.run(client.call("POST", "/collective_rpc", {"method": "get_model_inspection"}))
-    with pytest.raises(RefusedError, match="status 403"):
+    with pytest.raises(RefusedError, match=r"\b403\b"):
         asyncio.run(client.call("POST", "/collective_rpc"))
     ours = client.call("POST", "/collective_rpc", {"method": "aent_reset_transfer"})
     assert asyncio.run(ours) == {"results": [None]}
