@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aent.weights.manifest import TensorSpec, checksum, differences, expected_manifest
 from inference import models
+from wording import assert_names, naming
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
@@ -59,17 +60,23 @@ def test_expected_manifest_of_a_folder(tmp_path: Path, tied: bool) -> None:
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} has no"):
+    with pytest.raises(FileNotFoundError, match=naming(tmp_path, "*.safetensors")):
         expected_manifest(tmp_path)
 
 
 def test_differences_name_the_tensor() -> None:
     a, b = TensorSpec((2, 3), "float32", "0a"), TensorSpec((2, 3), "float32", "0b")
     assert differences({"w": a}, {"w": a}) == []
-    assert differences({"w": a}, {}) == ["w is missing"]
-    assert differences({}, {"w": a}) == ["w is not expected"]
-    assert differences({"w": a}, {"w": b}) == ["w has other content (checksum 0b, not 0a)"]
+    (missing,), (surplus,) = differences({"w": a}, {}), differences({}, {"w": a})
+    assert missing != surplus
     assert differences({"w": TensorSpec((2, 3), "float32")}, {"w": b}) == []  # content not known
     turned, half = TensorSpec((3, 2), "float32"), TensorSpec((2, 3), "bfloat16")
-    assert differences({"w": a}, {"w": turned}) == ["w has shape [3, 2], not [2, 3]"]
-    assert differences({"w": a}, {"w": half}) == ["w has dtype bfloat16, not float32"]
+    for other, names in (
+        (b, ("checksum", "0b", "0a")),
+        (turned, ("shape", "[3, 2]", "[2, 3]")),
+        (half, ("dtype", "bfloat16", "float32")),
+    ):
+        (fault,) = differences({"w": a}, {"w": other})
+        assert_names(fault, "w", *names)
+    assert_names(missing, "w")
+    assert_names(surplus, "w")

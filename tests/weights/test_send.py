@@ -19,6 +19,7 @@ from aent.weights.manifest import TensorSpec
 from aent.weights.transport import Broadcast, GlooTransport, NcclTransport
 from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender, WeightSyncError
 from inference.stand_in import RESET, standing_in
+from wording import naming
 
 BUCKET: Bucket = [(n, TensorSpec.of(t), t) for n, t in (("a", torch.ones(3)), ("b", torch.ones(2)))]
 
@@ -83,7 +84,7 @@ def test_deadlines_hold_while_a_broadcast_blocks() -> None:
 
     with standing_in(answer) as server:
         sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
-        with pytest.raises(EngineError, match=rf"{server.url}/update_weights: no answer within"):
+        with pytest.raises(EngineError, match=naming(f"{server.url}/update_weights", "0 s")):
             asyncio.run(sender.send(BUCKET))
         over.set()
 
@@ -93,7 +94,7 @@ def test_a_broadcast_that_nobody_ends_has_a_deadline(monkeypatch: pytest.MonkeyP
     over = threading.Event()
     with standing_in(lambda *_: (200, {})) as server:
         sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
-        with pytest.raises(EngineError, match=rf"{server.url} has not ended within"):
+        with pytest.raises(EngineError, match=naming(server.url, "0 s")):
             asyncio.run(sender.send(BUCKET))
         over.set()
 
@@ -101,7 +102,7 @@ def test_a_broadcast_that_nobody_ends_has_a_deadline(monkeypatch: pytest.MonkeyP
 def test_what_an_engine_says_comes_before_what_its_broadcast_broke_of() -> None:
     with standing_in(lambda *_: (500, {"error": "out of memory"})) as server:
         sender = sender_to(server.url, Connecting(lambda: False), 5.0)
-        with pytest.raises(EngineError, match=r"status 500: .*out of memory"):
+        with pytest.raises(EngineError, match=naming(500, "out of memory")):
             asyncio.run(sender.send(BUCKET))
 
 
