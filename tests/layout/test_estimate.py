@@ -10,6 +10,7 @@ from aent.layout.estimate import GIB, describe, estimate, rank_coordinates
 from aent.models.facts import model_facts
 from aent.recipe.load import load
 from aent.recipe.schema import ModelSection
+from wording import assert_names
 
 BASE = """
 name: x
@@ -176,7 +177,7 @@ def test_responses_that_controls_ask_for_are_counted(recipe):
     tokens = 8 * 100 + 64 * 28
     assert shared.activations - plain.activations == tokens * 4 * (12 - 8) * 28  # longer masks
     said = describe(recipe(reroll.replace("LIMIT", "9")))
-    assert "8 prompts x 8 samples = 64 and at most 9 re-rolled, in 1 mini-batches" in said
+    assert_names(said, "8 prompts", "8 samples", 64, 9, "1 mini-batches")
 
 
 def test_engines_stand_apart_and_the_total_adds_up(recipe):
@@ -187,7 +188,7 @@ def test_engines_stand_apart_and_the_total_adds_up(recipe):
     assert memory.total_host_bytes == memory.per_rank[0].total + 2 * memory.engines[0].total
     text = str(memory)
     assert f"{memory.per_rank[0].total / GIB:.2f}" in text
-    assert f"together: {memory.total_host_bytes / GIB:.2f} GiB" in text
+    assert f"{memory.total_host_bytes / GIB:.2f} GiB" in text
     theirs = estimate(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
     assert theirs.engines == ()
 
@@ -200,10 +201,11 @@ def test_layout_in_megatrons_rank_order(recipe):
     assert places[:4] == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 0)]
     assert places[6] == (0, 0, 1)
     text = describe(layout)
-    assert "trainer: 12 ranks = tensor 3 x data 2 x pipeline 2" in text
-    assert "rank 6: tensor 0, data 0, pipeline 1: layers 17-29, output layer and loss" in text
-    assert "134.5 M parameters" in text
-    assert "port: a free one" in text
+    (whole,) = (line for line in text.splitlines() if "12 ranks" in line)
+    assert_names(whole, "tensor 3", "data 2", "pipeline 2")
+    (sixth,) = (line for line in text.splitlines() if "rank 6" in line)
+    assert_names(sixth, "tensor 0", "data 0", "pipeline 1", "layers 17-29", "loss")
+    assert_names(text, "134.5 M", "port")
     assert "http://a:1" in describe(recipe("rollout.engines=0", "rollout.urls=['http://a:1']"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from aent.models import chat
 from aent.models.chat import ChatTemplate
 from aent.recipe.schema import Recipe
+from wording import assert_names
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -122,7 +123,7 @@ def folder(tmp_path):
 )
 def test_what_a_template_cannot_do_is_one_sentence(folder, template, task, field):
     (fault,) = chat.faults(recipe(folder(template), **task))
-    assert fault.startswith(f"{field}")
+    assert_names(fault, field)
 
 
 @pytest.mark.parametrize("template", [MISTRAL, PHI, QWEN3, LLAMA, None])
@@ -132,7 +133,7 @@ def test_what_a_template_can_do_is_no_fault(folder, template):
 
 def test_a_system_turn_is_refused_in_the_templates_own_words(folder):
     (fault,) = chat.faults(recipe(folder(MISTRAL), system_prompt="Be brief."))
-    assert "(roles must alternate)" in fault
+    assert "roles must alternate" in fault
     assert chat.faults(recipe(folder(QWEN3), system_prompt="Be brief.")) == []
 
 
@@ -172,4 +173,4 @@ def test_bundled_models_take_no_variables():
     values = {"name": "x", "model": model, "controller": {"initial": 0.0}}
     assert chat.faults(Recipe.model_validate(values)) == []
     (fault,) = chat.faults(Recipe.model_validate(values | {"task": {"template": {"a": 1}}}))
-    assert fault.startswith("task.template: tiny-qwen2")
+    assert_names(fault, "task.template", "tiny-qwen2")

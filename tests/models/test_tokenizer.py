@@ -8,6 +8,7 @@ import pytest
 
 from aent.models import model_source, tokenizer
 from aent.recipe.schema import ModelSection
+from wording import naming
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,9 @@ def test_missing_tokenizer_is_one_clear_sentence(library, tiny, tmp_path):
     section = ModelSection(
         path=str(tiny), tokenizer_library=library, tokenizer_path=str(tmp_path / "nothing")
     )
-    with pytest.raises(FileNotFoundError, match=r"model\.tokenizer_path: there is no .*nothing"):
+    with pytest.raises(
+        FileNotFoundError, match=naming("model.tokenizer_path", tmp_path / "nothing")
+    ):
         tokenizer.load(section, tiny)
 
 

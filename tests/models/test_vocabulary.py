@@ -7,6 +7,7 @@ import pytest
 from aent.models.model_source import resolve
 from aent.models.vocabulary import tokenizer_faults
 from aent.recipe.schema import ModelSection
+from wording import assert_names
 
 
 def section(folder, **changes):
@@ -28,18 +29,17 @@ def test_an_id_beyond_the_embedding_is_named_with_both_sizes(tmp_path, name, con
     (tmp_path / name).write_text(json.dumps(content))
     assert tokenizer_faults(section(tmp_path), 98) == []
     (fault,) = tokenizer_faults(section(tmp_path), 97)
-    assert fault.startswith(f"model.path: {tmp_path / name} has the token 'wide' with the id 97")
-    assert "97 rows" in fault
+    assert_names(fault, "model.path", tmp_path / name, "'wide'", "id 97", "97 rows")
     elsewhere = section(tmp_path / "model", tokenizer_path=str(tmp_path))
     (fault,) = tokenizer_faults(elsewhere, 97)
-    assert fault.startswith("model.tokenizer_path: ")
+    assert_names(fault, "model.tokenizer_path")
 
 
 def test_a_folder_without_a_tokenizer_and_one_that_cannot_be_read(tmp_path):
     assert tokenizer_faults(section(tmp_path), 97) == []
     (tmp_path / "tokenizer.json").write_text("{")
     (fault,) = tokenizer_faults(section(tmp_path), 97)
-    assert fault.startswith(f"model.path: the tokenizer in {tmp_path} cannot be read")
+    assert_names(fault, "model.path", tmp_path, "tokenizer")
 
 
 def test_a_bundled_model_has_as_many_tokens_as_rows():

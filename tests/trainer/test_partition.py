@@ -82,7 +82,7 @@ def test_padded_layout_round_trip() -> None:
 def test_a_response_without_a_prompt_is_an_error() -> None:
     batch = tiny.mini_batch([(1, 3), (2, 2)])
     batch.loss_mask[4] = True
-    with pytest.raises(ValueError, match="first token of a sequence"):
+    with pytest.raises(ValueError, match="loss_mask"):
         pack_alone(batch, [1], 1)
 
 
