@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from wording import assert_names
+
 ROOT = Path(__file__).resolve().parents[1]
 PIN = "torch==2.13.0+cpu"
 
@@ -82,7 +84,7 @@ def test_the_named_source_wins_and_may_be_a_folder(tmp_path):
 
 
 def test_no_source_at_all_is_one_sentence():
-    with pytest.raises(LookupError, match=r"AENT_TORCH_INDEX.*no such version"):
+    with pytest.raises(LookupError, match="AENT_TORCH_INDEX"):
         sources.choose(PIN, {}, {}, offers())
 
 
@@ -121,7 +123,7 @@ def install(checkout: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
 def test_a_missing_python_is_one_sentence(checkout):
     outcome = install(checkout)
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("install: Python 3.11 is needed")
+    assert_names(outcome.stderr, "Python 3.11")
     assert outcome.stderr.count("\n") == 1
     assert not (checkout[0] / ".venv").exists()
 
@@ -134,7 +136,7 @@ def test_a_missing_compiler_is_one_sentence(checkout):
     (checkout[1] / "python3").chmod(0o755)
     outcome = install(checkout)
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("install: a C++ compiler is needed")
+    assert_names(outcome.stderr, "C++")
     assert outcome.stderr.count("\n") == 1
     assert not (checkout[0] / ".venv").exists()
 

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pty
+import re
 import statistics
 import threading
 from dataclasses import replace
@@ -12,6 +13,7 @@ from dataclasses import replace
 import pytest
 
 from aent.tracking.display import Display, StepLine, clock, improvement, summary
+from wording import assert_names
 
 
 def line(step: int, seconds: float = 10.0) -> StepLine:
@@ -38,7 +40,7 @@ def test_skipped_updates_are_shown():
     out = io.StringIO()
     with Display(steps=10, file=out) as display:
         display.step(replace(line(0), skipped=2))
-    assert "2 update(s) SKIPPED" in out.getvalue()
+    assert re.search(r"\b2\b.*skip", out.getvalue(), re.IGNORECASE)
 
 
 def read_to_the_end(reader: int, pieces: list[bytes]) -> None:
@@ -65,8 +67,8 @@ def test_live_table_in_a_terminal(monkeypatch):
     assert "3/3" in shown
     assert "0.0125" in shown
     assert "train s" in shown
-    assert "time left 0:10" in shown
-    assert "time left 0:00" in shown
+    assert re.search(r"left 0:10\b", shown)
+    assert re.search(r"left 0:00\b", shown)
     assert "saved [here]" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor came back
 
@@ -92,7 +94,7 @@ def test_improvement_is_that_of_its_formula():
     few = improvement([0.0, 1.0])
     assert (few.first, few.last, few.learned) == (0.0, 1.0, False)
     assert math.isnan(few.standard_error)
-    with pytest.raises(ValueError, match="without a step"):
+    with pytest.raises(ValueError, match="step"):
         improvement([])
 
 
@@ -103,13 +105,14 @@ def test_summary_says_it_all():
         seconds={"sample": 30, "train": 90.0},
         places={"policy": "runs/x/policy", "look": "mlflow ui --backend-store-uri sqlite:///m"},
     )
-    assert text.splitlines() == [
-        "mean reward: first quarter 0.100, last quarter 0.900, difference +0.800 +- 0.082 "
-        "(standard error)",
-        "held-out accuracy: 0.375 before, 0.750 after 22 steps",
-        "time 2:00: train 1:30 (75%), sample 0:30 (25%)",
+    reward, accuracy, spent, *places = text.splitlines()
+    assert_names(reward, "mean reward", "0.100", "0.900", "+0.800 +- 0.082")
+    assert_names(accuracy, "held-out accuracy", 0.375, "0.750", "22 steps")
+    assert_names(spent, "2:00", "train 1:30 (75%)", "sample 0:30 (25%)")
+    assert places == [
         "policy  runs/x/policy",
         "look    mlflow ui --backend-store-uri sqlite:///m",
     ]
-    assert "too few steps" in summary([0.5], {}, {}, {})
+    (few,) = summary([0.5], {}, {}, {}).splitlines()
+    assert "+-" not in few
     assert summary([], {}, {}, {}) == ""

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from aent.tracking import sqlite
 from aent.tracking.sqlite import StoreError, make_ready
+from wording import naming
 
 
 @pytest.mark.slow
@@ -37,12 +38,12 @@ def test_a_half_made_store_is_named_with_how_to_mend_it(tmp_path, made):
             table = "runs" if made == "tables" else "experiments"
             database.execute(f"CREATE TABLE {table} (name TEXT)")
     for make in (make_ready, sqlite.make_ready_apart):
-        with pytest.raises(StoreError, match=rf"{path} is not whole .* move it away"):
+        with pytest.raises(StoreError, match=naming(path)):
             make(path)
 
 
 def test_a_folder_that_cannot_hold_it_is_one_sentence(tmp_path):
-    with pytest.raises(StoreError, match=f"{tmp_path}/none/mlflow.db cannot be made"):
+    with pytest.raises(StoreError, match=naming(f"{tmp_path}/none/mlflow.db")):
         make_ready(tmp_path / "none" / "mlflow.db")
 
 
