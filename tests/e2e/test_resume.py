@@ -4,6 +4,7 @@ writes its checkpoints while it goes on."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections import Counter
 
@@ -14,6 +15,7 @@ from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run
 from e2e.jobs import Job
 from processes import assert_gone
+from wording import assert_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixtures are four starts
 
@@ -141,9 +143,9 @@ def test_mlflow_has_one_run_with_one_curve(parts):
 
 def test_each_start_says_where_it_goes_on(parts):
     (first, second, third), _, newest, _ = parts
-    assert "stopped by SIGUSR1, with a checkpoint" in first
+    assert_names(first, "SIGUSR1")
     assert "resumes after" in second
-    assert f"checkpoint {newest} is skipped: state.json is not what was written" in third
+    assert_names(third, newest, "state.json")
     assert "resumes after" in third
 
 
@@ -168,7 +170,7 @@ def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
     before = sorted(parts[1].run_dir.rglob("*"))
     job = start(parts[1].run_dir.parent, *RUN, "--resume", "seed=5")
     assert job.wait() == 2
-    assert "seed: 1 before, 5 now" in job.text
+    assert re.search(r"\bseed\b.*\b1\b.*\b5\b", job.text)
     assert sorted(parts[1].run_dir.rglob("*")) == before
 
 
@@ -177,8 +179,8 @@ def test_a_run_goes_on_beyond_its_end_by_another_layout(start, shared_engine, pa
     longer = (f"steps={STEPS + 1}", "trainer.pipeline_parallel=1")
     job = start(run_dir.parent, *RUN[1:], *shared_engine, "--resume", *longer)
     assert job.wait() == 0, job.text
-    assert f"steps: {STEPS} before, {STEPS + 1} now" in job.text
-    assert "random streams begin anew" in job.text
+    assert re.search(rf"\bsteps\b.*\b{STEPS}\b.*\b{STEPS + 1}\b", job.text)
+    assert "random" in job.text  # streams, which another layout begins anew
     assert f"step {STEPS + 1}/{STEPS + 1}" in job.text
     assert (run_dir / "policy").is_dir()
     assert (run_dir / f"policy-step_{STEPS:06d}").is_dir()

@@ -18,7 +18,7 @@ from aent.lab.clamp import Differences, Rule, differences
 from aent.lab.clamp_report import binned, where
 from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
-from wording import assert_names
+from wording import assert_names, naming
 
 RULES = (
     Rule("drop_fraction", 0.33), Rule("drop_fraction", 0.9), Rule("top_k", 7), Rule("top_p", 0.8),
@@ -107,7 +107,7 @@ def test_a_run_is_its_policy_and_its_heldout_questions(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text("\n".join(questions))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match="has no policy/"):
+        with pytest.raises(FileNotFoundError, match=naming(run, "policy/")):
             policies.find(str(run), 8)
         (run / "policy").symlink_to(resolve(ModelSection(bundled="tiny-qwen2")))
         folder, prompts = policies.find(str(run), 8)
