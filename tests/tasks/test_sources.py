@@ -169,7 +169,7 @@ def test_the_command_prints_counts_and_says_when_they_are_not_the_published_ones
     done = CliRunner().invoke(app, ["data", "math-500", "test.jsonl"])
     assert done.exit_code == 0
     counts, warning = done.output.splitlines()
-    assert_names(counts, "data/math-500.jsonl", "1 questions", "3 rows", "1 left out", "1 repeated")
+    assert_names(counts, "data/math-500.jsonl", "1 questions", "3 rows", "1 repeated")
     assert_names(warning, "math-500", 500)
     assert [q.prompt for q in files.questions(tmp_path / "data" / "math-500.jsonl")] == ["a?"]
     for arguments, names in (
