@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from itertools import pairwise
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
@@ -39,18 +41,20 @@ def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
 
 
 def test_a_log_ends_with_why_the_job_failed(submit, tmp_path):
-    """By weights that are cut off. The recipe lies in the folder that the job is sent from."""
+    """By a weight that is no number, which a rank finds. The recipe lies in the folder that the job
+    is sent from."""
     shutil.copy(data_path(TINY), tmp_path / "own.yaml")
     model = tmp_path / "model"
     shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), model)
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     recipe = ("own.yaml", "model.bundled=null", f"model.path={model}", "rollout.engines=0")
     recipe += ("trainer.pipeline_parallel=1",)  # a rank on each node
     job = submit(*TWO_NODES[:-1], *recipe, "rollout.urls=[http://127.0.0.1:9]")
     assert job.wait() == "FAILED"
     assert re.search(r"^aent: rank \d", job.log, re.MULTILINE)
-    assert "safetensor" in job.log.rstrip().splitlines()[-1].lower()
+    assert "model.norm.weight" in job.log.rstrip().splitlines()[-1]
 
 
 def test_a_chain_of_jobs_goes_on_where_the_last_one_had_no_time_to_save(
