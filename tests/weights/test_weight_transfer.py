@@ -249,7 +249,7 @@ def test_skipped_cache_reset_is_seen_by_the_probe_and_named(link: Link) -> None:
         seen = await link.probe()
         assert seen.cached > 0
         (fault,) = Probe(link.text, 32, 1e-3).judge([seen], link.logprobs(model), version)
-        assert_names(fault, "cache", seen.cached)
+        assert_names(fault, "stale", seen.cached)
 
     asyncio.run(scenario())
 
@@ -260,7 +260,7 @@ def test_other_weights_are_told_from_a_stale_cache(link: Link) -> None:
         seen = await link.probe()
         (fault,) = Probe(link.text, 32, 1e-3).judge([seen], link.logprobs(models.make(22)), version)
         assert_names(fault, "rollout.probe_tolerance")
-        assert "cache" not in fault
+        assert "stale" not in fault
 
     asyncio.run(scenario())
 
