@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import entropy_controls
-from aent.algorithm import terms as prepare
+from aent.algorithm import entropy_controls, terms
 from aent.algorithm.entropy_controls.rollouts import allocate, majority
 from aent.data.batch import Batch
 from aent.data.sample import Sample
@@ -105,7 +104,7 @@ def test_rerolled_responses_learn_with_advantage_one_in_place_of_others():
     batch.old_entropies = over_response(batch, torch.tensor([1.0] * 6 + [50.0] * 4))
     recipe = recipe_of({"kind": "reroll", "target": 0.5}, algorithm={"advantage": "group_mean"})
     assert batch.logprob_gap == 0.25
-    prepare.set_advantages(batch, recipe)
+    terms.set_advantages(batch, recipe)
     memory = entropy_controls.apply(batch, recipe, 0, 100, {})
     assert memory == {"reroll": {"entropy": 1.0}}
     third = 1 / 3

@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import aggregation, entropy_controls
-from aent.algorithm import terms as prepare
+from aent.algorithm import aggregation, entropy_controls, terms
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import entropy_bonus, policy_loss
@@ -103,7 +102,7 @@ def test_difficulty_coefficient_weighs_the_bonus_by_what_a_prompt_lacks():
     recipe = recipe_of({"kind": "difficulty_coefficient"}, trainer={"mini_batches": 2})
     ((batch, _),) = steps_of(recipe, 1)
     assert response(batch, batch.entropy_factor) == [0.5] * 7 + [0.75] * 5
-    first, second = prepare.split_mini_batches(batch, recipe)
+    first, second = terms.split_mini_batches(batch, recipe)
     assert first.entropy_weight.sum().item() == pytest.approx(0.5)
     assert second.entropy_weight.sum().item() == pytest.approx(0.75)
 
@@ -171,11 +170,11 @@ def test_nucleus_anchor_is_the_gradient_of_the_square():
     assert memory["nucleus_anchor"]["anchor"] == pytest.approx(anchor)
     h, m = measure(batch)
     (want,) = torch.autograd.grad(0.7 * (m - anchor) ** 2, h)
-    (mini,) = prepare.split_mini_batches(batch, recipe)
+    (mini,) = terms.split_mini_batches(batch, recipe)
     got = mini.nucleus_weight[mini.loss_mask].double()
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
     assert want.count_nonzero() == 4
-    halves = prepare.split_mini_batches(batch, recipe_of(control, trainer={"mini_batches": 2}))
+    halves = terms.split_mini_batches(batch, recipe_of(control, trainer={"mini_batches": 2}))
     got = torch.cat([half.nucleus_weight[half.loss_mask] for half in halves]).double()
     torch.testing.assert_close(got, 2 * want, rtol=1e-5, atol=1e-8)  # of two responses each
 

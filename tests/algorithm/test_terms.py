@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import aggregation, importance
-from aent.algorithm import terms as prepare
+from aent.algorithm import aggregation, importance, terms
 from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
 from aent.algorithm.rewards import overlong_penalty
 from aent.data.batch import Batch
@@ -82,7 +81,7 @@ STEP = {  # rewards 1, 0, 1, 1 of 1, 3, 2, 4 tokens; groups 0, 0, 1, 1
 @pytest.mark.parametrize("kind", STEP)
 def test_advantages_of_a_step_by_hand(kind):
     batch = make_batch()
-    prepare.set_advantages(batch, make_recipe(algorithm={"advantage": kind}))
+    terms.set_advantages(batch, make_recipe(algorithm={"advantage": kind}))
     each = [a for a, n in zip(STEP[kind], (1, 3, 2, 4)) for _ in range(n)]
     assert batch.advantages[batch.loss_mask].tolist() == pytest.approx(each, rel=1e-5, abs=1e-7)
     assert not batch.advantages[~batch.loss_mask].any()
@@ -93,13 +92,13 @@ def test_overlong_shaping_enters_the_advantages_and_leaves_the_reward():
     batch = make_batch()
     algorithm = {"advantage": "group_mean", "overlong_buffer": 2, "overlong_penalty": 0.5}
     recipe = make_recipe(rollout={"max_response_tokens": 4}, algorithm=algorithm)
-    prepare.set_advantages(batch, recipe)
+    terms.set_advantages(batch, recipe)
     assert batch.penalty.tolist() == [0, -0.25, 0, -0.5]  # of 1, 3, 2, 4 tokens
     assert batch.reward.tolist() == [1, 0, 1, 1]
-    assert prepare.sequence_advantages(batch, recipe.algorithm).tolist() == [
+    assert terms.sequence_advantages(batch, recipe.algorithm).tolist() == [
         0.625, -0.625, 0.25, -0.25,
     ]  # fmt: skip
-    (mini,) = prepare.split_mini_batches(batch, recipe)
+    (mini,) = terms.split_mini_batches(batch, recipe)
     assert mini.penalty.tolist() == batch.penalty.tolist()
 
 
@@ -108,7 +107,7 @@ def test_constant_length_sums_tokens_by_the_recipes_longest_response():
     recipe = make_recipe(
         rollout={"max_response_tokens": 5}, algorithm={"aggregation": "constant_length"}
     )
-    weight = prepare.policy_weight(batch, recipe)
+    weight = terms.policy_weight(batch, recipe)
     assert weight[batch.loss_mask].tolist() == pytest.approx([1 / (4 * 5)] * 10)
     assert not weight[~batch.loss_mask].any()
 
@@ -128,8 +127,8 @@ def test_weights_sum_to_one_and_follow_their_means():
 def test_mini_batches_keep_groups_whole_and_have_their_own_denominators():
     batch = make_batch(groups=(0, 1, 0, 1))
     recipe = make_recipe(trainer={"mini_batches": 2})
-    prepare.set_advantages(batch, recipe)
-    first, second = prepare.split_mini_batches(batch, recipe)
+    terms.set_advantages(batch, recipe)
+    first, second = terms.split_mini_batches(batch, recipe)
     assert first.group.tolist() == [0, 0]
     assert second.response_lengths.tolist() == [3, 4]
     for mini in (first, second):
@@ -163,7 +162,7 @@ def test_importance_masks_whole_sequences():
     ],
 )
 def test_who_needs_old_logprobs(sections, needed):
-    assert prepare.needs_old_logprobs(make_recipe(**sections)) is needed
+    assert terms.needs_old_logprobs(make_recipe(**sections)) is needed
 
 
 @pytest.mark.parametrize("gap", [95.0, math.inf])
@@ -174,7 +173,7 @@ def test_a_correction_of_an_extreme_token_is_a_number(kind, gap):
     off, on = (int(m.nonzero()[0]) for m in (~batch.loss_mask, batch.loss_mask))
     batch.old_logprobs[off] = math.nan
     batch.old_logprobs[on] = gap
-    correction = prepare.CORRECTIONS[kind](batch, 2.0)
+    correction = terms.CORRECTIONS[kind](batch, 2.0)
     assert correction.isfinite().all()
     assert correction[off] == 0
     assert correction[on] == (2.0 if kind == "truncated_token" else 0.0)

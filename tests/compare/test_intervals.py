@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from aent.compare import intervals as statistics
+from aent.compare import intervals
 from aent.compare.intervals import bootstrap, compare, first_reach, last_quarter, sign_flips
 from wording import assert_names
 
@@ -52,7 +52,7 @@ def test_sign_flips_are_scipys_paired_permutation_test(values):
 def test_beyond_all_of_them_sign_flips_are_drawn(monkeypatch):
     values = [0.3, -0.1, 0.2, 0.25, -0.2, 0.1, 0.15, -0.05]
     exact = sign_flips(values)
-    monkeypatch.setattr(statistics, "EXACT_SEEDS", 2)
+    monkeypatch.setattr(intervals, "EXACT_SEEDS", 2)
     assert sign_flips(values) == pytest.approx(exact, abs=0.02)
 
 

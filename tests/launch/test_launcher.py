@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from aent.launch import launcher as launch
+from aent.launch import launcher
 from aent.launch.launcher import Signals
 from aent.recipe.load import load
 from aent.runtime import failures, heartbeats
@@ -61,7 +61,7 @@ def ranks(tmp_path: Path, request: pytest.FixtureRequest):
 
 def watched(run_dir: Path, ranks: list[Child], silence_s: float = 600.0) -> str | None:
     watch = heartbeats.Watch(run_dir, silence_s)
-    return launch.look_after([], ranks, Signals(), watch, spare_engines=0)
+    return launcher.look_after([], ranks, Signals(), watch, spare_engines=0)
 
 
 def wait_for_stack(rank: Child, words: str) -> None:
@@ -122,7 +122,7 @@ def test_of_ranks_that_ended_by_themselves_the_first_that_wrote_why_is_told(tmp_
     ranks = [fail(1, RankZeroFailed("rank 0 failed")), fail(0, OSError("disk full"))]
     for rank in ranks:
         rank.process.wait(60)
-    told = launch.first_failure(ranks, ranks, tmp_path)
+    told = launcher.first_failure(ranks, ranks, tmp_path)
     assert_names(told, "rank 0")
     assert told.endswith("OSError: disk full")
 
@@ -139,11 +139,11 @@ def test_ranks_that_have_started_end_where_the_next_does_not_start(
         started.append(start(name, ["sleep", "600"], **settings))
         return started[0]
 
-    monkeypatch.setattr(launch, "prepare", lambda recipe: (tmp_path, tmp_path))
-    monkeypatch.setattr(launch, "mark_ended", lambda *_: True)
+    monkeypatch.setattr(launcher, "prepare", lambda recipe: (tmp_path, tmp_path))
+    monkeypatch.setattr(launcher, "mark_ended", lambda *_: True)
     monkeypatch.setattr(Child, "start", starting)
     recipe = load(data_path("recipes/cpu/tiny.yaml"), ["rollout.engines=0"])
     assert recipe.trainer.num_ranks > 1
-    assert launch.launch(recipe) == 1
+    assert launcher.launch(recipe) == 1
     assert "Resource temporarily unavailable" in capfd.readouterr().err
     assert started[0].poll() is not None

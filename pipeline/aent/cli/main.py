@@ -355,7 +355,3 @@ def slurm_status(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def main() -> None:
     """Entry point of the command ``aent``."""
     app()
-
-
-if __name__ == "__main__":
-    main()

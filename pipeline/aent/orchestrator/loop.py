@@ -6,8 +6,7 @@ Every rank runs it. What rank 0 does alone (engines, judges, MLflow) goes throug
 
 from __future__ import annotations
 
-from aent.algorithm import entropy_controls
-from aent.algorithm import terms as prepare
+from aent.algorithm import entropy_controls, terms
 from aent.data.batch import Batch
 from aent.entropy import controllers
 from aent.orchestrator.run import Run
@@ -31,10 +30,10 @@ def train(run: Run) -> bool:
         with run.phases("score"):
             score(run, batch, step)
         with run.phases("train"):
-            prepare.set_advantages(batch, recipe)
+            terms.set_advantages(batch, recipe)
             vocab_size = run.trainer.vocab_size
             memory = entropy_controls.apply(batch, recipe, step, vocab_size, memory)
-            mini_batches = prepare.split_mini_batches(batch, recipe)
+            mini_batches = terms.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
         state, report = controllers.update(settings, state, measured_entropy(run, results))
@@ -61,7 +60,7 @@ def score(run: Run, batch: Batch, step: int) -> None:
     learnt.
     """
     recipe = run.recipe
-    needed = prepare.needs_old_logprobs(recipe)
+    needed = terms.needs_old_logprobs(recipe)
     if needed or step == run.first_step:
         scores = run.trainer.score_tokens(batch)
         batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
