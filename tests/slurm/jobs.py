@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from aent.tracking.store import known_run_id
 from e2e.compare import series
 from slurm.cluster import POLL_S, Cluster
 
@@ -58,6 +59,13 @@ class Job:
             assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.log}"
             time.sleep(POLL_S)
 
+    def wait_for_status(self, status: str) -> None:
+        """Return when its run has this status in MLflow, which hears of it in the background."""
+        deadline = time.monotonic() + DEADLINE_S
+        while (found := self.mlflow()[1].info.status) != status:
+            assert time.monotonic() < deadline, f"{found}, not {status}:\n{self.log}"
+            time.sleep(POLL_S)
+
     def curve(self, steps: int) -> dict[str, list[float]]:
         """What the journal has of the first steps, as the trainer computed it; every step once, or
         with the same value each time."""
@@ -83,8 +91,12 @@ class Job:
         self.cluster.wait_until_idle()
 
     def mlflow(self) -> tuple[MlflowClient, Run]:
-        """MLflow's store and the run in it."""
+        """MLflow's store and the run in it, once it is there: it is made in the background."""
         from mlflow.tracking import MlflowClient
 
+        deadline = time.monotonic() + DEADLINE_S
+        while not (run_id := known_run_id(self.run_dir)):
+            assert time.monotonic() < deadline, f"MLflow has no run:\n{self.log}"
+            time.sleep(POLL_S)
         client = MlflowClient(f"sqlite:///{self.run_dir.parent / 'mlflow.db'}")
-        return client, client.get_run((self.run_dir / "mlflow_run_id").read_text().strip())
+        return client, client.get_run(run_id)

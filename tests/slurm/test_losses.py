@@ -35,8 +35,8 @@ def test_a_lost_engine_is_back_before_the_job_ends_and_the_nodes_are_given_back(
 
 def test_a_preempted_job_is_requeued_and_loses_one_step_at_most(cluster, submit):
     script = str(SLURM / "train.sbatch")
-    job = submit("--gpus-per-node=0", script, TINY, "steps=60", *LIGHT)
-    job.wait_for(" 2/60")
+    job = submit("--gpus-per-node=0", script, TINY, "steps=1000", *LIGHT)  # it does not end
+    job.wait_for(" 2/1000")
     run_id, seen = job.mlflow()[1].info.run_id, job.steps_done
     cluster.submit(
         "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true", "--output=/dev/null"
@@ -45,7 +45,7 @@ def test_a_preempted_job_is_requeued_and_loses_one_step_at_most(cluster, submit)
     assert int(job.log.split("aent: resumes after ")[1].split()[0]) >= seen - 1
     entries = journal.entries(job.run_dir / journal.JOURNAL_FILE)
     assert "KILLED" in [e.status for e, _ in entries if isinstance(e, journal.Status)]
-    job.wait_for(f" {seen + 2}/60")
+    job.wait_for(f" {seen + 2}/1000")
     job.curve(seen + 2)
     assert job.mlflow()[1].info.run_id == run_id
-    assert job.mlflow()[1].info.status == "RUNNING"
+    job.wait_for_status("RUNNING")
