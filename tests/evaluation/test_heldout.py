@@ -3,11 +3,16 @@ import math
 import pytest
 
 from aent.data.question import Question
-from aent.evaluation.heldout import Answer, summarize
+from aent.data.rollout import Verdict
+from aent.evaluation.heldout import summarize
+from aent.inference.completion import Completion
+from aent.tasks.asking import Answer
 
 
 def answer(reward, length=4, truncated=False, error=""):
-    return Answer(Question(0, "?", "7"), "7", reward, error, length, truncated)
+    reason = "length" if truncated else "stop"
+    done = Completion([1] * length, [0.0] * length, [0] * length, reason)
+    return Answer(Question(0, "?", "7"), done, "7", Verdict(reward, error))
 
 
 def test_means_over_questions():

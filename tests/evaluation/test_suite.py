@@ -79,8 +79,8 @@ def test_other_settings_questions_or_weights_are_refused(tmp_path):
 def test_a_request_is_the_same_when_it_is_asked_again():
     prompts = [[1], [2], [3]]
     everything = [(q, s) for q in range(3) for s in range(4)]
-    first = suite.requests(SUITE, prompts, everything, [9], seed=0)
-    again = suite.requests(SUITE, prompts, everything[5:6], [9], seed=0)
+    first = suite.wanted(SUITE, QUESTIONS, prompts, everything, seed=0)
+    again = suite.wanted(SUITE, QUESTIONS, prompts, everything[5:6], seed=0)
     assert again == [first[5]]
-    assert len({r.seed for r in first}) == 12
-    assert (first[0].temperature, first[0].top_p, first[0].stop_token_ids) == (0.6, 0.95, [9])
+    assert len({one.seed for one in first}) == 12
+    assert (first[5].question, first[5].prompt_ids) == (QUESTIONS[1], [2])

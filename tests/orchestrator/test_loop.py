@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -35,5 +35,4 @@ def test_the_controller_sees_its_own_measure(paid: str, measure: str | None, wan
         SimpleNamespace(tokens=1, entropy=1.0, clamped_entropy=0.0),
         SimpleNamespace(tokens=3, entropy=9.0, clamped_entropy=6.0),
     ]
-    run = cast(Any, SimpleNamespace(recipe=recipe))
-    assert measured_entropy(run, results) == pytest.approx(wanted)
+    assert measured_entropy(recipe, results) == pytest.approx(wanted)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from aent.runtime import on_rank_zero as module
-from aent.runtime.on_rank_zero import OnRankZero, RankZeroFailed
+from aent.runtime.on_rank_zero import HeldByRankZero, OnRankZero, RankZeroFailed
 from distributed.ranks import run_ranks
 from wording import assert_names, naming
 
@@ -26,6 +26,20 @@ def work_with_progress(rank: int, world: int) -> list:
         return "done"
 
     return [control.alone("first", work), control.alone("second", lambda: "again")]
+
+
+def work_with_what_is_held(rank: int, world: int) -> list:
+    """Values that everyone is told, and whose rank worked meanwhile."""
+    control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
+    worked: list[int] = []
+    held = HeldByRankZero(control, "building it", lambda: {"first": rank + 7})
+    held.meanwhile(lambda it: worked.append(it["first"]))
+    return [
+        held.tell("telling", lambda it: it["first"]),
+        held.tell("telling again", lambda it: [True, None, "x"]),
+        held.alone("working", lambda it: it["first"] + 1),
+        worked,
+    ]
 
 
 def failing_work(rank: int, world: int) -> str:
@@ -52,6 +66,12 @@ def silent_work(rank: int, world: int) -> str:
 
 def test_rank_zero_has_the_values_and_the_others_have_waited():
     assert run_ranks(work_with_progress, 3) == [["done", "again"], [None, None], [None, None]]
+
+
+def test_what_rank_zero_holds_is_used_there_and_what_it_tells_is_known_everywhere():
+    zero, one = run_ranks(work_with_what_is_held, 2)
+    assert zero == [7, [True, None, "x"], 8, [7]]
+    assert one == [7, [True, None, "x"], None, []]
 
 
 def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress(

@@ -27,6 +27,7 @@ from aent.inference.registry import make_token, read_token
 from aent.models import model_source
 from aent.models.facts import max_positions
 from aent.recipe.schema import ModelSection, Recipe
+from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
 
 SHOWN = 10  # answers printed
@@ -125,8 +126,8 @@ def _ask(
         )
         client.progress_timeout_s = recipe.rollout.progress_timeout_s
         client.concurrency = recipe.rollout.concurrency
-        fleet = Fleet([client])
-        suite.ask(fleet, words, judge, asked, questions, prompts, answers, recipe.seed)
+        asker = Asker(Fleet([client]), words, judge)
+        suite.ask(asker, asked, questions, prompts, answers, recipe.seed)
 
 
 @contextlib.contextmanager

@@ -5,28 +5,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aent.data.question import Question
 from aent.evaluation.pass_at_k import by_k
-from aent.inference.completion import GenerationRequest
-from aent.inference.fleet import Fleet
-from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import EvaluationSection
-from aent.tasks.judge import JudgePool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One response to one question."""
-
-    question: Question
-    response: str
-    reward: float  # in [0, 1]
-    error: str  # the judge's, '' if it had none
-    length: int  # tokens
-    truncated: bool  # ended by the length limit
+from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -43,9 +28,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    fleet: Fleet,
-    tokenizer: Tokenizer,
-    judge: JudgePool,
+    asker: Asker,
     questions: Sequence[Question],
     section: EvaluationSection,
     *,
@@ -53,7 +36,6 @@ def evaluate(
     max_response_tokens: int,
     version: int,
     seed: int = 0,
-    on_progress: Callable[[], None] | None = None,
 ) -> EvaluationResult:
     """Have ``section.samples`` responses to every question written and judged.
 
@@ -65,36 +47,27 @@ def evaluate(
     if not questions:
         raise ValueError("an evaluation needs held-out questions (task.heldout)")
     repeated = [q for q in questions for _ in range(section.samples)]
-    requests = [
-        GenerationRequest(
-            prompt_ids=tokenizer.chat_prompt(question.prompt, system_prompt),
-            max_tokens=max_response_tokens,
-            temperature=section.temperature,
-            top_p=section.top_p,
-            top_k=section.top_k,
-            seed=random.Random(f"evaluation/{seed}/{i}").getrandbits(31),
-            stop_token_ids=tokenizer.stop_ids,
+    wanted = [
+        Asked(
+            question,
+            asker.tokenizer.chat_prompt(question.prompt, system_prompt),
+            random.Random(f"evaluation/{seed}/{i}").getrandbits(31),
         )
         for i, question in enumerate(repeated)
     ]
-    completions = fleet.generate_sync(requests, on_progress)
-    versions = {v for c in completions for v in c.versions}
+    params = SamplingParams(max_response_tokens, section.temperature, section.top_p, section.top_k)
+    answers = asker.ask(wanted, params)
+    versions = {v for answer in answers for v in answer.completion.versions}
     if versions != {version}:
         raise RuntimeError(
             f"evaluation of weight version {version}: engines wrote with {sorted(versions)}"
         )
-    responses = [tokenizer.decode(c.token_ids) for c in completions]
-    verdicts = judge.judge(repeated, responses)
-    answers = [
-        Answer(q, text, v.reward, v.error, len(c.token_ids), c.finish_reason == "length")
-        for q, text, v, c in zip(repeated, responses, verdicts, completions)
-    ]
     return summarize(answers, section.samples)
 
 
 def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
     """Means of answers of which every ``samples`` neighbours belong to one question."""
-    rewards = [a.reward for a in answers]
+    rewards = [a.verdict.reward for a in answers]
     # responses to one question are not independent: the error is that of the questions' means
     means = [statistics.fmean(rewards[i : i + samples]) for i in range(0, len(rewards), samples)]
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
@@ -102,9 +75,9 @@ def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
     return EvaluationResult(
         accuracy=statistics.fmean(means),
         standard_error=error,
-        mean_length=statistics.fmean(a.length for a in answers),
+        mean_length=statistics.fmean(a.tokens for a in answers),
         truncated_share=statistics.fmean(a.truncated for a in answers),
-        judge_errors=sum(bool(a.error) for a in answers),
+        judge_errors=sum(bool(a.verdict.error) for a in answers),
         pass_at_k={k: statistics.fmean(v) for k, v in by_k(samples, right).items()},
         answers=answers,
     )

@@ -17,10 +17,7 @@ from aent.data.question import Question
 from aent.evaluation.answers import Answers, Row
 from aent.evaluation.pass_at_k import by_k, interval
 from aent.evaluation.suites import Suite
-from aent.inference.completion import Completion, GenerationRequest
-from aent.inference.fleet import Fleet
-from aent.models.tokenizer import Tokenizer
-from aent.tasks.judge import JudgePool
+from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
 PROGRESS_LINES = 20  # of a whole evaluation
 
@@ -89,32 +86,26 @@ def missing(answers: Answers, suite: Suite, questions: Sequence[Question]) -> li
     return [place for place in everything if place not in answers.rows]
 
 
-def requests(
+def wanted(
     suite: Suite,
+    questions: Sequence[Question],
     prompts: Sequence[Sequence[int]],
     places: Sequence[tuple[int, int]],
-    stop_ids: Sequence[int],
     seed: int,
-) -> list[GenerationRequest]:
-    """A request for each (question, sample): the same seed whenever it is asked again."""
+) -> list[Asked]:
+    """What is asked for each (question, sample): the same seed whenever it is asked again."""
     return [
-        GenerationRequest(
-            prompt_ids=prompts[question],
-            max_tokens=suite.max_tokens,
-            temperature=suite.temperature,
-            top_p=suite.top_p,
-            top_k=suite.top_k,
-            seed=random.Random(f"{suite.name}/{seed}/{question}/{sample}").getrandbits(31),
-            stop_token_ids=stop_ids,
+        Asked(
+            questions[question],
+            prompts[question],
+            random.Random(f"{suite.name}/{seed}/{question}/{sample}").getrandbits(31),
         )
         for question, sample in places
     ]
 
 
 def ask(
-    fleet: Fleet,
-    tokenizer: Tokenizer,
-    judge: JudgePool,
+    asker: Asker,
     suite: Suite,
     questions: Sequence[Question],
     prompts: Sequence[Sequence[int]],
@@ -129,44 +120,34 @@ def ask(
     """
     places = missing(answers, suite, questions)
     total = suite.samples * len(questions)
-    pending: list[tuple[int, Completion]] = []
     versions: set[int] = set()
 
-    def save() -> None:
-        asked = [questions[places[i][0]] for i, _ in pending]
-        texts = [tokenizer.decode(c.token_ids) for _, c in pending]
-        verdicts = judge.judge(asked, texts)
-        rows = [
-            Row(
-                *places[i],
-                expected=question.answer,
-                response=text,
-                reward=verdict.reward,
-                error=verdict.error,
-                length=len(done.token_ids),
-                truncated=done.finish_reason == "length",
-            )
-            for (i, done), question, text, verdict in zip(pending, asked, texts, verdicts)
-        ]
+    def save(judged: list[tuple[int, Answer]]) -> None:
+        versions.update(v for _, answer in judged for v in answer.completion.versions)
+        if len(versions) > 1:
+            raise RuntimeError(f"the engine's weights changed meanwhile: {sorted(versions)}")
         before = len(answers.rows) * PROGRESS_LINES // total
-        answers.add(rows)
-        pending.clear()
+        answers.add([_row(places[i], answer) for i, answer in judged])
         if len(answers.rows) * PROGRESS_LINES // total > before:
             right = statistics.fmean(row.reward >= 1 for row in answers.rows.values())
             say(f"{suite.name}: {len(answers.rows)} of {total} answers, {right:.3f} of them right")
 
-    def take(index: int, done: Completion) -> None:
-        versions.update(done.versions)
-        if len(versions) > 1:
-            raise RuntimeError(f"the engine's weights changed meanwhile: {sorted(versions)}")
-        pending.append((index, done))
-        if len(pending) >= judge.size:  # every judge has one
-            save()
+    params = SamplingParams(suite.max_tokens, suite.temperature, suite.top_p, suite.top_k)
+    asker.ask_bit_by_bit(wanted(suite, questions, prompts, places, seed), params, save)
 
-    wanted = requests(suite, prompts, places, tokenizer.stop_ids, seed)
-    fleet.generate_sync(wanted, on_completion=take)
-    if pending:
-        save()
+
+def _row(place: tuple[int, int], answer: Answer) -> Row:
+    question, sample = place
+    return Row(
+        question,
+        sample,
+        expected=answer.question.answer,
+        response=answer.response,
+        reward=answer.verdict.reward,
+        error=answer.verdict.error,
+        length=answer.tokens,
+        truncated=answer.truncated,
+    )
 
 
 def summarize(suite: Suite, answers: Answers) -> Summary:

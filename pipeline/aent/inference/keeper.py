@@ -3,7 +3,7 @@
 The launcher does it, and on a cluster each task of the engines' step. After a server that has
 ended, or that the trainer has given up (``registry.give_up``: it answers nothing), another one is
 started, and published when it is ready. It has the weights of the model's folder then: the trainer
-gives it those of the run before it asks it for anything (``RankZero.push``).
+gives it those of the run before it asks it for anything (``orchestrator.engines.Engines.push``).
 """
 
 from __future__ import annotations

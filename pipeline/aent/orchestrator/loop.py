@@ -1,15 +1,22 @@
 """The training loop: sample, verify, score, advantages, update, control, sync, record, save.
 
-Every rank runs it. What rank 0 does alone (engines, judges, MLflow) goes through
-``run.control.alone``, in which the other ranks wait for it.
+Every rank runs it. What rank 0 does alone (engines, judges, MLflow) goes through ``run.zero``,
+while the other ranks wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aent.algorithm import entropy_controls, terms
 from aent.data.batch import Batch
 from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings
+from aent.orchestrator.checkpoints import Start
+from aent.orchestrator.gap import check_gap
+from aent.orchestrator.records import StepDone
 from aent.orchestrator.run import Run
+from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.trainer.trainer import MinibatchResult
 
@@ -19,40 +26,47 @@ def train(run: Run) -> bool:
 
     Returns False where the run was asked to stop: it has a checkpoint to go on from.
     """
-    recipe, settings = run.recipe, run.controller
-    state, memory = run.start()
-    run.sync(version=run.first_step)
-    if not run.resumed:  # else it was done before the first checkpoint
-        run.evaluate(step=0)
-        run.checkpoint(0, state, memory, gap=None)
-    for step in range(run.first_step, recipe.steps):
-        batch = run.next_batch(step, entropy_controls.plan(recipe, memory))
+    recipe = run.recipe
+    settings = ControllerSettings(**recipe.controller.model_dump())
+    start = run.checkpoints.restore(settings)
+    state, memory, run.phases.step = start.controller, start.controls, start.step
+    run.weights.sync(version=start.step)
+    if not start.resumed:  # else it was done before the first checkpoint
+        evaluate(run, step=0)
+        run.checkpoints.save(0, state, memory, gap=None)
+    for step in range(start.step, recipe.steps):
+        run.phases.step = step
+        plan = entropy_controls.plan(recipe, memory)
+        run.trainer.temperature = plan.temperature
+        batch = run.sampler.next(step, plan)
         with run.phases("score"):
-            score(run, batch, step)
+            score(run, batch, step, start)
         with run.phases("train"):
             terms.set_advantages(batch, recipe)
-            vocab_size = run.trainer.vocab_size
-            memory = entropy_controls.apply(batch, recipe, step, vocab_size, memory)
+            memory = entropy_controls.apply(batch, recipe, step, run.trainer.vocab_size, memory)
             mini_batches = terms.split_mini_batches(batch, recipe)
             coefficient = state.coefficient  # fixed within the step
             results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
-        state, report = controllers.update(settings, state, measured_entropy(run, results))
+        state, report = controllers.update(settings, state, measured_entropy(recipe, results))
         if batch.old_logprobs is None:  # one mini-batch, whose forward came before its update
             batch.old_logprobs = results[0].logprobs
-            run.check_gap(step, batch.logprob_gap)
-        run.sync(version=step + 1)
-        run.record(step, batch, results, report, memory)
-        run.evaluate(step=step + 1)
-        if run.checkpoint(step + 1, state, memory, batch.logprob_gap):
+            check_gap(
+                step, batch.logprob_gap, recipe.rollout.max_logprob_gap, start.gap_before(step)
+            )
+        run.weights.sync(version=step + 1)
+        record(run, StepDone(step, batch, results, report, memory))
+        evaluate(run, step + 1)
+        if run.checkpoints.save(step + 1, state, memory, batch.logprob_gap):
+            run.zero.alone("the last words", lambda zero: zero.report.suspend())
             return False
     peaks = distributed.peak_memory()  # before rank 0 gathers the whole policy to save it
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")
-    run.finish(peaks)
+    run.zero.alone("the summary", lambda zero: zero.report.finish(peaks))
     return True
 
 
-def score(run: Run, batch: Batch, step: int) -> None:
+def score(run: Run, batch: Batch, step: int, start: Start) -> None:
     """What the policy before the step's first update says of the batch, and the reference, where
     somebody needs them.
 
@@ -61,18 +75,37 @@ def score(run: Run, batch: Batch, step: int) -> None:
     """
     recipe = run.recipe
     needed = terms.needs_old_logprobs(recipe)
-    if needed or step == run.first_step:
+    if needed or step == start.step:
         scores = run.trainer.score_tokens(batch)
         batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
         batch.old_nucleus_entropies = scores.nucleus_entropies
-        run.check_gap(step, batch.logprob_gap)
+        check_gap(step, batch.logprob_gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
     if not needed:  # a repeated step must be the same step, by those of its own forward
         batch.old_logprobs = batch.old_entropies = None
     if recipe.algorithm.kl_coefficient > 0:
         batch.reference_logprobs = run.trainer.score_reference(batch)
 
 
-def measured_entropy(run: Run, results: list[MinibatchResult]) -> float:
+def measured_entropy(recipe: Recipe, results: Sequence[MinibatchResult]) -> float:
     """H_t, of the controller's measure: the mean over every response token of the step, as computed
     in the forward passes."""
-    return sum(getattr(r, run.recipe.measured) for r in results) / sum(r.tokens for r in results)
+    return sum(getattr(r, recipe.measured) for r in results) / sum(r.tokens for r in results)
+
+
+def record(run: Run, done: StepDone) -> None:
+    """Log and show the step; nobody waits for it."""
+    seconds = run.phases.take()
+    with run.phases("record"):
+        run.zero.meanwhile(lambda zero: zero.record(done, seconds))
+
+
+def evaluate(run: Run, step: int) -> None:
+    """Score the held-out questions and the suites on the engines, with the weights after ``step``
+    steps, where it is time to: before the first, after the last, and every so many."""
+    recipe, every = run.recipe, run.recipe.evaluation.every
+    asked = recipe.task.heldout or recipe.evaluation.suites
+    if asked and (step in (0, recipe.steps) or (every and step % every == 0)):
+        with run.phases("evaluate"):
+            run.zero.alone(
+                f"evaluation after {step} steps", lambda zero: zero.evaluator.evaluate(step)
+            )

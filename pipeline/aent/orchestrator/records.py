@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,17 +24,24 @@ MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
 TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
 
 
-def step_metrics(
-    batch: Batch,
-    results: Sequence[MinibatchResult],
-    report: ControllerReport,
-    rollout: Rollout,
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class StepDone:
+    """What a step has produced, on every rank."""
+
+    step: int
+    batch: Batch
+    results: Sequence[MinibatchResult]
+    report: ControllerReport
+    memory: Memory  # what the entropy controls keep for the next step
+
+
+def step_metrics(done: StepDone, rollout: Rollout) -> dict[str, float]:
     """Everything a step says of itself, except times. Names: docs/metrics.md.
 
     Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
     ``grad_norm`` are means over its mini-batches.
     """
+    batch, results, report = done.batch, done.results, done.report
     tokens = sum(r.tokens for r in results)
     lengths = batch.response_lengths.double()
 
@@ -170,9 +178,9 @@ def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
             "prompt": answer.question.prompt,
             "expected": answer.question.answer,
             "response": answer.response,
-            "reward": answer.reward,
-            "judge_error": answer.error,
-            "tokens": answer.length,
+            "reward": answer.verdict.reward,
+            "judge_error": answer.verdict.error,
+            "tokens": answer.tokens,
             "truncated": answer.truncated,
         }
         for answer in result.answers

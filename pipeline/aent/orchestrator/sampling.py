@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 
 from aent import tasks
@@ -14,12 +13,8 @@ from aent.algorithm.entropy_controls import Plan
 from aent.data.question import Question
 from aent.data.rollout import Rollout
 from aent.data.sample import Sample
-from aent.inference.completion import GenerationRequest
-from aent.inference.fleet import Fleet
-from aent.inference.forks import generate_forked
-from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import Recipe
-from aent.tasks.judge import JudgePool
+from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 from aent.tasks.verifiers import answer_in
 
 
@@ -81,7 +76,7 @@ def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompted:
     """A question of a step, and how it is to be answered."""
 
     group: int
@@ -96,10 +91,7 @@ class RolloutSource:
 
     recipe: Recipe
     task: tasks.Task
-    tokenizer: Tokenizer
-    fleet: Fleet
-    judge: JudgePool
-    progress: Callable[[], None]
+    asker: Asker
 
     def next(self, step: int, plan: Plan, max_staleness: int = 0) -> Rollout:
         """The rollouts of ``step``, written by weights at most ``max_staleness`` steps old, as the
@@ -113,93 +105,95 @@ class RolloutSource:
         wanted = rollout.prompts_per_step
         questions = tasks.questions_for_step(self.task, step, wanted, seed)
         counts = plan.samples([question.index for question in questions])
-        asked = [Asked(g, q, n) for g, (q, n) in enumerate(zip(questions, counts))]
+        prompted = [Prompted(g, q, n) for g, (q, n) in enumerate(zip(questions, counts))]
 
-        def sample(asked: Sequence[Asked], temperature: float = plan.temperature) -> list[Rollout]:
-            return self._sample(step, asked, replace(plan, temperature=temperature), max_staleness)
+        def sample(
+            prompted: Sequence[Prompted], temperature: float = plan.temperature
+        ) -> list[Rollout]:
+            changed = replace(plan, temperature=temperature)
+            return self._sample(step, prompted, changed, max_staleness)
 
-        groups = sample(asked)
+        groups = sample(prompted)
         others = tasks.replacements_for_step(self.task, step, wanted, seed)
         spare = list(islice(others, rollout.replacement_prompts))
         replace_groups(
             groups,
             iter(spare),
-            lambda places: sample([Asked(g, q, counts[g]) for g, q in places]),
+            lambda places: sample([Prompted(g, q, counts[g]) for g, q in places]),
         )
         if plan.reroll is not None:
             by_index = {question.index: question for question in [*questions, *spare]}
             first = groups[: math.ceil(plan.reroll.share * wanted)]
             items = [group.samples[0].item for group in first]
-            again = [Asked(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
+            again = [Prompted(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
             groups.append(better_ones(sample(again, plan.reroll.temperature), plan.reroll.limit))
         return Rollout.join(groups)
 
     def _sample(
-        self,
-        step: int,
-        asked: Sequence[Asked],
-        plan: Plan,
-        max_staleness: int,
+        self, step: int, prompted: Sequence[Prompted], plan: Plan, max_staleness: int
     ) -> list[Rollout]:
         """One group of samples for each question."""
-        requests = [r for one in asked for r in self._requests(step, one, plan.temperature)]
-        owners = [one for one in asked for _ in range(one.samples)]
-        generate = partial(self.fleet.generate_sync, on_progress=self.progress)
-        if plan.fork is None:
-            completions = generate(requests)
-        else:
-            completions = generate_forked(generate, requests, plan.fork.forks, plan.fork.branches)
-        responses = [self.tokenizer.decode(c.token_ids) for c in completions]
-        verdicts = self.judge.judge([one.question for one in owners], responses)
-        samples = []
-        for one, request, done, verdict in zip(owners, requests, completions, verdicts):
-            if not step - max_staleness <= min(done.versions) <= max(done.versions) <= step:
-                raise RuntimeError(
-                    f"step {step}: an engine wrote tokens with weight versions "
-                    f"{sorted(set(done.versions))}, the trainer is at {step}"
-                )
-            samples.append(
-                Sample(
-                    prompt_ids=list(request.prompt_ids),
-                    response_ids=list(done.token_ids),
-                    logprobs=list(done.logprobs),
-                    versions=list(done.versions),
-                    finish_reason=done.finish_reason,
-                    group=one.group,
-                    item=one.question.index,
-                    reward=verdict.reward,
-                    rerolled=one.again,
-                )
-            )
+        wanted = [one for each in prompted for one in self._wanted(step, each)]
+        params = SamplingParams(self.recipe.rollout.max_response_tokens, plan.temperature)
+        forks = None if plan.fork is None else (plan.fork.forks, plan.fork.branches)
+        answers = self.asker.ask(wanted, params, forks)
+        for answer in answers:
+            check_versions(answer.completion.versions, step, max_staleness)
         groups, first = [], 0
-        for one in asked:
-            part = slice(first, first := first + one.samples)
-            prompts = [one.question.prompt] * one.samples
-            groups.append(Rollout(samples[part], prompts, responses[part], verdicts[part]))
-        if plan.reward is not None:
-            for group in groups:
+        for each in prompted:
+            part = slice(first, first := first + each.samples)
+            group = _group(each, wanted[part], answers[part])
+            if plan.reward is not None:
                 reward_by(group, plan.reward, self.recipe.task.verifier)
-        if self.recipe.task.finished_only:
-            for group in groups:
+            if self.recipe.task.finished_only:
                 group.reward_finished_only()
+            groups.append(group)
         return groups
 
-    def _requests(self, step: int, asked: Asked, temperature: float) -> Iterator[GenerationRequest]:
-        """One request for each response to a question."""
-        recipe, question = self.recipe, asked.question
-        prompt_ids = self.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
+    def _wanted(self, step: int, each: Prompted) -> Iterator[Asked]:
+        """Every response to a question."""
+        recipe, question = self.recipe, each.question
+        prompt_ids = self.asker.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
         if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
             raise ValueError(
                 f"task question {question.index} has {len(prompt_ids)} tokens, more than "
                 f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
             )
-        for index in range(asked.samples):
+        for index in range(each.samples):
             # the seeds of responses that are asked for again go on where the first ones end
-            place = index + asked.again * asked.samples
-            yield GenerationRequest(
-                prompt_ids=prompt_ids,
-                max_tokens=recipe.rollout.max_response_tokens,
-                temperature=temperature,
-                seed=sample_seed(recipe.seed, step, question.index, place),
-                stop_token_ids=self.tokenizer.stop_ids,
-            )
+            place = index + each.again * each.samples
+            yield Asked(question, prompt_ids, sample_seed(recipe.seed, step, question.index, place))
+
+
+def check_versions(versions: Sequence[int], step: int, max_staleness: int) -> None:
+    """Raise RuntimeError if a token of a response was written by other weights than those of
+    ``step`` and of ``max_staleness`` steps before."""
+    if not step - max_staleness <= min(versions) <= max(versions) <= step:
+        raise RuntimeError(
+            f"step {step}: an engine wrote tokens with weight versions {sorted(set(versions))}, "
+            f"the trainer is at {step}"
+        )
+
+
+def _group(each: Prompted, wanted: Sequence[Asked], answers: Sequence[Answer]) -> Rollout:
+    """The responses to one question."""
+    samples = [
+        Sample(
+            prompt_ids=list(one.prompt_ids),
+            response_ids=list(answer.completion.token_ids),
+            logprobs=list(answer.completion.logprobs),
+            versions=list(answer.completion.versions),
+            finish_reason=answer.completion.finish_reason,
+            group=each.group,
+            item=each.question.index,
+            reward=answer.verdict.reward,
+            rerolled=each.again,
+        )
+        for one, answer in zip(wanted, answers)
+    ]
+    return Rollout(
+        samples,
+        [each.question.prompt] * each.samples,
+        [answer.response for answer in answers],
+        [answer.verdict for answer in answers],
+    )

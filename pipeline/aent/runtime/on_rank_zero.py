@@ -6,14 +6,16 @@ poll the job's key-value store, and their deadline counts from rank 0's last sig
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
+P = TypeVar("P")
 POLL_S = 0.1  # between two looks of a waiting rank; the price of a wait is half of it
 
 
@@ -59,6 +61,13 @@ class OnRankZero:
         self.store.set(key, "")
         return value
 
+    def tell(self, what: str, work: Callable[[], T]) -> T:
+        """As ``alone``; every rank gets the value, which must be one that JSON keeps."""
+        key = f"aent/told/{self._turn + 1}"
+        self.alone(what, lambda: self.store.set(key, json.dumps(work())))
+        value: T = json.loads(self.store.get(key))
+        return value
+
     def _wait(self, key: str, what: str) -> None:
         last = time.monotonic()
         while not self.store.check([key]):
@@ -75,3 +84,26 @@ class OnRankZero:
         error = self.store.get(key).decode()
         if error:
             raise RankZeroFailed(f"rank 0 failed ({what}): {error}")
+
+
+class HeldByRankZero(Generic[P]):
+    """An object that only rank 0 has: what is done with it, rank 0 does while the others wait."""
+
+    def __init__(self, control: OnRankZero, what: str, build: Callable[[], P]) -> None:
+        """Collective. Raises as ``OnRankZero.alone`` does."""
+        self._control = control
+        self._held: list[P] = []  # one on rank 0, none elsewhere
+        control.alone(what, lambda: self._held.append(build()))
+
+    def alone(self, what: str, work: Callable[[P], T]) -> T | None:
+        """``OnRankZero.alone``, with the object."""
+        return self._control.alone(what, lambda: work(*self._held))
+
+    def tell(self, what: str, work: Callable[[P], T]) -> T:
+        """``OnRankZero.tell``, with the object."""
+        return self._control.tell(what, lambda: work(*self._held))
+
+    def meanwhile(self, work: Callable[[P], None]) -> None:
+        """Have rank 0 do this; the others go on and meet it at the next collective."""
+        for held in self._held:
+            work(held)

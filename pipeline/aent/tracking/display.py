@@ -63,6 +63,10 @@ class Display:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back; what is said from here on are plain lines."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from aent.models import model_source, tokenizer
-from aent.orchestrator.rank_zero import _load_task, _without_unreadable
+from aent.orchestrator.questions import load_task
 from aent.recipe.load import load
 from aent.recipe.schema import ModelSection, Recipe
 from aent.runtime.environment import data_path
@@ -20,7 +20,8 @@ def words() -> tokenizer.Tokenizer:
 
 
 def left_by_length(recipe: Recipe, words: tokenizer.Tokenizer) -> list[int]:
-    task = _load_task(recipe, words, lambda: None)
+    with JudgePool(recipe.task) as judge:
+        task = load_task(recipe, words, judge, lambda: None)
     return [
         len(words.chat_prompt(q.prompt, recipe.task.system_prompt))
         for q in [*task.train, *task.heldout]
@@ -55,8 +56,7 @@ def test_references_that_math_verify_cannot_read_are_left_out_by_row(words, tmp_
         ],
     )
     with JudgePool(recipe.task) as judge:
-        task = _load_task(recipe, words, lambda: None)
-        task = _without_unreadable(task, recipe, judge, lambda: None)
+        task = load_task(recipe, words, judge, lambda: None)
     kept = {q.answer for q in [*task.train, *task.heldout]}
     assert kept == {"7", r"\frac{1}{2}", "east"}
     said = capsys.readouterr().out

@@ -11,12 +11,11 @@ from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError, TransientError
-from aent.orchestrator.rank_zero import RankZero, known_engines
+from aent.orchestrator.engines import Engines, known_engines
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port
 from aent.runtime.environment import data_path
-from aent.tracking.display import Display
 from inference.stand_in import standing_in
 
 
@@ -54,32 +53,31 @@ class Sender:
 
 
 @pytest.fixture
-def zero(tmp_path: Path) -> Iterator[RankZero]:
-    """With one engine, which is well."""
+def engines(tmp_path: Path) -> Iterator[Engines]:
+    """One, which is well."""
     recipe = load(data_path("recipes/cpu/tiny.yaml"), [f"run_dir={tmp_path}"])
     with standing_in(lambda *_: (200, {})) as server:
         fleet = Fleet([EngineClient(server.url)])
-        nothing = dict.fromkeys(("manifest", "probe", "source", "tracker", "suites", "progress"))
-        display = Display(recipe.steps)
-        yield RankZero(recipe, tmp_path, fleet, Sender(), display=display, **nothing)
+        rest = {"manifest": None, "probe": None, "say": lambda text: None}
+        yield Engines(recipe, tmp_path, fleet, Sender(), **rest)
 
 
-def test_weights_go_again_once_to_an_engine_that_is_well(zero: RankZero) -> None:
+def test_weights_go_again_once_to_an_engine_that_is_well(engines: Engines) -> None:
     broken = [TransientError("the connection broke") for _ in range(3)]
-    zero.sender = Sender(*broken[:1])
-    assert [zero.push(iter(()), 1), zero.push(iter(()), 1)] == [False, True]
-    zero.sender = Sender(*broken[1:3])
-    assert not zero.push(iter(()), 2)
+    engines.sender = Sender(*broken[:1])
+    assert [engines.push(iter(()), 1), engines.push(iter(()), 1)] == [False, True]
+    engines.sender = Sender(*broken[1:3])
+    assert not engines.push(iter(()), 2)
     with pytest.raises(TransientError):
-        zero.push(iter(()), 2)
-    zero.sender = Sender(RefusedError("no such route"))
+        engines.push(iter(()), 2)
+    engines.sender = Sender(RefusedError("no such route"))
     with pytest.raises(RefusedError):
-        zero.push(iter(()), 3)
+        engines.push(iter(()), 3)
 
 
-def test_weights_do_not_go_again_to_an_engine_that_is_lost(zero: RankZero) -> None:
-    zero.fleet.clients[0].url = f"http://127.0.0.1:{free_port()}"
-    zero.sender = Sender(TransientError("the connection broke"))
+def test_weights_do_not_go_again_to_an_engine_that_is_lost(engines: Engines) -> None:
+    engines.fleet.clients[0].url = f"http://127.0.0.1:{free_port()}"
+    engines.sender = Sender(TransientError("the connection broke"))
     with pytest.raises(TransientError):
-        zero.push(iter(()), 1)
-    assert zero.sent_again is None
+        engines.push(iter(()), 1)
+    assert engines.sent_again is None

@@ -1,0 +1,100 @@
+"""Where a run goes on, and its checkpoints on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from aent.algorithm.entropy_controls import Memory
+from aent.checkpoint import resume
+from aent.checkpoint.folders import TRAINER, LoopState
+from aent.checkpoint.saving import Saving, Writer, begin
+from aent.entropy import controllers
+from aent.entropy.controllers import ControllerSettings, ControllerState
+from aent.orchestrator.rank_zero import RankZero
+from aent.recipe.schema import Recipe
+from aent.runtime import distributed
+from aent.runtime.on_rank_zero import HeldByRankZero
+from aent.runtime.phases import Phases
+from aent.runtime.signals import StopRequest
+from aent.trainer import state
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where this start of the run begins, and what is known there."""
+
+    step: int
+    controller: ControllerState
+    controls: Memory
+    resumed: bool  # from a checkpoint, which may be the one before the first step
+    fresh_from: int  # first step that is sampled anew, not read from an earlier start
+    gap: float | None  # trainer against engine before the stop, nats
+
+    def gap_before(self, step: int) -> float | None:
+        """The gap that this step's is compared with: at the first fresh samples only."""
+        return self.gap if step == self.fresh_from else None
+
+
+@dataclass
+class Checkpoints:
+    """On every rank; every method is collective."""
+
+    recipe: Recipe
+    run_dir: Path
+    phases: Phases
+    stop: StopRequest
+    zero: HeldByRankZero[RankZero]
+    writer: Writer
+    saving: Saving | None = None  # a checkpoint under way
+
+    def restore(self, settings: ControllerSettings) -> Start:
+        """The state of the checkpoint that the run goes on from, everywhere; without one, the
+        beginning."""
+        folder = resume.chosen(self.run_dir)
+        if folder is None:
+            state_before = controllers.initial_state(settings)
+            return Start(0, state_before, {}, resumed=False, fresh_from=0, gap=None)
+        with self.phases("restore"):
+            saved = LoopState.read(folder)
+            same_layout = state.load(self.writer.trainer, folder / TRAINER)
+            fresh_from = self.zero.tell(
+                "reading what was recorded", lambda zero: zero.resume(saved.step, same_layout)
+            )
+        return Start(
+            saved.step, saved.controller, saved.controls, True, fresh_from, saved.logprob_gap
+        )
+
+    def save(
+        self, step: int, controller: ControllerState, memory: Memory, gap: float | None
+    ) -> bool:
+        """Write a checkpoint of the run after ``step`` steps, where it is time to or a signal has
+        asked for it. Returns whether the run is to stop here: the ranks agree on it.
+
+        One that is written while the run goes on gets its name here too, after the step in which
+        the last rank has ended. The first and the last one are waited for: before the one, nothing
+        is there to go on from; after the other, nothing is left to do.
+        """
+        writing = self.saving is not None and self.saving.is_under_way()
+        flags = torch.tensor([self.stop.received, writing], dtype=torch.int64)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=distributed.control_group())
+        asked, writing = map(bool, flags)
+        last = step == self.recipe.steps
+        settings = self.recipe.checkpoint
+        due = asked or (settings.every > 0 and (last or step % settings.every == 0))
+        if self.saving is not None and (due or not writing):
+            self._finish_saving()
+        if due:
+            goes_on = settings.asynchronous and not asked and not last and step > 0
+            self.saving = begin(self.writer, step, controller, memory, gap, goes_on=goes_on)
+            if not goes_on:
+                self._finish_saving()
+        return asked and not last
+
+    def _finish_saving(self) -> None:
+        saving, self.saving = self.saving, None
+        assert saving is not None
+        saving.finish()

@@ -1,0 +1,184 @@
+"""Rank 0's engines: found, given new weights, and asked for the probe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from aent.data.batch import Batch
+from aent.data.sample import Sample
+from aent.inference import registry
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError, TransientError
+from aent.recipe.schema import Recipe
+from aent.runtime.environment import device_kind
+from aent.runtime.network import LOOPBACK, is_local, own_address
+from aent.weights import probe
+from aent.weights.manifest import Manifest, expected_manifest
+from aent.weights.probe import Probe, Seen
+from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
+
+
+@dataclass
+class Engines:
+    """The run's engines. Made by ``reach``."""
+
+    recipe: Recipe
+    run_dir: Path
+    fleet: Fleet
+    sender: WeightSender
+    manifest: Manifest  # what every weight update must carry
+    probe: Probe
+    say: Callable[[str], None]
+    sent_again: int | None = None  # the last weight version that was, to healthy engines
+    seen: list[Seen] = field(default_factory=list)  # by each engine, of the newest weights
+
+    @staticmethod
+    def reach(
+        recipe: Recipe,
+        run_dir: Path,
+        model_path: Path,
+        prompts: Iterator[list[int]],
+        say: Callable[[str], None],
+        progress: Callable[[], None],
+    ) -> Engines:
+        """Wait for every engine and connect to it for weights.
+
+        prompts: token ids of chat prompts, of which the probe's text is made.
+        Raises EngineError after ``start_timeout_s``.
+        """
+        found = asyncio.run(find_engines(recipe, run_dir, progress))
+        fleet = Fleet(
+            found,
+            recipe.rollout.min_engines,
+            on_loss=lambda client: registry.give_up(run_dir, client.url),
+        )
+        sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
+        asyncio.run(sender.connect())
+        block = asyncio.run(fleet.clients[0].block_size())
+        room = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+        text = probe.text_of(prompts, probe.length_of(block, room))
+        return Engines(
+            recipe,
+            run_dir,
+            fleet,
+            sender,
+            expected_manifest(model_path, recipe.model.dtype),
+            Probe(text, block, recipe.rollout.probe_tolerance),
+            say,
+        )
+
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
+        """Send the weights to every engine, verified tensor by tensor; to those too that are back.
+
+        Returns False where they are to be sent again: an engine was lost meanwhile, or the
+        connection to a healthy one broke, once.
+        """
+        try:
+            asyncio.run(self._readmit())
+            asyncio.run(self.sender.push(weights, version, self.manifest))
+        except EngineError as error:
+            if not asyncio.run(self.fleet.drop_lost(error)):
+                if not isinstance(error, TransientError) or self.sent_again == version:
+                    raise
+                self.sent_again = version
+                words = str(error).partition("\n")[0]
+                self.say(f"aent: weight version {version} is sent again: {words}")
+            return False
+        return True
+
+    async def _readmit(self) -> None:
+        """Have engines that were lost, and serve again, take part from here on."""
+        if len(self.fleet.clients) == self.recipe.rollout.num_engines:
+            return
+        there = {client.url for client in self.fleet.clients}
+        for client in known_engines(self.recipe, self.run_dir):
+            if client.url not in there and await client.is_healthy():
+                self.fleet.clients.append(client)
+                self.say(f"aent: engine {client.url} takes part from here on")
+
+    def ask_probe(self) -> Sample:
+        """Have every engine say the log-probs of the probe's text; the text, as a sample."""
+
+        async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
+            asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        clients = list(self.fleet.clients)
+        answers = dict(zip((c.url for c in clients), asyncio.run(ask(clients))))
+        errors = [answer for answer in answers.values() if isinstance(answer, EngineError)]
+        if errors:
+            asyncio.run(self.fleet.drop_lost(errors[0]))
+        self.seen = []
+        for client in self.fleet.clients:
+            answer = answers[client.url]
+            if isinstance(answer, BaseException):
+                raise answer
+            self.seen.append(answer)
+        first, *others = self.probe.text
+        nothing = [0.0] * len(others)
+        return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
+
+    def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
+        """Compare what the engines said of the probe's text with what the trainer says of it
+        (``log_probs`` of ``batch``). Raises WeightSyncError naming engine and cause."""
+        ours = log_probs[batch.loss_mask].float().cpu()
+        faults = self.probe.judge(self.seen, ours, version)
+        told = [f"{c.url} {fault}" for c, fault in zip(self.fleet.clients, faults) if fault]
+        if told:
+            raise WeightSyncError(f"weight version {version}: {'; '.join(told)}")
+
+    def take_busy_s(self) -> float:
+        """Seconds since the last call in which an engine had requests to answer: the mean."""
+        busy_s, self.fleet.busy_s = self.fleet.busy_s, 0.0
+        return busy_s / len(self.fleet.clients)
+
+
+async def find_engines(
+    recipe: Recipe, run_dir: Path, progress: Callable[[], None]
+) -> list[EngineClient]:
+    """A client per engine, each ready: somebody else's first, then those started for this run.
+
+    Raises EngineError after ``start_timeout_s``.
+    """
+    rollout = recipe.rollout
+    patience_s = rollout.engine.start_timeout_s
+    await registry.wait(run_dir, rollout.engines, patience_s, progress)
+    clients = known_engines(recipe, run_dir)
+    for client in clients:
+        await client.wait_ready(patience_s, progress)
+    return clients
+
+
+def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
+    """A client per engine that has an address now."""
+    rollout = recipe.rollout
+    token = None
+    if rollout.token_file is not None:
+        token = registry.read_token(Path(rollout.token_file).expanduser())
+    clients = [EngineClient(url.rstrip("/"), token=token) for url in rollout.urls]
+    clients += registry.published(run_dir, rollout.engines)
+    for client in clients:
+        client.progress_timeout_s = rollout.progress_timeout_s
+        client.concurrency = rollout.concurrency
+    return clients
+
+
+def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
+    """How weights travel to these engines, as the recipe says."""
+    rollout = recipe.rollout
+    backend = rollout.transfer_backend
+    if backend == "auto":
+        backend = "nccl" if device_kind() == "cuda" else "gloo"
+    together = all(is_local(client.url) for client in fleet.clients)
+    return TransferSettings(
+        backend=backend,
+        bucket_bytes=rollout.transfer_bucket_mib * 2**20,
+        timeout_s=rollout.transfer_timeout_s,
+        master_address=LOOPBACK if together else own_address(),
+    )

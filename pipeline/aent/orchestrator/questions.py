@@ -1,0 +1,88 @@
+"""What a run asks: its task's questions, and its suites', that its engines have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aent import tasks
+from aent.data.question import Question
+from aent.evaluation import suites
+from aent.models.tokenizer import Tokenizer
+from aent.recipe.schema import Recipe
+from aent.tasks.judge import JudgePool
+from aent.tasks.verifiers import as_number
+
+
+def load_task(
+    recipe: Recipe, words: Tokenizer, judge: JudgePool, progress: Callable[[], None]
+) -> tasks.Task:
+    """The recipe's task, without questions that are too long or have no readable reference.
+
+    Raises ValueError if no training question is left.
+    """
+    task = _without_long(tasks.load(recipe.task, recipe.seed), recipe, words, progress)
+    if recipe.task.kind == "file" and recipe.task.verifier == "math_verify":
+        # for last_number, ``tasks.load`` has refused them
+        task = _without_unreadable(task, judge, progress)
+    return task
+
+
+def _without_long(
+    task: tasks.Task, recipe: Recipe, words: Tokenizer, progress: Callable[[], None]
+) -> tasks.Task:
+    def length(prompt: str) -> int:
+        progress()
+        return len(words.chat_prompt(prompt, recipe.task.system_prompt))
+
+    progress()
+    kept = tasks.without_long_prompts(task, length, recipe.rollout.max_prompt_tokens)
+    dropped = len(task.train) + len(task.heldout) - len(kept.train) - len(kept.heldout)
+    if dropped:
+        print(
+            f"aent: {dropped} questions of {task.name} have more than rollout.max_prompt_tokens="
+            f"{recipe.rollout.max_prompt_tokens} tokens and are left out",
+            flush=True,
+        )
+    return kept
+
+
+def _without_unreadable(
+    task: tasks.Task, judge: JudgePool, progress: Callable[[], None]
+) -> tasks.Task:
+    """The task without the questions whose reference math-verify cannot read."""
+    everyone = [*task.heldout, *task.train]
+    questions = [q for q in everyone if as_number(q.answer) is None]  # a number can be read
+    bad: list[Question] = []
+    for first in range(0, len(questions), 100):
+        bad += judge.unreadable(questions[first : first + 100])
+        progress()
+    if not bad:
+        return task
+    rows = ", ".join(str(q.row) for q in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    print(
+        f"aent: {len(bad)} questions of {task.name} have an answer that task.verifier=math_verify "
+        f"cannot read (row {rows}) and are left out",
+        flush=True,
+    )
+    left_out = {q.index for q in bad}
+    return tasks.without(task, left_out, "task.verifier=math_verify reads no answer")
+
+
+def load_suites(recipe: Recipe, words: Tokenizer) -> dict[str, list[Question]]:
+    """The questions of each of ``evaluation.suites``, in the form of the prompts trained on.
+
+    Raises ValueError if one is longer than the engines have room for.
+    """
+    return {name: _suite(name, recipe, words) for name in recipe.evaluation.suites}
+
+
+def _suite(name: str, recipe: Recipe, words: Tokenizer) -> list[Question]:
+    suite = suites.find(name).model_copy(update={"instruction": recipe.task.instruction})
+    questions = suites.questions(suite)
+    longest = max(len(words.chat_prompt(q.prompt, recipe.task.system_prompt)) for q in questions)
+    if longest > recipe.rollout.max_prompt_tokens:
+        raise ValueError(
+            f"evaluation.suites: {name} has a question of {longest} tokens, more than "
+            f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
+        )
+    return questions

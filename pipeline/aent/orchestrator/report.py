@@ -1,0 +1,133 @@
+"""Rank 0's record of the run: MLflow, tables, the figure, the display, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aent.data.rollout import Rollout
+from aent.evaluation.heldout import EvaluationResult
+from aent.layout.estimate import GIB, estimate
+from aent.orchestrator.records import (
+    StepDone,
+    control_metrics,
+    evaluation_metrics,
+    heldout_rows,
+    response_entropies,
+    sample_rows,
+    step_metrics,
+    suite_metrics,
+    time_metrics,
+)
+from aent.recipe.schema import Recipe
+from aent.tracking import journal
+from aent.tracking.display import Display, StepLine, summary
+from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.tracker import Tracker
+
+
+@dataclass
+class Report:
+    """What happened, for whoever looks."""
+
+    recipe: Recipe
+    run_dir: Path
+    tracker: Tracker
+    display: Display
+    rewards: list[float] = field(default_factory=list)  # mean of each step
+    evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
+    seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
+
+    def resume(self, step: int) -> None:
+        """Take up what earlier starts recorded of the run's first ``step`` steps."""
+        path = self.run_dir / JOURNAL_FILE
+        rewards = {}
+        for point in journal.read(path) if path.exists() else ():
+            if point.key == "reward/mean" and point.step < step:
+                rewards[point.step] = point.value
+            elif point.key == "evaluation/accuracy" and point.step <= step:
+                self.evaluations[point.step] = point.value
+        self.rewards = [rewards[s] for s in sorted(rewards)]
+
+    def step(
+        self,
+        done: StepDone,
+        rollout: Rollout,
+        seconds: Mapping[str, float],
+        engines_busy_s: float,
+        probe_gap: float,
+    ) -> None:
+        """Log the step, keep its samples, draw the figure, show a line.
+
+        seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
+        probe_gap: between engine and trainer at the last weight update, nats.
+        """
+        metrics = step_metrics(done, rollout) | control_metrics(done.memory)
+        metrics["policy/probe_gap"] = probe_gap
+        metrics |= time_metrics(done.batch, seconds, engines_busy_s)
+        self.tracker.log(done.step, metrics)
+        every = self.recipe.tracking.samples_every
+        if every and done.step % every == 0:
+            entropies = response_entropies(done.batch, done.results)
+            self.tracker.log_samples(done.step, sample_rows(rollout, entropies))
+        self.tracker.refresh_figure()
+        self.rewards.append(metrics["reward/mean"])
+        for phase, value in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + value
+        self.display.step(
+            StepLine(
+                done.step,
+                metrics["reward/mean"],
+                metrics[f"policy/{self.recipe.measured}"],
+                done.report.coefficient,
+                done.batch.tokens.numel(),
+                dict(seconds),
+                sum(r.update_skipped for r in done.results),
+            )
+        )
+
+    def suite(self, step: int, name: str, result: EvaluationResult) -> None:
+        """Log and show a suite's score after ``step`` steps."""
+        self.tracker.log(step, suite_metrics(name, result))
+        samples = self.recipe.evaluation.samples
+        questions = len(result.answers) // samples
+        self.display.message(
+            f"{name} after {step} steps: {result.accuracy:.3f} +- {result.standard_error:.3f} "
+            f"({questions} questions x {samples})"
+        )
+
+    def heldout(self, step: int, result: EvaluationResult) -> None:
+        """Log and show the held-out score after ``step`` steps, and keep the answers."""
+        self.evaluations[step] = result.accuracy
+        self.tracker.log(step, evaluation_metrics(result))
+        self.tracker.log_samples(step, heldout_rows(result), "heldout")
+        questions = len(result.answers) // self.recipe.evaluation.samples
+        self.display.message(
+            f"held-out accuracy after {step} steps: {result.accuracy:.3f} "
+            f"+- {result.standard_error:.3f} ({questions} questions)"
+        )
+
+    def finish(self, peaks: Sequence[int]) -> None:
+        """The last words of a run that went well; MLflow's run is FINISHED.
+
+        peaks: bytes of memory that each rank has held at most.
+        """
+        self.display.stop()
+        gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
+        self.tracker.log(self.recipe.steps - 1, gib)
+        self.tracker.finish("FINISHED")
+        estimated = [f"{rank.total / GIB:.2f}" for rank in estimate(self.recipe).per_rank]
+        places = {
+            "policy": str(self.run_dir / "policy"),
+            "figure": str(self.run_dir / "figure.png"),
+            "look": self.tracker.look,
+            "memory": f"{', '.join(f'{peak:.2f}' for peak in gib.values())} GiB at most, by rank "
+            f"(estimated {', '.join(estimated)})",
+        }
+        print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
+
+    def suspend(self) -> None:
+        """Send what MLflow has not yet; its run stays open for the start that goes on."""
+        self.display.stop()
+        self.tracker.finish(None)

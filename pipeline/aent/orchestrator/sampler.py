@@ -1,0 +1,29 @@
+"""A step's batch: sampled once, on disk before anything is learnt from it, on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aent.algorithm.entropy_controls import Plan
+from aent.data.batch import Batch, broadcast_batch
+from aent.orchestrator.rank_zero import RankZero
+from aent.runtime import distributed
+from aent.runtime.on_rank_zero import HeldByRankZero
+from aent.runtime.phases import Phases
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """On every rank; ``next`` is collective."""
+
+    phases: Phases
+    zero: HeldByRankZero[RankZero]
+
+    def next(self, step: int, plan: Plan) -> Batch:
+        """The batch of this step, sampled and judged as the plan has it."""
+        with self.phases("sample"):
+            batch = self.zero.alone(
+                f"sampling of step {step}",
+                lambda zero: Batch.from_samples(zero.rollouts.of(step, plan).samples),
+            )
+            return broadcast_batch(batch, distributed.control_group())
