@@ -195,6 +195,15 @@ FAULTS = [
         ],
         "entropy_controls[0] reroll algorithm.importance truncated_token",
     ),
+    (["rollout.max_staleness=1"], "rollout.max_staleness 1 algorithm.importance"),
+    (
+        [
+            "rollout.max_staleness=1",
+            "algorithm.importance=truncated_token",
+            "entropy_controls=[{kind: temperature_schedule}]",
+        ],
+        "rollout.max_staleness 1 temperature_schedule",
+    ),
     (
         ["entropy_controls=[{kind: reroll, target: 1, high: .9}]"],
         "entropy_controls[0] reroll rollout.temperature 1 low 0.8 high 0.9",

@@ -34,6 +34,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     faults = [
         *_batch(recipe),
         *_algorithm(recipe),
+        *_staleness(recipe),
         *check_controls.faults(recipe),
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
@@ -78,6 +79,23 @@ def _batch(recipe: Recipe) -> Iterator[str]:
         yield (
             f"trainer.micro_batch_tokens={trainer.micro_batch_tokens} is less than "
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest}"
+        )
+
+
+def _staleness(recipe: Recipe) -> Iterator[str]:
+    """What sampling ahead of the weights asks for."""
+    ahead = f"rollout.max_staleness={recipe.rollout.max_staleness}"
+    if recipe.rollout.max_staleness == 0:
+        return
+    if recipe.algorithm.importance == "none":
+        yield (
+            f"{ahead} learns from responses of older weights: it needs algorithm.importance "
+            "(truncated_token or masked_sequence), which corrects for them"
+        )
+    if recipe.control("temperature_schedule") is not None:
+        yield (
+            f"entropy control temperature_schedule sets a step's temperature by the step before, "
+            f"which {ahead} does not know yet"
         )
 
 

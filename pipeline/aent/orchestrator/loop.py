@@ -53,6 +53,7 @@ def train(run: Run) -> bool:
             check_gap(
                 step, batch.logprob_gap, recipe.rollout.max_logprob_gap, start.gap_before(step)
             )
+        run.sampler.settle()
         run.weights.sync(version=step + 1)
         record(run, StepDone(step, batch, results, report, memory))
         evaluate(run, step + 1)

@@ -57,7 +57,7 @@ class RankZero:
             source = RolloutSource(recipe, task, asker)
             return RankZero(
                 engines=engines,
-                rollouts=Rollouts(run_dir, source, on_disk=recipe.checkpoint.every > 0),
+                rollouts=Rollouts(recipe, run_dir, source),
                 evaluator=Evaluator(recipe, asker, task.heldout, suites, report),
                 report=report,
                 opened=opened.pop_all(),

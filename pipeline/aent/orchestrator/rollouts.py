@@ -1,34 +1,59 @@
-"""Rank 0's rollouts: from disk where a step was begun before, else from the engines."""
+"""Rank 0's rollouts: from disk where a step was begun before, else from the engines; of the next
+step meanwhile, where the recipe allows older weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from aent.algorithm.entropy_controls import Plan
 from aent.checkpoint import rollout_files
 from aent.data.rollout import Rollout
 from aent.orchestrator.sampling import RolloutSource
+from aent.recipe.schema import Recipe
+from aent.runtime.worker_thread import WorkerThread
 
 
 @dataclass
 class Rollouts:
-    """What the run's steps sampled."""
+    """What the run's steps sampled.
 
+    With ``rollout.max_staleness`` 1 step t + 1 is sampled in a thread while step t is learnt from,
+    by the weights of t (one-step off-policy, as in arXiv 2410.18252). It has ended, and is on disk,
+    before those weights are replaced, so that every token of a step has one version, known before:
+    a resumed run has the same rollouts as one that was not stopped.
+    """
+
+    recipe: Recipe
     run_dir: Path
     source: RolloutSource
-    on_disk: bool  # checkpoints are written, after which a step may be executed again
     newest: Rollout | None = None
+    _thread: WorkerThread | None = None
+    _ahead: dict[int, Future[Rollout]] = field(default_factory=dict)  # by step; one at most
 
     def of(self, step: int, plan: Plan) -> Rollout:
-        """This step's rollouts, rewarded; new ones are on disk before anything is learnt from
-        them."""
-        self.newest = rollout_files.read(self.run_dir, step)
-        if self.newest is None:
-            self.newest = self.source.next(step, plan)
-            if self.on_disk:
-                rollout_files.write(self.run_dir, step, self.newest)
+        """This step's rollouts, rewarded. New ones are on disk before anything is learnt from them.
+
+        The next step's begin to be sampled by the same plan, where they may.
+        """
+        under_way = self._ahead.pop(step, None)
+        self.newest = self._make(step, plan) if under_way is None else under_way.result()
+        if self.recipe.rollout.max_staleness and step + 1 < self.recipe.steps:
+            if self._thread is None:
+                self._thread = WorkerThread("sampling ahead")
+            work = partial(self._make, step + 1, plan)
+            self._ahead[step + 1] = self._thread.submit(work)
         return self.newest
+
+    def settle(self) -> None:
+        """Return when nothing is being sampled: the engines may get other weights.
+
+        Raises what the sampling raised; its waits have their own deadlines.
+        """
+        for under_way in self._ahead.values():
+            under_way.result()
 
     def resume(self, step: int) -> int:
         """Go on after ``step`` steps; return the first step whose rollouts are not on disk."""
@@ -36,3 +61,11 @@ class Rollouts:
         # behind a gap: not this policy's
         rollout_files.forget(self.run_dir, from_step=fresh_from)
         return fresh_from
+
+    def _make(self, step: int, plan: Plan) -> Rollout:
+        rollout = rollout_files.read(self.run_dir, step)
+        if rollout is None:
+            rollout = self.source.next(step, plan, self.recipe.rollout.max_staleness)
+            if self.recipe.checkpoint.every:  # else no step is executed again
+                rollout_files.write(self.run_dir, step, rollout)
+        return rollout

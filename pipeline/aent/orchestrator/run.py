@@ -60,7 +60,7 @@ class Run:
                 run_dir,
                 phases,
                 trainer,
-                Sampler(phases, zero),
+                Sampler(recipe.rollout.max_staleness, phases, zero),
                 WeightSync(trainer, phases, zero),
                 Checkpoints(recipe, run_dir, phases, stop, zero, writer),
                 zero,

@@ -14,8 +14,9 @@ from aent.runtime.phases import Phases
 
 @dataclass(frozen=True)
 class Sampler:
-    """On every rank; ``next`` is collective."""
+    """On every rank; every method is collective."""
 
+    max_staleness: int
     phases: Phases
     zero: HeldByRankZero[RankZero]
 
@@ -27,3 +28,9 @@ class Sampler:
                 lambda zero: Batch.from_samples(zero.rollouts.of(step, plan).samples),
             )
             return broadcast_batch(batch, distributed.control_group())
+
+    def settle(self) -> None:
+        """Return when no response is under way: the engines may get other weights."""
+        if self.max_staleness:
+            with self.phases("sample"):
+                self.zero.alone("what is sampled ahead", lambda zero: zero.rollouts.settle())

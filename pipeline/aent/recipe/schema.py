@@ -76,6 +76,9 @@ class RolloutSection(Section):
     # DAPO's dynamic sampling: prompts whose responses all got the same reward are replaced, by at
     # most this many others a step; 0: off
     replacement_prompts: int = Field(0, ge=0)
+    # 1: a step's responses are sampled while the step before is learnt from, by weights that are
+    # one update old; 0: first the one, then the other
+    max_staleness: int = Field(0, ge=0, le=1)
     engines: int = mark(1, "free", ge=0)  # servers started on this machine; 0 with ``urls``
     urls: tuple[str, ...] = mark((), "free")  # engines that somebody else started
     token_file: str | None = mark(None, "free")  # of the token that those ask for (mode 600)
