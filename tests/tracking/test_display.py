@@ -52,7 +52,7 @@ def read_to_the_end(reader: int, pieces: list[bytes]) -> None:
 
 def test_live_table_in_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     reader, writer = pty.openpty()
     pieces: list[bytes] = []
     collector = threading.Thread(target=read_to_the_end, args=(reader, pieces))
@@ -66,7 +66,8 @@ def test_live_table_in_a_terminal(monkeypatch):
     shown = b"".join(pieces).decode()
     assert "3/3" in shown
     assert "0.0125" in shown
-    assert "train s" in shown
+    assert "sample 5.0, train 4.0" in shown
+    assert "coefficient" in shown  # no column is cut
     assert re.search(r"left 0:10\b", shown)
     assert re.search(r"left 0:00\b", shown)
     assert "saved [here]" in shown

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-ROWS = 12  # steps visible in the live table
+ROWS = 12  # steps visible in the live table, which has room in 80 columns
+LONGEST = 2  # phases of a step that it names
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,20 @@ class Display:
         )
 
     def _table(self) -> Table:
-        phases = list(dict.fromkeys(name for line in self._lines for name in line.seconds))
         table = Table(box=None, caption_justify="left", header_style="bold")
-        for name in ("step", "reward", "entropy", "coefficient", "tokens/s", *phases):
-            table.add_column(name if name not in phases else f"{name} s", justify="right")
+        for name in ("step", "reward", "entropy", "coefficient", "tokens/s", "seconds"):
+            table.add_column(name, justify="right")
+        table.add_column("longest")
         for line in self._lines[-ROWS:]:
+            longest = sorted(line.seconds.items(), key=lambda item: -item[1])[:LONGEST]
             table.add_row(
                 f"{line.step + 1}/{self.steps} {_said_of_skipped(line)}".rstrip(),
                 f"{line.reward:.3f}",
                 f"{line.entropy:.3f}",
                 f"{line.coefficient:.3g}",
                 f"{line.tokens_per_s:.0f}",
-                *(f"{line.seconds[p]:.1f}" if p in line.seconds else "" for p in phases),
+                f"{line.total_s:.1f}",
+                ", ".join(f"{name} {s:.1f}" for name, s in longest),
             )
         table.add_section()
         bar = ProgressBar(total=self.steps, completed=self._lines[-1].step + 1, width=20)
