@@ -10,12 +10,12 @@ import typer
 
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
-from aent.cli.refusals import make_folder, refuse, refuse_unwritable
+from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
+from aent.cli.refusals import make_folder, refuse
 
 if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
     from aent.slurm.render import Script
-    from aent.tracking.recorded import Recorded
 
 app = typer.Typer(
     help="RL post-training of language models whose entropy is under control.",
@@ -220,78 +220,10 @@ def doctor(
     raise typer.Exit(module.run(_load(recipe, overrides, check=False) if recipe else None))
 
 
-SourceArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A run folder, an MLflow run id, or a CSV (step,entropy).", metavar="SOURCE"
-    ),
-]
-
-
-def _recorded(source: str, overrides: list[str] | None) -> Recorded:
-    from aent.recipe.load import RecipeError
-    from aent.tracking.recorded import SourceError, read
-
-    try:
-        return read(source, overrides or [])
-    except (RecipeError, SourceError) as error:
-        refuse(str(error).splitlines())
-
-
-@app.command()
-def replay(
-    source: SourceArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Another controller: controller.high=.9 ...", metavar="[key=value]..."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
-) -> None:
-    """Print the coefficients (CSV) that a controller makes of recorded entropy."""
-    from aent.analysis.replay import run
-
-    refuse_unwritable(plot)
-    run(_recorded(source, overrides), bool(overrides), plot)
-
-
-@app.command()
-def suggest(
-    source: SourceArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="For a CSV: controller.initial=...", metavar="[key=value]..."),
-    ] = None,
-    most: Annotated[float | None, typer.Option("--max", help="Largest coefficient.")] = None,
-) -> None:
-    """Propose a controller from a run with a constant coefficient, and say why."""
-    from aent.analysis.suggest import suggest as propose
-    from aent.tracking.recorded import SourceError
-
-    try:
-        print(propose(_recorded(source, overrides), most))
-    except SourceError as error:
-        refuse([str(error)])
-
-
-@app.command(name="mlflow-sync")
-def mlflow_sync(
-    run_dir: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")],
-) -> None:
-    """Give MLflow all that a run recorded while MLflow was away. May be repeated."""
-    from aent.recipe.load import RecipeError
-    from aent.recipe.redact import redacted
-    from aent.tracking.sender import sync
-
-    try:
-        print(sync(run_dir))
-    except (RecipeError, FileNotFoundError) as error:
-        refuse(str(error).splitlines())
-    except Exception as error:  # whatever MLflow and its store raise
-        why = redacted(f"{type(error).__name__}: {error}")
-        print(f"aent: MLflow did not take it: {why}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
+app.command()(replay)
+app.command()(suggest)
+app.command()(timeline)
+app.command(name="mlflow-sync")(mlflow_sync)
 app.command()(compare)
 app.command()(report)
 

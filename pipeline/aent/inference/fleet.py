@@ -6,12 +6,13 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.flight import EngineFlight, Flight
 from aent.inference.http import EngineError
+from aent.runtime.timeline import Timeline
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Fleet:
     clients: list[EngineClient]
     min_engines: int | None = None  # with fewer it fails; None: with any lost
     on_loss: Callable[[EngineClient], None] = lambda client: None
+    timeline: Timeline = field(default_factory=Timeline)  # of its requests
     busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
 
     def generate_sync(
@@ -53,7 +55,8 @@ class Fleet:
         """
         progress = on_progress or (lambda: None)
         engines = [EngineFlight(client) for client in self.clients]
-        flight = Flight(self.lose, deque(enumerate(requests)), engines, progress)
+        waiting = deque(enumerate(requests))
+        flight = Flight(self.lose, waiting, engines, progress, self.timeline)
         done: dict[int, Completion] = {}
         try:
             while len(done) < len(requests):

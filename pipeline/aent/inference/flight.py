@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.http import EngineError, RefusedError, TransientError
+from aent.runtime.timeline import Timeline
 
 if TYPE_CHECKING:
     from aent.inference.client import EngineClient
@@ -53,6 +55,7 @@ class Flight:
     waiting: deque[Item]
     engines: list[EngineFlight]
     on_progress: Callable[[], None]
+    timeline: Timeline = field(default_factory=Timeline)
     busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
@@ -76,7 +79,14 @@ class Flight:
             task.add_done_callback(self._note_end)
 
     async def _complete(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
-        """One response. A request has a seed: sent again, it asks for the same tokens."""
+        """One response, and an event of it."""
+        begin = time.time()
+        done = await self._ask(engine, request)
+        self.timeline.add("request", begin, engine.client.url, tokens=len(done.token_ids))
+        return done
+
+    async def _ask(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
+        """A request has a seed: sent again, it asks for the same tokens."""
         for delay_s in RETRY_DELAYS_S:
             try:
                 return await engine.client.complete(request)

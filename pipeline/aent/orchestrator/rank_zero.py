@@ -18,6 +18,7 @@ from aent.orchestrator.report import Report
 from aent.orchestrator.rollouts import Rollouts
 from aent.orchestrator.sampling import RolloutSource
 from aent.recipe.schema import Recipe
+from aent.runtime.timeline import Timeline
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
 from aent.tracking.display import Display
@@ -36,7 +37,11 @@ class RankZero:
 
     @staticmethod
     def open(
-        recipe: Recipe, run_dir: Path, model_path: Path, progress: Callable[[], None]
+        recipe: Recipe,
+        run_dir: Path,
+        model_path: Path,
+        timeline: Timeline,
+        progress: Callable[[], None],
     ) -> RankZero:
         """Start judges and tracking, load the task, and wait for the engines."""
         with ExitStack() as opened:
@@ -53,6 +58,7 @@ class RankZero:
             prompts = (words.chat_prompt(q.prompt, recipe.task.system_prompt) for q in task.train)
             say = report.display.message
             engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress)
+            engines.fleet.timeline = timeline
             asker = Asker(engines.fleet, words, judge, progress)
             source = RolloutSource(recipe, task, asker)
             return RankZero(

@@ -51,7 +51,7 @@ class Run:
         zero = HeldByRankZero(
             control,
             "reaching the engines",
-            lambda: RankZero.open(recipe, run_dir, model_path, control.progress),
+            lambda: RankZero.open(recipe, run_dir, model_path, phases.timeline, control.progress),
         )
         writer = Writer(recipe, run_dir, trainer, phases, control)
         try:

@@ -58,9 +58,10 @@ class WeightSync:
                     asked.append(zero.engines.ask_probe())
             return bool(asked)
 
-        self.zero.meanwhile(push)
-        for _ in weights:
-            pass
+        with self.phases.timeline.span("weights"):
+            self.zero.meanwhile(push)
+            for _ in weights:
+                pass
         if not self.zero.tell(f"sending weight version {version}", ask):
             return None
         batch = Batch.from_samples(asked) if asked else None

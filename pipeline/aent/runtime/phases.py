@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aent.runtime import heartbeats
+from aent.runtime import heartbeats, timeline
+from aent.runtime.timeline import Timeline
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Phases:
     heartbeat: Path  # the file; its folder exists
     deadline_s: float  # without progress in a phase, after which the rank is stuck
     step: int = 0  # that the phases belong to
+    timeline: Timeline = field(default_factory=Timeline)
     seconds: dict[str, float] = field(default_factory=dict)
     _place: dict[str, object] = field(default_factory=dict)  # what the file says
     _progress: float = field(default_factory=time.monotonic)  # when there was some
@@ -43,7 +45,7 @@ class Phases:
     def of(run_dir: Path, rank: int, deadline_s: float) -> Phases:
         """Those of a rank that begins."""
         file = heartbeats.file_of(run_dir, rank)
-        phases = Phases(file, deadline_s)
+        phases = Phases(file, deadline_s, timeline=Timeline(timeline.file_of(run_dir, rank)))
         phases.begin("start")
         return phases
 
@@ -52,13 +54,15 @@ class Phases:
         self.begin(name)
         start = time.monotonic()
         try:
-            yield
+            with self.timeline.span(name, step=self.step):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
     def take(self) -> dict[str, float]:
         """Return what was collected and begin anew."""
         taken, self.seconds = self.seconds, {}
+        self.timeline.write()
         return taken
 
     def begin(self, name: str) -> None:
@@ -95,6 +99,7 @@ class Phases:
         finally:
             over.set()
             thread.join()
+            self.timeline.write()
         try:
             self.heartbeat.unlink(missing_ok=True)
         except OSError as error:

@@ -133,5 +133,6 @@ class Asker:
     def _judged(self, wanted: Sequence[Asked], completions: Sequence[Completion]) -> list[Answer]:
         questions = [one.question for one in wanted]
         responses = [self.tokenizer.decode(c.token_ids) for c in completions]
-        verdicts = self.judge.judge(questions, responses)
+        with self.fleet.timeline.span("grading", "grading", responses=len(responses)):
+            verdicts = self.judge.judge(questions, responses)
         return [Answer(*each) for each in zip(questions, completions, responses, verdicts)]
