@@ -18,13 +18,13 @@ from aent.data.question import Question
 from aent.data.rollout import Rollout
 from aent.data.sample import Sample
 from aent.entropy.controllers import ControllerReport
+from aent.estimate.memory import GIB, estimate
 from aent.evaluation import suites
 from aent.evaluation.heldout import EvaluationResult, evaluate
 from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, TransientError
-from aent.layout.estimate import GIB, estimate
 from aent.models import tokenizer
 from aent.orchestrator.records import (
     control_metrics,
