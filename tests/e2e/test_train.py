@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from aent.layout.estimate import estimate
+from aent.estimate.memory import estimate
 from aent.recipe.load import load
 from e2e.jobs import PATIENCE_S, Job
 

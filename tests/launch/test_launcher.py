@@ -15,6 +15,7 @@ import pytest
 
 from aent.launch import launcher
 from aent.launch.launcher import Signals
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.load import load
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, stop_all
@@ -143,7 +144,7 @@ def test_ranks_that_have_started_end_where_the_next_does_not_start(
     monkeypatch.setattr(launcher, "mark_ended", lambda *_: True)
     monkeypatch.setattr(Child, "start", starting)
     recipe = load(data_path("recipes/cpu/tiny.yaml"), ["rollout.engines=0"])
-    assert recipe.trainer.num_ranks > 1
+    assert ParallelLayout.of(recipe.trainer).num_ranks > 1
     assert launcher.launch(recipe) == 1
     assert "Resource temporarily unavailable" in capfd.readouterr().err
     assert started[0].poll() is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from aent.layout.parallel import ParallelLayout
 from aent.models import facts
 from aent.models.config_json import ModelError, read
 from aent.models.decoder import ModelFacts
@@ -174,10 +175,10 @@ def test_weights_are_those_that_transformers_saves(name, tied):
 )
 def test_stages_take_equally_long(layers, vocab, stages, last):
     changes = {"num_hidden_layers": layers, "vocab_size": vocab}
-    found = read(SMOLLM2_CONFIG | changes, "").stage_layers(stages)
-    assert (len(found), sum(found), found[-1]) == (stages, layers, last)
-    with pytest.raises(ValueError, match=f"pipeline_parallel={layers + 1}"):
-        read(SMOLLM2_CONFIG | changes, "").stage_layers(layers + 1)
+    found = read(SMOLLM2_CONFIG | changes, "")
+    parts = ParallelLayout(pipeline=stages).stage_layers(found.layers, found.head_layers)
+    assert [layer for part in parts for layer in part] == list(range(layers))
+    assert (len(parts), len(parts[-1])) == (stages, last)
 
 
 def test_facts_need_no_torch():

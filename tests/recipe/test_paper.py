@@ -11,7 +11,7 @@ from aent import tasks
 from aent.algorithm.advantages import group_advantages
 from aent.checks.recipe import check
 from aent.cli.main import app
-from aent.layout.estimate import estimate
+from aent.estimate.memory import estimate
 from aent.layout.nodes import layout
 from aent.models.model_source import TINY_CONFIG
 from aent.models.published import PUBLISHED

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from aent.layout.parallel import ParallelLayout
 from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 from distributed.ranks import run_ranks
@@ -78,8 +79,8 @@ def transformers_logits(model_path: Path) -> np.ndarray:
 def test_logits_agree_with_transformers(
     ranks: list[dict], transformers_logits: np.ndarray, tp: int, pp: int
 ) -> None:
-    last_stage = pp - 1  # its rank, as tensor-parallel ranks come first
-    logits, _ = ranks[last_stage * tp][tp, pp]
+    last_stage = ParallelLayout(tensor=tp, pipeline=pp).group("pipeline", 0)[-1]
+    logits, _ = ranks[last_stage][tp, pp]
     assert logits.shape == transformers_logits.shape == (9, VOCAB)
     assert np.abs(logits - transformers_logits).max() < 1e-3
     assert np.abs(transformers_logits).max() > 5

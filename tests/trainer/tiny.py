@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aent.algorithm import aggregation
 from aent.data.batch import Batch
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 
 VOCAB = 97  # odd: padded to 98 for two tensor-parallel ranks
@@ -113,7 +114,7 @@ def world(settings: Any, rank: int, folder: str, name: str) -> Iterator[bool]:
 
     if dist.is_initialized():
         dist.destroy_process_group()
-    size = settings.tensor_parallel * settings.pipeline_parallel * settings.data_parallel
+    size = ParallelLayout.of(settings).num_ranks
     if rank >= size:
         yield False
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from aent.layout.parallel import ParallelLayout
 from aent.models import chat, weight_files
 from aent.models.config_json import ModelError
 from aent.models.decoder import ModelFacts
@@ -53,18 +54,22 @@ def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:
 
 
 def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    trainer = recipe.trainer
-    tensor, pipeline = trainer.tensor_parallel, trainer.pipeline_parallel
+    layout = ParallelLayout.of(recipe.trainer)
     for count, what in (
         (facts.heads, "attention heads"),
         (facts.kv_groups, "key-value groups"),
         (facts.ffn, "feed-forward columns"),
     ):
-        if count % tensor:
-            yield f"trainer.tensor_parallel={tensor} does not divide the model's {count} {what}"
-    if pipeline > facts.layers:
-        yield f"trainer.pipeline_parallel={pipeline} is more than the model's {facts.layers} layers"
-    if trainer.sequence_parallel and tensor == 1:
+        if count % layout.tensor:
+            yield (
+                f"trainer.tensor_parallel={layout.tensor} does not divide the model's {count} "
+                f"{what}"
+            )
+    try:
+        layout.stage_layers(facts.layers, facts.head_layers)
+    except ValueError as error:
+        yield str(error)
+    if recipe.trainer.sequence_parallel and layout.tensor == 1:
         yield "trainer.sequence_parallel needs trainer.tensor_parallel above 1"
     engine = recipe.rollout.engine.tensor_parallel
     if recipe.rollout.engines and facts.heads % engine:

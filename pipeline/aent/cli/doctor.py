@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
 from aent.runtime.files import nearest_existing
@@ -253,7 +254,7 @@ def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterat
         if rollout.engines and library_problem():
             yield f"vLLM's kernels for the CPU cannot be loaded: {library_problem()}"
         return
-    ranks = trainer.tensor_parallel * trainer.pipeline_parallel * trainer.data_parallel
+    ranks = ParallelLayout.of(trainer).num_ranks
     engines = rollout.engines * rollout.engine.tensor_parallel
     if ranks + engines > len(roles.gpus):
         yield (
@@ -276,7 +277,7 @@ def _port_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
-    from aent.layout.estimate import estimate
+    from aent.estimate.memory import estimate
     from aent.models.facts import model_facts
     from aent.recipe.folder import run_folder
 

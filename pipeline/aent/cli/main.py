@@ -88,7 +88,8 @@ def _dry_run(recipe: Recipe) -> None:
     """
     from aent.checks import model as check_model
     from aent.checks.recipe import check
-    from aent.layout.estimate import describe, estimate
+    from aent.estimate.memory import estimate
+    from aent.estimate.processes import describe
     from aent.models.facts import are_known, is_here, is_published
     from aent.recipe.load import dump
 

@@ -21,6 +21,7 @@ from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
 from aent.launch.start import prepare, rank_environment
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
@@ -115,7 +116,8 @@ def start_engine(
     recipe: Recipe, model_path: Path, run_dir: Path, index: int, shared: SharedEngines | None
 ) -> Keeper:
     """Start the recipe's engine number ``index``, on the GPUs after the ranks', or take it over."""
-    first_gpu = recipe.trainer.num_ranks + index * recipe.rollout.engine.tensor_parallel
+    ranks = ParallelLayout.of(recipe.trainer).num_ranks
+    first_gpu = ranks + index * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
     if shared is not None:
         return shared.engine(recipe, run_dir, index, settings)
@@ -124,7 +126,7 @@ def start_engine(
 
 def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> Iterator[Child]:
     """Start one trainer rank after the other, with the variables torchrun would set."""
-    world = recipe.trainer.num_ranks
+    world = ParallelLayout.of(recipe.trainer).num_ranks
     shared = {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),

@@ -9,6 +9,7 @@ from aent.checkpoint.resume import choose_start
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.inference import registry
+from aent.layout.parallel import ParallelLayout
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.load import dump
@@ -47,11 +48,10 @@ def prepare(recipe: Recipe) -> tuple[Path, Path]:
 
 def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
     """Before the silence of a start: what is being started, and where it writes."""
-    trainer, rollout = recipe.trainer, recipe.rollout
+    layout = ParallelLayout.of(recipe.trainer)
     print(
-        f"aent: {recipe.name}: {trainer.num_ranks} trainer ranks (tensor {trainer.tensor_parallel} "
-        f"x pipeline {trainer.pipeline_parallel} x data {trainer.data_parallel}), "
-        f"{rollout.num_engines} vLLM engine(s), model {model_path}\n"
+        f"aent: {recipe.name}: {layout.num_ranks} trainer ranks ({layout}), "
+        f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}\n"
         f"{say_what_controls(recipe)}\n"
         f"aent: run folder {run_dir} (logs in logs/)\n"
         f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",

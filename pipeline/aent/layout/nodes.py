@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 
 
@@ -28,7 +29,7 @@ def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0
 
     Raises ValueError, with the reason, where they do not fit.
     """
-    ranks, rollout = recipe.trainer.num_ranks, recipe.rollout
+    ranks, rollout = ParallelLayout.of(recipe.trainer).num_ranks, recipe.rollout
     if ranks % nodes:
         raise ValueError(f"{ranks} trainer ranks cannot be dealt out evenly to {nodes} nodes")
     ranks_per_node = ranks // nodes

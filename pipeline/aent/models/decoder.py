@@ -87,28 +87,12 @@ class ModelFacts:
             self.layers * self.layer_parameters + tables * self.embedding_parameters + self.hidden
         )
 
-    def stage_layers(self, stages: int) -> list[int]:
-        """Layers of each pipeline stage, so that all take equally long.
-
-        The last one has the output layer too, on response tokens only: taken as half of all tokens
-        and weighed in layers by its multiplications. The others have equal shares (Megatron's
-        num_layers_in_last_pipeline_stage), so there may be one stage for every layer at most.
-
-        Raises:
-            ValueError: if there are fewer layers than stages.
-        """
-        if stages == 1:
-            return [self.layers]
-        if self.layers < stages:
-            raise ValueError(
-                f"trainer.pipeline_parallel={stages} exceeds the model's {self.layers} layers"
-            )
+    @property
+    def head_layers(self) -> float:
+        """What the output layer costs, in layers: by multiplications, on response tokens alone,
+        taken as half of all tokens."""
         matrices = (shape for shape in self.layer_weights.values() if len(shape) == 2)
-        head = self.embedding_parameters / 2 / sum(map(math.prod, matrices))
-        ideal = (self.layers + head) / stages - head
-        choices = [n for n in range(1, self.layers) if (self.layers - n) % (stages - 1) == 0]
-        last = min(choices, key=lambda n: abs(n - ideal))
-        return [(self.layers - last) // (stages - 1)] * (stages - 1) + [last]
+        return self.embedding_parameters / 2 / sum(map(math.prod, matrices))
 
     def past_window(self, tokens: int) -> str | None:
         """What such a length is above, where the window would hide tokens; None where it would not.

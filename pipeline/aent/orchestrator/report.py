@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aent.data.rollout import Rollout
+from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
-from aent.layout.estimate import GIB, estimate
 from aent.orchestrator.records import (
     StepDone,
     control_metrics,

@@ -223,10 +223,6 @@ class TrainerSection(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
 
-    @property
-    def num_ranks(self) -> int:
-        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
-
 
 class EvaluationSection(Section):
     """Held-out tasks and suites, scored before, after and every n steps, on the same engines."""

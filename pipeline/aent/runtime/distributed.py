@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import TrainerSection
 from aent.runtime import megatron_cpu, rank
 
@@ -27,7 +28,7 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
     default process group that exists already is used as it is).
 
     Args:
-        settings: the layout (tensor x pipeline x data = WORLD_SIZE) and the collectives' time-out.
+        settings: the layout, which must have WORLD_SIZE ranks, and the collectives' time-out.
         seed: of the run; ranks derive theirs from it by Megatron's rules.
         control_timeout_s: deadline of collectives on ``control_group``.
 
@@ -38,12 +39,12 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
     from megatron.core import parallel_state, tensor_parallel
 
     megatron_cpu.enter()
-    layout = (settings.tensor_parallel, settings.pipeline_parallel, settings.data_parallel)
+    layout = ParallelLayout.of(settings)
     world = int(os.environ["WORLD_SIZE"])
-    if math.prod(layout) != world:
+    if layout.num_ranks != world:
         raise ValueError(
-            f"trainer.tensor_parallel x pipeline_parallel x data_parallel = "
-            f"{' x '.join(map(str, layout))} = {math.prod(layout)}, but {world} ranks were started"
+            f"the recipe's trainer has {layout.num_ranks} ranks ({layout}), but {world} ranks were "
+            "started"
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
@@ -61,8 +62,7 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
         name = f"GPU {torch.cuda.get_device_properties().uuid} of {socket.gethostname()}"
         rank.assert_own_devices(store, dist.get_rank(), world, name)
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=settings.tensor_parallel,
-        pipeline_model_parallel_size=settings.pipeline_parallel,
+        **layout.megatron_sizes,
         distributed_timeout_minutes=max(1, math.ceil(timeout_s / 60)),
     )
     _control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=control_timeout_s))

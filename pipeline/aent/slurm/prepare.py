@@ -19,6 +19,7 @@ from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
 from aent.launch.start import prepare, rank_environment
 from aent.layout.nodes import Layout, layout
+from aent.layout.parallel import ParallelLayout
 from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
@@ -103,7 +104,7 @@ def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
     values = {
         "FINISHED": "",
         "MODEL_PATH": str(model_path),
-        "RANKS": str(recipe.trainer.num_ranks),
+        "RANKS": str(ParallelLayout.of(recipe.trainer).num_ranks),
         "RANKS_PER_NODE": str(place.ranks_per_node),
         "ENGINES": str(recipe.rollout.engines),
         "ENGINE_NODES": str(place.engine_nodes),

@@ -15,6 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from megatron.core import parallel_state
 from torch import Tensor
 
+from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import ModelFacts
 from aent.trainer.lean_imports import Bridge
 from aent.trainer.model import PolicyModel
@@ -40,19 +41,22 @@ class _Shard:
 class Exporter:
     """Collects full tensors on rank 0, one Megatron parameter at a time."""
 
-    def __init__(self, bridge: Bridge, model: PolicyModel, facts: ModelFacts) -> None:
+    def __init__(
+        self, bridge: Bridge, model: PolicyModel, facts: ModelFacts, layout: ParallelLayout
+    ) -> None:
         """Collective over the pipeline: the stages tell one another what they hold.
 
         Raises:
             ValueError: if that is not, under Hugging Face names, what ``facts`` says.
         """
-        self.bridge = bridge
-        self.stage = parallel_state.get_pipeline_model_parallel_rank()
-        self.replica = parallel_state.get_data_parallel_rank()
+        self.bridge, self.layout = bridge, layout
+        self.place = layout.coordinates(dist.get_rank())
         global_names = bridge._weight_name_mapping_mcore_local_to_global(model)
         self.parameters = {global_names[n]: p for n, p in model.named_parameters()}
         mine = [
-            _Shard(n, self.stage, p.shape, p.dtype, getattr(p, "tensor_model_parallel", False))
+            _Shard(
+                n, self.place.pipeline, p.shape, p.dtype, getattr(p, "tensor_model_parallel", False)
+            )
             for n, p in self.parameters.items()
         ]
         pipeline = parallel_state.get_pipeline_model_parallel_group()
@@ -81,33 +85,33 @@ class Exporter:
 
     def _collect(self, shard: _Shard) -> Tensor | None:
         """The whole parameter on global rank 0, None elsewhere: merged over the tensor-parallel
-        group of its stage, then sent to stage 0. Other data-parallel replicas have no part."""
-        if self.replica != 0:
+        group of its stage, then sent to stage 0. Other copies of the weights have no part."""
+        if not self.layout.holds_first_copy(dist.get_rank()):
             return None
+        stage, first = self.place.pipeline, self.place.tensor == 0
         tensor_group = parallel_state.get_tensor_model_parallel_group()
         pipeline = parallel_state.get_pipeline_model_parallel_group()
         whole = None
-        if self.stage == shard.stage:
+        if stage == shard.stage:
             parameter = self.parameters[shard.name]
             pieces = [parameter.detach()]
-            if shard.split and tensor_group.size() > 1:
-                first = tensor_group.rank() == 0
-                pieces = [torch.empty_like(parameter) for _ in range(tensor_group.size())]
+            if shard.split and self.layout.tensor > 1:
+                pieces = [torch.empty_like(parameter) for _ in range(self.layout.tensor)]
                 dist.gather(
                     parameter.detach(), pieces if first else None, group=tensor_group, group_dst=0
                 )
-            if tensor_group.rank() == 0:
+            if first:
                 whole = pieces[0]
                 if shard.split:
                     whole = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
-        if tensor_group.rank() != 0:
+        if not first:
             return None
         if shard.stage == 0:
-            return whole if self.stage == 0 else None
-        if self.stage == shard.stage:
+            return whole if stage == 0 else None
+        if stage == shard.stage:
             assert whole is not None
             dist.send(whole.contiguous(), group=pipeline, group_dst=0)
-        elif self.stage == 0:
+        elif stage == 0:
             whole = torch.empty(self._full_shape(shard), dtype=shard.dtype, device=_device())
             dist.recv(whole, group=pipeline, group_src=shard.stage)
             return whole
@@ -117,7 +121,7 @@ class Exporter:
         shape = list(shard.shape)
         if shard.split:
             dimension = 1 if _is_row_parallel(shard.name) else 0
-            shape[dimension] *= parallel_state.get_tensor_model_parallel_world_size()
+            shape[dimension] *= self.layout.tensor
         return shape
 
 

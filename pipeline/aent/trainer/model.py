@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state, tensor_parallel
+import torch.distributed as dist
+from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
@@ -17,6 +18,7 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 from transformers import AutoConfig
 
+from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
 from aent.trainer.layers import add_biases, local_block_spec
@@ -109,11 +111,12 @@ def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
     hf_config.rope_scaling = None
     hf_config.head_dim = facts.head_dim
     dtype = getattr(torch, recipe.model.dtype)
-    tp = parallel_state.get_tensor_model_parallel_world_size()
+    layout = ParallelLayout.of(recipe.trainer)
+    tp = layout.tensor
     bridge = bridge_of(facts.family, hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
-    layers = facts.stage_layers(bridge.mpu.pp_size)
+    last = layout.stage_layers(facts.layers, facts.head_layers)[-1]
     bridge.set_extra_args(
-        num_layers_in_last_pipeline_stage=layers[-1] if len(layers) > 1 else None,
+        num_layers_in_last_pipeline_stage=len(last) if layout.pipeline > 1 else None,
         sequence_parallel=recipe.trainer.sequence_parallel and tp > 1,
         # every weight is read from the folder (Megatron's own switch, perform_initialization,
         # would leave out the attributes that say which parameters are sharded)
@@ -145,7 +148,9 @@ def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
-def build_model(bridge: Bridge, facts: ModelFacts, model_path: Path) -> PolicyModel:
+def build_model(
+    bridge: Bridge, facts: ModelFacts, layout: ParallelLayout, model_path: Path
+) -> PolicyModel:
     """This rank's shard of the model, with the folder's weights. Collective.
 
     Raises:
@@ -153,8 +158,7 @@ def build_model(bridge: Bridge, facts: ModelFacts, model_path: Path) -> PolicyMo
     """
     args = bridge._get_gptmodel_args()
     bridge.vocab_size = args["vocab_size"]
-    tp = parallel_state.get_tensor_model_parallel_world_size()
-    bridge.padded_vocab_size = -(-bridge.vocab_size // tp) * tp
+    bridge.padded_vocab_size = -(-bridge.vocab_size // layout.tensor) * layout.tensor
     args["vocab_size"] = bridge.padded_vocab_size
     config = bridge.config
     rotary, frequencies, scale = None, None, 1.0
@@ -173,11 +177,12 @@ def build_model(bridge: Bridge, facts: ModelFacts, model_path: Path) -> PolicyMo
         )
         args["position_embedding_type"] = "none"  # PackedAttention applies it
     add_biases(spec, facts)
+    stage = layout.coordinates(dist.get_rank()).pipeline
     model = PolicyModel(
         config=config,
         transformer_layer_spec=spec,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=layout.has_embedding(stage),
+        post_process=layout.has_head(stage),
         share_embeddings_and_output_weights=bridge.hf_config.tie_word_embeddings,
         **args,
     )

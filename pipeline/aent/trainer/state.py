@@ -9,6 +9,7 @@ written.
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.api import _wrap_exception
 from torch.distributed.checkpoint.planner import WriteItem
 
+from aent.layout.parallel import ParallelLayout
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import optimizer as optimizers
 from aent.trainer.gradient_share import Neutral
@@ -124,7 +126,7 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
     the state must stay as it is, unless it was ``copied``.
     """
     sharded: dict[str, Any] = {
-        "layout": layout(trainer),
+        "layout": asdict(trainer.layout),
         "optimizer_steps": trainer.learning_rate.moves,
         "skipped_updates": trainer.skipped_updates,
         "neutral": trainer.neutral.to_dict(),
@@ -161,7 +163,7 @@ def load(trainer: Trainer, folder: Path) -> bool:
         Whether the random streams were restored: the layout is the one that was saved.
     """
     common = dist_checkpointing.load_common_state_dict(str(folder))
-    same_layout = common["layout"] == layout(trainer)
+    same_layout = ParallelLayout.saved(common["layout"]) == trainer.layout
     sharded: dict[str, Any] = {"model": trainer.policy.sharded_state_dict(metadata=dict(METADATA))}
     if "optimizer" in common:
         _make_room(trainer.optimizer)
@@ -181,12 +183,6 @@ def load(trainer: Trainer, folder: Path) -> bool:
     if same_layout:
         set_rng_state(loaded["rng"])
     return same_layout
-
-
-def layout(trainer: Trainer) -> tuple[int, int, int]:
-    """Tensor, pipeline and data parallel sizes."""
-    settings = trainer.recipe.trainer
-    return settings.tensor_parallel, settings.pipeline_parallel, settings.data_parallel
 
 
 def rng_state() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from aent.data.batch import Batch
+from aent.layout.parallel import ParallelLayout
 from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
@@ -95,9 +96,10 @@ class Trainer:
             )
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
+        self.layout = ParallelLayout.of(recipe.trainer)
         facts = folder_facts(model_path)
         self.bridge = open_bridge(recipe, facts, model_path)
-        policy = build_model(self.bridge, facts, model_path)
+        policy = build_model(self.bridge, facts, self.layout, model_path)
         self.config = policy.config
         self.policy = policy
         self.model = DistributedDataParallel(
@@ -113,7 +115,7 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
-        self.exporter = export.Exporter(self.bridge, policy, facts)
+        self.exporter = export.Exporter(self.bridge, policy, facts, self.layout)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
@@ -240,9 +242,9 @@ class Trainer:
         settings = self.recipe.trainer
         limit = settings.micro_batch_tokens
         units = make_units(batch, settings.share_prompts, limit)
-        shares = partition([unit.tokens for unit in units], settings.data_parallel, limit)
-        mine = shares[parallel_state.get_data_parallel_rank()]
-        multiple = settings.tensor_parallel if self.config.sequence_parallel else 1
+        shares = partition([unit.tokens for unit in units], self.layout.data, limit)
+        mine = shares[self.layout.coordinates(dist.get_rank()).data]
+        multiple = self.layout.tensor if self.config.sequence_parallel else 1
         return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
 
     def _policy(self) -> loss.Policy:
@@ -286,7 +288,7 @@ class Trainer:
         values = values.to(self.device)
         dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
         pipeline = parallel_state.get_pipeline_model_parallel_group()
-        dist.broadcast(values, group=pipeline, group_src=pipeline.size() - 1)
+        dist.broadcast(values, group=pipeline, group_src=self.layout.pipeline - 1)
         return values.cpu()
 
     def _result(

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: memory per trainer rank, engines, and who is where.
+"""Memory that a run needs, per trainer rank and engine, before it starts.
 
 The numbers are upper bounds of what the run holds at once, from formulas below, with the responses
 that entropy controls may ask for besides the recipe's; allocators and the kernels' own buffers come
@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from itertools import accumulate
 
+from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import ModelFacts
 from aent.models.facts import model_facts
-from aent.recipe.folder import run_folder
 from aent.recipe.schema import Recipe
 
 GIB = 2**30
@@ -106,8 +105,7 @@ class MemoryEstimate:
 def estimate(recipe: Recipe) -> MemoryEstimate:
     """The memory a checked recipe needs; ValueError as ``model_facts`` for an unreadable model."""
     facts = model_facts(recipe.model)
-    trainer, rollout = recipe.trainer, recipe.rollout
-    ranks = trainer.tensor_parallel * trainer.pipeline_parallel * trainer.data_parallel
+    rollout, layout = recipe.rollout, ParallelLayout.of(recipe.trainer)
     element = 4 if recipe.model.dtype == "float32" else 2
     engine = EngineMemory(
         weights=facts.parameters * element,
@@ -115,19 +113,21 @@ def estimate(recipe: Recipe) -> MemoryEstimate:
         process=ENGINE_BYTES * rollout.engine.tensor_parallel,
     )
     return MemoryEstimate(
-        per_rank=tuple(_rank(recipe, facts, element, rank) for rank in range(ranks)),
+        per_rank=tuple(
+            _rank(recipe, facts, layout, element, rank) for rank in range(layout.num_ranks)
+        ),
         engines=(engine,) * rollout.engines,
     )
 
 
-def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMemory:
-    trainer = recipe.trainer
-    _, _, stage = rank_coordinates(recipe, rank)
-    parameters = _stage_parameters(facts, trainer.tensor_parallel, trainer.pipeline_parallel, stage)
-    sharding = trainer.data_parallel if trainer.optimizer.distributed else 1
+def _rank(
+    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, element: int, rank: int
+) -> RankMemory:
+    stage = layout.coordinates(rank).pipeline
+    parameters = _stage_parameters(facts, layout, stage)
+    sharding = layout.data if recipe.trainer.optimizer.distributed else 1
     main_weights = 0 if recipe.model.dtype == "float32" else 4
     copies = 2 if recipe.algorithm.kl_coefficient > 0 else 1
-    last = stage == trainer.pipeline_parallel - 1
     buckets = 2 * recipe.rollout.transfer_bucket_mib * 2**20
     optimizer = parameters * (8 + main_weights) // sharding
     copied = recipe.checkpoint.asynchronous and recipe.checkpoint.every > 0
@@ -135,8 +135,8 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
         weights=parameters * element * copies,
         gradients=parameters * 4,
         optimizer=optimizer,
-        activations=_activations(recipe, facts, element, stage),
-        logits=_logits(recipe, facts) if last else 0,
+        activations=_activations(recipe, facts, layout, element, stage),
+        logits=_logits(recipe, facts, layout) if layout.has_head(stage) else 0,
         export=_largest_tensor(facts) * element
         + (min(buckets, facts.parameters * element) if rank == 0 else 0),
         checkpoint=parameters * element + optimizer if copied else 0,
@@ -144,17 +144,18 @@ def _rank(recipe: Recipe, facts: ModelFacts, element: int, rank: int) -> RankMem
     )
 
 
-def _stage_parameters(facts: ModelFacts, tensor: int, pipeline: int, stage: int) -> int:
+def _stage_parameters(facts: ModelFacts, layout: ParallelLayout, stage: int) -> int:
     """Parameters of one rank: its layers, and the tables of the first and last stage.
 
     A tied table is one tensor with one stage, and one on each end of a longer pipeline.
     """
-    count = facts.stage_layers(pipeline)[stage] * facts.layer_parameters // tensor
-    table = -(-facts.vocab // tensor) * facts.hidden
-    first, last = stage == 0, stage == pipeline - 1
-    count += table * first
-    if last:
-        count += facts.hidden + (0 if facts.tied_embeddings and first else table)
+    layers = layout.stage_layers(facts.layers, facts.head_layers)[stage]
+    count = len(layers) * facts.layer_parameters // layout.tensor
+    table = -(-facts.vocab // layout.tensor) * facts.hidden
+    embedding = layout.has_embedding(stage)
+    count += table * embedding
+    if layout.has_head(stage):
+        count += facts.hidden + (0 if facts.tied_embeddings and embedding else table)
     return count
 
 
@@ -187,7 +188,7 @@ def _longest_unit(recipe: Recipe) -> int:
     return recipe.rollout.max_prompt_tokens + group * recipe.rollout.max_response_tokens
 
 
-def _mini_batch(recipe: Recipe) -> tuple[int, int]:
+def _mini_batch(recipe: Recipe, layout: ParallelLayout) -> tuple[int, int]:
     """(tokens, response tokens) of the longest possible mini-batch, per data-parallel rank.
 
     A prompt is there once a response; once a group where prompts are shared and the longest group
@@ -195,30 +196,30 @@ def _mini_batch(recipe: Recipe) -> tuple[int, int]:
     """
     rollout, trainer = recipe.rollout, recipe.trainer
     group, total = _largest(recipe)
-    prompts = responses = -(-total // trainer.data_parallel)
+    prompts = responses = -(-total // layout.data)
     if trainer.share_prompts and _longest_unit(recipe) <= trainer.micro_batch_tokens:
         groups = rollout.prompts_per_step // trainer.mini_batches
-        prompts = -(-groups // trainer.data_parallel)
+        prompts = -(-groups // layout.data)
         responses = min(prompts * group, total)
     tokens = responses * rollout.max_response_tokens
     return prompts * rollout.max_prompt_tokens + tokens, tokens
 
 
-def _activations(recipe: Recipe, facts: ModelFacts, element: int, stage: int) -> int:
+def _activations(
+    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, element: int, stage: int
+) -> int:
     """What the backward pass needs, of every micro-batch in flight.
 
     Pipeline schedule 1F1B (arXiv 2104.04473): stage p of P has forwarded at most P - p
     micro-batches before the first backward.
     """
     trainer = recipe.trainer
-    tokens, _ = _mini_batch(recipe)
+    tokens, _ = _mini_batch(recipe, layout)
     micro_tokens = min(trainer.micro_batch_tokens, tokens)
-    in_flight = min(trainer.pipeline_parallel - stage, -(-tokens // micro_tokens))
-    per_layer = _layer_activation_elements(
-        facts, trainer.tensor_parallel, trainer.sequence_parallel
-    )
-    layers = facts.stage_layers(trainer.pipeline_parallel)[stage]
-    per_token = layers * per_layer * element
+    in_flight = min(layout.pipeline - stage, -(-tokens // micro_tokens))
+    per_layer = _layer_activation_elements(facts, layout.tensor, trainer.sequence_parallel)
+    layers = layout.stage_layers(facts.layers, facts.head_layers)[stage]
+    per_token = len(layers) * per_layer * element
     if trainer.share_prompts:  # the mask: a row of float32 for each token, as long as its unit
         per_token += 4 * min(micro_tokens, _longest_unit(recipe))
     return int(in_flight * micro_tokens * per_token)
@@ -239,11 +240,11 @@ def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel
     return outside + (attention + 4 * facts.ffn) / tensor
 
 
-def _logits(recipe: Recipe, facts: ModelFacts) -> int:
+def _logits(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> int:
     """Logits of the response tokens of one micro-batch (the output layer sees no others)."""
-    _, responses = _mini_batch(recipe)
+    _, responses = _mini_batch(recipe, layout)
     count = min(recipe.trainer.micro_batch_tokens, responses)
-    row = -(-facts.vocab // recipe.trainer.tensor_parallel) * 4
+    row = -(-facts.vocab // layout.tensor) * 4
     siren = recipe.control("nucleus_anchor")
     if siren is None and not recipe.trainer.fused_head:
         return count * row * LOGIT_COPIES
@@ -253,54 +254,3 @@ def _logits(recipe: Recipe, facts: ModelFacts) -> int:
     chosen = int(siren.share * count) if siren is not None else 0
     once_more = chosen + min(chosen, CHUNK_TOKENS)
     return ((chunk if recipe.trainer.fused_head else count * LOGIT_COPIES) + once_more) * row
-
-
-def rank_coordinates(recipe: Recipe, rank: int) -> tuple[int, int, int]:
-    """(tensor, data, pipeline) index of a rank, in Megatron's default order tp-cp-ep-dp-pp."""
-    tensor, data = recipe.trainer.tensor_parallel, recipe.trainer.data_parallel
-    return rank % tensor, rank // tensor % data, rank // (tensor * data)
-
-
-def describe(recipe: Recipe) -> str:
-    """The processes of a checked recipe: every trainer rank's place, the engines, the folder."""
-    trainer, rollout = recipe.trainer, recipe.rollout
-    facts = model_facts(recipe.model)
-    tensor, data, pipeline = (
-        trainer.tensor_parallel,
-        trainer.data_parallel,
-        trainer.pipeline_parallel,
-    )
-    ranks = tensor * data * pipeline
-    name = recipe.model.bundled or recipe.model.path
-    lines = [
-        f"model: {name}, {facts.parameters / 1e6:.4g} M parameters in {facts.layers} layers, "
-        f"vocabulary {facts.vocab}, {recipe.model.dtype}",
-        f"trainer: {ranks} ranks = tensor {tensor} x data {data} x pipeline {pipeline}",
-    ]
-    ends = list(accumulate(facts.stage_layers(pipeline), initial=0))
-    for rank in range(ranks):
-        t, d, p = rank_coordinates(recipe, rank)
-        layers = f"layers {ends[p]}-{ends[p + 1] - 1}"
-        extra = (", embedding" if p == 0 else "") + (
-            ", output layer and loss" if p == pipeline - 1 else ""
-        )
-        role = "; engines, judges, tracking" if rank == 0 else ""
-        lines.append(f"  rank {rank}: tensor {t}, data {d}, pipeline {p}: {layers}{extra}{role}")
-    if rollout.urls:
-        lines += [f"engine: {url} (started by somebody else)" for url in rollout.urls]
-    for index in range(rollout.engines):
-        port = rollout.engine.port + index if rollout.engine.port else "a free one"
-        lines.append(
-            f"engine {index}: one vLLM server here, tensor {rollout.engine.tensor_parallel}, "
-            f"port: {port}"
-        )
-    samples = rollout.prompts_per_step * rollout.samples_per_prompt
-    reroll = recipe.control("reroll")
-    more = f" and at most {reroll.limit} re-rolled" if reroll is not None else ""
-    lines.append(
-        f"step: {rollout.prompts_per_step} prompts x {rollout.samples_per_prompt} samples = "
-        f"{samples}{more}, in {trainer.mini_batches} mini-batches; {recipe.steps} steps"
-    )
-    lines.append(f"judges: {recipe.task.judge_processes} processes")
-    lines.append(f"run folder: {run_folder(recipe)}")
-    return "\n".join(lines)
