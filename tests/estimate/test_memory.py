@@ -65,6 +65,18 @@ def test_one_rank_float32(recipe):
     assert rank.total > 16 * PARAMETERS
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "kept", "inputs"),
+    [("uniform", 1, 1, 30), ("uniform", 7, 7, 5), ("block", 10, 20 + 1, 10)],
+)
+def test_recomputed_layers_keep_their_inputs_alone(recipe, method, size, kept, inputs):
+    """kept: layers that have everything at once, one chunk in its recomputation among them."""
+    knobs = f"recompute_granularity: full, recompute_method: {method}, recompute_num_layers: {size}"
+    (rank,) = estimate(recipe(f"trainer.megatron={{{knobs}}}")).per_rank
+    per_token = 6 * 576 + 64 * (3 * 9 + 3 * 3) + 4 * 1536
+    assert rank.activations == 1024 * 4 * (kept * per_token + inputs * 576)
+
+
 def test_the_largest_tensor_may_be_gate_and_up_together(tmp_path, recipe):
     sizes = {
         "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 200,

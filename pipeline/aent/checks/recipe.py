@@ -11,6 +11,7 @@ from aent import tasks
 from aent.checks import cluster as check_cluster
 from aent.checks import controls as check_controls
 from aent.checks import engines as check_engines
+from aent.checks import megatron as check_megatron
 from aent.checks import model as check_model
 from aent.entropy import controllers
 from aent.evaluation import suites
@@ -42,6 +43,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *check_engines.faults(recipe, machine),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
+        *check_megatron.faults(recipe),
         *filter(None, [address.fault(recipe)]),
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),

@@ -10,7 +10,8 @@ gradients      P x 4: Megatron's gradient buffer, float32 in both cases
 optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 4; a distributed
                optimizer divides both by the data-parallel size
 activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``; with
-               shared prompts one mask per micro-batch
+               full recomputation the layers' inputs, and all of one chunk of layers; with shared
+               prompts one mask per micro-batch
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
                with the fused head those of one chunk, x 4 (their gradient takes their place); last
                pipeline stage only
@@ -218,11 +219,21 @@ def _activations(
     micro_tokens = min(trainer.micro_batch_tokens, tokens)
     in_flight = min(layout.pipeline - stage, -(-tokens // micro_tokens))
     per_layer = _layer_activation_elements(facts, layout.tensor, trainer.sequence_parallel)
-    layers = layout.stage_layers(facts.layers, facts.head_layers)[stage]
-    per_token = len(layers) * per_layer * element
+    layers = len(layout.stage_layers(facts.layers, facts.head_layers)[stage])
+    whole, at_once = layers, 0  # layers that keep everything; and one after the other in backward
+    inputs = 0  # layers, or chunks of them, that keep their input alone
+    if trainer.megatron.get("recompute_granularity") == "full":
+        n = min(layers, trainer.megatron["recompute_num_layers"])
+        if trainer.megatron["recompute_method"] == "uniform":
+            whole, at_once, inputs = 0, n, -(-layers // n)
+        else:
+            whole, at_once, inputs = layers - n, 1, n
+    kept = facts.hidden / (layout.tensor if trainer.sequence_parallel else 1)
+    per_token = (whole * per_layer + inputs * kept) * element
+    once = at_once * per_layer * element * micro_tokens
     if trainer.share_prompts:  # the mask: a row of float32 for each token, as long as its unit
         per_token += 4 * min(micro_tokens, _longest_unit(recipe))
-    return int(in_flight * micro_tokens * per_token)
+    return int(in_flight * micro_tokens * per_token + once)
 
 
 def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel: bool) -> float:

@@ -215,6 +215,9 @@ class TrainerSection(Section):
     # compute the output layer and the loss some tokens at a time, twice, instead of holding the
     # logits of a micro-batch and their gradient (the same results to rounding)
     fused_head: bool = mark(False, "free")
+    # further fields of Megatron's TransformerConfig by their names: {recompute_granularity: full,
+    # recompute_method: uniform, recompute_num_layers: 1}; what the run sets itself is refused
+    megatron: dict[str, Any] = mark({}, "warn")
     threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
     collective_timeout_s: float = mark(600.0, "free", gt=0)
     # a rank that gets no further for so long in one phase hangs; above all the other time-outs,

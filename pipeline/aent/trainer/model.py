@@ -126,6 +126,7 @@ def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
         gradient_accumulation_fusion=tensor_parallel.layers._grad_accum_fusion_available,
         # losses are sums whose weights carry the denominators: Megatron scales nothing
         calculate_per_token_loss=True,
+        **recipe.trainer.megatron,
     )
     # with tied embeddings the last of several stages keeps a copy under another name (mbridge
     # knows this for some models only, and would write it into a table that all models share)

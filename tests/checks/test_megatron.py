@@ -1,0 +1,101 @@
+"""``trainer.megatron`` against Megatron's own source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from aent.checks import megatron
+from aent.recipe.schema import Recipe
+from wording import assert_names
+
+FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 2}
+
+
+def faults_of(given: dict[str, Any]) -> list[str]:
+    data = {"name": "x", "model": {}, "controller": {"initial": 0}, "trainer": {"megatron": given}}
+    return list(megatron.faults(Recipe.model_validate(data)))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [FULL, {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}, {}],
+)
+def test_megatrons_fields_pass(given: dict[str, Any]) -> None:
+    assert faults_of(given) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (
+            {"recompute_granularty": "full"},
+            "trainer.megatron.recompute_granularty recompute_granularity",
+        ),
+        (
+            {"recompute_granularity": "all"},
+            "trainer.megatron.recompute_granularity all full selective",
+        ),
+        (FULL | {"recompute_num_layers": "2"}, "trainer.megatron.recompute_num_layers 2 int"),
+        (FULL | {"recompute_num_layers": True}, "trainer.megatron.recompute_num_layers True int"),
+        ({"hidden_size": 64}, "trainer.megatron.hidden_size"),
+        ({"sequence_parallel": True}, "trainer.megatron.sequence_parallel"),
+        ({"autocast_dtype": "bfloat16"}, "trainer.megatron.autocast_dtype torch.dtype"),
+        (
+            {"recompute_granularity": "full"},
+            "trainer.megatron.recompute_granularity recompute_method recompute_num_layers",
+        ),
+        (
+            {"recompute_num_layers": 1},
+            "trainer.megatron.recompute_num_layers recompute_granularity",
+        ),
+    ],
+)
+def test_what_megatron_would_not_take_is_one_sentence(given: dict[str, Any], names: str) -> None:
+    (fault,) = faults_of(given)
+    assert_names(fault, *names.split())
+
+
+def test_the_fields_are_those_of_the_class_that_is_imported() -> None:
+    from megatron.core.transformer import TransformerConfig
+
+    assert {f.name for f in fields(TransformerConfig)} == megatron.transformer_fields().keys()
+    assert megatron.transformer_fields().keys() >= megatron.OWN
+
+
+def test_what_the_run_sets_itself_is_refused() -> None:
+    """All that mbridge and the trainer give to the configuration, by their source."""
+    from aent.models.families import FAMILIES
+    from aent.trainer import lean_imports, model
+
+    harmless = {"masked_softmax_fusion", "moe_token_dispatcher_type"}  # no model of ours has either
+    built: set[str] = set()
+    for family in FAMILIES.values():
+        module, name = family.bridge
+        bridge = getattr(lean_imports.importlib.import_module(module), name)
+        built |= set(bridge._CONFIG_MAPPING)
+        for function in (bridge._build_base_config, bridge._build_config):
+            built |= _keywords(function)
+    built |= _keywords(model.open_bridge, "set_extra_args")
+    assert built - harmless <= megatron.OWN
+    assert {"hidden_size", "qk_layernorm", "normalization", "calculate_per_token_loss"} <= built
+
+
+def _keywords(function: Any, call: str = "") -> set[str]:
+    """Keys of dictionaries, and names of arguments of calls (of one method), in a function."""
+    found: set[str] = set()
+    source = inspect.cleandoc("\n" + inspect.getsource(function))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Dict) and not call:
+            found |= {k.value for k in node.keys if isinstance(k, ast.Constant)}
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == (call or "_build_base_config")
+        ):
+            found |= {k.arg for k in node.keywords if k.arg is not None}
+    return found
