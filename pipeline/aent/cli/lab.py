@@ -97,6 +97,67 @@ def control(
 
 
 @lab.command()
+def bandit(
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Comma between them: none, full, a dropped fraction (.33), top_k=K; @X: a "
+            "constant coefficient. The first one is what the others are compared with."
+        ),
+    ] = "full,.33,top_k=100",
+    seeds: Annotated[int, typer.Option(min=1, help="Of every arm.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Then one more.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, help="Updates of a run.")] = 150,
+    target: Annotated[float, typer.Option(help="Full entropy to hold, nats.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 1e-4,
+    csv: Annotated[
+        Path | None, typer.Option(help="Keep every step here; runs that it has are not repeated.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+) -> None:
+    """What the bonus is paid on, at the same entropy: 49,152 tokens, one question and one token an
+    answer, some 45 seconds a run."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from aent.lab import bandit_report as report
+    from aent.lab.bandit import Arm
+
+    faults = [
+        f"--{name}={value:g} must be above 0"
+        for name, value in (("target", target), ("learning-rate", learning_rate))
+        if not 0 < value < math.inf
+    ]
+    try:
+        chosen = [Arm.parse(text) for text in dict.fromkeys(arms.split(","))]
+    except ValueError as error:
+        refuse([f"--arms: {error}", *faults])
+    if faults:
+        refuse(faults)
+    refuse_unwritable(plot, csv if csv is not None and not csv.exists() else None)
+    settings = report.Settings(steps, target, learning_rate)
+    range_of_seeds, console = range(first_seed, first_seed + seeds), Console(stderr=True)
+    try:
+        runs = report.run(
+            chosen,
+            range_of_seeds,
+            settings,
+            csv,
+            lambda steps, words: track(steps, description=words, console=console),
+        )
+    except (ValueError, OSError) as error:
+        refuse([f"--csv: {error}"])
+    print(f"{steps} steps, learning rate {learning_rate:g}, entropy held at {target:g} nats\n")
+    print(report.table(chosen, range_of_seeds, runs))
+    if len(chosen) > 1:
+        print(f"\n{report.contrasts(chosen, range_of_seeds, runs)}")
+    if plot is not None:
+        from aent.lab.plot import draw_bandit
+
+        draw_bandit(runs, plot)
+
+
+@lab.command()
 def clamp(
     model: Annotated[
         str,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from aent.analysis.intervals import Difference, compare, first_reach, last_quarter, smooth
 from aent.compare.collect import Comparison, Run
-from aent.compare.intervals import Difference, compare, first_reach, last_quarter, smooth
 from aent.tracking.recorded import Series
 
 WINDOW = 10  # steps: one step's mean reward is too noisy to draw, or to say that it was reached

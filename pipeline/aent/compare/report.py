@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from aent.analysis.intervals import LEVEL, Difference, last_quarter, least_p
 from aent.compare import numbers
 from aent.compare.collect import Comparison
-from aent.compare.intervals import LEVEL, Difference, last_quarter, least_p
 from aent.compare.numbers import WINDOW, Curve, metric
 from aent.recipe.changes import changes
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from aent.entropy.controllers import ControllerSettings
+    from aent.lab.bandit import Step as Answer
     from aent.lab.clamp_report import Bins
     from aent.lab.control import Goal
     from aent.lab.experiment import Curves
@@ -112,6 +113,27 @@ def draw_control(
     reward.set_xlabel("step")
     figure.suptitle(settings.kind)
     figure.legend(*entropy.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def draw_bandit(runs: dict[tuple[str, int], list[Answer]], path: Path) -> None:
+    """Write full entropy, coefficient and reward of every run against steps to ``path`` (PNG), a
+    colour for each arm."""
+    figure = _figure(8, 7.5)
+    axes = figure.subplots(3, 1, sharex=True)
+    names = list(dict.fromkeys(arm for arm, _ in runs))
+    for (arm, seed), steps in runs.items():
+        label = arm if seed == min(s for a, s in runs if a == arm) else None
+        for axis, field in zip(axes, ("entropy", "coefficient", "reward"), strict=True):
+            values = [getattr(step, field) for step in steps]
+            axis.plot(values, color=f"C{names.index(arm)}", linewidth=1, label=label)
+    for axis, name in zip(axes, ("nats", "coefficient", "reward"), strict=True):
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("step")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     _save(figure, path)
 
 

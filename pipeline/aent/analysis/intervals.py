@@ -52,9 +52,13 @@ def compare(differences: Sequence[Sequence[float]]) -> Difference:
 
 
 def bootstrap(
-    differences: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = 0
+    differences: Sequence[Sequence[float]],
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
-    """95% percentile interval of the mean over seeds of the mean over a seed's problems.
+    """Percentile interval (95% by default) of the mean over seeds of the mean over a seed's
+    problems.
 
     Each draw takes as many seeds as there are, with replacement, and of each seed taken as many of
     its problems, with replacement, anew every time it is taken: the problems belong to the seed
@@ -68,7 +72,7 @@ def bootstrap(
         values, here = np.asarray(of_seed, dtype=float), taken == index
         problems = random.integers(len(values), size=(int(here.sum()), len(values)))
         means[here] = values[problems].mean(1)
-    low, high = np.quantile(means.mean(1), (LEVEL / 2, 1 - LEVEL / 2))
+    low, high = np.quantile(means.mean(1), (level / 2, 1 - level / 2))
     return float(low), float(high)
 
 
@@ -87,6 +91,20 @@ def sign_flips(differences: Sequence[float]) -> float:
         signs = np.vstack([np.ones(len(values)), drawn])
     means = np.abs((signs * values).mean(1))
     return float((means >= abs(values.mean()) * (1 - 1e-12)).mean())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of several contrasts, corrected for their number, in their order.
+
+    Holm (Scand. J. Statist. 6, 1979): the i-th smallest of m times m - i + 1, at most 1, and not
+    below those before it.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - place)))
+        corrected[index] = largest
+    return corrected
 
 
 def least_p(seeds: int) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from aent.compare import intervals
-from aent.compare.intervals import bootstrap, compare, first_reach, last_quarter, sign_flips
+from aent.analysis import intervals
+from aent.analysis.intervals import bootstrap, compare, first_reach, last_quarter, sign_flips
 from wording import assert_names
 
 

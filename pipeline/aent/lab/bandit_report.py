@@ -1,0 +1,216 @@
+"""``aent lab bandit``: arms x seeds of ``bandit``, resumable, and what follows from them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+
+from aent.analysis.intervals import Difference, bootstrap, compare, holm
+from aent.lab.bandit import Arm, Scores, Step, simulate
+from aent.tracking.journal import drop_torn_line
+
+SETTLING = 50  # steps until the entropy has come to its target; of a short run, half of it
+DECIDED = 0.02  # difference in pass@k that matters; POWER is for it
+ALIKE = 0.01  # two arms whose difference certainly lies within this are alike
+POWER = 0.8
+OUTCOMES = ("pass_1", "pass_8")  # primary; of the training questions, after the last step
+SCORES = ("pass_1", "pass_8", "greedy", "entropy", "tail")
+COLUMNS = (
+    *("arm", "seed", "target", "learning_rate", "steps", "step", "entropy", "coefficient"),
+    *("reward", *(f"train_{name}" for name in SCORES), *(f"heldout_{name}" for name in SCORES)),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a table have in common."""
+
+    steps: int
+    target: float  # nats, of the full entropy
+    learning_rate: float
+
+
+def run(
+    arms: Sequence[Arm],
+    seeds: range,
+    settings: Settings,
+    path: Path | None,
+    progress: Callable[[range, str], Iterable[int]],
+) -> dict[tuple[str, int], list[Step]]:
+    """Every arm of every seed; those that ``path`` (CSV) has already are read, the others appended
+    to it one by one. Seed by seed, so that what is there is paired.
+
+    Raises ValueError for a file that is not this command's.
+    """
+    known = read(path) if path is not None else {}
+    runs = {}
+    for seed in seeds:
+        for arm in arms:
+            key = (arm.name, seed, settings)
+            if key not in known:
+                words = f"{arm.name}, seed {seed}"
+
+                def tell(steps: range, words: str = words) -> Iterable[int]:
+                    return progress(steps, words)
+
+                one = simulate(
+                    arm, seed, settings.steps, settings.target, settings.learning_rate, tell
+                )
+                if path is not None:
+                    append(path, arm.name, seed, settings, one)
+                known[key] = one
+            runs[arm.name, seed] = known[key]
+    return runs
+
+
+def append(path: Path, arm: str, seed: int, settings: Settings, steps: Sequence[Step]) -> None:
+    """Add a run to the file, in one write."""
+    begins = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if begins:
+            rows.writerow(COLUMNS)
+        for number, step in enumerate(steps):
+            scores = [*_values(step.train), *_values(step.heldout)]
+            common = [arm, seed, settings.target, settings.learning_rate, settings.steps]
+            rows.writerow([*common, number, step.entropy, step.coefficient, step.reward, *scores])
+
+
+def _values(scores: Scores | None) -> list[float | str]:
+    return [""] * len(SCORES) if scores is None else [getattr(scores, n) for n in SCORES]
+
+
+def read(path: Path) -> dict[tuple[str, int, Settings], list[Step]]:
+    """The runs of a file that are whole; what a kill has left of another one is cut off.
+
+    Raises ValueError for a file of other columns.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return {}
+    drop_torn_line(path)
+    with path.open(newline="") as file:
+        table = csv.DictReader(file)
+        if tuple(table.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path} is no file of aent lab bandit: it has other columns")
+        found: dict[tuple[str, int, Settings], list[Step]] = {}
+        for row in table:
+            settings = Settings(
+                int(row["steps"]), float(row["target"]), float(row["learning_rate"])
+            )
+            steps = found.setdefault((row["arm"], int(row["seed"]), settings), [])
+            steps.append(_step(row))
+    whole = {key: steps for key, steps in found.items() if len(steps) == key[2].steps}
+    if len(whole) < len(found):
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.unlink(missing_ok=True)
+        for (arm, seed, settings), steps in whole.items():
+            append(unfinished, arm, seed, settings, steps)
+        if whole:
+            unfinished.replace(path)
+        else:
+            path.write_text("")
+    return whole
+
+
+def _step(row: dict[str, str]) -> Step:
+    def scores(prefix: str) -> Scores | None:
+        if not row[f"{prefix}_pass_1"]:
+            return None
+        return Scores(*(float(row[f"{prefix}_{name}"]) for name in SCORES))
+
+    return Step(
+        entropy=float(row["entropy"]),
+        coefficient=float(row["coefficient"]),
+        reward=float(row["reward"]),
+        train=scores("train"),
+        heldout=scores("heldout"),
+    )
+
+
+def last_scores(steps: Sequence[Step]) -> Scores:
+    """Of the training questions, after the last step."""
+    scores = steps[-1].train
+    assert scores is not None, "the last step is always scored"
+    return scores
+
+
+def first_success(steps: Sequence[Step], level: float = 0.5) -> int | None:
+    """The first step with so high a mean reward."""
+    return next((number for number, step in enumerate(steps) if step.reward >= level), None)
+
+
+def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
+    """Markdown: means over seeds of what each arm came to, and how its entropy was held."""
+    lines = [
+        "| arm | pass@1 | pass@8 | held out | entropy | rms of ln(H / mean) | coefficient | tail |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        of_arm = [runs[arm.name, seed] for seed in seeds]
+        ends = [last_scores(steps) for steps in of_arm]
+        heldout = fmean(s[-1].heldout.pass_1 for s in of_arm if s[-1].heldout is not None)
+        counted = [steps[min(SETTLING, len(steps) // 2) :] for steps in of_arm]
+        entropy = fmean(step.entropy for steps in counted for step in steps)
+        error = math.sqrt(
+            fmean(
+                math.log(max(step.entropy, 1e-9) / entropy) ** 2
+                for steps in counted
+                for step in steps
+            )
+        )
+        coefficient = fmean(step.coefficient for steps in counted for step in steps)
+        lines.append(
+            f"| {arm.name} | {fmean(e.pass_1 for e in ends):.3f} | "
+            f"{fmean(e.pass_8 for e in ends):.3f} | {heldout:.3f} | {entropy:.2f} | {error:.2f} | "
+            f"{coefficient:.4f} | {fmean(e.tail for e in ends):.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def contrasts(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
+    """Markdown: every arm against the first, paired by seed; p-values after Holm's correction for
+    all of them; whether the two are alike; the seeds that would decide a difference of DECIDED."""
+    baseline, *others = arms
+    found: list[tuple[str, str, list[float], Difference]] = []
+    for arm in others:
+        for outcome in OUTCOMES:
+            paired = [
+                getattr(last_scores(runs[arm.name, seed]), outcome)
+                - getattr(last_scores(runs[baseline.name, seed]), outcome)
+                for seed in seeds
+            ]
+            found.append((arm.name, outcome, paired, compare([[value] for value in paired])))
+    corrected = holm([difference.p for *_, difference in found])
+    lines = [
+        f"| against {baseline.name} | outcome | difference | 95% interval | p (Holm) | "
+        f"within +-{ALIKE:g} | seeds for {DECIDED:g} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, outcome, paired, difference), p in zip(found, corrected, strict=True):
+        lines.append(
+            f"| {name} | {outcome.replace('_', '@')} | {difference.mean:+.4f} | "
+            f"[{difference.low:+.4f}, {difference.high:+.4f}] | {p:.3f} | "
+            f"{'yes' if are_alike(paired) else 'not shown'} | {seeds_needed(paired)} |"
+        )
+    return "\n".join(lines)
+
+
+def are_alike(paired: Sequence[float]) -> bool:
+    """Equivalence by two one-sided tests at 5%: the 90% interval lies within +-ALIKE
+    (Schuirmann, J. Pharmacokinet. Biopharm. 15, 1987)."""
+    low, high = bootstrap([[value] for value in paired], level=0.1)
+    return low > -ALIKE and high < ALIKE
+
+
+def seeds_needed(paired: Sequence[float]) -> str:
+    """How many pairs find a mean difference of DECIDED with probability POWER, by the spread of
+    these: n = ((z_.975 + z_POWER) s / DECIDED)^2; ``?`` from one pair."""
+    if len(paired) < 2:
+        return "?"
+    normal = NormalDist()
+    z = normal.inv_cdf(0.975) + normal.inv_cdf(POWER)
+    return str(max(2, math.ceil((z * stdev(paired) / DECIDED) ** 2)))

@@ -1,0 +1,121 @@
+"""The bandit's step against its formulas, its file against kills, its statistics against others."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from aent.analysis.intervals import holm
+from aent.cli.main import app
+from aent.lab import bandit, bandit_report
+from aent.lab.bandit import Arm, Scores, Step
+from aent.lab.bandit_report import Settings
+from wording import assert_names
+
+SETTINGS = Settings(steps=2, target=1.0, learning_rate=1e-4)
+
+
+def aent(*arguments: object):
+    return CliRunner().invoke(app, ["lab", "bandit", *(str(each) for each in arguments)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [".33@.06", "none"])
+def test_a_step_is_what_its_formula_says(text: str) -> None:
+    """The adapter after one Adam step, by the loss written out in float64."""
+    arm, policy = Arm.parse(text), bandit._Policy(seed=3, learning_rate=1e-3)
+    again = bandit._Policy(seed=3, learning_rate=1e-3)
+    order = torch.randperm(bandit.TRAIN, generator=again.generator)[: bandit.PROMPTS]
+    chosen = again.train[order]
+    logits = again.logits(chosen).double()
+    log_p = logits.log_softmax(-1)
+    drawn = torch.multinomial(
+        again.logits(chosen).detach().softmax(-1),
+        bandit.SAMPLES,
+        replacement=True,
+        generator=again.generator,
+    )
+    reward = (drawn == again.answers[chosen][:, None]).double()
+    advantage = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-6)
+    loss = -(advantage * log_p.gather(1, drawn)).mean()
+    if arm.bonus:
+        kept = logits.shape[1] - int(logits.shape[1] * 0.33)
+        log_q = logits.topk(kept, dim=1).values.log_softmax(-1)
+        loss = loss - 0.06 * -(log_q.exp() * log_q).sum(1).mean()
+    again.optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(again.adapter, 1.0)
+    again.optimizer.step()
+    entropy, mean_reward = policy.learn(arm, 0.06)
+    assert entropy == pytest.approx(-(log_p.exp() * log_p).sum(1).mean().item(), rel=1e-5)
+    assert mean_reward == reward.mean().item()
+    # the second layer begins at zero: after a step of Adam it is the gradient's sign
+    theirs, ours = again.adapter[1].detach(), policy.adapter[1].detach()
+    assert (theirs - ours).abs().gt(1e-4).float().mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_a_run_is_kept_and_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    given = ["--arms", "full,none", "--steps", 2, "--seeds", 2, "--csv", path]
+    done = aent(*given, "--plot", tmp_path / "plot.png")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    before = path.read_text()
+    lines = before.splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while it wrote
+    again = aent(*given)
+    assert again.exit_code == 0, again.output
+    assert path.read_text() == before
+    assert [line for line in again.stdout.splitlines() if line.startswith("|")] == [
+        line for line in done.stdout.splitlines() if line.startswith("|")
+    ]
+
+
+@pytest.mark.parametrize("arm", ["half", "1.5", "top_k=0", "full@x", "none@.1", "full@-1"])
+def test_an_arm_that_is_none_is_refused(arm: str, tmp_path: Path) -> None:
+    done = aent("--arms", f"full,{arm}")
+    assert done.exit_code == 2
+    assert_names(done.output, "--arms", arm)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    done = aent("--csv", tmp_path / "x.csv")
+    assert done.exit_code == 2
+    assert_names(done.output, "--csv", tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text() == "a,b\n1,2\n"
+
+
+def of_score(value: float) -> list[Step]:
+    scores = Scores(value, value, 0.0, 1.0, 0.0)
+    return [Step(1.0, 0.1, 0.5, None, None), Step(1.0, 0.1, 0.5, scores, scores)]
+
+
+def test_contrasts_are_paired_and_corrected() -> None:
+    arms, seeds = [Arm.parse(t) for t in ("full", ".33", "top_k=9")], range(8)
+    noise = [0.05 * math.sin(9 * seed) for seed in seeds]  # of the seed: the pairs do not see it
+    runs = {("full", s): of_score(0.3 + noise[s]) for s in seeds}
+    runs |= {(".33", s): of_score(0.3 + noise[s] + 0.001 * (-1) ** s) for s in seeds}
+    runs |= {("top_k=9", s): of_score(0.35 + noise[s]) for s in seeds}
+    rows = bandit_report.contrasts(arms, seeds, runs).splitlines()[2:]
+    cells = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
+    assert [c[:2] for c in cells] == [
+        [arm, outcome] for arm in (".33", "top_k=9") for outcome in ("pass@1", "pass@8")
+    ]
+    assert [c[5] for c in cells] == ["yes", "yes", "not shown", "not shown"]
+    # 2^-7 from sign flips; the two smallest of four are multiplied by 4 and then not below it
+    assert [float(c[4]) for c in cells[2:]] == [pytest.approx(4 * 2**-7, abs=5e-4)] * 2
+
+
+def test_holm_and_the_seeds_that_are_needed() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    paired = [0.01, 0.03, -0.01, 0.02]
+    needed = ((1.959964 + 0.841621) * statistics.stdev(paired) / 0.02) ** 2
+    assert bandit_report.seeds_needed(paired) == str(math.ceil(needed))
+    assert bandit_report.seeds_needed([0.1]) == "?"
