@@ -1,11 +1,13 @@
 """The policy losses against their formulas, computed by hand in plain Python."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from aent.algorithm.losses import policy_loss, sequence_log_ratio
+from aent.algorithm.losses import InTraining, policy_loss, sequence_log_ratio
+from aent.algorithm.terms import EntropyGate, LossTerms, ReferenceKl
 from aent.recipe.schema import AlgorithmSection
 
 LOG_PROB = [-0.5, -1.0, -2.0, -0.1, -3.0, -0.7]
@@ -13,9 +15,18 @@ OLD = [-0.7, -0.9, -0.5, -0.8, -1.0, -0.7]
 ADVANTAGE = [1.0, -1.0, 2.0, 1.5, -2.0, 0.0]
 
 
-def fields(old: list[float] | None = OLD, **others: list[float]) -> dict[str, torch.Tensor]:
+NOW = InTraining(torch.zeros(6))
+
+
+def terms(old: list[float] | None = OLD, **others: list[float]) -> LossTerms:
     values = {"advantages": ADVANTAGE} | ({} if old is None else {"old_logprobs": old}) | others
-    return {name: torch.tensor(value) for name, value in values.items()}
+    ones = torch.ones(len(LOG_PROB))
+    given = {name: torch.tensor(value) for name, value in values.items()}
+    return LossTerms(policy_weight=ones, entropy_weight=ones, **given)
+
+
+def reference(weight: float, logprobs: list[float] = OLD) -> ReferenceKl:
+    return ReferenceKl(torch.tensor(logprobs), torch.full((len(logprobs),), weight))
 
 
 def by_hand(i: int, s: AlgorithmSection) -> tuple[float, float]:
@@ -40,7 +51,7 @@ def by_hand(i: int, s: AlgorithmSection) -> tuple[float, float]:
 )
 def test_clipped_surrogate_value_and_gradient(settings):
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    result = policy_loss(log_prob, fields(), settings)
+    result = policy_loss(log_prob, NOW, terms(), settings)
     result.loss.sum().backward()
     for i in range(len(LOG_PROB)):
         loss, gradient = by_hand(i, settings)
@@ -52,14 +63,14 @@ def test_clipped_surrogate_value_and_gradient(settings):
 
 def test_dual_clip_really_cuts_in_its_test():
     settings = AlgorithmSection(dual_clip=1.05, clip_high=10)
-    result = policy_loss(torch.tensor([0.0]), fields([-1.0], advantages=[-1.0]), settings)
+    result = policy_loss(torch.tensor([0.0]), NOW, terms([-1.0], advantages=[-1.0]), settings)
     assert result.loss.item() == pytest.approx(1.05)
     assert result.clipped.item()
 
 
 def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_minus_the_advantage():
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    result = policy_loss(log_prob, fields(None), AlgorithmSection())
+    result = policy_loss(log_prob, NOW, terms(None), AlgorithmSection())
     result.loss.sum().backward()
     assert torch.equal(result.loss.detach(), -torch.tensor(ADVANTAGE))
     assert torch.equal(log_prob.grad, -torch.tensor(ADVANTAGE))
@@ -67,10 +78,9 @@ def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_is_minus_the_adv
 
 
 def test_kl_to_the_reference_is_k3_with_its_gradient():
-    settings = AlgorithmSection(kl_coefficient=0.3)
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    given = fields(None, advantages=[0.0] * len(LOG_PROB), reference_logprobs=OLD)
-    result = policy_loss(log_prob, given, settings)
+    given = replace(terms(None, advantages=[0.0] * len(LOG_PROB)), reference=reference(0.3))
+    result = policy_loss(log_prob, NOW, given, AlgorithmSection())
     result.loss.sum().backward()
     for i, (p, q) in enumerate(zip(LOG_PROB, OLD)):
         k3 = math.exp(q - p) - (q - p) - 1
@@ -80,21 +90,28 @@ def test_kl_to_the_reference_is_k3_with_its_gradient():
         assert log_prob.grad[i].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_importance_scales_the_surrogate_only():
-    settings = AlgorithmSection(kl_coefficient=0.5)
-    weight = [0.0, 0.5, 1.0, 2.0, 1.0, 1.0]
-    log_prob = torch.tensor(LOG_PROB)
-    plain = policy_loss(log_prob, fields(reference_logprobs=OLD), settings)
-    weighted = policy_loss(log_prob, fields(reference_logprobs=OLD, importance=weight), settings)
-    kl = 0.5 * plain.kl_reference
-    torch.testing.assert_close(weighted.loss - kl, (plain.loss - kl) * torch.tensor(weight))
+def test_correction_and_token_weight_scale_the_surrogate_only():
+    correction, token_weight = [0.0, 0.5, 1.0, 2.0, 1.0, 1.5], [1.0, 1.0, 0.0, 0.5, 1.0, 2.0]
+    log_prob, settings = torch.tensor(LOG_PROB), AlgorithmSection()
+    plain = policy_loss(log_prob, NOW, terms(), settings).loss
+
+    def weighted(**factors: list[float]) -> torch.Tensor:
+        given = replace(terms(**factors), reference=reference(0.5))
+        result = policy_loss(log_prob, NOW, given, settings)
+        return result.loss - 0.5 * result.kl_reference
+
+    one, other = torch.tensor(correction), torch.tensor(token_weight)
+    torch.testing.assert_close(weighted(correction=correction), plain * one)
+    torch.testing.assert_close(weighted(token_weight=token_weight), plain * other)
+    both = weighted(correction=correction, token_weight=token_weight)
+    torch.testing.assert_close(both, plain * one * other)
 
 
 @pytest.mark.parametrize("clip_low", [0.2, 1.0])
 def test_cispo_clips_the_weight_and_no_gradient(clip_low):
     settings = AlgorithmSection(policy_loss="cispo", clip_low=clip_low, clip_high=0.3)
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    result = policy_loss(log_prob, fields(), settings)
+    result = policy_loss(log_prob, NOW, terms(), settings)
     result.loss.sum().backward()
     for i, (p, q, a) in enumerate(zip(LOG_PROB, OLD, ADVANTAGE)):
         weight = min(max(math.exp(p - q), 1 - clip_low), 1.3)
@@ -131,9 +148,9 @@ def test_gspo_is_the_papers_sequence_objective(advantage, clip_low, clipped):
         policy_loss="gspo", aggregation="sequence_mean", clip_low=clip_low, clip_high=0.3
     )
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    given = fields(advantages=[advantage[i] for i in SEQUENCE.tolist()])
-    given["sequence_log_ratio"] = sequence_log_ratio(log_prob, given["old_logprobs"], SEQUENCE)
-    result = policy_loss(log_prob, given, settings)
+    given = terms(advantages=[advantage[i] for i in SEQUENCE.tolist()])
+    ratio = sequence_log_ratio(log_prob, given.old_logprobs, SEQUENCE)
+    result = policy_loss(log_prob, InTraining(torch.zeros(6), ratio), given, settings)
     lengths = torch.bincount(SEQUENCE)
     loss = (result.loss / lengths[SEQUENCE]).sum()  # sequence_mean, times the number of responses
     (gradient,) = torch.autograd.grad(loss, log_prob)
@@ -147,13 +164,13 @@ def test_gspo_is_the_papers_sequence_objective(advantage, clip_low, clipped):
 
 def test_gspo_without_old_logprobs_is_at_ratio_one():
     settings = AlgorithmSection(policy_loss="gspo", aggregation="sequence_mean")
-    loss = policy_loss(torch.tensor(LOG_PROB), fields(None), settings).loss
+    loss = policy_loss(torch.tensor(LOG_PROB), NOW, terms(None), settings).loss
     assert torch.equal(loss, -torch.tensor(ADVANTAGE))
 
 
 # what a mini-batch has beside its ordinary tokens
 EXTREME = {
-    "reference": (AlgorithmSection(kl_coefficient=0.01), {"reference_logprobs": 95.0}),
+    "reference": (AlgorithmSection(), {"reference": 95.0}),
     "old": (AlgorithmSection(), {"old_logprobs": -95.0}),
     "old, dual clip": (AlgorithmSection(dual_clip=3.0), {"old_logprobs": -95.0}),
     "old, cispo": (AlgorithmSection(policy_loss="cispo", clip_low=1), {"old_logprobs": -95.0}),
@@ -166,15 +183,19 @@ EXTREME = {
 @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
 def test_one_extreme_token_leaves_every_gradient_finite_and_the_others_as_they_are(case, advantage):
     settings, extreme = EXTREME[case]
-    ordinary = {name: [0.5 if name == "ratio_weight" else -0.7] * 6 for name in extreme}
+
+    def given(**third: float) -> LossTerms:
+        """Six ordinary tokens, the third of them changed."""
+        ordinary = {"advantages": ADVANTAGE}
+        ordinary |= {n: [0.5 if n == "ratio_weight" else -0.7] * 6 for n in extreme}
+        values = {n: [*v[:2], third.get(n, v[2]), *v[3:]] for n, v in ordinary.items()}
+        kl = reference(0.01, values.pop("reference")) if "reference" in values else None
+        return replace(terms(values.pop("old_logprobs", None), **values), reference=kl)
+
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    policy_loss(log_prob, fields(**ordinary), settings).loss.sum().backward()
+    policy_loss(log_prob, NOW, given(), settings).loss.sum().backward()
     expected, log_prob.grad = log_prob.grad, None
-    given = fields(**ordinary)
-    given["advantages"][2] = advantage
-    for name, value in extreme.items():
-        given[name][2] = value
-    loss = policy_loss(log_prob, given, settings).loss
+    loss = policy_loss(log_prob, NOW, given(advantages=advantage, **extreme), settings).loss
     loss.sum().backward()
     assert loss.isfinite().all()
     assert log_prob.grad.isfinite().all()
@@ -184,21 +205,18 @@ def test_one_extreme_token_leaves_every_gradient_finite_and_the_others_as_they_a
 
 @pytest.mark.parametrize("old", [-95.0, -math.inf, math.nan])
 @pytest.mark.parametrize("kind", ["ppo_clip", "cispo"])
-@pytest.mark.parametrize("mask", ["importance", "entropy", "old_kl_weight", "ratio_weight"])
-def test_a_masked_token_contributes_exactly_nothing(mask, kind, old):
-    settings = AlgorithmSection(policy_loss=kind)
+@pytest.mark.parametrize("other", ["", "old_kl_weight", "ratio_weight"])
+@pytest.mark.parametrize("mask", ["correction", "token_weight", "entropy_gate"])
+def test_a_masked_token_contributes_exactly_nothing(mask, other, kind, old):
+    """A token without a surrogate may have other terms: here with a weight of 0 too."""
+    weight = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
-    given = fields([old, *OLD[1:]])
-    given["advantages"][0] = -3.0
-    out = torch.arange(6) == 0
-    weight = torch.where(out, 0.0, 1.0)
-    given["importance"] = weight  # a token without a surrogate may have other terms
-    if mask == "entropy":
-        del given["importance"]
-        given |= {"entropy": weight, "entropy_low": weight * 0 + 0.5, "entropy_high": weight + 1}
-    elif mask != "importance":
-        given[mask] = weight
-    loss = policy_loss(log_prob, given, settings).loss
+    others = {name: weight for name in (mask, other) if name not in ("", "entropy_gate")}
+    given = terms([old, *OLD[1:]], advantages=[-3.0, *ADVANTAGE[1:]], **others)
+    now = InTraining(torch.tensor(weight))
+    if mask == "entropy_gate":
+        given = replace(given, entropy_gate=EntropyGate(torch.full((6,), 0.5), now.entropy + 1))
+    loss = policy_loss(log_prob, now, given, AlgorithmSection(policy_loss=kind)).loss
     loss.sum().backward()
     assert loss[0].item() == 0
     assert log_prob.grad[0].item() == 0

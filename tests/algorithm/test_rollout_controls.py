@@ -7,36 +7,32 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import entropy_controls, terms
+from aent.algorithm import entropy_controls, mini_batches
 from aent.algorithm.entropy_controls.rollouts import allocate, majority
-from aent.data.batch import Batch
 from aent.data.sample import Sample
-from algorithm.test_shaping_controls import (
-    make_batch,
-    over_response,
-    recipe_of,
-    response,
-    steps_of,
-    through_json,
-)
+from algorithm import steps
+from algorithm.steps import Step, controlled, recipe_of
+from algorithm.test_shaping_controls import N, make_step, steps_of
 
 
-def with_entropy(value: float, batch: Batch) -> None:
-    batch.old_entropies = over_response(batch, torch.full((12,), value))
+def with_entropy(value: float, temperature: float = 1.0) -> Step:
+    return make_step(0, temperature).scored(entropies=[value] * N)
 
 
 def test_temperature_follows_e3s_rule():
+    """From the temperature of the batch, which is the one that it was sampled at."""
     entropies = [1.5, 1.2, 1.2, 1.9, 0.7, 1.5, 1.0, 1.4, 1.5, 0.9]
     recipe = recipe_of({"kind": "temperature_schedule"}, rollout={"temperature": 0.8})
-    steps = steps_of(recipe, 10, lambda step, batch: with_entropy(entropies[step], batch))
+    seen = steps_of(recipe, 10, lambda number, t: with_entropy(entropies[number], t))
     temperature, factor = 0.8, math.log(100) + math.log(math.log(100))
     assert entropy_controls.plan(recipe, {}).temperature == 0.8
-    for step, (_, memory) in enumerate(steps):
-        if step > 0:
+    for number, (step, memory) in enumerate(seen):
+        assert step.batch.temperature == pytest.approx(temperature)
+        if number > 0:
             decay = 1.0
-            if step >= 6:  # the last 40% of ten steps
-                decay = 0.1 * 0.5 * (1 + math.cos(math.pi * (step - 6) / 4)) + 0.9
-            ratio = 1.5 * decay / entropies[step]
+            if number >= 6:  # the last 40% of ten steps
+                decay = 0.1 * 0.5 * (1 + math.cos(math.pi * (number - 6) / 4)) + 0.9
+            ratio = 1.5 * decay / entropies[number]
             temperature *= 1 + temperature * math.log(ratio) / factor
         made = entropy_controls.plan(recipe, memory)
         assert made.temperature == pytest.approx(temperature)
@@ -44,10 +40,18 @@ def test_temperature_follows_e3s_rule():
     assert temperature != pytest.approx(0.8)
 
 
+def test_the_temperature_of_a_batch_sampled_ahead_is_its_own():
+    """Entropy was measured at the batch's temperature, whatever the last step has left."""
+    recipe = recipe_of({"kind": "temperature_schedule"})
+    memory = {"temperature_schedule": {"temperature": 1.3, "target": 1.5}}
+    _, kept = controlled(with_entropy(1.5, temperature=0.9), recipe, 1, memory)
+    assert kept["temperature_schedule"]["temperature"] == 0.9
+
+
 def test_a_policy_without_entropy_keeps_its_temperature():
     recipe = recipe_of({"kind": "temperature_schedule"})
-    steps = steps_of(recipe, 3, lambda step, batch: with_entropy(0.0, batch))
-    assert entropy_controls.plan(recipe, steps[-1][1]).temperature == 1.0
+    seen = steps_of(recipe, 3, lambda _, t: with_entropy(0.0, t))
+    assert entropy_controls.plan(recipe, seen[-1][1]).temperature == 1.0
 
 
 def test_budget_goes_to_questions_that_went_worse():
@@ -65,22 +69,18 @@ def test_budget_goes_to_questions_that_went_worse():
 
 def test_rewards_of_each_question_are_kept():
     recipe = recipe_of({"kind": "rollout_budget", "low": 2, "high": 12})
-    steps = steps_of(recipe, 3)
-    kept = steps[-1][1]["rollout_budget"]["rewards"]
-    assert kept == {"0": [3.0, 6], "1": [1.5, 6]}  # items 0 and 1 got (1, 0) and (.25, .25) a step
-    plan = entropy_controls.plan(recipe, steps[-1][1])
-    assert plan.samples([0, 1, 5]) == [4, 12, 8]
+    memory = steps_of(recipe, 3)[-1][1]
+    # items 0 and 1 got (1, 0) and (.25, .25) a step
+    assert memory["rollout_budget"]["rewards"] == {"0": [3.0, 6], "1": [1.5, 6]}
+    assert entropy_controls.plan(recipe, memory).samples([0, 1, 5]) == [4, 12, 8]
     assert entropy_controls.plan(recipe, {}).samples([0, 1, 5]) == [8, 8, 8]
 
 
 @pytest.mark.parametrize(("entropy", "temperature", "limit"), [(0.5, 1.2, 7), (0.51, 0.8, 3)])
 def test_reroll_is_hot_below_the_target_and_cold_above(entropy, temperature, limit):
-    control = {"kind": "reroll", "target": 0.5, "limit": 7}
-    recipe = recipe_of(control)
+    recipe = recipe_of({"kind": "reroll", "target": 0.5, "limit": 7})
     assert entropy_controls.plan(recipe, {}).reroll is None
-    batch = make_batch()
-    with_entropy(entropy, batch)
-    memory = through_json(entropy_controls.apply(batch, recipe, 0, 100, {}))
+    _, memory = controlled(with_entropy(entropy), recipe)
     plan = entropy_controls.plan(recipe, memory)
     assert (plan.reroll.share, plan.reroll.temperature, plan.reroll.limit) == (
         0.25,
@@ -99,20 +99,18 @@ def test_rerolled_responses_learn_with_advantage_one_in_place_of_others():
         )
         for i, (n, r) in enumerate(zip(lengths, rewards))
     ]
-    batch = Batch.from_samples(samples)
-    batch.old_logprobs = over_response(batch, torch.full((10,), -0.75))
-    batch.old_entropies = over_response(batch, torch.tensor([1.0] * 6 + [50.0] * 4))
+    step = steps.make_step(samples, [0.0] * 10, torch.Generator(), 1.0)
+    step = step.scored(logprobs=[-0.75] * 10, entropies=[1.0] * 6 + [50.0] * 4)
     recipe = recipe_of({"kind": "reroll", "target": 0.5}, algorithm={"advantage": "group_mean"})
-    assert batch.logprob_gap == 0.25
-    terms.set_advantages(batch, recipe)
-    memory = entropy_controls.apply(batch, recipe, 0, 100, {})
+    terms = mini_batches.loss_terms(step.batch, step.scores, None, recipe)
+    after, memory = controlled(Step(step.batch, step.scores, terms), recipe)
     assert memory == {"reroll": {"entropy": 1.0}}
     third = 1 / 3
     want = [2 * third] * 2 + [-third] * 4 + [1.0] * 4
-    assert response(batch, batch.advantages) == pytest.approx(want)
-    assert response(batch, batch.importance) == [0.0] * 3 + [1.0] * 7  # the first two give way
-    assert response(batch, batch.behaviour_logprobs) == [-0.5] * 6 + [-0.75] * 4
-    assert batch.logprob_gap == 0.25
+    assert step.response(after.terms.advantages) == pytest.approx(want)
+    # the first two give way
+    assert step.response(after.terms.token_weight) == [0.0] * 3 + [1.0] * 7
+    assert step.batch.logprob_gap(step.scores.logprobs) == 0.25
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ def rollout(seed: int = 0) -> Rollout:
         for i, (p, n) in enumerate([(3, 5), (3, 1), (9, 2)])
     ]
     verdicts = [Verdict(0.25), Verdict(0.0, "timeout"), Verdict(1.0)]
-    return Rollout(samples, ["1 + 1?", "1 + 1?", "é\n😀"], ["2", "", "x" * 40], verdicts)
+    return Rollout(samples, ["1 + 1?", "1 + 1?", "é\n😀"], ["2", "", "x" * 40], verdicts, 1 / 3)
 
 
 def test_what_was_written_is_read_to_the_last_bit(tmp_path):
@@ -37,6 +38,12 @@ def test_what_was_written_is_read_to_the_last_bit(tmp_path):
     assert rollout_files.read(tmp_path, 3) == rollout()
     assert rollout_files.read(tmp_path, 4) is None
     assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["step_000003.npz"]
+
+
+def test_a_file_of_before_temperatures_were_recorded_is_read(tmp_path):
+    before = replace(rollout(), temperature=None)
+    rollout_files.write(tmp_path, 3, before)
+    assert rollout_files.read(tmp_path, 3) == before
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])

@@ -115,8 +115,8 @@ def expected(path: Path) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks: more only wait for one another
     try:
-        model, batch = formulas.load(path), tiny.mini_batch(LENGTHS, vocab=VOCAB)
-        want = formulas.expected(model, batch, recipe_of(path), COEFFICIENT)
+        model, mini = formulas.load(path), tiny.mini_batch(LENGTHS, vocab=VOCAB)
+        want = formulas.expected(model, mini, recipe_of(path), COEFFICIENT)
         want.loss.backward()
     finally:
         torch.set_num_threads(threads)
@@ -127,10 +127,10 @@ def expected(path: Path) -> dict[str, Any]:
 def computed(path: Path, layout: Layout, rank: int) -> dict[str, Any]:
     from aent.trainer.trainer import Trainer
 
-    batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
+    mini = tiny.mini_batch(LENGTHS, vocab=VOCAB)
     trainer = Trainer(recipe_of(path, layout), path)
-    score = trainer.score(batch)[batch.loss_mask].numpy()
-    result = trainer.train_minibatch(batch, COEFFICIENT)
+    score = trainer.score(mini.batch)[mini.batch.loss_mask].numpy()
+    result = trainer.train_minibatch(mini, COEFFICIENT)
     gradients = whole_gradients(trainer)
     missing = not_returned(trainer, str(path))
     if layout == TENSOR:
@@ -143,7 +143,7 @@ def refused(path: Path, layout: Layout, token: int) -> str:
     """What the trainer says of weights, and of a token that it must not train on."""
     from aent.trainer.trainer import Trainer
 
-    batch = tiny.mini_batch(LENGTHS, vocab=VOCAB)
+    batch = tiny.mini_batch(LENGTHS, vocab=VOCAB).batch
     batch.tokens[2] = token  # of a prompt
     try:
         Trainer(recipe_of(path, layout), path).score(batch)

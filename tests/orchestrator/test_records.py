@@ -12,6 +12,7 @@ from aent.orchestrator.records import (
     groups_without_signal,
     judged_mean,
     time_metrics,
+    token_mean,
     zero_share,
 )
 
@@ -29,12 +30,20 @@ def test_groups_replaced_counts_groups_and_not_samples():
 
 
 def test_zero_share_is_over_response_tokens():
-    batch = Batch.from_samples(samples())
+    batch = Batch.from_samples(samples(), 1.0)
     assert zero_share(batch, None) == 0
     weight = torch.where(batch.loss_mask, 1.0, 0.0)
     assert zero_share(batch, weight) == 0
     weight[batch.loss_mask.nonzero()[:2, 0]] = 0
     assert zero_share(batch, weight) == 2 / 8
+
+
+def test_token_mean_is_over_response_tokens():
+    batch = Batch.from_samples(samples(), 1.0)
+    assert token_mean(batch, None) == 1
+    factor = torch.full_like(batch.behaviour_logprobs, 9.0)
+    factor[batch.loss_mask] = torch.arange(8) / 4
+    assert token_mean(batch, factor) == 7 / 8
 
 
 def test_rerolled_responses_are_in_no_mean_of_the_policy():
@@ -45,7 +54,7 @@ def test_rerolled_responses_are_in_no_mean_of_the_policy():
     verdicts = [Verdict(0.0), Verdict(0.5), Verdict(1.0)]
     assert judged_mean(Rollout(chosen, [""] * 3, [""] * 3, verdicts)) == 0.25
     chosen[2].reward = 0.0
-    assert groups_without_signal(Batch.from_samples(chosen)) == 1
+    assert groups_without_signal(Batch.from_samples(chosen, 1.0)) == 1
 
 
 def test_numbers_that_controls_keep_are_metrics():
@@ -58,7 +67,7 @@ def test_numbers_that_controls_keep_are_metrics():
 
 def test_time_is_told_per_phase_and_per_role():
     seconds = {"sample": 5.0, "train": 3.0, "sync": 1.0, "record": 1.0}
-    metrics = time_metrics(Batch.from_samples(samples()), seconds, engine_busy_s=4.5)
+    metrics = time_metrics(Batch.from_samples(samples(), 1.0), seconds, engine_busy_s=4.5)
     assert {k: v for k, v in metrics.items() if k.startswith("time/")} == {
         "time/sample": 5.0,
         "time/train": 3.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from aent.checkpoint import rollout_files
 from aent.data.rollout import Rollout, Verdict
 from aent.data.sample import Sample
 from aent.orchestrator.rollouts import Rollouts
+from aent.orchestrator.sampler import as_batch
 from aent.recipe.load import load
 from aent.runtime.environment import data_path
 
@@ -98,3 +99,12 @@ def test_what_fails_ahead_is_raised_where_it_is_waited_for(tmp_path: Path, by: s
     made.of(2, how)
     with pytest.raises(RuntimeError, match="step 3"):
         made.settle() if by == "settle" else made.of(3, how)
+
+
+@pytest.mark.parametrize(("recorded", "wanted"), [(0.7, 0.7), (None, 1.3)])
+def test_a_batch_has_the_temperature_that_it_was_sampled_at(
+    recorded: float | None, wanted: float
+) -> None:
+    """Whatever the plan says now: that of a later step, if it was sampled ahead."""
+    now = replace(plan(load(data_path("recipes/cpu/tiny.yaml"), []), {}), temperature=1.3)
+    assert as_batch(replace(rollout_of(0), temperature=recorded), now).temperature == wanted

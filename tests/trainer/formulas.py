@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from aent.algorithm.terms import MiniBatch
 from aent.data.batch import Batch
 from aent.recipe.controls import NucleusAnchor
 from aent.recipe.schema import Recipe
@@ -40,34 +41,36 @@ class Expected:
 
 
 def expected(
-    model: torch.nn.Module, batch: Batch, recipe: Recipe, coefficient: float, drop: float = 0.33
+    model: torch.nn.Module, mini: MiniBatch, recipe: Recipe, coefficient: float, drop: float = 0.33
 ) -> Expected:
-    return expected_from_logits(response_logits(model, batch), batch, recipe, coefficient, drop)
+    z = response_logits(model, mini.batch)
+    return expected_from_logits(z, mini, recipe, coefficient, drop)
 
 
 def expected_from_logits(
-    z: Tensor, batch: Batch, recipe: Recipe, coefficient: float, drop: float = 0.33
+    z: Tensor, mini: MiniBatch, recipe: Recipe, coefficient: float, drop: float = 0.33
 ) -> Expected:
+    batch, terms = mini.batch, mini.terms
     mask = batch.loss_mask
-    logp = torch.log_softmax(z / recipe.rollout.temperature, dim=-1)
+    logp = torch.log_softmax(z / batch.temperature, dim=-1)
     p = logp.exp()
     log_prob = logp.gather(1, batch.tokens[mask][:, None])[:, 0]
     vocab = z.shape[1]
     order = z.detach().sort(dim=1, descending=True, stable=True).indices
     keep = order[:, : vocab - int(vocab * drop)]
-    logq = torch.log_softmax((z / recipe.rollout.temperature).gather(1, keep), dim=-1)
+    logq = torch.log_softmax((z / batch.temperature).gather(1, keep), dim=-1)
     clamped = -(logq.exp() * logq).sum(1)
 
     entropy = -(p * logp).sum(1)
     bonus = entropy if recipe.entropy.measure == "full" else clamped
-    if batch.smoothing_weight is not None:
-        low, high = batch.smoothing_low[mask], batch.smoothing_high[mask]
+    if terms.smoothing is not None:
+        low, high = terms.smoothing.low[mask], terms.smoothing.high[mask]
         outside = (low - bonus).clamp(min=0) + (bonus - high).clamp(min=0)
-        bonus = bonus - batch.smoothing_weight[mask] * outside
+        bonus = bonus - terms.smoothing.weight[mask] * outside
 
     a = recipe.algorithm
-    old = log_prob.detach() if batch.old_logprobs is None else batch.old_logprobs[mask]
-    advantage, r = batch.advantages[mask], (log_prob - old).exp()
+    old = log_prob.detach() if terms.old_logprobs is None else terms.old_logprobs[mask]
+    advantage, r = terms.advantages[mask], (log_prob - old).exp()
     if a.policy_loss == "gspo":  # one ratio a response, with a gradient of its own
         owner = batch.sequence_of_token[mask]
         per_response = [(log_prob - old)[owner == s].mean().exp() for s in owner.unique()]
@@ -81,24 +84,24 @@ def expected_from_logits(
             advantage < 0, torch.max(surrogate, a.dual_clip * advantage), surrogate
         )
     per_token = -surrogate
-    if batch.importance is not None:
-        per_token = per_token * batch.importance[mask]
-    if batch.entropy_low is not None:
-        h = entropy.detach()
-        per_token = per_token * (h >= batch.entropy_low[mask]) * (h <= batch.entropy_high[mask])
-    if batch.ratio_weight is not None:
-        per_token = per_token - batch.ratio_weight[mask] * (log_prob - old).exp()
-    if batch.old_kl_weight is not None:
-        per_token = per_token + batch.old_kl_weight[mask] * (log_prob - old).abs()
-    if batch.reference_logprobs is not None:
-        d = batch.reference_logprobs[mask] - log_prob
-        beta = a.kl_coefficient if batch.kl_weight is None else batch.kl_weight[mask]
-        per_token = per_token + beta * (d.exp() - d - 1)
-    loss = (batch.policy_weight[mask] * per_token).sum()
-    loss = loss - coefficient * (batch.entropy_weight[mask] * bonus).sum()
-    if batch.nucleus_weight is not None:
-        nuclei = nucleus_entropies(z / recipe.rollout.temperature, recipe.control("nucleus_anchor"))
-        loss = loss + (batch.nucleus_weight[mask] * nuclei).sum()
+    for factor in (terms.correction, terms.token_weight):
+        if factor is not None:
+            per_token = per_token * factor[mask]
+    if terms.entropy_gate is not None:
+        h, gate = entropy.detach(), terms.entropy_gate
+        per_token = per_token * (h >= gate.low[mask]) * (h <= gate.high[mask])
+    if terms.ratio_weight is not None:
+        per_token = per_token - terms.ratio_weight[mask] * (log_prob - old).exp()
+    if terms.old_kl_weight is not None:
+        per_token = per_token + terms.old_kl_weight[mask] * (log_prob - old).abs()
+    if terms.reference is not None:
+        d = terms.reference.logprobs[mask] - log_prob
+        per_token = per_token + terms.reference.weight[mask] * (d.exp() - d - 1)
+    loss = (terms.policy_weight[mask] * per_token).sum()
+    loss = loss - coefficient * (terms.entropy_weight[mask] * bonus).sum()
+    if terms.nucleus_weight is not None:
+        nuclei = nucleus_entropies(z / batch.temperature, recipe.control("nucleus_anchor"))
+        loss = loss + (terms.nucleus_weight[mask] * nuclei).sum()
     return Expected(
         loss,
         log_prob.detach(),

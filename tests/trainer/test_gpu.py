@@ -32,17 +32,17 @@ def test_loss_gradient_and_export_on_a_gpu(
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     path = tiny.write_model(tmp_path / "model", tied)
     recipe = tiny.recipe(trainer={"optimizer": {"implementation": "auto", "lr": 1e-30}})
-    batch = tiny.mini_batch(tiny.RAGGED)
+    mini = tiny.mini_batch(tiny.RAGGED)
     reference = formulas.load(path)
-    want = formulas.expected(reference, batch, recipe, 0.5)
+    want = formulas.expected(reference, mini, recipe, 0.5)
     want.loss.backward()
     norm = math.sqrt(sum(float(g.square().sum()) for g in formulas.gradients(reference).values()))
 
     distributed.initialize(recipe.trainer, seed=0)
     try:
         trainer = Trainer(recipe, path)
-        score = trainer.score(batch)[batch.loss_mask]
-        result = trainer.train_minibatch(batch, 0.5)
+        score = trainer.score(mini.batch)[mini.batch.loss_mask]
+        result = trainer.train_minibatch(mini, 0.5)
         exported = {name: value.cpu() for name, value in trainer.export()}
     finally:
         distributed.shutdown()

@@ -1,5 +1,7 @@
 """Partition and packing: who gets which sequences, and where tokens stand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -47,20 +49,20 @@ def pack_alone(batch: Batch, sequences: list[int], multiple: int) -> MicroBatch:
 
 
 def test_pack_keeps_tokens_positions_and_what_predicts_what() -> None:
-    batch = tiny.mini_batch([(2, 3), (4, 1), (1, 2)])
+    batch = tiny.mini_batch([(2, 3), (4, 1), (1, 2)]).batch
     micro_batch = pack_alone(batch, [2, 0], 8)  # 3 + 5 tokens: a multiple of 8 already
     tokens = micro_batch.tokens[0]
     assert tokens.tolist() == batch.tokens[[10, 11, 12, 0, 1, 2, 3, 4]].tolist()
     assert micro_batch.packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert micro_batch.packed.cu_seqlens_q.tolist() == [0, 3, 8]
-    assert (tokens[micro_batch.predicts + 1] == micro_batch.fields["targets"]).all()
-    assert (batch.tokens[micro_batch.index] == micro_batch.fields["targets"]).all()
+    assert (tokens[micro_batch.predicts + 1] == micro_batch.targets).all()
+    assert (batch.tokens[micro_batch.index] == micro_batch.targets).all()
     assert micro_batch.index.tolist() == [11, 12, 2, 3, 4]
-    assert (micro_batch.fields["advantages"] == batch.advantages[micro_batch.index]).all()
+    assert micro_batch.sequence.tolist() == [1, 1, 0, 0, 0]
 
 
 def test_pack_pads_with_a_sequence_of_its_own() -> None:
-    batch = tiny.mini_batch([(2, 3)])
+    batch = tiny.mini_batch([(2, 3)]).batch
     micro_batch = pack_alone(batch, [0], 4)
     assert micro_batch.tokens.shape == (1, 8)
     assert micro_batch.packed.cu_seqlens_q.tolist() == [0, 5, 8]
@@ -80,14 +82,14 @@ def test_padded_layout_round_trip() -> None:
 
 
 def test_a_response_without_a_prompt_is_an_error() -> None:
-    batch = tiny.mini_batch([(1, 3), (2, 2)])
+    batch = tiny.mini_batch([(1, 3), (2, 2)]).batch
     batch.loss_mask[4] = True
     with pytest.raises(ValueError, match="loss_mask"):
         pack_alone(batch, [1], 1)
 
 
 def test_units_are_the_sequences_of_a_group_with_one_prompt() -> None:
-    batch = tiny.grouped_batch()
+    batch = tiny.grouped_batch().batch
     units = make_units(batch, True, 100)
     assert [u.sequences for u in units] == [[0, 1, 2], [3], [4, 5]]
     assert [(u.prompt, u.tokens) for u in units] == [(5, 5 + 4 + 1 + 7), (3, 3 + 6), (9, 9 + 2 + 5)]
@@ -97,13 +99,12 @@ def test_units_are_the_sequences_of_a_group_with_one_prompt() -> None:
 
 
 def test_equal_prompts_of_two_groups_are_two_units() -> None:
-    batch = tiny.grouped_batch()
-    batch.group = torch.tensor([0, 0, 7, 1, 2, 2])
+    batch = replace(tiny.grouped_batch().batch, group=torch.tensor([0, 0, 7, 1, 2, 2]))
     assert [u.sequences for u in make_units(batch, True, 100)] == [[0, 1], [2], [3], [4, 5]]
 
 
 def test_a_unit_beyond_the_limit_is_split_and_computes_its_prompt_twice() -> None:
-    units = make_units(tiny.grouped_batch(), True, 14)
+    units = make_units(tiny.grouped_batch().batch, True, 14)
     assert [u.tokens for u in units] == [5 + 7, 5 + 4 + 1, 3 + 6, 9 + 5, 9 + 2]
     assert sorted(s for u in units for s in u.sequences) == list(range(6))
 
@@ -127,7 +128,7 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
 
 @pytest.mark.parametrize(("limit", "multiple"), [(100, 1), (100, 32), (14, 8)])
 def test_every_response_token_is_predicted_from_its_own_sequence(limit: int, multiple: int) -> None:
-    batch = tiny.grouped_batch()
+    batch = tiny.grouped_batch().batch
     micro_batch = pack(batch, make_units(batch, True, limit), multiple, CPU)
     packed, starts = micro_batch.packed, batch.cu_seqlens.tolist()
     assert packed.mask is not None

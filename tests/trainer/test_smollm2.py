@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 LAYOUTS = [(1, 1), (3, 1), (1, 2)]
 VOCAB = 49152
-BATCH = tiny.mini_batch([(5, 7), (9, 2)], vocab=VOCAB)
+BATCH = tiny.mini_batch([(5, 7), (9, 2)], vocab=VOCAB).batch
 
 
 def whole_logits(trainer: Any) -> np.ndarray | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from aent.data.batch import Batch
+from aent.algorithm.terms import EntropyGate, LossTerms, MiniBatch, ReferenceKl, Smoothing
+from aent.data.flat import Flat, kinds
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
 from trainer import formulas, tiny
@@ -74,26 +77,71 @@ def objective_coefficient(name: str) -> float:
     return LAMBDA if name == "bonus" else 0.0
 
 
-def old_batch(name: str) -> Batch:
+def old_batch(name: str) -> MiniBatch:
     """A mini-batch whose old log-probs lie so near the policy's (``formulas``) that some clip."""
-    batch = tiny.mini_batch(tiny.RAGGED, seed=7)
-    noise = torch.randn(batch.tokens.numel(), generator=torch.Generator().manual_seed(8))
-    batch.old_logprobs = torch.where(batch.loss_mask, -6 + noise, 0.0)
-    if name == "controls":  # what entropy controls leave in a batch
-        batch.old_kl_weight = (noise > 1).float()
-        batch.importance = (noise < 0.5).float()
-        batch.entropy_low = torch.full_like(noise, 0.5)
-        batch.entropy_high = torch.full_like(noise, 2.0)
-        batch.reference_logprobs = batch.old_logprobs
-        batch.kl_weight = noise.clamp(min=0)
-        batch.ratio_weight = 0.3 * (noise > 0).float() * batch.loss_mask
+    mini = tiny.mini_batch(tiny.RAGGED, seed=7)
+    mask = mini.batch.loss_mask
+    noise = torch.randn(mask.numel(), generator=torch.Generator().manual_seed(8))
+    old = torch.where(mask, -6 + noise, 0.0)
+    mini = tiny.with_terms(mini, old_logprobs=old)
+    if name == "controls":  # what corrections and entropy controls make of it
+        return tiny.with_terms(
+            mini,
+            correction=0.5 + noise.abs(),
+            token_weight=(noise < 0.5).float(),
+            entropy_gate=EntropyGate(torch.full_like(noise, 0.5), torch.full_like(noise, 2.0)),
+            ratio_weight=0.3 * (noise > 0).float() * mask,
+            old_kl_weight=(noise > 1).float(),
+            reference=ReferenceKl(old, noise.clamp(min=0)),
+        )
     if name == "bonus":
-        batch.smoothing_weight = noise.abs()
-        batch.smoothing_low = torch.full_like(noise, 1.0)
-        batch.smoothing_high = torch.full_like(noise, 1.5)
-        batch.nucleus_weight = 0.01 * noise.clamp(min=0)
-        batch.entropy_weight = batch.entropy_weight * noise.abs()
-    return batch
+        low, high = torch.full_like(noise, 1.0), torch.full_like(noise, 1.5)
+        return tiny.with_terms(
+            mini,
+            smoothing=Smoothing(noise.abs(), low, high),
+            nucleus_weight=0.01 * noise.clamp(min=0),
+            entropy_weight=mini.terms.entropy_weight * noise.abs(),
+        )
+    return mini
+
+
+def every_term() -> MiniBatch:
+    """A mini-batch whose loss has all terms there are."""
+    controls, bonus = old_batch("controls"), old_batch("bonus").terms
+    of_bonus = {n: getattr(bonus, n) for n in ("smoothing", "nucleus_weight", "entropy_weight")}
+    return tiny.with_terms(controls, **of_bonus)
+
+
+def leaves(terms: Flat, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The way to each tensor of the terms."""
+    for name in kinds(type(terms)):
+        value = getattr(terms, name)
+        if isinstance(value, Flat):
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def moved(terms: Flat, path: tuple[str, ...]) -> Any:
+    """The terms with this one tensor, which must be there, another."""
+    name, *rest = path
+    value = getattr(terms, name)
+    return replace(terms, **{name: moved(value, tuple(rest)) if rest else value * 1.5 + 1})
+
+
+def read(trainer: Any) -> dict[str, bool]:
+    """For each term, whether loss or gradient are others when it is another."""
+
+    def train(terms: LossTerms) -> tuple[float, float]:
+        result = trainer.train_minibatch(replace(whole, terms=terms), LAMBDA)
+        return result.loss, result.grad_norm
+
+    trainer.recipe, whole = objective_recipe("bonus", 60), every_term()
+    before = train(whole.terms)
+    assert train(whole.terms) == before
+    return {
+        ".".join(path): train(moved(whole.terms, path)) != before for path in leaves(whole.terms)
+    }
 
 
 def objectives(trainer: Any) -> dict[Any, Any]:
@@ -118,7 +166,7 @@ def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
 
     before = weights_of(trainer)
     broken = tiny.mini_batch(tiny.RAGGED)
-    broken.advantages = broken.advantages * float("inf")
+    broken = tiny.with_terms(broken, advantages=broken.terms.advantages * math.inf)
     result = trainer.train_minibatch(broken, 0.0)
     same = all(torch.equal(a, b) for a, b in zip(before, weights_of(trainer)))
     after = trainer.train_minibatch(BATCHES[0], 0.0)
@@ -171,16 +219,17 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
         out["full"] = gradient_reaches(trainer, LAMBDA)
     recipe = objective_recipe("gspo", 24)
     with tiny.world(recipe.trainer, rank, folder, "objectives"):
-        out["objectives"] = objectives(Trainer(recipe, Path(path)))
+        trainer = Trainer(recipe, Path(path))
+        out["objectives"], out["read"] = objectives(trainer), read(trainer)
     kl = recipe_of(tp=2, algorithm={"kl_coefficient": 0.1})
     with tiny.world(kl.trainer, rank, folder, "reference"):
         trainer = Trainer(kl, Path(path))
-        first = trainer.score(BATCHES[0])
+        first = trainer.score(BATCHES[0].batch)
         out["measured"] = measured_on_every_token(trainer)
-        moved, kept = trainer.score(BATCHES[0]), trainer.score_reference(BATCHES[0])
-        back = trainer.score(BATCHES[0])
+        moved, kept = trainer.score(BATCHES[0].batch), trainer.score_reference(BATCHES[0].batch)
+        back = trainer.score(BATCHES[0].batch)
         fresh = Trainer(recipe_of(tp=2, entropy_controls=[NUCLEI]), Path(path))
-        out["entropies"] = fresh.score_tokens(BATCHES[0])
+        out["entropies"] = fresh.score_tokens(BATCHES[0].batch)
         out["reference"] = [
             torch.equal(kept, first), torch.equal(moved, back), torch.equal(moved, first)
         ]  # fmt: skip
@@ -264,9 +313,9 @@ def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
 
 @pytest.mark.slow
 def test_scoring_gives_the_entropies_too(ranks: list[dict], path: Path) -> None:
-    recipe, mask = recipe_of(entropy_controls=[NUCLEI]), BATCHES[0].loss_mask
+    recipe, mask = recipe_of(entropy_controls=[NUCLEI]), BATCHES[0].batch.loss_mask
     with torch.no_grad():
-        z = formulas.response_logits(formulas.load(path), BATCHES[0])
+        z = formulas.response_logits(formulas.load(path), BATCHES[0].batch)
         want = formulas.expected_from_logits(z, BATCHES[0], recipe, 0.0).entropy
         nuclei = formulas.nucleus_entropies(z / 0.8, recipe.control("nucleus_anchor"))
     scores = ranks[0]["entropies"]
@@ -298,12 +347,18 @@ def test_objectives_do_not_depend_on_micro_batches_and_ranks(
 
 
 @pytest.mark.slow
+def test_the_loss_reads_every_term(ranks: list[dict]) -> None:
+    assert "smoothing.low" in ranks[0]["read"]
+    assert not [name for name, is_read in ranks[0]["read"].items() if not is_read]
+
+
+@pytest.mark.slow
 def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) -> None:
     """Two tensor-parallel ranks against autograd on the whole vocabulary in float64."""
-    batch = BATCHES[0]
-    z = formulas.response_logits(formulas.load(path), batch).detach().double().requires_grad_()
-    policy = formulas.expected_from_logits(z, batch, recipe_of(), 0.0)
-    with_bonus = formulas.expected_from_logits(z, batch, recipe_of(), 1.0)
+    mini = BATCHES[0]
+    z = formulas.response_logits(formulas.load(path), mini.batch).detach().double().requires_grad_()
+    policy = formulas.expected_from_logits(z, mini, recipe_of(), 0.0)
+    with_bonus = formulas.expected_from_logits(z, mini, recipe_of(), 1.0)
     (policy_gradient,) = torch.autograd.grad(policy.loss, z, retain_graph=True)
     (entropy_gradient,) = torch.autograd.grad(with_bonus.loss - policy.loss, z)
     for rank in ranks:
@@ -314,7 +369,7 @@ def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) ->
         product = -float((policy_gradient * entropy_gradient).sum())
         assert seen["product"] == pytest.approx(product, rel=1e-3)
         assert seen["neutral"] == pytest.approx(seen["product"] / seen["entropy"])  # the first one
-        entropies = policy.clamped_entropy.split(batch.response_lengths.tolist())
+        entropies = policy.clamped_entropy.split(mini.batch.response_lengths.tolist())
         assert seen["responses"] == pytest.approx([float(e.mean()) for e in entropies], rel=1e-4)
 
 

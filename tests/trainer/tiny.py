@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from aent.algorithm import aggregation
+from aent.algorithm.terms import LossTerms, MiniBatch
 from aent.data.batch import Batch
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
@@ -61,46 +63,54 @@ def recipe(
         "name": "tiny",
         "model": {"path": "unused"},
         "controller": {"initial": 0.0},
-        "rollout": {"temperature": 0.8},
         "trainer": trainer,
     }
     return Recipe.model_validate(values | sections)
 
 
-def mini_batch(lengths: list[tuple[int, int]], seed: int = 1, vocab: int = VOCAB) -> Batch:
-    """Sequences of (prompt, response) tokens with everything a mini-batch carries."""
+def mini_batch(lengths: list[tuple[int, int]], seed: int = 1, vocab: int = VOCAB) -> MiniBatch:
+    """Sequences of (prompt, response) tokens with the terms that every mini-batch has."""
     g = torch.Generator().manual_seed(seed)
-    total = sum(p + r for p, r in lengths)
+    count, total = len(lengths), sum(p + r for p, r in lengths)
     mask = torch.cat([torch.arange(p + r) >= p for p, r in lengths])
-    sizes = torch.tensor([p + r for p, r in lengths])
     batch = Batch(
         tokens=torch.randint(0, vocab, (total,), generator=g),
-        cu_seqlens=torch.nn.functional.pad(sizes.cumsum(0), (1, 0)),
         loss_mask=mask,
         behaviour_logprobs=torch.where(mask, -4 * torch.rand(total, generator=g), 0.0),
         versions=torch.where(mask, 0, -1),
-        group=torch.arange(len(lengths)) // 2,
-        reward=torch.zeros(len(lengths)),
-        truncated=torch.zeros(len(lengths), dtype=torch.bool),
+        lengths=torch.tensor([p + r for p, r in lengths]),
+        group=torch.arange(count) // 2,
+        reward=torch.zeros(count),
+        truncated=torch.zeros(count, dtype=torch.bool),
+        item=torch.arange(count),
+        rerolled=torch.zeros(count, dtype=torch.bool),
+        temperature=0.8,
     )
-    per_sequence = torch.randn(len(lengths), generator=g)
-    batch.advantages = torch.where(mask, per_sequence[batch.sequence_of_token], 0.0)
-    batch.policy_weight = aggregation.sequence_mean(batch)
-    batch.entropy_weight = aggregation.token_mean(batch)
-    return batch
+    per_sequence = torch.randn(count, generator=g)
+    terms = LossTerms(
+        advantages=torch.where(mask, per_sequence[batch.sequence_of_token], 0.0),
+        policy_weight=aggregation.sequence_mean(batch),
+        entropy_weight=aggregation.token_mean(batch),
+    )
+    return MiniBatch(batch, terms)
 
 
-def grouped_batch() -> Batch:
+def with_terms(mini_batch: MiniBatch, **terms: Any) -> MiniBatch:
+    """The same samples with other terms."""
+    return replace(mini_batch, terms=replace(mini_batch.terms, **terms))
+
+
+def grouped_batch() -> MiniBatch:
     """Six responses to three prompts: three, one and two of them."""
-    batch = mini_batch([(5, 4), (5, 1), (5, 7), (3, 6), (9, 2), (9, 5)], seed=3)
-    batch.group = torch.tensor([0, 0, 0, 1, 2, 2])
+    made = mini_batch([(5, 4), (5, 1), (5, 7), (3, 6), (9, 2), (9, 5)], seed=3)
+    batch = replace(made.batch, group=torch.tensor([0, 0, 0, 1, 2, 2]))
     starts = batch.cu_seqlens.tolist()
     for first, others in ((0, (1, 2)), (4, (5,))):
         prompt = int((~batch.loss_mask[starts[first] : starts[first + 1]]).sum())
         for s in others:
             copied = batch.tokens[starts[first] : starts[first] + prompt]
             batch.tokens[starts[s] : starts[s] + prompt] = copied
-    return batch
+    return MiniBatch(batch, made.terms)
 
 
 RAGGED = [(3, 9), (11, 2), (5, 17), (1, 1), (8, 8), (2, 21), (6, 5)]

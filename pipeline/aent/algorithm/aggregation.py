@@ -6,10 +6,30 @@ to 1; a loss is then a plain weighted sum, the same for any split into micro-bat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from aent.data.batch import Batch
+
+
+def mini_batch_sequences(batch: Batch, count: int) -> list[list[int]]:
+    """Which of the step's sequences stand in each of its ``count`` mini-batches, in their order
+    there: whole groups."""
+    groups = torch.unique(batch.group)  # sorted
+    return [
+        torch.isin(batch.group, part).nonzero().flatten().tolist()
+        for part in torch.tensor_split(groups, count)
+    ]
+
+
+def per_mini_batch(batch: Batch, count: int, weights: Callable[[Batch], Tensor]) -> Tensor:
+    """[T] fp32: ``weights`` of each of a step's mini-batches, at its tokens' places in the step."""
+    flat = torch.zeros(batch.tokens.numel())
+    for sequences in mini_batch_sequences(batch, count):
+        flat[batch.places(sequences)] = weights(batch.select(sequences))
+    return flat
 
 
 def token_mean(batch: Batch) -> Tensor:

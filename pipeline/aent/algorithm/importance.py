@@ -1,4 +1,5 @@
-"""Corrections for the gap between the engine that sampled and the trainer that learns."""
+"""Corrections for the gap between the engine that sampled and the trainer that learns: a factor on
+each token's surrogate, from ``logprobs`` [T] fp32, the trainer's before the step's first update."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from aent.algorithm.losses import bound_log_ratio
 from aent.data.batch import Batch
 
 
-def truncated_token(batch: Batch, cap: float) -> Tensor:
+def truncated_token(batch: Batch, logprobs: Tensor, cap: float) -> Tensor:
     """min(pi_trainer / pi_engine, cap) per token (truncated importance sampling, IMPALA arXiv
     1802.01561; for engine mismatch: Yao et al. 2025, "Your efficient RL framework secretly brings
     you off-policy RL training").
@@ -17,20 +18,18 @@ def truncated_token(batch: Batch, cap: float) -> Tensor:
     Returns:
         [T] fp32, 0 off the loss mask.
     """
-    assert batch.old_logprobs is not None, "importance weights need the trainer's log-probs"
-    ratio = torch.exp(bound_log_ratio(batch.old_logprobs - batch.behaviour_logprobs)).clamp(max=cap)
+    ratio = torch.exp(bound_log_ratio(logprobs - batch.behaviour_logprobs)).clamp(max=cap)
     return torch.where(batch.loss_mask, ratio, 0.0)
 
 
-def masked_sequence(batch: Batch, cap: float) -> Tensor:
+def masked_sequence(batch: Batch, logprobs: Tensor, cap: float) -> Tensor:
     """1 on the tokens of responses whose geometric-mean ratio pi_trainer / pi_engine lies in
     [1 / cap, cap], else 0: the whole response leaves the policy loss (sequence masking).
 
     Returns:
         [T] fp32, 0 off the loss mask.
     """
-    assert batch.old_logprobs is not None, "importance weights need the trainer's log-probs"
-    gap = torch.where(batch.loss_mask, batch.old_logprobs - batch.behaviour_logprobs, 0.0)
+    gap = torch.where(batch.loss_mask, logprobs - batch.behaviour_logprobs, 0.0)
     owner = batch.sequence_of_token
     total = torch.zeros(batch.num_sequences, dtype=torch.float64).index_add(0, owner, gap.double())
     mean = total / batch.response_lengths

@@ -7,12 +7,13 @@ is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from aent.algorithm.terms import EntropyGate, LossTerms, Smoothing
+from aent.data.flat import Flat, PerToken
 from aent.recipe.schema import AlgorithmSection
 
 MAX_LOG_RATIO = 20.0  # nats: e^20 is 5e8; fp32's exp overflows at 88
@@ -29,61 +30,64 @@ class PolicyLoss:
     kl_reference: Tensor | None  # [N] fp32 (k3 estimate), None without a reference
 
 
+@dataclass(frozen=True)
+class InTraining(Flat):
+    """What the forward that is learnt from says of N response tokens besides their log-probs;
+    without gradient."""
+
+    entropy: PerToken  # [N] fp32, nats, over the whole vocabulary
+    sequence_log_ratio: PerToken | None = None  # [N] fp32, for gspo with old log-probs
+
+
 def policy_loss(
-    log_prob: Tensor, fields: Mapping[str, Tensor], settings: AlgorithmSection
+    log_prob: Tensor, now: InTraining, terms: LossTerms, settings: AlgorithmSection
 ) -> PolicyLoss:
-    """The surrogate that the recipe names, with its options, per token.
+    """The surrogate that the recipe names, with the terms that stand beside it, per token.
 
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
-    - importance: a detached factor on the surrogate (engine-versus-trainer mismatch, masks)
-    - ERC: no surrogate where the entropy is below entropy_low or above entropy_high
+    - ``surrogate_factor``: a factor on it, without gradient (off-policy correction, token weight)
+    - ERC: no surrogate where the entropy is outside of ``entropy_gate``
       (``entropy_controls.weights.entropy_ratio_clip``)
     - EntroPIC: - ratio_weight * pi / pi_old (``entropy_controls.terms.probability_push``)
     - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.terms.kl_cov``)
-    - KL to a frozen reference: + kl_weight (default kl_coefficient) * (e^d - d - 1), with
-      d = log pi_ref - log pi (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
+    - KL to a frozen reference: + reference.weight * (e^d - d - 1), with d = log pi_ref - log pi
+      (GRPO, arXiv 2402.03300 eq. 4; Schulman's k3 estimate)
 
     Args:
         log_prob: [N] fp32, differentiable: tempered log-probs of the policy in training.
-        fields: [N] fp32 each, of the same tokens: ``advantages``, and where there are any
-            ``old_logprobs`` (without them those before this step's first update are those of this
-            very forward, a step of one mini-batch, so that r = 1), ``sequence_log_ratio`` (gspo
-            with old log-probs: see there), ``importance``, ``entropy_low`` and ``entropy_high``
-            (with ``entropy``, detached: of the policy in training), ``ratio_weight``,
-            ``old_kl_weight`` (with old log-probs), ``reference_logprobs``, ``kl_weight``.
+        now, terms: of the same tokens.
     """
-    advantages, old = fields["advantages"], fields.get("old_logprobs")
-    kept = _kept(fields)
-    if settings.policy_loss == "gspo" and old is not None:
-        log_ratio = log_prob - log_prob.detach() + fields["sequence_log_ratio"]
+    before = log_prob.detach() if terms.old_logprobs is None else terms.old_logprobs
+    factor, kept = terms.surrogate_factor, _kept(now, terms)
+    if settings.policy_loss == "gspo" and terms.old_logprobs is not None:
+        assert now.sequence_log_ratio is not None, "gspo needs the ratios of whole responses"
+        log_ratio = log_prob - log_prob.detach() + now.sequence_log_ratio
     else:
-        log_ratio = log_prob - (log_prob.detach() if old is None else old)
+        log_ratio = log_prob - before
     if kept is not None:  # without a gradient, and a number in any case
         log_ratio = torch.where(kept, log_ratio, log_ratio.detach().nan_to_num())
     if settings.policy_loss == "cispo":
-        loss, clipped = cispo(log_prob, log_ratio, advantages, settings)
+        loss, clipped = cispo(log_prob, log_ratio, terms.advantages, settings)
     else:
-        loss, clipped = clipped_surrogate(log_ratio, advantages, settings)
-    if "importance" in fields:
-        loss = loss * fields["importance"]
+        loss, clipped = clipped_surrogate(log_ratio, terms.advantages, settings)
+    if factor is not None:
+        loss = loss * factor
     if kept is not None:
         loss = torch.where(kept, loss, 0.0)
-    if "entropy_low" in fields:
-        clipped = clipped | ~_inside(fields)
-    if "ratio_weight" in fields:
-        before, weight = log_prob.detach() if old is None else old, fields["ratio_weight"]
-        loss = loss - weight * torch.exp(
-            bound_log_ratio(torch.where(weight != 0, log_prob - before, 0.0))
-        )
-    if "old_kl_weight" in fields:
-        weight = fields["old_kl_weight"]
-        change = torch.where(weight != 0, log_prob - fields["old_logprobs"], 0.0)
-        loss = loss + weight * change.abs()
+    if terms.entropy_gate is not None:
+        clipped = clipped | ~_inside(now, terms.entropy_gate)
+    if terms.ratio_weight is not None:
+        weight = terms.ratio_weight
+        change = torch.where(weight != 0, log_prob - before, 0.0)
+        loss = loss - weight * torch.exp(bound_log_ratio(change))
+    if terms.old_kl_weight is not None:
+        weight = terms.old_kl_weight
+        loss = loss + weight * torch.where(weight != 0, log_prob - before, 0.0).abs()
     kl = None
-    if "reference_logprobs" in fields:
-        difference = bound_log_ratio(fields["reference_logprobs"] - log_prob)
+    if terms.reference is not None:
+        difference = bound_log_ratio(terms.reference.logprobs - log_prob)
         kl = torch.exp(difference) - difference - 1
-        loss = loss + fields.get("kl_weight", settings.kl_coefficient) * kl
+        loss = loss + terms.reference.weight * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
 
 
@@ -93,29 +97,29 @@ def bound_log_ratio(log_ratio: Tensor) -> Tensor:
     return log_ratio.clamp(max=MAX_LOG_RATIO)
 
 
-def _inside(fields: Mapping[str, Tensor]) -> Tensor:
+def _inside(now: InTraining, gate: EntropyGate) -> Tensor:
     """[N] bool: whose entropy lies within the bounds of ERC."""
-    entropy, low, high = (fields[n] for n in ("entropy", "entropy_low", "entropy_high"))
-    return (entropy >= low) & (entropy <= high)
+    return (now.entropy >= gate.low) & (now.entropy <= gate.high)
 
 
-def _kept(fields: Mapping[str, Tensor]) -> Tensor | None:
+def _kept(now: InTraining, terms: LossTerms) -> Tensor | None:
     """[N] bool: which tokens have a surrogate; None: all."""
-    kept = fields["importance"] != 0 if "importance" in fields else None
-    if "entropy_low" in fields:
-        kept = _inside(fields) if kept is None else kept & _inside(fields)
+    factor = terms.surrogate_factor
+    kept = None if factor is None else factor != 0
+    if terms.entropy_gate is not None:
+        inside = _inside(now, terms.entropy_gate)
+        kept = inside if kept is None else kept & inside
     return kept
 
 
-def entropy_bonus(entropy: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+def entropy_bonus(entropy: Tensor, smoothing: Smoothing | None) -> Tensor:
     """[N]: what the coefficient multiplies: the entropy, less EPO's smoothing where it is asked
-    for, smoothing_weight * ([smoothing_low - H]+ + [H - smoothing_high]+)
-    (``entropy_controls.coefficient.entropy_smoothing``)."""
-    if "smoothing_weight" not in fields:
+    for, weight * ([low - H]+ + [H - high]+) (``entropy_controls.coefficient.entropy_smoothing``).
+    """
+    if smoothing is None:
         return entropy
-    low, high = fields["smoothing_low"], fields["smoothing_high"]
-    outside = torch.relu(low - entropy) + torch.relu(entropy - high)
-    return entropy - fields["smoothing_weight"] * outside
+    outside = torch.relu(smoothing.low - entropy) + torch.relu(entropy - smoothing.high)
+    return entropy - smoothing.weight * outside
 
 
 def clipped_surrogate(

@@ -1,89 +1,94 @@
-"""From rewarded samples to mini-batches that carry everything their losses need."""
+"""The typed terms of a step's loss: what advantages, corrections and entropy controls return, and
+``losses`` and the trainer add up.
+
+The loss of a mini-batch is the sum over its response tokens of
+
+    policy_weight (f S + P) - lambda entropy_weight B + nucleus_weight N
+
+S: the surrogate that the recipe names (``losses.policy_loss``). f: ``surrogate_factor``, 0 where
+``entropy_gate`` shuts. P: ``ratio_weight``, ``old_kl_weight`` and ``reference``, each with what it
+multiplies. B: the entropy, less ``smoothing``. N: the entropy of the token's nucleus.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from torch import Tensor
 
-from aent.algorithm import advantages, aggregation, entropy_controls, importance, rewards
 from aent.data.batch import Batch
-from aent.recipe.schema import AlgorithmSection, Recipe
-
-CORRECTIONS = {
-    "truncated_token": importance.truncated_token,
-    "masked_sequence": importance.masked_sequence,
-}
+from aent.data.flat import Flat, PerToken
 
 
-def needs_old_logprobs(recipe: Recipe) -> bool:
-    """Whether a step must score its batch first: later mini-batches, corrections and entropy
-    controls need it."""
-    several = recipe.trainer.mini_batches > 1
-    corrected = recipe.algorithm.importance != "none"
-    return several or corrected or entropy_controls.need_scores(recipe)
+@dataclass(frozen=True)
+class EntropyGate(Flat):
+    """ERC: a token has a surrogate while its entropy lies between these bounds."""
+
+    low: PerToken  # [T] fp32, nats
+    high: PerToken
 
 
-def set_advantages(batch: Batch, recipe: Recipe) -> None:
-    """Fill ``advantages``, and where the recipe asks for them ``penalty`` (before) and
-    ``importance`` (old log-probs set)."""
-    settings = recipe.algorithm
-    if settings.overlong_buffer:
-        batch.penalty = rewards.overlong_penalty(
-            batch.response_lengths,
-            recipe.rollout.max_response_tokens,
-            settings.overlong_buffer,
-            settings.overlong_penalty,
-        )
-    per_sequence = sequence_advantages(batch, settings)
-    batch.advantages = torch.where(batch.loss_mask, per_sequence[batch.sequence_of_token], 0.0)
-    if settings.importance != "none":
-        batch.importance = CORRECTIONS[settings.importance](batch, settings.importance_cap)
+@dataclass(frozen=True)
+class Smoothing(Flat):
+    """EPO: ``weight`` per nat below or above these bounds is taken from the entropy bonus."""
+
+    weight: PerToken  # [T] fp32
+    low: PerToken  # [T] fp32, nats
+    high: PerToken
 
 
-def sequence_advantages(batch: Batch, settings: AlgorithmSection) -> Tensor:
-    """[S] fp32: the advantage of each response, from its reward and penalty; 0 for re-rolled ones,
-    with which nobody is compared."""
-    own, total = batch.own, torch.zeros(batch.num_sequences)
-    reward = (batch.reward if batch.penalty is None else batch.reward + batch.penalty)[own]
-    kind, group = settings.advantage, batch.group[own]
-    if kind == "leave_one_out":
-        total[own] = advantages.leave_one_out(reward, group)
-    elif kind in ("group_normalized", "group_mean"):
-        total[own] = advantages.group_advantages(reward, group, kind == "group_normalized")
-    else:
-        baseline, lengths = kind == "reinforce_plus_plus_baseline", batch.response_lengths[own]
-        total[own] = advantages.batch_normalized(reward, group, lengths, baseline)
-    return total
+@dataclass(frozen=True)
+class ReferenceKl(Flat):
+    """``weight`` times the KL to the frozen reference is added to a token's policy loss."""
+
+    logprobs: PerToken  # [T] fp32, the reference's
+    weight: PerToken  # [T] fp32
 
 
-def split_mini_batches(batch: Batch, recipe: Recipe) -> list[Batch]:
-    """Mini-batches of whole groups, in order, each with its own weights per token."""
-    mini_batches = []
-    for chosen in mini_batch_sequences(batch, recipe.trainer.mini_batches):
-        mini = batch.select(chosen)
-        mini.policy_weight = policy_weight(mini, recipe)
-        mini.entropy_weight = aggregation.token_mean(mini)
-        if mini.entropy_factor is not None:
-            mini.entropy_weight = mini.entropy_weight * mini.entropy_factor
-        if mini.nucleus_weight is not None:
-            mini.nucleus_weight = mini.nucleus_weight * aggregation.sequence_mean(mini)
-        mini_batches.append(mini)
-    return mini_batches
+@dataclass(frozen=True)
+class LossTerms(Flat):
+    """What is made of a step's samples for its loss; None: the loss is without this term.
+
+    The weights have the denominators of a token's whole mini-batch (all its micro-batches and
+    ranks), so that a loss is a plain weighted sum wherever it is computed.
+    """
+
+    advantages: PerToken  # [T] fp32, 0 off the mask
+    policy_weight: PerToken  # [T] fp32: in the mean of the policy loss
+    entropy_weight: PerToken  # [T] fp32: in the mean of the entropy bonus
+    # [T] fp32: what ratios are taken to, the trainer's before the step's first update; None: those
+    # of the very forward that is learnt from (a step of one mini-batch), so that every ratio is 1
+    old_logprobs: PerToken | None = None
+    correction: PerToken | None = None  # [T] fp32: of the surrogate, for trainer against engine
+    token_weight: PerToken | None = None  # [T] fp32: of the surrogate, by entropy controls
+    entropy_gate: EntropyGate | None = None
+    ratio_weight: PerToken | None = None  # [T] fp32: of minus the ratio
+    old_kl_weight: PerToken | None = None  # [T] fp32: of abs(log-prob - old log-prob)
+    reference: ReferenceKl | None = None
+    smoothing: Smoothing | None = None
+    nucleus_weight: PerToken | None = None  # [T] fp32; 0 for tokens that need no nucleus
+
+    @property
+    def surrogate_factor(self) -> Tensor | None:
+        """[T] fp32: what the surrogate is multiplied by; None: 1."""
+        if self.correction is None or self.token_weight is None:
+            return self.token_weight if self.correction is None else self.correction
+        return self.token_weight * self.correction
+
+    def weighed(self, factor: Tensor) -> LossTerms:
+        """The same, the surrogate multiplied by ``factor`` [T] as well."""
+        weight = factor if self.token_weight is None else factor * self.token_weight
+        return replace(self, token_weight=weight)
 
 
-def policy_weight(mini_batch: Batch, recipe: Recipe) -> Tensor:
-    """[T] fp32: the weight of each token in the policy loss, as the recipe aggregates."""
-    kind = recipe.algorithm.aggregation
-    if kind == "constant_length":
-        return aggregation.constant_length(mini_batch, recipe.rollout.max_response_tokens)
-    mean = aggregation.token_mean if kind == "token_mean" else aggregation.sequence_mean
-    return mean(mini_batch)
+@dataclass(frozen=True)
+class MiniBatch:
+    """What one optimizer step learns from: samples, and the terms of their loss."""
 
+    batch: Batch
+    terms: LossTerms
 
-def mini_batch_sequences(batch: Batch, count: int) -> list[list[int]]:
-    """Which of the batch's sequences stand in each mini-batch, in their order there."""
-    groups = torch.unique(batch.group)  # sorted
-    return [
-        torch.isin(batch.group, part).nonzero().flatten().tolist()
-        for part in torch.tensor_split(groups, count)
-    ]
+    def select(self, sequences: Sequence[int]) -> MiniBatch:
+        """The same for these sequences, in this order."""
+        return MiniBatch(self.batch.select(sequences), self.terms.at(self.batch.places(sequences)))

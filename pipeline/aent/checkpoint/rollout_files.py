@@ -3,8 +3,8 @@
 A step that is executed again after a kill uses them again: an engine's tokens may differ in other
 batch company, so sampling anew would not be the same step.
 
-``run_dir/rollouts/step_000010.npz``: token ids, log-probs and weight versions as arrays, the rest
-as JSON. A zip file carries a checksum (CRC-32) of everything in it.
+``run_dir/rollouts/step_000010.npz``: token ids, log-probs, weight versions and the temperature as
+arrays, the rest as JSON. A zip file carries a checksum (CRC-32) of everything in it.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def write(run_dir: Path, step: int, rollout: Rollout) -> None:
             rollout.samples, rollout.prompts, rollout.responses, rollout.verdicts
         )
     ]
+    if rollout.temperature is not None:
+        arrays["temperature"] = np.asarray(rollout.temperature)
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -100,7 +102,9 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     samples = [
         Sample(**row, **{name: columns[name][i] for name in ARRAYS}) for i, row in enumerate(rest)
     ]
-    return Rollout(samples, prompts, responses, [Verdict(**v) for v in verdicts])
+    # files of earlier versions have no temperature
+    temperature = float(arrays["temperature"]) if "temperature" in arrays else None
+    return Rollout(samples, prompts, responses, [Verdict(**v) for v in verdicts], temperature)
 
 
 def recorded_until(run_dir: Path, step: int) -> int:

@@ -1,73 +1,50 @@
-"""Batch: the data that everything passes around.
+"""Batch: the facts of one step's samples, which everything passes around and nothing changes.
 
 Token ids in, token ids out; text is never re-tokenised. A Batch is flat: sequences stand one after
-the other, ``cu_seqlens`` says where each begins, and every per-token field has the length of
-``tokens``. Position i of a per-token field speaks of token i itself (its log-prob is that of
+the other, ``lengths`` says how long each is, and every field per token has the length of
+``tokens``. Position i of such a field speaks of token i itself (its log-prob is that of
 ``tokens[i]`` given what precedes it in its sequence).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from aent.data.flat import Flat, PerBatch, PerSequence, PerToken, kinds
 from aent.data.sample import Sample
 
 
-@dataclass
-class Batch:
-    """S sequences of T tokens in all. Optional fields are None until something computes them."""
+@dataclass(frozen=True)
+class Batch(Flat):
+    """S sequences of T tokens in all."""
 
-    tokens: Tensor  # [T] int64
-    cu_seqlens: Tensor  # [S + 1] int64, from 0 to T
-    loss_mask: Tensor  # [T] bool: response tokens that the policy wrote
-    behaviour_logprobs: Tensor  # [T] fp32, 0 off the mask
-    versions: Tensor  # [T] int64, -1 off the mask
-    group: Tensor  # [S] int64
-    reward: Tensor  # [S] fp32
-    truncated: Tensor  # [S] bool: stopped by length
-    item: Tensor | None = None  # [S] int64: index of the question in its task
+    tokens: PerToken  # [T] int64
+    loss_mask: PerToken  # [T] bool: response tokens that the policy wrote
+    behaviour_logprobs: PerToken  # [T] fp32, 0 off the mask: of whatever sampled each token
+    versions: PerToken  # [T] int64, -1 off the mask
+    lengths: PerSequence  # [S] int64: tokens of each sequence, prompt included
+    group: PerSequence  # [S] int64
+    reward: PerSequence  # [S] fp32
+    truncated: PerSequence  # [S] bool: stopped by length
+    item: PerSequence  # [S] int64: index of the question in its task
     # [S] bool: sampled at another temperature than the policy's; no part of its group's baseline
-    rerolled: Tensor | None = None
-    penalty: Tensor | None = None  # [S] fp32: added to the reward before advantages
-    advantages: Tensor | None = None  # [T] fp32, 0 off the mask
-    old_logprobs: Tensor | None = None  # [T] fp32: the trainer's, before the step's first update
-    reference_logprobs: Tensor | None = None  # [T] fp32: the frozen reference's
-    old_entropies: Tensor | None = None  # [T] fp32, nats, over the whole vocabulary: likewise old
-    old_nucleus_entropies: Tensor | None = None  # [T] fp32, nats, where nucleus_anchor asks
-    # [T] fp32: factor on the surrogate, default 1 (engine-versus-trainer weights, entropy controls)
-    importance: Tensor | None = None
-    kl_weight: Tensor | None = None  # [T] fp32: of the KL to the reference, default kl_coefficient
-    # [T] fp32, nats: between them a token's entropy must lie for it to have a policy loss
-    entropy_low: Tensor | None = None
-    entropy_high: Tensor | None = None
-    old_kl_weight: Tensor | None = None  # [T] fp32: of abs(log-prob - old log-prob) in the loss
-    ratio_weight: Tensor | None = None  # [T] fp32: of minus the ratio in the loss
-    # [T] fp32: of the nucleus entropy in the loss; 0 for tokens that need none
-    nucleus_weight: Tensor | None = None
-    entropy_factor: Tensor | None = None  # [T] fp32: on the entropy bonus, default 1
-    # [T] fp32: what is taken from the bonus per nat below or above these bounds (nats)
-    smoothing_weight: Tensor | None = None
-    smoothing_low: Tensor | None = None
-    smoothing_high: Tensor | None = None
-    # weight of each token in the two means of the loss; their denominators are those of one whole
-    # mini-batch (all its micro-batches and ranks), so that a loss is a plain weighted sum wherever
-    # it is computed
-    policy_weight: Tensor | None = None  # [T] fp32
-    entropy_weight: Tensor | None = None  # [T] fp32
+    rerolled: PerSequence
+    temperature: PerBatch  # of the policy whose log-probs, entropies and loss are computed
 
     @property
     def num_sequences(self) -> int:
-        return self.cu_seqlens.numel() - 1
+        return self.lengths.numel()
 
     @property
-    def lengths(self) -> Tensor:
-        """[S] int64: tokens per sequence, prompt included."""
-        return self.cu_seqlens.diff()
+    def cu_seqlens(self) -> Tensor:
+        """[S + 1] int64, from 0 to T: where each sequence begins, and the last one ends."""
+        return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
 
     @property
     def sequence_of_token(self) -> Tensor:
@@ -87,41 +64,39 @@ class Batch:
     @property
     def own(self) -> Tensor:
         """[S] bool: responses of the policy at its own temperature."""
-        return torch.ones_like(self.truncated) if self.rerolled is None else ~self.rerolled
+        return ~self.rerolled
 
     @property
     def own_tokens(self) -> Tensor:
         """[T] bool: the tokens of those responses."""
         return self.loss_mask & self.own[self.sequence_of_token]
 
-    @property
-    def logprob_gap(self) -> float:
-        """Mean |old - behaviour| log-prob over the policy's own response tokens: trainer against
-        engine, nats."""
-        assert self.old_logprobs is not None, "the gap needs the trainer's log-probs"
-        return float((self.old_logprobs - self.behaviour_logprobs).abs()[self.own_tokens].mean())
+    def logprob_gap(self, logprobs: Tensor) -> float:
+        """Mean |trainer's - engine's| log-prob over the policy's own response tokens, nats.
+
+        logprobs: [T] fp32, the trainer's, before the step's first update.
+        """
+        return float((logprobs - self.behaviour_logprobs).abs()[self.own_tokens].mean())
+
+    def places(self, sequences: Sequence[int]) -> Tensor:
+        """[n] int64: where the tokens of these sequences stand, in this order."""
+        starts, lengths = self.cu_seqlens.tolist(), self.lengths.tolist()
+        parts = [torch.arange(starts[s], starts[s] + lengths[s]) for s in sequences]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
     def select(self, sequences: Sequence[int]) -> Batch:
         """The same fields for these sequences, in this order."""
-        index = torch.as_tensor(sequences, dtype=torch.int64)
-        starts, lengths = self.cu_seqlens[:-1][index].tolist(), self.lengths[index]
-        parts = [torch.arange(s, s + n) for s, n in zip(starts, lengths.tolist())]
-        tokens = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-        chosen = {}
-        for name, value in self.named_tensors():
-            if name != "cu_seqlens":
-                chosen[name] = value[index if name in PER_SEQUENCE else tokens]
-        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        return replace(self, cu_seqlens=cu_seqlens, **chosen)
-
-    def named_tensors(self) -> list[tuple[str, Tensor]]:
-        """(field, tensor) of every field that is there, in a fixed order."""
-        pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return [(name, value) for name, value in pairs if value is not None]
+        tokens = self.places(sequences)
+        chosen = torch.as_tensor(sequences, dtype=torch.int64)
+        return self.mapped(
+            token=lambda value: value[tokens],
+            sequence=lambda value: value[chosen],
+            batch=lambda value: value,
+        )
 
     @staticmethod
-    def from_samples(samples: Iterable[Sample]) -> Batch:
-        """Lay samples out flat, in their order.
+    def from_samples(samples: Iterable[Sample], temperature: float) -> Batch:
+        """Lay samples out flat, in their order. temperature: the policy's in this step.
 
         Raises ValueError if a sample's per-token lists differ in length or it has no response.
         """
@@ -137,44 +112,45 @@ class Batch:
             rows = [[before] * len(s.prompt_ids) + list(getattr(s, attribute)) for s in samples]
             return torch.tensor([x for row in rows for x in row], dtype=dtype)
 
-        lengths = torch.tensor([len(s.prompt_ids) + len(s.response_ids) for s in samples])
         mask = [[False] * len(s.prompt_ids) + [True] * len(s.response_ids) for s in samples]
         return Batch(
             tokens=torch.tensor([t for s in samples for t in s.prompt_ids + s.response_ids]),
-            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0), (1, 0)),
             loss_mask=torch.tensor([m for row in mask for m in row]),
             behaviour_logprobs=flat(0.0, "logprobs", torch.float32),
             versions=flat(-1, "versions", torch.int64),
+            lengths=torch.tensor([len(s.prompt_ids) + len(s.response_ids) for s in samples]),
             group=torch.tensor([s.group for s in samples]),
             reward=torch.tensor([s.reward for s in samples], dtype=torch.float32),
             truncated=torch.tensor([s.finish_reason == "length" for s in samples]),
             item=torch.tensor([s.item for s in samples]),
             rerolled=torch.tensor([s.rerolled for s in samples]),
+            temperature=temperature,
         )
 
 
-PER_SEQUENCE = ("group", "reward", "truncated", "item", "rerolled", "penalty")
-_DTYPES = (torch.int64, torch.float32, torch.bool)
+_DTYPES = (torch.int64, torch.float32, torch.bool, torch.float64)
 
 
 def broadcast_batch(batch: Batch | None, group: dist.ProcessGroup | None = None) -> Batch:
     """Send rank 0's batch to every rank of ``group`` as tensors (CPU, gloo).
 
-    Every other rank passes None. One header of fixed size, then one broadcast per field.
+    Every other rank passes None. One header of fixed size, then one broadcast per field; a number
+    for the whole batch travels as one float64.
     """
-    names = [f.name for f in fields(Batch)]
-    header = torch.full((len(names), 2), -1, dtype=torch.int64)  # length and dtype of each field
+    of = kinds(Batch)
+    header = torch.zeros((len(of), 2), dtype=torch.int64)  # length and dtype of each field
+    values = []
     if batch is not None:
-        for name, value in batch.named_tensors():
-            header[names.index(name)] = torch.tensor([value.numel(), _DTYPES.index(value.dtype)])
-    dist.broadcast(header, 0, group=group)
-    received = {}
-    for name, (length, dtype) in zip(names, header.tolist()):
-        if length < 0:
-            continue
-        value = torch.empty(length, dtype=_DTYPES[dtype])
-        if batch is not None:
+        for name, kind in of.items():
             value = getattr(batch, name)
+            values.append(torch.tensor([value], dtype=torch.float64) if kind == "batch" else value)
+        header = torch.tensor([[v.numel(), _DTYPES.index(v.dtype)] for v in values])
+    dist.broadcast(header, 0, group=group)
+    if batch is None:
+        values = [torch.empty(length, dtype=_DTYPES[dtype]) for length, dtype in header.tolist()]
+    for value in values:
         dist.broadcast(value, 0, group=group)
-        received[name] = value
+    received: dict[str, Any] = dict(zip(of, values))
+    for name in (name for name, kind in of.items() if kind == "batch"):
+        received[name] = float(received[name])
     return Batch(**received)

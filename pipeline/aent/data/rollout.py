@@ -24,6 +24,7 @@ class Rollout:
     prompts: list[str]
     responses: list[str]
     verdicts: list[Verdict]
+    temperature: float | None = None  # of the policy in this step, which learns from them
 
     @property
     def has_signal(self) -> bool:
@@ -43,6 +44,7 @@ class Rollout:
             [self.prompts[i] for i in chosen],
             [self.responses[i] for i in chosen],
             [self.verdicts[i] for i in chosen],
+            self.temperature,
         )
 
     @staticmethod

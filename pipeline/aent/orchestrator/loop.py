@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aent.algorithm import entropy_controls, terms
+from torch import Tensor
+
+from aent.algorithm import entropy_controls, mini_batches
 from aent.data.batch import Batch
+from aent.data.scores import Scores
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.orchestrator.checkpoints import Start
@@ -18,7 +21,7 @@ from aent.orchestrator.records import StepDone
 from aent.orchestrator.run import Run
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
-from aent.trainer.trainer import MinibatchResult
+from aent.trainer.result import MinibatchResult
 
 
 def train(run: Run) -> bool:
@@ -36,28 +39,28 @@ def train(run: Run) -> bool:
         run.checkpoints.save(0, state, memory, gap=None)
     for step in range(start.step, recipe.steps):
         run.phases.step = step
-        plan = entropy_controls.plan(recipe, memory)
-        run.trainer.temperature = plan.temperature
-        batch = run.sampler.next(step, plan)
+        batch = run.sampler.next(step, entropy_controls.plan(recipe, memory))
         with run.phases("score"):
-            score(run, batch, step, start)
+            scores, reference = score(run, batch, step, start)
         with run.phases("train"):
-            terms.set_advantages(batch, recipe)
-            memory = entropy_controls.apply(batch, recipe, step, run.trainer.vocab_size, memory)
-            mini_batches = terms.split_mini_batches(batch, recipe)
+            terms = mini_batches.loss_terms(batch, scores, reference, recipe)
+            context = entropy_controls.Context(recipe, step, run.trainer.vocab_size, batch, scores)
+            terms, memory = entropy_controls.apply(terms, context, memory)
             coefficient = state.coefficient  # fixed within the step
-            results = [run.trainer.train_minibatch(mini, coefficient) for mini in mini_batches]
+            results = [
+                run.trainer.train_minibatch(mini_batch, coefficient)
+                for mini_batch in mini_batches.split(batch, terms, recipe)
+            ]
         state, report = controllers.update(settings, state, measured_entropy(recipe, results))
-        if batch.old_logprobs is None:  # one mini-batch, whose forward came before its update
-            batch.old_logprobs = results[0].logprobs
-            check_gap(
-                step, batch.logprob_gap, recipe.rollout.max_logprob_gap, start.gap_before(step)
-            )
+        # without scores there is one mini-batch, whose forward came before its update
+        gap = batch.logprob_gap(results[0].logprobs if scores is None else scores.logprobs)
+        if scores is None:
+            check_gap(step, gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
         run.sampler.settle()
         run.weights.sync(version=step + 1)
-        record(run, StepDone(step, batch, results, report, memory))
+        record(run, StepDone(step, batch, terms, gap, results, report, memory))
         evaluate(run, step + 1)
-        if run.checkpoints.save(step + 1, state, memory, batch.logprob_gap):
+        if run.checkpoints.save(step + 1, state, memory, gap):
             run.zero.alone("the last words", lambda zero: zero.report.suspend())
             return False
     peaks = distributed.peak_memory()  # before rank 0 gathers the whole policy to save it
@@ -67,24 +70,24 @@ def train(run: Run) -> bool:
     return True
 
 
-def score(run: Run, batch: Batch, step: int, start: Start) -> None:
-    """What the policy before the step's first update says of the batch, and the reference, where
-    somebody needs them.
+def score(run: Run, batch: Batch, step: int, start: Start) -> tuple[Scores | None, Tensor | None]:
+    """What the policy before the step's first update says of the batch, and the reference's
+    log-probs [T], where somebody needs them.
 
     The first step after a start is always scored: engine and trainer must agree before anything is
     learnt.
     """
     recipe = run.recipe
-    needed = terms.needs_old_logprobs(recipe)
+    scores = reference = None
+    needed = mini_batches.needs_scores(recipe)
     if needed or step == start.step:
         scores = run.trainer.score_tokens(batch)
-        batch.old_logprobs, batch.old_entropies = scores.logprobs, scores.entropies
-        batch.old_nucleus_entropies = scores.nucleus_entropies
-        check_gap(step, batch.logprob_gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
-    if not needed:  # a repeated step must be the same step, by those of its own forward
-        batch.old_logprobs = batch.old_entropies = None
+        gap = batch.logprob_gap(scores.logprobs)
+        check_gap(step, gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
     if recipe.algorithm.kl_coefficient > 0:
-        batch.reference_logprobs = run.trainer.score_reference(batch)
+        reference = run.trainer.score_reference(batch)
+    # a repeated step must be the same step: by its own forward where the first time was
+    return (scores if needed else None), reference
 
 
 def measured_entropy(recipe: Recipe, results: Sequence[MinibatchResult]) -> float:

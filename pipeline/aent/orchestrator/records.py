@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aent.algorithm.aggregation import mini_batch_sequences
 from aent.algorithm.entropy_controls import Memory
-from aent.algorithm.terms import mini_batch_sequences
+from aent.algorithm.mini_batches import penalty
+from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.data.rollout import Rollout
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
-from aent.trainer.trainer import MinibatchResult
+from aent.recipe.schema import Recipe
+from aent.trainer.result import MinibatchResult
 
 # what a table of samples holds: 8,192 responses a step would be 50 MB each time
 MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
@@ -30,18 +33,20 @@ class StepDone:
 
     step: int
     batch: Batch
+    terms: LossTerms
+    gap: float  # trainer against engine, nats
     results: Sequence[MinibatchResult]
     report: ControllerReport
     memory: Memory  # what the entropy controls keep for the next step
 
 
-def step_metrics(done: StepDone, rollout: Rollout) -> dict[str, float]:
+def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, float]:
     """Everything a step says of itself, except times. Names: docs/metrics.md.
 
     Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
     ``grad_norm`` are means over its mini-batches.
     """
-    batch, results, report = done.batch, done.results, done.report
+    batch, terms, results, report = done.batch, done.terms, done.results, done.report
     tokens = sum(r.tokens for r in results)
     lengths = batch.response_lengths.double()
 
@@ -56,6 +61,7 @@ def step_metrics(done: StepDone, rollout: Rollout) -> dict[str, float]:
         math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
     )
     bonus = report.coefficient * entropy
+    kl_weight = None if terms.reference is None else terms.reference.weight
     aim = {"controller/low": report.low, "controller/high": report.high}
     if math.isnan(report.low):  # a constant has none, an automatic band not yet
         aim = {}
@@ -65,7 +71,7 @@ def step_metrics(done: StepDone, rollout: Rollout) -> dict[str, float]:
         "reward/judged_mean": judged_mean(rollout),
         "reward/groups_without_signal": groups_without_signal(batch),
         "reward/groups_replaced": float(groups_replaced(rollout)),
-        "reward/penalty": 0.0 if batch.penalty is None else float(batch.penalty.mean()),
+        "reward/penalty": float(penalty(batch, recipe).mean()),
         "reward/rerolled": float((~batch.own).sum()),
         "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
         "response/length_mean": float(lengths.mean()),
@@ -74,12 +80,14 @@ def step_metrics(done: StepDone, rollout: Rollout) -> dict[str, float]:
         "policy/entropy": per_token("entropy"),
         "policy/clamped_entropy": per_token("clamped_entropy"),
         "policy/kept_mass": per_token("kept_mass"),
-        "policy/logprob_gap": batch.logprob_gap,
+        "policy/logprob_gap": done.gap,
         "policy/kl_behaviour": per_token("kl_behaviour"),
         "policy/kl_reference": per_token("kl_reference"),
         "policy/clip_fraction": per_token("clip_fraction"),
-        "policy/masked_share": zero_share(batch, batch.importance),
-        "policy/kl_clamped_share": zero_share(batch, batch.kl_weight),
+        "policy/correction": token_mean(batch, terms.correction),
+        "policy/token_weight": token_mean(batch, terms.token_weight),
+        "policy/masked_share": zero_share(batch, terms.surrogate_factor),
+        "policy/kl_clamped_share": zero_share(batch, kl_weight),
         "gradient/policy": policy,
         "gradient/entropy": entropy,
         "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
@@ -125,8 +133,13 @@ def control_metrics(memory: Memory) -> dict[str, float]:
 
 
 def zero_share(batch: Batch, weight: Tensor | None) -> float:
-    """Share of response tokens whose weight [T] is 0: without a policy loss, or without a KL."""
+    """Share of response tokens whose weight [T] is 0: without a surrogate, or without a KL."""
     return 0.0 if weight is None else float((weight[batch.loss_mask] == 0).double().mean())
+
+
+def token_mean(batch: Batch, factor: Tensor | None) -> float:
+    """Mean over response tokens of a factor [T] on their policy loss; None: there is none, 1."""
+    return 1.0 if factor is None else float(factor[batch.loss_mask].double().mean())
 
 
 def groups_replaced(rollout: Rollout) -> int:

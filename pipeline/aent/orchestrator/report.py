@@ -63,7 +63,7 @@ class Report:
         seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
         probe_gap: between engine and trainer at the last weight update, nats.
         """
-        metrics = step_metrics(done, rollout) | control_metrics(done.memory)
+        metrics = step_metrics(self.recipe, done, rollout) | control_metrics(done.memory)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s)
         self.tracker.log(done.step, metrics)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aent.algorithm.entropy_controls import Plan
 from aent.data.batch import Batch, broadcast_batch
+from aent.data.rollout import Rollout
 from aent.orchestrator.rank_zero import RankZero
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
@@ -25,7 +26,7 @@ class Sampler:
         with self.phases("sample"):
             batch = self.zero.alone(
                 f"sampling of step {step}",
-                lambda zero: Batch.from_samples(zero.rollouts.of(step, plan).samples),
+                lambda zero: as_batch(zero.rollouts.of(step, plan), plan),
             )
             return broadcast_batch(batch, distributed.control_group())
 
@@ -34,3 +35,10 @@ class Sampler:
         if self.max_staleness:
             with self.phases("sample"):
                 self.zero.alone("what is sampled ahead", lambda zero: zero.rollouts.settle())
+
+
+def as_batch(rollout: Rollout, plan: Plan) -> Batch:
+    """The step's samples, with the temperature that they were sampled at: the plan's where a file
+    of an earlier version has none."""
+    recorded = rollout.temperature
+    return Batch.from_samples(rollout.samples, plan.temperature if recorded is None else recorded)

@@ -127,7 +127,7 @@ class RolloutSource:
             items = [group.samples[0].item for group in first]
             again = [Prompted(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
             groups.append(better_ones(sample(again, plan.reroll.temperature), plan.reroll.limit))
-        return Rollout.join(groups)
+        return replace(Rollout.join(groups), temperature=plan.temperature)
 
     def _sample(
         self, step: int, prompted: Sequence[Prompted], plan: Plan, max_staleness: int

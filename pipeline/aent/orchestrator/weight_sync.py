@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from aent.data.batch import Batch, broadcast_batch
 from aent.data.sample import Sample
 from aent.orchestrator.rank_zero import RankZero
@@ -31,7 +29,7 @@ class WeightSync:
         with self.phases("sync"):
             while (batch := self._push(version)) is None:
                 pass
-            log_probs = self._score(batch)
+            log_probs = self.trainer.score(batch)
             self.zero.alone(
                 f"the check of weight version {version}",
                 lambda zero: zero.engines.check_probe(batch, log_probs, version),
@@ -64,13 +62,6 @@ class WeightSync:
                 pass
         if not self.zero.tell(f"sending weight version {version}", ask):
             return None
-        batch = Batch.from_samples(asked) if asked else None
+        # log-probs of given tokens are those at temperature 1
+        batch = Batch.from_samples(asked, temperature=1.0) if asked else None
         return broadcast_batch(batch, distributed.control_group())
-
-    def _score(self, batch: Batch) -> Tensor:
-        """What the trainer says of the probe, at the temperature of log-probs of given tokens."""
-        temperature, self.trainer.temperature = self.trainer.temperature, 1.0
-        try:
-            return self.trainer.score(batch)
-        finally:
-            self.trainer.temperature = temperature

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import entropy_bonus, policy_loss
+from aent.algorithm.losses import InTraining, entropy_bonus, policy_loss
+from aent.algorithm.terms import LossTerms
 from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 
@@ -64,7 +65,12 @@ def sampled_tokens(count: int, device: torch.device, *numbers: int) -> Tensor:
 
 
 def gradient_products(
-    logits: Tensor, stats: TokenStatistics, fields: dict[str, Tensor], recipe: Recipe, count: int
+    logits: Tensor,
+    stats: TokenStatistics,
+    now: InTraining,
+    terms: LossTerms,
+    recipe: Recipe,
+    count: int,
 ) -> Tensor:
     """Estimate of (||dL||^2, ||dH||^2, <dL, dH>) of a micro-batch.
 
@@ -72,21 +78,21 @@ def gradient_products(
 
     Args:
         logits: [n, V_local] of the sampled tokens, a leaf that requires grad.
-        stats: of these logits; fields: the micro-batch's (as ``policy_loss`` wants them), for them.
+        stats: of these logits. now, terms: as ``policy_loss`` wants them, of the sampled tokens.
         count: tokens of the micro-batch.
 
     Returns:
         [3] float64, with respect to the logits, the weights per token included.
     """
-    policy = policy_loss(stats.log_prob, fields, recipe.algorithm)
+    policy = policy_loss(stats.log_prob, now, terms, recipe.algorithm)
     clamped = recipe.entropy.measure == "clamped"
     entropy = stats.clamped_entropy if clamped else stats.entropy
-    terms = (
-        (fields["policy_weight"] * policy.loss).sum(),
-        (fields["entropy_weight"] * entropy_bonus(entropy, fields)).sum(),
+    sums = (
+        (terms.policy_weight * policy.loss).sum(),
+        (terms.entropy_weight * entropy_bonus(entropy, terms.smoothing)).sum(),
     )
     of_policy, of_entropy = (
-        torch.autograd.grad(term, logits, retain_graph=True)[0].double() for term in terms
+        torch.autograd.grad(value, logits, retain_graph=True)[0].double() for value in sums
     )
     products = torch.stack(
         [of_policy.square().sum(), of_entropy.square().sum(), (of_policy * of_entropy).sum()]

@@ -9,7 +9,14 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from aent.algorithm.losses import bound_log_ratio, entropy_bonus, policy_loss, sequence_log_ratio
+from aent.algorithm.losses import (
+    InTraining,
+    bound_log_ratio,
+    entropy_bonus,
+    policy_loss,
+    sequence_log_ratio,
+)
+from aent.algorithm.terms import LossTerms, MiniBatch
 from aent.entropy import TokenStatistics, linear_token_statistics, nucleus_entropy, token_statistics
 from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
@@ -17,13 +24,7 @@ from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share
 from aent.trainer.model import PolicyModel
 from aent.trainer.packing import MicroBatch
-
-# what is summed over the tokens of a mini-batch, in this order
-SUMS = (
-    "loss", "policy_loss", "entropy", "clamped_entropy", "kept_mass", "clip_fraction",
-    "kl_behaviour", "logprob_gap", "kl_reference", "invalid_rows", "tokens",
-    "policy_gradient_square", "entropy_gradient_square", "gradient_product",
-)  # fmt: skip
+from aent.trainer.result import SUMMED
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class MicroBatchLoss:
     """One micro-batch's share of the mini-batch's loss."""
 
     loss: Tensor  # scalar fp32, differentiable
-    sums: Tensor  # [len(SUMS)] float64
+    sums: Tensor  # [len(SUMMED)] float64
     log_prob: Tensor  # [N] fp32, detached
     entropy: Tensor  # [N] fp32, detached: the recipe's measure
 
@@ -50,7 +51,7 @@ def statistics(
 ) -> TokenStatistics:
     """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave."""
     settings = _clamped_set(recipe) | _sharding(policy)
-    targets = micro_batch.fields["targets"]
+    targets = micro_batch.targets
     chosen, weight = policy.model.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
         main_grad = getattr(weight, "main_grad", None)  # Megatron's buffer
@@ -77,71 +78,78 @@ def nucleus_entropies(policy: Policy, hidden: Tensor, places: Tensor, recipe: Re
 
 
 def nucleus_term(
-    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
 ) -> Tensor | None:
     """SIREN's term of the loss (``entropy_controls.terms.nucleus_anchor``), a scalar; None where no
     token of this micro-batch has one. It computes the logits of its few tokens anew."""
-    weight = micro_batch.fields.get("nucleus_weight")
-    if weight is None:
+    if terms.nucleus_weight is None:
         return None
-    (chosen,) = weight.nonzero(as_tuple=True)
+    (chosen,) = terms.nucleus_weight.nonzero(as_tuple=True)
     if not len(chosen):
         return None
     entropies = nucleus_entropies(policy, hidden, micro_batch.predicts[chosen], recipe)
-    return (weight[chosen] * entropies).sum()
+    return (terms.nucleus_weight[chosen] * entropies).sum()
 
 
 def micro_batch_loss(
-    stats: TokenStatistics,
+    policy: Policy,
+    hidden: Tensor,
     micro_batch: MicroBatch,
+    mini_batch: MiniBatch,
     recipe: Recipe,
     coefficient: float,
-    products: Tensor,
-    further: Tensor | None = None,
+    update: int,
 ) -> MicroBatchLoss:
-    """Policy loss minus coefficient x entropy, each a weighted sum over this micro-batch's tokens.
+    """Policy loss minus coefficient x entropy bonus, each a weighted sum over this micro-batch's
+    tokens, and the nuclei's term.
 
-    The weights (``policy_weight``, ``entropy_weight``) have the whole mini-batch's denominators, so
-    its loss is the plain sum of these over micro-batches and data-parallel ranks. With coefficient
-    0 the loss is the policy's alone, and no graph is kept for an entropy.
+    The weights have the whole mini-batch's denominators, so its loss is the plain sum of these over
+    micro-batches and data-parallel ranks. With coefficient 0 no graph is kept for an entropy.
 
     Args:
-        products: what ``gradient_products`` says of this micro-batch.
-        further: a term that is added as it is (``nucleus_term``).
+        hidden: what ``run`` gave.
+        update: number of the optimizer step, from 0.
     """
-    f = _fields(stats, micro_batch, recipe)
-    policy = policy_loss(stats.log_prob, f, recipe.algorithm)
-    loss = policy_term = (f["policy_weight"] * policy.loss).sum()
+    terms = mini_batch.terms.at(micro_batch.index).to(hidden.device)
+    stats = statistics(policy, hidden, micro_batch, recipe)
+    now = _in_training(stats, terms, micro_batch, recipe)
+    products = gradient_products(policy, hidden, now, terms, micro_batch, recipe, update)
+    nuclei = nucleus_term(policy, hidden, micro_batch, terms, recipe)
+    of_policy = policy_loss(stats.log_prob, now, terms, recipe.algorithm)
+    loss = policy_term = (terms.policy_weight * of_policy.loss).sum()
     clamped = recipe.entropy.measure == "clamped"
     entropy = stats.clamped_entropy if clamped else stats.entropy
     if coefficient != 0:
-        loss = policy_term - coefficient * (f["entropy_weight"] * entropy_bonus(entropy, f)).sum()
-    if further is not None:
-        loss = loss + further
+        bonus = entropy_bonus(entropy, terms.smoothing)
+        loss = policy_term - coefficient * (terms.entropy_weight * bonus).sum()
+    if nuclei is not None:
+        loss = loss + nuclei
     log_prob = stats.log_prob.detach()
-    gap = log_prob - f["behaviour_logprobs"]
+    gap = log_prob - _behaviour(mini_batch, micro_batch, log_prob)
     values = {
         "loss": loss.detach(),
         "policy_loss": policy_term.detach(),
         "entropy": stats.entropy.detach(),
         "clamped_entropy": stats.clamped_entropy.detach(),
         "kept_mass": stats.kept_mass,
-        "clip_fraction": policy.clipped,
+        "clip_fraction": of_policy.clipped,
         "kl_behaviour": torch.expm1(bound_log_ratio(gap)) - bound_log_ratio(gap),
-        "logprob_gap": gap.abs(),
-        "kl_reference": policy.kl_reference if policy.kl_reference is not None else gap * 0,
+        "kl_reference": gap * 0 if of_policy.kl_reference is None else of_policy.kl_reference,
         "invalid_rows": stats.invalid_rows,
         "tokens": torch.ones_like(gap),
+        "policy_gradient_square": products[0],
+        "entropy_gradient_square": products[1],
+        "gradient_product": products[2],
     }
-    values |= zip(SUMS[-3:], products)
-    sums = torch.stack([values[name].double().sum() for name in SUMS])
+    sums = torch.stack([values[name].double().sum() for name in SUMMED])
     return MicroBatchLoss(loss, sums, log_prob, entropy.detach())
 
 
 def gradient_products(
     policy: Policy,
     hidden: Tensor,
-    stats: TokenStatistics,
+    now: InTraining,
+    terms: LossTerms,
     micro_batch: MicroBatch,
     recipe: Recipe,
     update: int,
@@ -156,23 +164,33 @@ def gradient_products(
         inputs = policy.model.head_inputs(hidden, micro_batch.predicts[chosen])
         logits = policy.model.logits(*inputs)
     logits.requires_grad_()
-    every = _fields(stats, micro_batch, recipe)
-    fields = {name: value[chosen] for name, value in every.items()}
     settings = _clamped_set(recipe) | _sharding(policy)
-    sampled = token_statistics(logits, fields["targets"], **settings)
-    return gradient_share.gradient_products(logits, sampled, fields, recipe, count)
+    sampled = token_statistics(logits, micro_batch.targets[chosen], **settings)
+    return gradient_share.gradient_products(
+        logits, sampled, now.at(chosen), terms.at(chosen), recipe, count
+    )
 
 
-def _fields(stats: TokenStatistics, micro_batch: MicroBatch, recipe: Recipe) -> dict[str, Tensor]:
-    """[N] each: what the policy loss wants of every token besides its log-prob."""
-    fields = dict(micro_batch.fields)
-    if recipe.algorithm.policy_loss == "gspo" and "old_logprobs" in fields:
+def _in_training(
+    stats: TokenStatistics, terms: LossTerms, micro_batch: MicroBatch, recipe: Recipe
+) -> InTraining:
+    """[N] each: what the policy loss wants of this forward besides log-probs."""
+    ratio = None
+    if recipe.algorithm.policy_loss == "gspo" and terms.old_logprobs is not None:
         # a micro-batch holds whole sequences, so the ratio needs no other rank
-        fields["sequence_log_ratio"] = sequence_log_ratio(
-            stats.log_prob, fields["old_logprobs"], fields["sequence"]
-        )
-    fields["entropy"] = stats.entropy.detach()
-    return fields
+        ratio = sequence_log_ratio(stats.log_prob, terms.old_logprobs, micro_batch.sequence)
+    return InTraining(stats.entropy.detach(), ratio)
+
+
+def _behaviour(mini_batch: MiniBatch, micro_batch: MicroBatch, log_prob: Tensor) -> Tensor:
+    """[N] fp32: log-probs of what sampled each token; of a re-rolled response, which another policy
+    sampled, those of the policy before the step's first update: it is no part of the gap."""
+    batch, index, old = mini_batch.batch, micro_batch.index, mini_batch.terms.old_logprobs
+    sampled, own = (
+        x[index].to(log_prob.device) for x in (batch.behaviour_logprobs, batch.own_tokens)
+    )
+    before = log_prob if old is None else old[index].to(log_prob.device)
+    return torch.where(own, sampled, before)
 
 
 def _clamped_set(recipe: Recipe) -> dict[str, Any]:

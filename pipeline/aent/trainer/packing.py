@@ -40,22 +40,15 @@ class PackedSequences(PackedSeqParams):
 
 @dataclass
 class MicroBatch:
-    """Input of one forward: T packed tokens, N of them to be predicted."""
+    """Input of one forward: T packed tokens, N of them to be predicted. What their loss is made of
+    stays with the mini-batch, and is cut by ``index``."""
 
     tokens: Tensor  # [1, T] int64, T a multiple of the tensor-parallel size
     packed: PackedSequences
     predicts: Tensor  # [N] int64: the place whose hidden state predicts each response token
-    index: Tensor  # [N] int64: the response tokens' places in the mini-batch
-    # [N] each: targets, sequence (int64 in [0, N): which response of this micro-batch), and the
-    # Batch's per-token fields
-    fields: dict[str, Tensor]
-
-
-TOKEN_FIELDS = (
-    "behaviour_logprobs", "advantages", "old_logprobs", "reference_logprobs", "importance",
-    "old_kl_weight", "kl_weight", "ratio_weight", "nucleus_weight", "entropy_low", "entropy_high",
-    "smoothing_weight", "smoothing_low", "smoothing_high", "policy_weight", "entropy_weight",
-)  # fmt: skip
+    targets: Tensor  # [N] int64: the response tokens
+    sequence: Tensor  # [N] int64 in [0, N): which response of this micro-batch each belongs to
+    index: Tensor  # [N] int64, on the CPU: their places in the mini-batch
 
 
 def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -> MicroBatch:
@@ -85,17 +78,13 @@ def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -
         raise ValueError("loss_mask: the first token of a sequence is marked as a response token")
     index = source[predicted]
     _, sequence = torch.unique(batch.sequence_of_token[index], return_inverse=True)
-    fields = {"targets": batch.tokens[index], "sequence": sequence}
-    for name in TOKEN_FIELDS:
-        value = getattr(batch, name)
-        if value is not None:
-            fields[name] = value[index]
     return MicroBatch(
         tokens=tokens[None].to(device),
         packed=packed,
         predicts=previous[predicted].to(device),
+        targets=batch.tokens[index].to(device),
+        sequence=sequence.to(device),
         index=index,
-        fields={name: value.to(device) for name, value in fields.items()},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from megatron.core.distributed import (
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from aent.algorithm.terms import MiniBatch
 from aent.data.batch import Batch
+from aent.data.scores import Scores
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
@@ -30,51 +31,9 @@ from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
+from aent.trainer.result import SUMMED, MinibatchResult
 
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
-
-
-@dataclass
-class MinibatchResult:
-    """What one mini-batch did, the same on every rank.
-
-    ``loss`` and ``policy_loss`` are the mini-batch's own (sums weighted per token); the other
-    statistics are plain sums over its ``tokens`` response tokens.
-    """
-
-    loss: float  # policy_loss - coefficient * weighted mean entropy
-    policy_loss: float
-    grad_norm: float  # before clipping
-    lr: float  # of this update
-    update_skipped: bool  # the gradient norm was not finite: parameters untouched
-    tokens: int
-    entropy: float  # nats, over the whole vocabulary
-    clamped_entropy: float  # nats, over the clamped set
-    kept_mass: float
-    clip_fraction: float  # number of clipped tokens
-    kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
-    logprob_gap: float  # |log-prob - behaviour log-prob|
-    kl_reference: float  # k3 estimate, 0 without a reference
-    invalid_rows: float  # number of tokens with NaN or +inf among their logits
-    # of the gradients with respect to the logits (gradient_share.py), the entropy's at coefficient
-    # 1: squared norms and scalar product
-    policy_gradient_square: float
-    entropy_gradient_square: float
-    gradient_product: float
-    # at which the entropy would stay, by averages over the updates so far; NaN where unknown
-    neutral_coefficient: float
-    logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
-    response_entropy: list[float]  # mean per response [S], of the recipe's measure, nats
-
-
-@dataclass
-class TokenScores:
-    """What a forward says of every response token: [T] fp32 on the CPU, 0 off the loss mask, the
-    same on every rank."""
-
-    logprobs: Tensor
-    entropies: Tensor  # nats, over the whole vocabulary
-    nucleus_entropies: Tensor | None  # where the entropy control nucleus_anchor wants them
 
 
 class Trainer:
@@ -121,7 +80,6 @@ class Trainer:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
         self.skipped_updates = self.skipped_in_a_row = 0
         self.neutral = Neutral()
-        self.temperature = recipe.rollout.temperature  # a control may give each step its own
 
     @property
     def vocab_size(self) -> int:
@@ -130,20 +88,21 @@ class Trainer:
 
     @on_device
     @torch.no_grad()
-    def score_tokens(self, batch: Batch) -> TokenScores:
+    def score_tokens(self, batch: Batch) -> Scores:
         """Log-probs and entropies of the tempered policy at the response tokens, by a forward
         alone."""
         micro_batches = self._micro_batches(batch)
         nuclei = self.recipe.control("nucleus_anchor") is not None
+        policy = self._policy(batch)
 
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
-            stats = loss.statistics(self._policy(), hidden, micro_batch, self.recipe)
+            stats = loss.statistics(policy, hidden, micro_batch, self.recipe)
             values = [stats.log_prob, stats.entropy]
             if nuclei:
                 places = micro_batch.predicts
-                values.append(loss.nucleus_entropies(self._policy(), hidden, places, self.recipe))
+                values.append(loss.nucleus_entropies(policy, hidden, places, self.recipe))
             return _nothing(hidden), _one_token(), values
 
         self.model.eval()
@@ -154,7 +113,7 @@ class Trainer:
             values = [None if part is None else part[which] for part in parts]
             return self._gather_tokens(batch, micro_batches, values).float()
 
-        return TokenScores(gather(0), gather(1), gather(2) if nuclei else None)
+        return Scores(gather(0), gather(1), gather(2) if nuclei else None)
 
     def score(self, batch: Batch) -> Tensor:
         """The log-probs of ``score_tokens``, [T]."""
@@ -174,39 +133,36 @@ class Trainer:
             torch._foreach_copy_(parameters, current)
 
     @on_device
-    def train_minibatch(self, batch: Batch, coefficient: float) -> MinibatchResult:
+    def train_minibatch(self, mini_batch: MiniBatch, coefficient: float) -> MinibatchResult:
         """Forward and backward over micro-batches, clip, one optimizer step, one schedule move.
 
         Args:
-            batch: the whole mini-batch, the same on every rank, with ``advantages``,
-                ``policy_weight`` and ``entropy_weight``. ``old_logprobs`` None: those of this
-                very forward (ratio 1).
+            mini_batch: the whole of it, the same on every rank.
             coefficient: of the entropy bonus (lambda).
 
         Raises RuntimeError where this is the ``MAX_SKIPPED``th update in a row whose gradient is
         not finite.
         """
-        micro_batches = self._micro_batches(batch)
+        batch = mini_batch.batch
+        micro_batches, policy = self._micro_batches(batch), self._policy(batch)
+        recipe, update = self.recipe, self.learning_rate.moves
 
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
                 return _nothing(hidden), _one_token(), None
-            policy, recipe = self._policy(), self.recipe
-            stats = loss.statistics(policy, hidden, micro_batch, recipe)
-            update = self.learning_rate.moves
-            products = loss.gradient_products(policy, hidden, stats, micro_batch, recipe, update)
-            nuclei = loss.nucleus_term(policy, hidden, micro_batch, recipe)
-            part = loss.micro_batch_loss(stats, micro_batch, recipe, coefficient, products, nuclei)
+            part = loss.micro_batch_loss(
+                policy, hidden, micro_batch, mini_batch, recipe, coefficient, update
+            )
             return part.loss, _one_token(), (part.sums, part.log_prob, part.entropy)
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         parts = self._run(micro_batches, step_loss, forward_only=False)
-        update = optimizer.apply_gradients(self.optimizer, self.recipe.trainer.optimizer.clip_grad)
-        self._count_skipped(update)
+        applied = optimizer.apply_gradients(self.optimizer, recipe.trainer.optimizer.clip_grad)
+        self._count_skipped(applied)
         lr = self.learning_rate.value
         self.learning_rate.move()
-        return self._result(batch, micro_batches, parts, update, lr)
+        return self._result(batch, micro_batches, parts, applied, lr)
 
     def _count_skipped(self, update: optimizer.Update) -> None:
         self.skipped_updates += update.skipped
@@ -247,8 +203,8 @@ class Trainer:
         multiple = self.layout.tensor if self.config.sequence_parallel else 1
         return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
 
-    def _policy(self) -> loss.Policy:
-        return loss.Policy(self.policy, self.vocab_size, self.temperature)
+    def _policy(self, batch: Batch) -> loss.Policy:
+        return loss.Policy(self.policy, self.vocab_size, batch.temperature)
 
     def _run(
         self,
@@ -299,11 +255,11 @@ class Trainer:
         update: optimizer.Update,
         lr: float,
     ) -> MinibatchResult:
-        sums = torch.zeros(len(loss.SUMS), dtype=torch.float64)
+        sums = torch.zeros(len(SUMMED), dtype=torch.float64)
         for part in parts:
             if part is not None:
                 sums += part[0].cpu()
-        totals = dict(zip(loss.SUMS, self._sum_over_ranks(sums).tolist()))
+        totals = dict(zip(SUMMED, self._sum_over_ranks(sums).tolist()))
         log_probs, entropies = (
             self._gather_tokens(batch, micro_batches, [part and part[i] for part in parts]).float()
             for i in (1, 2)

@@ -2,17 +2,18 @@
 the functions that do it.
 
 A control may change the step's rollouts before they are sampled (``plan``: temperature, responses
-per prompt, what the rewards are; ``sampling`` carries it out), and the step's batch after it has
-been scored by the policy before the step's first update (``apply``). The latter is done once a
-step over all its response tokens, on every rank alike: quantiles and covariances are those of the
-whole step whatever the layout. Public code computes them within a micro-batch, from the forward
-that is about to be learnt from; with one mini-batch a step that is the same policy. It may change
+per prompt, what the rewards are; ``sampling`` carries it out), and the terms of the step's loss
+after it has been scored by the policy before the step's first update (``apply``). The latter is
+done once a step over all its response tokens, on every rank alike: quantiles and covariances are
+those of the whole step whatever the layout. Public code computes them within a micro-batch, from
+the forward that is about to be learnt from; with one mini-batch a step that is the same policy. Of
+``LossTerms`` it may return changed
 
-- the advantages (``Batch.advantages``),
-- a factor on each token's surrogate (``Batch.importance``; denominators stay as they are),
-- a term of the loss (``Batch.old_kl_weight``, ``kl_weight``, ``ratio_weight``, ``nucleus_weight``),
-- a gate of the gradient (``Batch.entropy_low``, ``Batch.entropy_high``),
-- the entropy bonus (``Batch.entropy_factor``, ``smoothing_low``, ``smoothing_high``).
+- ``advantages``,
+- ``token_weight``, a factor on each token's surrogate (denominators stay as they are),
+- ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``: what is added to the loss,
+- ``entropy_gate``: a gate of the gradient,
+- ``entropy_weight``, ``smoothing``: the entropy bonus.
 
 What a control keeps from step to step is part of the checkpoint, and its numbers are recorded
 (``control/KIND/NAME``). The coefficient of the entropy bonus has controllers of its own
@@ -21,34 +22,34 @@ What a control keeps from step to step is part of the checkpoint, and its number
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aent.algorithm.entropy_controls import advantages, coefficient, rollouts, terms, weights
 from aent.algorithm.entropy_controls.base import Context, Control, Memory
 from aent.algorithm.entropy_controls.plan import Plan
-from aent.data.batch import Batch
+from aent.algorithm.terms import LossTerms
 from aent.recipe.schema import Recipe
 
 CONTROLS: dict[str, Control] = {
-    "top_entropy_tokens": Control("old_entropies", apply=weights.top_entropy_tokens),
-    "clip_cov": Control("old_logprobs", apply=weights.clip_cov),
-    "kl_cov": Control("old_logprobs", apply=terms.kl_cov),
-    "entropy_advantage": Control("old_entropies", apply=advantages.entropy_advantage),
-    "response_entropy_advantage": Control(
-        "old_entropies", apply=advantages.response_entropy_advantage
-    ),
+    "top_entropy_tokens": Control("scores", apply=weights.top_entropy_tokens),
+    "clip_cov": Control("scores", apply=weights.clip_cov),
+    "kl_cov": Control("scores", apply=terms.kl_cov),
+    "entropy_advantage": Control("scores", apply=advantages.entropy_advantage),
+    "response_entropy_advantage": Control("scores", apply=advantages.response_entropy_advantage),
     "advantage_clip": Control(apply=advantages.advantage_clip),
-    "entropy_ratio_clip": Control("old_entropies", apply=weights.entropy_ratio_clip),
-    "advantage_kl": Control("reference_logprobs", apply=terms.advantage_kl),
-    "entropy_smoothing": Control("old_entropies", apply=coefficient.entropy_smoothing),
+    "entropy_ratio_clip": Control("scores", apply=weights.entropy_ratio_clip),
+    "advantage_kl": Control("reference", apply=terms.advantage_kl),
+    "entropy_smoothing": Control("scores", apply=coefficient.entropy_smoothing),
     "difficulty_coefficient": Control(apply=coefficient.difficulty_coefficient),
-    "probability_push": Control("old_entropies", apply=terms.probability_push),
-    "nucleus_anchor": Control("old_nucleus_entropies", apply=terms.nucleus_anchor),
+    "probability_push": Control("scores", apply=terms.probability_push),
+    "nucleus_anchor": Control("nucleus_entropies", apply=terms.nucleus_anchor),
     "temperature_schedule": Control(
-        "old_entropies",
+        "scores",
         plan=rollouts.at_temperature,
         apply=rollouts.temperature_schedule,
     ),
-    "rollout_budget": Control("item", plan=rollouts.within_budget, apply=rollouts.rollout_budget),
-    "reroll": Control("old_entropies", plan=rollouts.with_reroll, apply=rollouts.reroll),
+    "rollout_budget": Control(plan=rollouts.within_budget, apply=rollouts.rollout_budget),
+    "reroll": Control("scores", plan=rollouts.with_reroll, apply=rollouts.reroll),
     "majority_reward": Control(plan=rollouts.by_majority),
     "forked_rollouts": Control(plan=rollouts.in_trees),
 }
@@ -65,27 +66,36 @@ def plan(recipe: Recipe, memory: Memory) -> Plan:
     return made
 
 
-def apply(batch: Batch, recipe: Recipe, step: int, vocab_size: int, memory: Memory) -> Memory:
-    """Apply the recipe's controls in their order to a batch that has its ``advantages``; return
-    what they keep for the next step.
+def apply(terms: LossTerms, context: Context, memory: Memory) -> tuple[LossTerms, Memory]:
+    """The terms as the recipe's controls leave them, one after the other in the recipe's order, and
+    what the controls keep for the next step.
 
-    Raises ValueError if the batch lacks what a control needs.
+    Raises ValueError if the step lacks what a control needs.
     """
     following: Memory = {}
-    for settings in recipe.entropy_controls:
+    for settings in context.recipe.entropy_controls:
         control = CONTROLS[settings.kind]
-        if control.needs is not None and getattr(batch, control.needs) is None:
+        if control.needs is not None and not _has(terms, context, control.needs):
             raise ValueError(f"entropy control {settings.kind} needs {control.needs}: score first")
         if control.apply is None:
             continue
-        context = Context(recipe, step, vocab_size, memory.get(settings.kind, {}))
-        kept = control.apply(batch, settings, context)
-        if kept is not None:
-            following[settings.kind] = kept
-    return following
+        own = replace(context, kept=memory.get(settings.kind, {}))
+        effect = control.apply(terms, settings, own)
+        terms = effect.terms
+        if effect.kept is not None:
+            following[settings.kind] = effect.kept
+    return terms, following
+
+
+def _has(terms: LossTerms, context: Context, needed: str) -> bool:
+    if needed == "reference":
+        return terms.reference is not None
+    if needed == "nucleus_entropies":
+        return context.scored is not None and context.scored.nucleus_entropies is not None
+    return context.scored is not None
 
 
 def need_scores(recipe: Recipe) -> bool:
     """Whether a control asks for what the scoring pass says of the batch."""
     needed = (CONTROLS[settings.kind].needs for settings in recipe.entropy_controls)
-    return any(name is not None and name.startswith("old_") for name in needed)
+    return any(name in ("scores", "nucleus_entropies") for name in needed)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from aent.algorithm.entropy_controls.base import Context, old_entropies, over_response
-from aent.data.batch import Batch
+from aent.algorithm.entropy_controls.base import Context, Effect, over_response
+from aent.algorithm.terms import LossTerms
 from aent.recipe.controls import AdvantageClip, EntropyAdvantage, ResponseEntropyAdvantage
 
 
-def entropy_advantage(batch: Batch, settings: EntropyAdvantage, _: Context) -> None:
+def entropy_advantage(terms: LossTerms, settings: EntropyAdvantage, context: Context) -> Effect:
     """A + min(scale * H, abs(A) / limit) per token (arXiv 2506.14758): more for uncertain tokens,
     never enough to turn a sign.
 
     Certainty: from a secondary note and public code; whose H, the old policy's or that in training,
     is our choice (old). The paper's scale is .4 with GRPO and .1 with PPO, its limit 2.
     """
-    assert batch.advantages is not None
-    advantages = batch.advantages[batch.loss_mask]
-    bonus = torch.minimum(settings.scale * old_entropies(batch), advantages.abs() / settings.limit)
-    batch.advantages = over_response(batch, advantages + bonus)
+    advantages = terms.advantages[context.batch.loss_mask]
+    bonus = torch.minimum(settings.scale * context.entropies, advantages.abs() / settings.limit)
+    return Effect(replace(terms, advantages=over_response(context.batch, advantages + bonus)))
 
 
 def response_entropy_advantage(
-    batch: Batch, _settings: ResponseEntropyAdvantage, _: Context
-) -> None:
+    terms: LossTerms, _settings: ResponseEntropyAdvantage, context: Context
+) -> Effect:
     """ETTRL's EAR (arXiv 2508.11356): A * max(0, 1 + (mean H of the group - H_i) / mean H of the
     group), H_i the mean entropy of response i: less for a response that was uncertain.
 
@@ -32,23 +33,23 @@ def response_entropy_advantage(
     uncertain response would learn the opposite, is ours; so is the mean of the group as that of its
     responses' means.
     """
-    assert batch.advantages is not None
+    batch = context.batch
     owner = batch.sequence_of_token[batch.loss_mask]
-    total = torch.zeros(batch.num_sequences).index_add(0, owner, old_entropies(batch))
+    total = torch.zeros(batch.num_sequences).index_add(0, owner, context.entropies)
     entropy = total / batch.response_lengths
     _, group = torch.unique(batch.group, return_inverse=True)
     sums = torch.zeros(int(group.max()) + 1).index_add(0, group, entropy)
     mean = (sums / torch.bincount(group))[group]
     factor = torch.where(mean > 0, 1 + (mean - entropy) / mean, 1.0).clamp(min=0)
-    batch.advantages = batch.advantages * factor[batch.sequence_of_token]
+    return Effect(replace(terms, advantages=terms.advantages * factor[batch.sequence_of_token]))
 
 
-def advantage_clip(batch: Batch, settings: AdvantageClip, _: Context) -> None:
+def advantage_clip(terms: LossTerms, settings: AdvantageClip, _: Context) -> Effect:
     """ETTRL's other reshaping (arXiv 2508.11356): clip(A, -bound, bound), so that no rare answer
     pulls harder than that.
 
     Certainty: EAR-style; the rule and its bound, 2, are from a secondary note. Which of the two the
     paper's results have was not found; a recipe may ask for both.
     """
-    assert batch.advantages is not None
-    batch.advantages = batch.advantages.clamp(-settings.bound, settings.bound)
+    bounded = terms.advantages.clamp(-settings.bound, settings.bound)
+    return Effect(replace(terms, advantages=bounded))

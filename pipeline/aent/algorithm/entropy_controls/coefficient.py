@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
-from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy
-from aent.data.batch import Batch
+from aent.algorithm.entropy_controls.base import Context, Effect
+from aent.algorithm.terms import LossTerms, Smoothing
 from aent.recipe.controls import DifficultyCoefficient, EntropySmoothing
 
 
-def entropy_smoothing(batch: Batch, settings: EntropySmoothing, context: Context) -> Kept:
+def entropy_smoothing(terms: LossTerms, settings: EntropySmoothing, context: Context) -> Effect:
     """EPO (arXiv 2509.22576): from the bonus of a token is taken, with gradient,
 
         beta_k alpha ([low Hbar - H]+ + [H - high Hbar]+),    beta_k = 1 + exp(-growth k / k_mid)
@@ -27,14 +28,19 @@ def entropy_smoothing(batch: Batch, settings: EntropySmoothing, context: Context
     if steps:
         mean = total / steps
         beta = 1 + math.exp(-settings.growth * context.step / (context.recipe.steps / 2))
-        mask = batch.loss_mask.float()
-        batch.smoothing_low = settings.low * mean * mask
-        batch.smoothing_high = settings.high * mean * mask
-        batch.smoothing_weight = beta * settings.strength * mask
-    return {"steps": steps + 1, "entropy_sum": total + mean_entropy(batch)}
+        mask = context.batch.loss_mask.float()
+        smoothing = Smoothing(
+            weight=beta * settings.strength * mask,
+            low=settings.low * mean * mask,
+            high=settings.high * mean * mask,
+        )
+        terms = replace(terms, smoothing=smoothing)
+    return Effect(terms, {"steps": steps + 1, "entropy_sum": total + context.mean_entropy})
 
 
-def difficulty_coefficient(batch: Batch, _settings: DifficultyCoefficient, _: Context) -> None:
+def difficulty_coefficient(
+    terms: LossTerms, _settings: DifficultyCoefficient, context: Context
+) -> Effect:
     """AER's coefficient per prompt (arXiv 2510.10959): lambda_q = lambda (1 - g), g the mean reward
     of the prompt's responses; the harder the prompt, the larger its bonus.
 
@@ -44,9 +50,11 @@ def difficulty_coefficient(batch: Batch, _settings: DifficultyCoefficient, _: Co
     Certainty: AER-style. That the coefficient falls with the success rate is from memory, the
     formulas were not seen; 1 - g is the simplest such weight, and ours.
     """
+    batch = context.batch
     _, group = torch.unique(batch.group, return_inverse=True)
     own = batch.own.float()
     groups = torch.zeros(int(group.max()) + 1)
     success = groups.index_add(0, group, batch.reward * own) / groups.index_add(0, group, own)
     weight = (1 - success)[group]
-    batch.entropy_factor = torch.where(batch.loss_mask, weight[batch.sequence_of_token], 0.0)
+    factor = torch.where(batch.loss_mask, weight[batch.sequence_of_token], 0.0)
+    return Effect(replace(terms, entropy_weight=terms.entropy_weight * factor))

@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 
 from aent.algorithm.entropy_controls import plan as plans
-from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy, weigh
+from aent.algorithm.entropy_controls.base import Context, Effect, Kept
 from aent.algorithm.entropy_controls.plan import Plan
-from aent.data.batch import Batch
+from aent.algorithm.terms import LossTerms
 from aent.recipe.controls import (
     ForkedRollouts,
     MajorityReward,
@@ -33,7 +33,9 @@ def at_temperature(plan: Plan, _settings: TemperatureSchedule, kept: Kept) -> Pl
     return replace(plan, temperature=kept.get("temperature", plan.temperature))
 
 
-def temperature_schedule(batch: Batch, settings: TemperatureSchedule, context: Context) -> Kept:
+def temperature_schedule(
+    terms: LossTerms, settings: TemperatureSchedule, context: Context
+) -> Effect:
     """E3's temperature (arXiv 2505.18573): after each step but the first
 
         T <- T (1 + T ln(H* / H) / (ln V + ln ln V))
@@ -45,18 +47,18 @@ def temperature_schedule(batch: Batch, settings: TemperatureSchedule, context: C
     Certainty: as in its public code (read), which takes H from the step's updates.
     """
     step, steps = context.step, context.recipe.steps
-    temperature = context.kept.get("temperature", context.recipe.rollout.temperature)
-    entropy = mean_entropy(batch)
+    temperature, entropy = context.batch.temperature, context.mean_entropy
     target = context.kept.get("target", entropy)
     if not context.kept or min(entropy, target) <= 0:  # without entropy nothing says how far to go
-        return {"temperature": temperature, "target": target}
+        return Effect(terms, {"temperature": temperature, "target": target})
     begin = steps - int(steps * settings.anneal_share)
     if step >= begin:
         cosine = (1 + math.cos(math.pi * (step - begin) / (steps - begin))) / 2
         target *= settings.anneal_to + (1 - settings.anneal_to) * cosine
     log_v = math.log(context.vocab_size)
     change = temperature * math.log(target / entropy) / (log_v + math.log(log_v))
-    return {"temperature": temperature * (1 + change), "target": context.kept["target"]}
+    following = temperature * (1 + change)
+    return Effect(terms, {"temperature": following, "target": context.kept["target"]})
 
 
 # -- E3's budget
@@ -99,7 +101,7 @@ def allocate(
     return counts
 
 
-def rollout_budget(batch: Batch, _settings: RolloutBudget, context: Context) -> Kept:
+def rollout_budget(terms: LossTerms, _settings: RolloutBudget, context: Context) -> Effect:
     """E3's rollout budget (arXiv 2505.18573): of a step's responses, questions whose mean reward
     was low so far get more, others fewer (``allocate``). Keeps each question's rewards.
 
@@ -107,12 +109,12 @@ def rollout_budget(batch: Batch, _settings: RolloutBudget, context: Context) -> 
     too. There the ranks are renewed once an epoch, and the bounds widen by 2 an epoch from all the
     same; here both hold from the second time a question is asked.
     """
-    assert batch.item is not None
+    batch = context.batch
     rewards = {item: list(seen) for item, seen in context.kept.get("rewards", {}).items()}
     for item, reward in zip(batch.item[batch.own].tolist(), batch.reward[batch.own].tolist()):
         total, count = rewards.get(str(item), (0.0, 0))
         rewards[str(item)] = [total + reward, count + 1]
-    return {"rewards": rewards}
+    return Effect(terms, {"rewards": rewards})
 
 
 # -- AEPO
@@ -134,32 +136,28 @@ def with_reroll(plan: Plan, settings: Reroll, kept: Kept) -> Plan:
     )
 
 
-def reroll(batch: Batch, _settings: Reroll, _: Context) -> Kept:
+def reroll(terms: LossTerms, _settings: Reroll, context: Context) -> Effect:
     """AEPO (arXiv 2510.08141): a share of the prompts is sampled once more at a temperature above
     the policy's where the last step's entropy was at most the target, below it otherwise. Those of
     the responses that did better than their group learn with advantage 1, as REINFORCE, in place
     of as many of the others.
 
     They learn at the policy's own temperature, so that they pull it towards the distribution they
-    came from. The engine's log-probs of them, being another policy's, are replaced by the trainer's
-    and are no part of any gap.
+    came from. The engine's log-probs of them, being another policy's, are no part of any gap.
 
     Certainty: as in its public code (read): a quarter of the prompts, 1.2 and .8, at most 60, half
     as many where entropy is too high, the batch's first responses give way. There they leave the
     batch, here they have no policy loss and keep their place in the mean's denominator. Its test is
     advantage > .05. It re-rolls in the first step too, where entropy has not been measured yet.
     """
-    assert batch.rerolled is not None
-    assert batch.advantages is not None
-    assert batch.old_logprobs is not None
-    extra = batch.rerolled[batch.sequence_of_token]
-    batch.advantages = torch.where(extra & batch.loss_mask, 1.0, batch.advantages)
-    batch.behaviour_logprobs = torch.where(extra, batch.old_logprobs, batch.behaviour_logprobs)
+    batch = context.batch
+    extra = batch.rerolled[batch.sequence_of_token] & batch.loss_mask
     others = (~batch.rerolled).nonzero()[:, 0]
     gives_way = torch.zeros_like(batch.rerolled)
     gives_way[others[: int(batch.rerolled.sum())]] = True
-    weigh(batch, ~gives_way[batch.sequence_of_token[batch.loss_mask]])
-    return {"entropy": mean_entropy(batch)}
+    stays = ~gives_way[batch.sequence_of_token] & batch.loss_mask
+    terms = replace(terms, advantages=torch.where(extra, 1.0, terms.advantages))
+    return Effect(terms.weighed(stays.float()), {"entropy": context.mean_entropy})
 
 
 # -- ETTRL

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from aent.algorithm import aggregation
-from aent.algorithm.entropy_controls.base import Context, Kept, mean_entropy, over_response
+from aent.algorithm.entropy_controls.base import Context, Effect, over_response
+from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.recipe.controls import AdvantageKl, KlCov, NucleusAnchor, ProbabilityPush
 
 
-def kl_cov(batch: Batch, settings: KlCov, _: Context) -> None:
+def kl_cov(terms: LossTerms, settings: KlCov, context: Context) -> Effect:
     """KL-Cov (arXiv 2505.22617): + coefficient * abs(log pi - log pi_old) in the loss of the
     ``share`` of response tokens (at least one) with the highest covariance.
 
@@ -21,13 +23,13 @@ def kl_cov(batch: Batch, settings: KlCov, _: Context) -> None:
     ``clip_high`` give that) and which takes the covariance within a micro-batch, from the log-probs
     in training. The default share is the paper's for 7B (k = .2 percent; 32B: .02).
     """
-    cov = covariance(batch)
+    cov = covariance(terms, context)
     weight = torch.zeros(cov.numel())
     weight[cov.topk(max(1, int(settings.share * cov.numel()))).indices] = settings.coefficient
-    batch.old_kl_weight = over_response(batch, weight)
+    return Effect(replace(terms, old_kl_weight=over_response(context.batch, weight)))
 
 
-def advantage_kl(batch: Batch, _settings: AdvantageKl, context: Context) -> None:
+def advantage_kl(terms: LossTerms, _settings: AdvantageKl, context: Context) -> Effect:
     """ADRPO (arXiv 2510.18053): the KL to the reference weighs max(0, kl_coefficient - A), more for
     a response that did badly.
 
@@ -35,13 +37,13 @@ def advantage_kl(batch: Batch, _settings: AdvantageKl, context: Context) -> None
     0 is ours, without which a good response would be pushed away from the reference.
     ``policy/kl_clamped_share`` says for how many tokens it holds.
     """
-    assert batch.advantages is not None
+    assert terms.reference is not None
     coefficient = context.recipe.algorithm.kl_coefficient
-    weight = (coefficient - batch.advantages[batch.loss_mask]).clamp(min=0)
-    batch.kl_weight = over_response(batch, weight)
+    weight = (coefficient - terms.advantages).clamp(min=0) * context.batch.loss_mask
+    return Effect(replace(terms, reference=replace(terms.reference, weight=weight)))
 
 
-def probability_push(batch: Batch, settings: ProbabilityPush, context: Context) -> Kept:
+def probability_push(terms: LossTerms, settings: ProbabilityPush, context: Context) -> Effect:
     """EntroPIC (arXiv 2511.15248): - c ratio abs(A) in the loss, averaged over the tokens whose old
     probability is above ``probability``;
 
@@ -56,20 +58,19 @@ def probability_push(batch: Batch, settings: ProbabilityPush, context: Context) 
     the old ones. Its mean over the likely tokens is the recipe's aggregation of them here, divided
     by the step's share of likely tokens: for ``token_mean`` the same.
     """
-    assert batch.old_logprobs is not None
-    assert batch.advantages is not None
-    error = mean_entropy(batch) - settings.target
+    mask = context.batch.loss_mask
+    error = context.mean_entropy - settings.target
     integral = context.kept.get("integral", 0.0)
     push = settings.proportional_gain * error + settings.integral_gain * integral
     push = min(max(push, -1.0), 1.0)
-    likely = (batch.old_logprobs > math.log(settings.probability)) & batch.loss_mask
-    share = float(likely.sum() / batch.loss_mask.sum())
+    likely = (context.scores.logprobs > math.log(settings.probability)) & mask
+    share = float(likely.sum() / mask.sum())
     if share:
-        batch.ratio_weight = push / share * batch.advantages.abs() * likely
-    return {"push": push, "integral": integral + error}
+        terms = replace(terms, ratio_weight=push / share * terms.advantages.abs() * likely)
+    return Effect(terms, {"push": push, "integral": integral + error})
 
 
-def nucleus_anchor(batch: Batch, settings: NucleusAnchor, context: Context) -> Kept:
+def nucleus_anchor(terms: LossTerms, settings: NucleusAnchor, context: Context) -> Effect:
     """SIREN (arXiv 2509.25133): + coefficient (M - anchor)^2 in the loss. M is a mean over
     responses, of the mean over the tokens of a response above its (1 - ``share``) quantile (0 where
     none is), of the entropy renormalised on the token's nucleus (``top_p``, at most ``top_k``
@@ -84,17 +85,20 @@ def nucleus_anchor(batch: Batch, settings: NucleusAnchor, context: Context) -> K
     that crosses top_p, here it is in, as elsewhere (``entropy.nucleus``); and it squares the
     deviation of each micro-batch.
     """
-    assert batch.old_nucleus_entropies is not None
-    entropies = batch.old_nucleus_entropies
+    batch, entropies = context.batch, context.scores.nucleus_entropies
+    assert entropies is not None
     weight = torch.zeros_like(entropies)
     for tokens in response_tokens(batch):
         chosen = tokens[entropies[tokens] > entropies[tokens].quantile(1 - settings.share)]
-        # a factor on ``sequence_mean``, whose denominators are those of a mini-batch
         weight[chosen] = len(tokens) / max(len(chosen), 1)
     mean = float((aggregation.sequence_mean(batch) * weight * entropies).double().sum())
     anchor = context.kept.get("anchor", mean)
-    batch.nucleus_weight = 2 * settings.coefficient * (mean - anchor) * weight
-    return {"anchor": anchor, "mean": mean}
+    count = context.recipe.trainer.mini_batches
+    of_mini_batch = aggregation.per_mini_batch(batch, count, aggregation.sequence_mean)
+    slope = 2 * settings.coefficient * (mean - anchor) * weight
+    return Effect(
+        replace(terms, nucleus_weight=slope * of_mini_batch), {"anchor": anchor, "mean": mean}
+    )
 
 
 def response_tokens(batch: Batch) -> list[Tensor]:
@@ -103,11 +107,9 @@ def response_tokens(batch: Batch) -> list[Tensor]:
     return list(places.split(batch.response_lengths.tolist()))
 
 
-def covariance(batch: Batch) -> Tensor:
+def covariance(terms: LossTerms, context: Context) -> Tensor:
     """[N] fp32: (A - mean A) (log pi_old - mean log pi_old) of each response token, means over all
     of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy)."""
-    assert batch.advantages is not None
-    assert batch.old_logprobs is not None
-    advantages = batch.advantages[batch.loss_mask].double()
-    log_probs = batch.old_logprobs[batch.loss_mask].double()
+    mask = context.batch.loss_mask
+    advantages, log_probs = terms.advantages[mask].double(), context.scores.logprobs[mask].double()
     return ((advantages - advantages.mean()) * (log_probs - log_probs.mean())).float()

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from aent.algorithm import aggregation, importance, terms
+from aent.algorithm import aggregation, importance, mini_batches
 from aent.algorithm.advantages import batch_normalized, group_advantages, leave_one_out
+from aent.algorithm.mini_batches import loss_terms
 from aent.algorithm.rewards import overlong_penalty
 from aent.data.batch import Batch
 from aent.data.sample import Sample
+from aent.data.scores import Scores
 from aent.recipe.schema import Recipe
 
 
@@ -18,7 +20,7 @@ def make_batch(lengths=(1, 3, 2, 4), groups=(0, 0, 1, 1), rewards=(1.0, 0.0, 1.0
         Sample([5, 6], list(range(n)), [-0.5] * n, [0] * n, "stop", g, g, r)
         for n, g, r in zip(lengths, groups, rewards)
     ]
-    return Batch.from_samples(samples)
+    return Batch.from_samples(samples, temperature=1.0)
 
 
 def make_recipe(**sections) -> Recipe:
@@ -80,26 +82,28 @@ STEP = {  # rewards 1, 0, 1, 1 of 1, 3, 2, 4 tokens; groups 0, 0, 1, 1
 
 @pytest.mark.parametrize("kind", STEP)
 def test_advantages_of_a_step_by_hand(kind):
-    batch = make_batch()
-    terms.set_advantages(batch, make_recipe(algorithm={"advantage": kind}))
+    batch, recipe = make_batch(), make_recipe(algorithm={"advantage": kind})
+    got = loss_terms(batch, None, None, recipe).advantages
     each = [a for a, n in zip(STEP[kind], (1, 3, 2, 4)) for _ in range(n)]
-    assert batch.advantages[batch.loss_mask].tolist() == pytest.approx(each, rel=1e-5, abs=1e-7)
-    assert not batch.advantages[~batch.loss_mask].any()
-    assert batch.penalty is None
+    assert got[batch.loss_mask].tolist() == pytest.approx(each, rel=1e-5, abs=1e-7)
+    assert not got[~batch.loss_mask].any()
+    assert not mini_batches.penalty(batch, recipe).any()
 
 
 def test_overlong_shaping_enters_the_advantages_and_leaves_the_reward():
     batch = make_batch()
     algorithm = {"advantage": "group_mean", "overlong_buffer": 2, "overlong_penalty": 0.5}
     recipe = make_recipe(rollout={"max_response_tokens": 4}, algorithm=algorithm)
-    terms.set_advantages(batch, recipe)
-    assert batch.penalty.tolist() == [0, -0.25, 0, -0.5]  # of 1, 3, 2, 4 tokens
+    assert mini_batches.penalty(batch, recipe).tolist() == [
+        0,
+        -0.25,
+        0,
+        -0.5,
+    ]  # of 1, 3, 2, 4 tokens
     assert batch.reward.tolist() == [1, 0, 1, 1]
-    assert terms.sequence_advantages(batch, recipe.algorithm).tolist() == [
+    assert mini_batches.sequence_advantages(batch, recipe).tolist() == [
         0.625, -0.625, 0.25, -0.25,
     ]  # fmt: skip
-    (mini,) = terms.split_mini_batches(batch, recipe)
-    assert mini.penalty.tolist() == batch.penalty.tolist()
 
 
 def test_constant_length_sums_tokens_by_the_recipes_longest_response():
@@ -107,7 +111,7 @@ def test_constant_length_sums_tokens_by_the_recipes_longest_response():
     recipe = make_recipe(
         rollout={"max_response_tokens": 5}, algorithm={"aggregation": "constant_length"}
     )
-    weight = terms.policy_weight(batch, recipe)
+    weight = mini_batches.policy_weight(batch, recipe)
     assert weight[batch.loss_mask].tolist() == pytest.approx([1 / (4 * 5)] * 10)
     assert not weight[~batch.loss_mask].any()
 
@@ -127,28 +131,43 @@ def test_weights_sum_to_one_and_follow_their_means():
 def test_mini_batches_keep_groups_whole_and_have_their_own_denominators():
     batch = make_batch(groups=(0, 1, 0, 1))
     recipe = make_recipe(trainer={"mini_batches": 2})
-    terms.set_advantages(batch, recipe)
-    first, second = terms.split_mini_batches(batch, recipe)
-    assert first.group.tolist() == [0, 0]
-    assert second.response_lengths.tolist() == [3, 4]
-    for mini in (first, second):
-        assert mini.policy_weight.sum().item() == pytest.approx(1)
-        assert mini.entropy_weight.sum().item() == pytest.approx(1)
-        assert mini.advantages is not None
+    terms = loss_terms(batch, None, None, recipe)
+    first, second = mini_batches.split(batch, terms, recipe)
+    assert first.batch.group.tolist() == [0, 0]
+    assert second.batch.response_lengths.tolist() == [3, 4]
+    for mini, sequences in ((first, [0, 2]), (second, [1, 3])):
+        assert mini.terms.policy_weight.sum().item() == pytest.approx(1)
+        assert torch.equal(mini.terms.entropy_weight, aggregation.token_mean(mini.batch))
+        assert torch.equal(mini.terms.advantages, terms.advantages[batch.places(sequences)])
+
+
+def test_the_terms_of_a_recipe_by_what_was_scored():
+    batch = make_batch()
+    zero = torch.zeros_like(batch.behaviour_logprobs)
+    unscored = loss_terms(batch, None, None, make_recipe())
+    assert unscored.old_logprobs is None
+    assert unscored.correction is None
+    assert unscored.reference is None
+    algorithm = {"importance": "truncated_token", "importance_cap": 1.5, "kl_coefficient": 0.2}
+    scores = Scores(batch.behaviour_logprobs - 0.25 * batch.loss_mask, zero)
+    scored = loss_terms(batch, scores, zero - 1, make_recipe(algorithm=algorithm))
+    assert torch.equal(scored.old_logprobs, scores.logprobs)
+    assert scored.correction[batch.loss_mask].tolist() == pytest.approx([math.exp(-0.25)] * 10)
+    assert scored.reference.logprobs.tolist() == [-1.0] * 18
+    assert torch.equal(scored.reference.weight, 0.2 * batch.loss_mask)
+    assert scored.token_weight is None
 
 
 def test_importance_truncated_per_token():
     batch = make_batch(lengths=(2,), groups=(0,), rewards=(1.0,))
-    batch.old_logprobs = torch.tensor([0.0, 0.0, -0.4, 5.0])
-    weight = importance.truncated_token(batch, cap=2.0)
+    weight = importance.truncated_token(batch, torch.tensor([0.0, 0.0, -0.4, 5.0]), cap=2.0)
     assert weight.tolist() == pytest.approx([0, 0, math.exp(0.1), 2.0])
 
 
 def test_importance_masks_whole_sequences():
     batch = make_batch(lengths=(2, 2), groups=(0, 0), rewards=(1.0, 0.0))
     gaps = torch.tensor([0, 0, 1.0, 1.0, 0, 0, 3.0, -3.0])
-    batch.old_logprobs = batch.behaviour_logprobs + gaps
-    weight = importance.masked_sequence(batch, cap=2.0)
+    weight = importance.masked_sequence(batch, batch.behaviour_logprobs + gaps, cap=2.0)
     assert weight.tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
@@ -161,19 +180,19 @@ def test_importance_masks_whole_sequences():
         ({"entropy_controls": [{"kind": "clip_cov"}]}, True),
     ],
 )
-def test_who_needs_old_logprobs(sections, needed):
-    assert terms.needs_old_logprobs(make_recipe(**sections)) is needed
+def test_who_needs_scores(sections, needed):
+    assert mini_batches.needs_scores(make_recipe(**sections)) is needed
 
 
 @pytest.mark.parametrize("gap", [95.0, math.inf])
 @pytest.mark.parametrize("kind", ["truncated_token", "masked_sequence"])
 def test_a_correction_of_an_extreme_token_is_a_number(kind, gap):
     batch = make_batch()
-    batch.old_logprobs = batch.behaviour_logprobs.clone()
+    logprobs = batch.behaviour_logprobs.clone()
     off, on = (int(m.nonzero()[0]) for m in (~batch.loss_mask, batch.loss_mask))
-    batch.old_logprobs[off] = math.nan
-    batch.old_logprobs[on] = gap
-    correction = terms.CORRECTIONS[kind](batch, 2.0)
+    logprobs[off] = math.nan
+    logprobs[on] = gap
+    correction = mini_batches.CORRECTIONS[kind](batch, logprobs, 2.0)
     assert correction.isfinite().all()
     assert correction[off] == 0
     assert correction[on] == (2.0 if kind == "truncated_token" else 0.0)

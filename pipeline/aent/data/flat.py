@@ -1,0 +1,70 @@
+"""Dataclasses of tensors that lie flat, one value per token or one per sequence.
+
+Each field says by its type which of the two it is. Whatever cuts such data (mini-batches,
+micro-batches, samples of tokens) or sends it goes over the fields by that, so a new field needs no
+list to be entered in: ``mapped`` takes it along or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+PerToken: TypeAlias = Annotated[Tensor, "token"]  # [T]
+PerSequence: TypeAlias = Annotated[Tensor, "sequence"]  # [S]
+PerBatch: TypeAlias = Annotated[float, "batch"]  # one number for all of it
+
+
+class Flat:
+    """Base of a dataclass whose fields are ``PerToken``, ``PerSequence``, ``PerBatch`` or another
+    such dataclass, any of them ``| None``."""
+
+    def mapped(self, **changes: Callable[[Any], Any]) -> Self:
+        """The same data, each field changed by what is given for its kind ("token", "sequence",
+        "batch"). None stays None.
+
+        Raises KeyError for a field of a kind that nothing is given for.
+        """
+        changed = {}
+        for name, kind in kinds(type(self)).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if value is not None and isinstance(kind, str):
+                changed[name] = changes[kind](value)
+            elif value is not None:
+                changed[name] = value.mapped(**changes)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def at(self, tokens: Tensor) -> Self:
+        """The values of these tokens [n] int64, in this order; of data per token alone."""
+        return self.mapped(token=lambda value: value[tokens])
+
+    def to(self, device: torch.device) -> Self:
+        """Data per token on another device."""
+        return self.mapped(token=lambda value: value.to(device))
+
+
+@cache
+def kinds(cls: type[Flat]) -> dict[str, str | type[Flat]]:
+    """{field: "token", "sequence", "batch", or the other ``Flat``}, in the fields' order.
+
+    Raises TypeError for a field whose type does not say.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: _kind(cls, f.name, hints[f.name]) for f in fields(cls)}  # type: ignore[arg-type]
+
+
+def _kind(cls: type, name: str, hint: Any) -> str | type[Flat]:
+    if get_origin(hint) is Annotated:
+        return hint.__metadata__[0]
+    if isinstance(hint, type) and issubclass(hint, Flat):
+        return hint
+    options = [option for option in get_args(hint) if option is not NoneType]
+    if len(options) == 1 < len(get_args(hint)):
+        return _kind(cls, name, options[0])
+    raise TypeError(f"{cls.__name__}.{name} is {hint}: neither per token nor per sequence")

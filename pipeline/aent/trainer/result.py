@@ -1,0 +1,45 @@
+"""What an optimizer step says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+
+@dataclass
+class Sums:
+    """Of one mini-batch, over its micro-batches and ranks. ``loss`` and ``policy_loss`` are its own
+    (sums weighted per token), the rest plain sums over its ``tokens`` response tokens."""
+
+    loss: float  # policy_loss - coefficient * weighted mean entropy
+    policy_loss: float
+    tokens: int
+    entropy: float  # nats, over the whole vocabulary
+    clamped_entropy: float  # nats, over the clamped set
+    kept_mass: float
+    clip_fraction: float  # number of clipped tokens
+    kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
+    kl_reference: float  # k3 estimate, 0 without a reference
+    invalid_rows: float  # number of tokens with NaN or +inf among their logits
+    # of the gradients with respect to the logits (gradient_share.py), the entropy's at coefficient
+    # 1: squared norms and scalar product
+    policy_gradient_square: float
+    entropy_gradient_square: float
+    gradient_product: float
+
+
+SUMMED = tuple(field.name for field in fields(Sums))  # by ``loss.micro_batch_loss``, in this order
+
+
+@dataclass
+class MinibatchResult(Sums):
+    """What one mini-batch did, the same on every rank."""
+
+    grad_norm: float  # before clipping
+    lr: float  # of this update
+    update_skipped: bool  # the gradient norm was not finite: parameters untouched
+    # at which the entropy would stay, by averages over the updates so far; NaN where unknown
+    neutral_coefficient: float
+    logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
+    response_entropy: list[float]  # mean per response [S], of the recipe's measure, nats
