@@ -110,7 +110,7 @@ def test_rerolled_responses_learn_with_advantage_one_in_place_of_others():
     assert step.response(after.terms.advantages) == pytest.approx(want)
     # the first two give way
     assert step.response(after.terms.token_weight) == [0.0] * 3 + [1.0] * 7
-    assert step.batch.logprob_gap(step.scores.logprobs) == 0.25
+    assert step.batch.logprob_gap(step.scores.logprobs, step.batch.loss_mask) == 0.25
 
 
 @pytest.mark.parametrize(

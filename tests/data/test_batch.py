@@ -68,7 +68,9 @@ def test_the_gap_is_over_the_policys_own_responses():
     ours = torch.where(
         batch.rerolled[batch.sequence_of_token], -9.0, batch.behaviour_logprobs + 0.5
     )
-    assert batch.logprob_gap(ours) == pytest.approx(0.5)
+    everything = torch.ones_like(batch.loss_mask)
+    assert batch.logprob_gap(ours, everything) == pytest.approx(0.5)
+    assert batch.logprob_gap(ours, ~everything) is None
 
 
 def test_a_sample_that_lost_a_logprob_is_refused():

@@ -71,12 +71,14 @@ class Batch(Flat):
         """[T] bool: the tokens of those responses."""
         return self.loss_mask & self.own[self.sequence_of_token]
 
-    def logprob_gap(self, logprobs: Tensor) -> float:
-        """Mean |trainer's - engine's| log-prob over the policy's own response tokens, nats.
+    def logprob_gap(self, logprobs: Tensor, chosen: Tensor) -> float | None:
+        """Mean |trainer's - engine's| log-prob over the policy's own response tokens among some
+        tokens, nats; None if there are none.
 
-        logprobs: [T] fp32, the trainer's, before the step's first update.
+        logprobs: [T] fp32, the trainer's, before the step's first update. chosen: [T] bool.
         """
-        return float((logprobs - self.behaviour_logprobs).abs()[self.own_tokens].mean())
+        gaps = (logprobs - self.behaviour_logprobs).abs()[self.own_tokens & chosen]
+        return float(gaps.mean()) if len(gaps) else None
 
     def places(self, sequences: Sequence[int]) -> Tensor:
         """[n] int64: where the tokens of these sequences stand, in this order."""

@@ -3,16 +3,40 @@ the same weights, in nats."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aent.data.batch import Batch
+
 # steps differ in their tokens: only more than this is a jump
 JUMP, NOISE = 3.0, 1e-3  # factor; nats
 
 
-def check_gap(step: int, gap: float, bound: float, before: float | None) -> None:
+@dataclass(frozen=True)
+class Gaps:
+    """Of one step, nats; None: there are no such tokens."""
+
+    same: float | None  # tokens that engines wrote with the trainer's present weights
+    stale: float | None  # with older ones: how far the policy has moved since, too
+
+    @classmethod
+    def of(cls, batch: Batch, logprobs: Tensor, step: int) -> Gaps:
+        """logprobs: [T] fp32, the trainer's, before the update of ``step``."""
+        same = batch.versions == step
+        return cls(batch.logprob_gap(logprobs, same), batch.logprob_gap(logprobs, ~same))
+
+
+def check_gap(step: int, gap: float | None, bound: float, before: float | None) -> None:
     """Compare a step's gap with the recipe's bound and, where ``before`` is given (at the first
     fresh samples after a resume), with the one before the stop.
 
+    None: nothing was sampled with the present weights; the probe has compared them.
+
     Raises RuntimeError for a gap above the bound, or far above the one before.
     """
+    if gap is None:
+        return
     if not gap <= bound:  # NaN must stop it too
         raise RuntimeError(
             f"step {step}: engine and trainer log-probs differ by {gap:.4g} on average, more than "

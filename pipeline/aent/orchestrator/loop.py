@@ -16,7 +16,7 @@ from aent.data.scores import Scores
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.orchestrator.checkpoints import Start
-from aent.orchestrator.gap import check_gap
+from aent.orchestrator.gap import Gaps, check_gap
 from aent.orchestrator.records import StepDone
 from aent.orchestrator.run import Run
 from aent.recipe.schema import Recipe
@@ -53,14 +53,15 @@ def train(run: Run) -> bool:
             ]
         state, report = controllers.update(settings, state, measured_entropy(recipe, results))
         # without scores there is one mini-batch, whose forward came before its update
-        gap = batch.logprob_gap(results[0].logprobs if scores is None else scores.logprobs)
+        logprobs = results[0].logprobs if scores is None else scores.logprobs
+        gaps = Gaps.of(batch, logprobs, step)
         if scores is None:
-            check_gap(step, gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
+            check_gap(step, gaps.same, recipe.rollout.max_logprob_gap, start.gap_before(step))
         run.sampler.settle()
         run.weights.sync(version=step + 1)
-        record(run, StepDone(step, batch, terms, gap, results, report, memory))
+        record(run, StepDone(step, batch, terms, gaps, results, report, memory))
         evaluate(run, step + 1)
-        if run.checkpoints.save(step + 1, state, memory, gap):
+        if run.checkpoints.save(step + 1, state, memory, gaps.same):
             run.zero.alone("the last words", lambda zero: zero.report.suspend())
             return False
     peaks = distributed.peak_memory()  # before rank 0 gathers the whole policy to save it
@@ -82,7 +83,7 @@ def score(run: Run, batch: Batch, step: int, start: Start) -> tuple[Scores | Non
     needed = mini_batches.needs_scores(recipe)
     if needed or step == start.step:
         scores = run.trainer.score_tokens(batch)
-        gap = batch.logprob_gap(scores.logprobs)
+        gap = Gaps.of(batch, scores.logprobs, step).same
         check_gap(step, gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
     if recipe.algorithm.kl_coefficient > 0:
         reference = run.trainer.score_reference(batch)

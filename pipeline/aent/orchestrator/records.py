@@ -18,6 +18,7 @@ from aent.data.batch import Batch
 from aent.data.rollout import Rollout
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
+from aent.orchestrator.gap import Gaps
 from aent.recipe.schema import Recipe
 from aent.trainer.result import MinibatchResult
 
@@ -34,7 +35,7 @@ class StepDone:
     step: int
     batch: Batch
     terms: LossTerms
-    gap: float  # trainer against engine, nats
+    gaps: Gaps  # trainer against engine
     results: Sequence[MinibatchResult]
     report: ControllerReport
     memory: Memory  # what the entropy controls keep for the next step
@@ -65,48 +66,60 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     aim = {"controller/low": report.low, "controller/high": report.high}
     if math.isnan(report.low):  # a constant has none, an automatic band not yet
         aim = {}
-    return aim | {
-        "reward/mean": float(batch.reward[batch.own].mean()),
-        "reward/std": float(batch.reward[batch.own].std(correction=0)),
-        "reward/judged_mean": judged_mean(rollout),
-        "reward/groups_without_signal": groups_without_signal(batch),
-        "reward/groups_replaced": float(groups_replaced(rollout)),
-        "reward/penalty": float(penalty(batch, recipe).mean()),
-        "reward/rerolled": float((~batch.own).sum()),
-        "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
-        "response/length_mean": float(lengths.mean()),
-        "response/length_max": float(lengths.max()),
-        "response/truncated_share": float(batch.truncated.double().mean()),
-        "policy/entropy": per_token("entropy"),
-        "policy/clamped_entropy": per_token("clamped_entropy"),
-        "policy/kept_mass": per_token("kept_mass"),
-        "policy/logprob_gap": done.gap,
-        "policy/kl_behaviour": per_token("kl_behaviour"),
-        "policy/kl_reference": per_token("kl_reference"),
-        "policy/clip_fraction": per_token("clip_fraction"),
-        "policy/correction": token_mean(batch, terms.correction),
-        "policy/token_weight": token_mean(batch, terms.token_weight),
-        "policy/masked_share": zero_share(batch, terms.surrogate_factor),
-        "policy/kl_clamped_share": zero_share(batch, kl_weight),
-        "gradient/policy": policy,
-        "gradient/entropy": entropy,
-        "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
-        "gradient/product": per_update("gradient_product"),
-        "gradient/neutral_coefficient": results[-1].neutral_coefficient,
-        "policy/invalid_tokens": sum(r.invalid_rows for r in results),
-        "update/loss": per_update("loss"),
-        "update/policy_loss": per_update("policy_loss"),
-        "update/grad_norm": per_update("grad_norm"),
-        "update/lr": results[-1].lr,
-        "update/skipped": float(sum(r.update_skipped for r in results)),
-        "controller/coefficient": report.coefficient,
-        "controller/next_coefficient": report.next_coefficient,
-        "controller/error": report.error,
-        "controller/move": report.move,
-        "controller/at_bound": float({"low": -1, "": 0, "high": 1}[report.at_bound]),
-        "controller/steps_at_bound": float(report.steps_at_bound),
-        "controller/skipped": float(report.skipped),
-    }
+    return (
+        aim
+        | gap_metrics(recipe, done)
+        | {
+            "reward/mean": float(batch.reward[batch.own].mean()),
+            "reward/std": float(batch.reward[batch.own].std(correction=0)),
+            "reward/judged_mean": judged_mean(rollout),
+            "reward/groups_without_signal": groups_without_signal(batch),
+            "reward/groups_replaced": float(groups_replaced(rollout)),
+            "reward/penalty": float(penalty(batch, recipe).mean()),
+            "reward/rerolled": float((~batch.own).sum()),
+            "reward/judge_errors": float(sum(bool(v.error) for v in rollout.verdicts)),
+            "response/length_mean": float(lengths.mean()),
+            "response/length_max": float(lengths.max()),
+            "response/truncated_share": float(batch.truncated.double().mean()),
+            "policy/entropy": per_token("entropy"),
+            "policy/clamped_entropy": per_token("clamped_entropy"),
+            "policy/kept_mass": per_token("kept_mass"),
+            "policy/kl_behaviour": per_token("kl_behaviour"),
+            "policy/kl_reference": per_token("kl_reference"),
+            "policy/clip_fraction": per_token("clip_fraction"),
+            "policy/correction": token_mean(batch, terms.correction),
+            "policy/token_weight": token_mean(batch, terms.token_weight),
+            "policy/masked_share": zero_share(batch, terms.surrogate_factor),
+            "policy/kl_clamped_share": zero_share(batch, kl_weight),
+            "gradient/policy": policy,
+            "gradient/entropy": entropy,
+            "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
+            "gradient/product": per_update("gradient_product"),
+            "gradient/neutral_coefficient": results[-1].neutral_coefficient,
+            "policy/invalid_tokens": sum(r.invalid_rows for r in results),
+            "update/loss": per_update("loss"),
+            "update/policy_loss": per_update("policy_loss"),
+            "update/grad_norm": per_update("grad_norm"),
+            "update/lr": results[-1].lr,
+            "update/skipped": float(sum(r.update_skipped for r in results)),
+            "controller/coefficient": report.coefficient,
+            "controller/next_coefficient": report.next_coefficient,
+            "controller/error": report.error,
+            "controller/move": report.move,
+            "controller/at_bound": float({"low": -1, "": 0, "high": 1}[report.at_bound]),
+            "controller/steps_at_bound": float(report.steps_at_bound),
+            "controller/skipped": float(report.skipped),
+        }
+    )
+
+
+def gap_metrics(recipe: Recipe, done: StepDone) -> dict[str, float]:
+    """How far engine and trainer are apart: by the same weights, and by older ones."""
+    found = {"policy/logprob_gap": done.gaps.same, "staleness/logprob_gap": done.gaps.stale}
+    if recipe.rollout.max_staleness:
+        behind = done.step - done.batch.versions[done.batch.loss_mask]
+        found["staleness/mean"] = float(behind.double().mean())
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def groups_without_signal(batch: Batch) -> float:
