@@ -76,8 +76,11 @@ def train(
     loaded = _load(recipe, arguments, check=not dry_run)
     if dry_run:
         return _dry_run(loaded)
+    from aent.checks.engines import taken_ports
     from aent.launch.launcher import launch
 
+    if faults := list(taken_ports(loaded)):
+        refuse(faults)
     raise typer.Exit(launch(loaded))
 
 
@@ -87,6 +90,7 @@ def _dry_run(recipe: Recipe) -> None:
     Exit code 2 for what can run nowhere, a broken model folder that is here among it.
     """
     from aent.checks import model as check_model
+    from aent.checks.engines import taken_ports
     from aent.checks.recipe import check
     from aent.estimate.memory import estimate
     from aent.estimate.processes import describe
@@ -107,7 +111,7 @@ def _dry_run(recipe: Recipe) -> None:
             f"not checked: {recipe.model.path} is not here, so neither is the layout, nor are "
             "lengths and memory"
         )
-    for fault in check(recipe):
+    for fault in [*check(recipe), *taken_ports(recipe)]:
         print(f"would not start here: {fault}")
     if is_here(recipe.model) and check_model.faults(recipe):
         raise typer.Exit(2)

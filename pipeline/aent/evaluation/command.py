@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import sys
@@ -139,7 +140,8 @@ def _started(recipe: Recipe, target: _Target, prompt: int, response: int) -> Ite
     with tempfile.TemporaryDirectory(prefix="aent-eval-") as logs:
         make_token(Path(logs))
         settings = engine.settings_of(recipe, target.folder, Path(logs), 0, first_gpu=0)
-        started = engine.start(settings)
+        # any free port: the recipe's may be that of its run, which goes on
+        started = engine.start(dataclasses.replace(settings, port=0))
         try:
             started.wait_ready(recipe.rollout.engine.start_timeout_s)
             yield started.client()
