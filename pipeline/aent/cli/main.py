@@ -23,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+CONFLICTS_SHOWN = 20  # of a public file's questions that have two answers
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe (YAML).", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -201,8 +202,11 @@ def data(
         refuse([str(error)])
     print(
         f"{target}: {done.written} questions of {done.read} rows "
-        f"({done.left_out} left out, {done.repeated} repeated)"
+        f"({done.left_out} left out, {done.repeated} repeated, {len(done.conflicts)} with two "
+        "answers)"
     )
+    for conflict in done.conflicts[:CONFLICTS_SHOWN]:
+        print(f"aent: {conflict}: it is left out", file=sys.stderr)
     expected = sources.SOURCES[name].count
     if done.written != expected:
         print(
