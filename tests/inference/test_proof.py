@@ -106,6 +106,15 @@ def test_a_stranger_who_takes_an_engines_address_in_mid_run_gets_no_token(
         assert not any(TOKEN in told for told in server.told)
 
 
+def test_a_stranger_who_knows_no_such_route_is_no_engine_either() -> None:
+    """The engine is lost; no request is at fault (RefusedError ends a run)."""
+    with standing_in(lambda *_: (404, {})) as server:
+        with pytest.raises(EngineError, match=naming(server.url)) as refused:
+            asyncio.run(engine_at(server).weight_version())
+        assert not isinstance(refused.value, RefusedError)
+        assert not any(TOKEN in told for told in server.told)
+
+
 def test_no_connection_of_a_failed_proof_is_used_again() -> None:
     async def ask_twice(client: EngineClient) -> None:
         assert not await client.is_healthy()

@@ -161,8 +161,14 @@ class EngineClient:
         challenge = new_challenge()
         # close: no request that bears the token may find this connection, whoever answers
         headers = {CHALLENGE: challenge, "Connection": "close"}
-        answer = await self._answer("GET", HEALTH, headers, timeout_s)
-        if not proves(answer.headers.get(PROOF), self.token, self.url, challenge):
+        try:
+            answer = await self._answer("GET", HEALTH, headers, timeout_s)
+            shown = answer.headers.get(PROOF)
+        except OutOfFilesError:
+            raise
+        except RefusedError:  # no engine refuses this: the engine is lost, no request at fault
+            shown = None
+        if not proves(shown, self.token, self.url, challenge):
             raise self.error(f"{HEALTH}: another server answers there: it has not the run's token")
 
     def _bearer(self) -> dict[str, str]:
