@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aent import tasks
 from aent.checkpoint.resume import started
@@ -27,6 +28,7 @@ from aent.inference.http import EngineError
 from aent.inference.registry import make_token, read_token
 from aent.models import model_source
 from aent.models.facts import max_positions
+from aent.recipe.redact import redacted
 from aent.recipe.schema import ModelSection, Recipe
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
@@ -53,10 +55,10 @@ def run(evaluation: Evaluation) -> int:
     try:
         summary, answers = evaluate(evaluation)
     except (EngineError, RuntimeError, TimeoutError) as error:
-        print(error, file=sys.stderr)
+        print(redacted(str(error)), file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(f"aent eval: {error}", file=sys.stderr)
+        print(redacted(f"aent eval: {error}"), file=sys.stderr)
         return 2
     print(describe(summary, answers))
     if not is_url(evaluation.model) and mlflow_run.is_run(Path(evaluation.model)):
@@ -169,8 +171,14 @@ def _local(evaluation: Evaluation) -> _Target:
 
 
 def _remote(evaluation: Evaluation) -> _Target:
-    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer."""
+    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer, ValueError
+    for an address with a password."""
     url = evaluation.model.rstrip("/")
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            f"{redacted(url)} has a user or a password, which the answers' folder would show: "
+            "--token-file is for secrets"
+        )
     token = read_token(evaluation.token_file) if evaluation.token_file else None
     client = EngineClient(url, token=token)
     try:

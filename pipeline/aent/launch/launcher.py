@@ -22,6 +22,7 @@ from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
 from aent.launch.start import prepare, rank_environment
 from aent.layout.parallel import ParallelLayout
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
@@ -76,7 +77,8 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     try:
         run_dir, model_path = prepare(recipe)
     except (CheckpointError, StoreError, AddressError, OSError) as error:
-        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        lines = redacted(str(error)).splitlines()
+        print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
         return 2
     keepers: list[Keeper] = []
     ranks: list[Child] = []
@@ -106,7 +108,7 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
 def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | None) -> int:
     """Say how the run has ended, to MLflow too where no rank could; return the exit code."""
     if failure is not None:
-        print(failure, file=sys.stderr)
+        print(redacted(failure), file=sys.stderr)
     if signals.received:
         print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
         mark_ended(run_dir, "KILLED", ENDED_S)
