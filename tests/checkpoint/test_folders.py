@@ -264,10 +264,24 @@ def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
     assert_names(capsys.readouterr().err, "step_000005")
 
 
-def test_a_torn_start_file_is_chosen_anew(run_dir, recipe, tmp_path):
+@pytest.mark.parametrize("torn", ["", "{", "[]", "{}"])
+def test_no_rank_chooses_where_a_start_file_is_torn(run_dir, recipe, torn, capsys):
     start(recipe("resume=auto"), run_dir)
-    (run_dir / "start.json").write_text("")
-    assert resume.chosen(run_dir) == folders.path_of(run_dir, 10)
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "start.json").write_text("{")
-    assert resume.chosen(tmp_path / "new") is None
+    (run_dir / "start.json").write_text(torn)
+    with pytest.raises(CheckpointError, match=naming(run_dir / "start.json")):
+        resume.chosen(run_dir)
+    assert resume.started(run_dir) is None
+    assert start(recipe("resume=auto"), run_dir) == folders.path_of(run_dir, 10)
+    assert_names(capsys.readouterr().err, run_dir / "start.json")
+
+
+def test_a_torn_start_file_before_the_first_step_is_the_first_step(tmp_path):
+    (tmp_path / "start.json").write_text("{")
+    assert resume.chosen(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["start.json", ".start.json.123", "recipe.yaml"])
+def test_a_start_that_was_killed_at_any_point_has_left_a_run(tmp_path, name):
+    assert not resume.is_run(tmp_path)
+    (tmp_path / name).write_text("")
+    assert resume.is_run(tmp_path)

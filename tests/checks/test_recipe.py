@@ -367,7 +367,7 @@ def test_a_run_may_be_resumed_in_its_folder(recipe, tmp_path):
     (missing,) = check(recipe("resume=required"))
     assert_names(missing, "run_dir", run)
     run.mkdir()
-    (run / "recipe.yaml").write_text("")
+    (run / "start.json").write_text("{}")  # killed before there was a recipe.yaml
     assert check(recipe("resume=auto")) == check(recipe("resume=required")) == []
     (taken,) = check(recipe())
     assert_names(taken, "run_dir", run, "--resume")

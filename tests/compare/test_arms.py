@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from typer.testing import CliRunner
 
@@ -78,7 +80,23 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, options):
     out.touch()
     done = CliRunner().invoke(app, ["compare", *recipes, *options, "--out", str(out)])
     assert done.exit_code == 2
-    assert_names(done.stderr, out)
+    (line,) = done.stderr.splitlines()  # not one for each run
+    assert_names(line, "--out", out)
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_taken_port_is_refused_before_there_is_a_folder(tmp_path, command):
+    recipe, _ = write_recipes(tmp_path)
+    out = tmp_path / "out"
+    folder = {"train": [f"run_dir={out}"], "compare": ["--seeds", "1", "--out", str(out)]}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = [command, recipe, f"rollout.engine.port={port}", *folder[command]]
+        done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert_names(line, "rollout.engine.port", port)
+    assert not out.exists()
 
 
 AWAY = "http://127.0.0.1:9"

@@ -171,6 +171,16 @@ def test_what_cannot_be_evaluated_is_one_sentence(policy, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_address_with_a_password_is_refused_and_does_not_show_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = "http://me:hunter2@127.0.0.1:9"
+    done = CliRunner().invoke(app, ["eval", address, "--suite", "amc"])
+    assert done.exit_code == 2
+    assert_names(done.output, "--token-file", "127.0.0.1")
+    assert "hunter2" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_response_that_does_not_fit_is_refused_before_an_engine_starts(policy, tmp_path, capsys):
     (tmp_path / "amc.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}')
     asked = Evaluation(str(policy), suites.find("amc"), RECIPE, out=tmp_path / "out", data=tmp_path)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from aent.inference.proof import CHALLENGE, PROOF
+
 RESET = object()  # instead of an answer: the connection is reset
 COMPLETION = {
     "choices": [
@@ -32,7 +34,9 @@ class StandIn:
 
     url: str
     answer: Callable[[str, dict[str, Any]], Answer | object]
+    prove: Callable[[str], str] | None = None  # its answer to a challenge
     asked: list[str] = field(default_factory=list)  # paths
+    told: list[str] = field(default_factory=list)  # headers of each request
     connections: int = 0
 
 
@@ -60,6 +64,7 @@ def standing_in(answer: Callable[[str, dict[str, Any]], Answer | object]) -> Ite
             body = json.loads(self.rfile.read(length) or b"{}")
             with lock:
                 server.asked.append(path)
+                server.told.append(str(self.headers))
             answer = server.answer(path, body)
             if answer is RESET:
                 reset = struct.pack("ii", 1, 0)
@@ -73,6 +78,8 @@ def standing_in(answer: Callable[[str, dict[str, Any]], Answer | object]) -> Ite
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
+            if server.prove is not None and CHALLENGE in self.headers:
+                self.send_header(PROOF, server.prove(self.headers[CHALLENGE]))
             self.end_headers()
             self.wfile.write(content)
 

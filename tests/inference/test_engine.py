@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import socket
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,9 @@ from aent.checks.engines import ON_CPU, OWN_OPTIONS
 from aent.inference import engine, registry
 from aent.inference.engine import Engine, EngineSettings, own_options
 from aent.inference.http import EngineError
-from aent.inference.token_gate import CHALLENGE, PROOF, proof
+from aent.inference.proof import proof
 from aent.runtime.children import Child
+from inference.stand_in import standing_in
 from wording import naming
 
 
@@ -85,27 +83,12 @@ def test_only_a_server_that_knows_the_token_is_the_engine(tmp_path: Path, knows:
     own = settings(tmp_path)
     assert own.token_path is not None
     token = registry.read_token(own.token_path)
-    sent: list[str] = []
-
-    class Healthy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            sent.append(json.dumps(dict(self.headers)))
-            self.send_response(200)
-            if knows:
-                self.send_header(PROOF, proof(token, self.headers[CHALLENGE]))
-            else:
-                self.send_header(PROOF, proof("a guess", self.headers[CHALLENGE]))
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with standing_in(lambda *_: (200, {})) as server:
+        port = int(server.url.rpartition(":")[2])
+        known = token if knows else "a guess"
+        server.prove = lambda challenge: proof(known, "127.0.0.1", port, challenge)
         child = Child.start("nobody", ["true"], env={}, log_path=own.log_path)
-        there = Engine(own, child, f"http://127.0.0.1:{server.server_port}")
-        assert there.is_healthy() is knows
-        server.shutdown()
+        assert Engine(own, child, server.url).is_healthy() is knows
         child.stop(1.0)
-    assert len(sent) == 1
-    assert token not in sent[0]
+        assert len(server.told) == 1
+        assert token not in server.told[0]

@@ -203,3 +203,23 @@ def test_an_answer_without_what_was_asked_for_is_one_sentence() -> None:
             asyncio.run(client.weight_version())
         with pytest.raises(EngineError, match="generation_tokens_total"):
             asyncio.run(client.tokens_written())
+
+
+def test_an_engine_that_is_lost_again_in_one_update_comes_back_with_the_next() -> None:
+    """It is well whenever it is asked, and breaks whatever it takes part in."""
+    with standing_in(lambda *_: (200, {})) as server:
+        fleet, lost = fleet_of("http://127.0.0.1:9", server.url)
+        flapping = fleet.clients[1]
+
+        def come_back(version: int) -> bool:
+            fleet.lose(flapping, EngineError("the connection broke"))
+            (told,) = asyncio.run(fleet.readmit(lambda: [flapping], version))
+            assert_names(told, server.url)
+            return flapping in fleet.clients
+
+        assert come_back(4)
+        assert not come_back(4)
+        assert asyncio.run(fleet.readmit(lambda: [flapping], 5))
+        assert come_back(6)
+        assert asyncio.run(fleet.readmit(lambda: [flapping], 7)) == []  # nobody is missing
+    assert lost == [server.url] * 3

@@ -13,7 +13,8 @@ import pytest
 from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.http import RefusedError
-from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
+from aent.inference.proof import CHALLENGE, PROOF, proves
+from aent.inference.token_gate import FILE_VARIABLE, TokenGate
 from plugins.servers import Served
 
 
@@ -53,10 +54,18 @@ def test_a_server_proves_that_it_knows_the_token(served: Served) -> None:
     assert served.engine.is_healthy()
     assert served.engine.settings.token_path is not None
     token = registry.read_token(served.engine.settings.token_path)
-    with httpx.Client(base_url=served.engine.url, trust_env=False, timeout=300) as http:
-        answer = http.get("/health", headers={CHALLENGE: "abc"})
-        assert answer.headers[PROOF] == proof(token, "abc") != proof(token, "abd")
+    url = served.engine.url
+    elsewhere = url.rpartition(":")[0] + ":1"  # who relays the challenge from there, in vain
+    with httpx.Client(base_url=url, trust_env=False, timeout=300) as http:
+        told = {CHALLENGE: "abc", "Host": elsewhere.removeprefix("http://")}
+        shown = http.get("/health", headers=told).headers[PROOF]
+        assert proves(shown, token, url, "abc")
+        assert not proves(shown, token, url, "abd")
+        assert not proves(shown, token, elsewhere, "abc")
         assert PROOF not in http.get("/health").headers
+    client = served.engine.client()
+    assert client.has_to_prove
+    asyncio.run(client.wait_ready(60.0))
 
 
 @pytest.mark.slow

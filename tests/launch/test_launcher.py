@@ -110,22 +110,76 @@ def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Chi
     assert told.endswith("its last words")
 
 
+class RankZeroFailed(RuntimeError):
+    """As ``runtime.on_rank_zero`` raises it."""
+
+
+def ended_rank(run_dir: Path, rank: int, ending: str) -> Child:
+    """A rank that has ended by running this line of Python."""
+    log = run_dir / f"rank{rank}.log"
+    argv = [sys.executable, "-c", f"import os; {ending}"]
+    child = Child.start(f"trainer rank {rank}", argv, env=os.environ, log_path=log)
+    child.process.wait(60)
+    return child
+
+
+def write_why(run_dir: Path, rank: int, error: Exception) -> None:
+    with pytest.raises(type(error)), failures.recorded(run_dir, rank):
+        raise error
+
+
 def test_of_ranks_that_ended_by_themselves_the_first_that_wrote_why_is_told(tmp_path: Path) -> None:
-    def fail(rank: int, error: Exception) -> Child:
-        with pytest.raises(type(error)), failures.recorded(tmp_path, rank):
-            raise error
-        argv = [sys.executable, "-c", "raise SystemExit(1)"]
-        return Child.start(f"rank {rank}", argv, env=os.environ, log_path=tmp_path / "log")
-
-    class RankZeroFailed(RuntimeError):
-        pass
-
-    ranks = [fail(1, RankZeroFailed("rank 0 failed")), fail(0, OSError("disk full"))]
-    for rank in ranks:
-        rank.process.wait(60)
+    write_why(tmp_path, 1, RankZeroFailed("rank 0 failed"))
+    write_why(tmp_path, 0, OSError("disk full"))
+    ranks = [ended_rank(tmp_path, rank, "raise SystemExit(1)") for rank in (1, 0)]
     told = launcher.first_failure(ranks, ranks, tmp_path)
     assert_names(told, "rank 0")
     assert told.endswith("OSError: disk full")
+
+
+def test_a_written_reason_is_told_where_a_signal_killed_another_rank(tmp_path: Path) -> None:
+    """NCCL and gloo abort a rank whose peer has failed."""
+    write_why(tmp_path, 0, OSError("disk full"))
+    ranks = [ended_rank(tmp_path, 0, "raise SystemExit(1)"), ended_rank(tmp_path, 1, "os.abort()")]
+    for dead in (ranks, ranks[1:]):
+        told = launcher.first_failure(dead, ranks, tmp_path)
+        assert "OSError: disk full" in told
+        assert_names(told.splitlines()[-1], "rank 1", "SIGABRT", ranks[1].log_path)
+
+
+def test_a_signal_is_told_where_the_others_only_followed(tmp_path: Path) -> None:
+    write_why(tmp_path, 1, RankZeroFailed("rank 0 failed"))
+    ranks = [ended_rank(tmp_path, 0, "os.kill(os.getpid(), 9)"), ended_rank(tmp_path, 1, "1 / 0")]
+    told = launcher.first_failure(ranks, ranks, tmp_path)
+    assert_names(told.splitlines()[0], "rank 0", "SIGKILL", ranks[0].log_path)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_mlflow_hears_of_the_end_where_a_child_survives_every_signal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fails: bool,
+) -> None:
+    heard: list[object] = []
+
+    def stuck(children: list[Child], grace_s: float) -> None:
+        raise TimeoutError("vLLM server on port 1 (process 2) survives SIGKILL")
+
+    def look_after(*_: object) -> str | None:
+        return "aent: rank 0 failed first" if fails else None
+
+    monkeypatch.setattr(launcher, "prepare", lambda recipe: (tmp_path, tmp_path))
+    monkeypatch.setattr(launcher, "mark_ended", lambda _, status: heard.append(status))
+    monkeypatch.setattr(launcher, "start_ranks", lambda *_: iter(()))
+    monkeypatch.setattr(launcher, "look_after", look_after)
+    monkeypatch.setattr(launcher, "stop_all", stuck)
+    recipe = load(data_path("recipes/cpu/tiny.yaml"), ["rollout.engines=0"])
+    assert launcher.launch(recipe) == 1
+    assert heard == ["FAILED"]
+    said = capfd.readouterr().err
+    assert "survives SIGKILL" in said
+    assert ("rank 0 failed first" in said) is fails
 
 
 def test_ranks_that_have_started_end_where_the_next_does_not_start(

@@ -115,6 +115,18 @@ def test_what_is_not_computed_is_refused_by_its_field(name, changes, names):
     assert_names(fault, *names.split())
 
 
+def test_null_of_a_rope_is_as_if_it_were_not_there():
+    """transformers would multiply by it."""
+    scaled = {"type": "linear", "factor": 2.0}
+    for changes in (
+        {"rope_scaling": scaled, "partial_rotary_factor": None},
+        {"rope_scaling": {**scaled, "partial_rotary_factor": None}, "partial_rotary_factor": 1.0},
+    ):
+        facts = accepted("llama", **changes)
+        assert facts.rope["factor"] == 2.0
+        assert "partial_rotary_factor" not in facts.rope
+
+
 def test_every_reason_is_told():
     assert len(refusals("qwen3", attention_bias=True, hidden_act="relu", hidden_size=0)) == 3
 

@@ -3,8 +3,11 @@
 import torch
 
 from aent.data.batch import Batch
+from aent.data.question import Question
 from aent.data.rollout import Rollout, Verdict
 from aent.data.sample import Sample
+from aent.evaluation.heldout import summarize
+from aent.inference.completion import Completion
 from aent.orchestrator import records
 from aent.orchestrator.records import (
     control_metrics,
@@ -15,6 +18,7 @@ from aent.orchestrator.records import (
     token_mean,
     zero_share,
 )
+from aent.tasks.asking import Answer
 
 
 def samples() -> list[Sample]:
@@ -94,3 +98,16 @@ def test_a_table_of_samples_is_bounded_in_rows_and_text():
     assert response.endswith("b" * 4096)
     assert "1808 characters" in response
     assert rows[0]["prompt"] == "?"
+
+
+def test_a_table_of_held_out_answers_counts_all_and_shows_some():
+    """A comparison's report counts every row, by its question's text."""
+    question = Question(0, "?", "1", {})
+    count = records.MAX_ROWS + 10
+    answer = Answer(question, Completion([1], [0.0], [0], "stop"), "a" * 10_000, Verdict(1.0))
+    rows = records.heldout_rows(summarize([answer] * count, 2))
+    assert len(rows) == count
+    assert {(row["prompt"], row["expected"], row["reward"]) for row in rows} == {("?", "1", 1.0)}
+    shown = [row["response"] for row in rows if row["response"] is not None]
+    assert len(shown) == records.MAX_ROWS
+    assert len(shown[0]) < records.MAX_TEXT + 50

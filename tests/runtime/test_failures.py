@@ -29,6 +29,12 @@ def test_the_first_that_failed_by_itself_is_told(tmp_path):
     assert failures.first(tmp_path) is None
 
 
+def test_a_password_in_a_reason_is_hidden(tmp_path):
+    fail(tmp_path, 0, OSError("http://me:hunter2@tracker:5000 is away"))
+    assert "hunter2" not in (tmp_path / "failures" / "rank0.json").read_text()
+    assert "me:***@tracker" in failures.first(tmp_path)
+
+
 def test_a_follower_is_told_where_nobody_else_has_written(tmp_path):
     fail(tmp_path, 3, RankZeroFailed("rank 0 failed (sampling): out of memory"))
     assert "out of memory" in failures.first(tmp_path)

@@ -1,5 +1,7 @@
 import json
+from decimal import Decimal
 
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -71,6 +73,47 @@ def test_a_draw_is_the_same_every_time_and_in_the_files_order(tmp_path, monkeypa
     drawn = [q.prompt for q in files.questions(tmp_path / "a.jsonl")]
     assert drawn == [q.prompt for q in files.questions(tmp_path / "b.jsonl")] == sorted(drawn)
     assert all(int(prompt[:2]) % 2 == 0 for prompt in drawn)
+
+
+def test_a_question_with_two_answers_is_named_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [("a", "1"), ("b", "2"), ("a", "1.0"), ("b", "3"), ("c", "$4$"), ("c", "4")]
+    write(tmp_path / "one.jsonl", [{"problem": q, "answer": a} for q, a in rows[:3]])
+    write(tmp_path / "two.jsonl", [{"problem": q, "answer": a} for q, a in rows[3:]])
+    done = CliRunner().invoke(app, ["data", "math-500", "one.jsonl", "two.jsonl"])
+    assert done.exit_code == 0
+    conflict, _ = done.stderr.splitlines()
+    assert_names(conflict, "two.jsonl", "row 1", "one.jsonl", "row 2", "'3'", "'2'")
+    assert_names(done.stdout, "2 questions", "6 rows", "2 repeated", "1 with two answers")
+    found = files.questions(tmp_path / "data" / "math-500.jsonl")
+    assert [(q.prompt, q.answer) for q in found] == [("a", "1"), ("c", "4")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1", "1.0", True), ("1,000", "1e3", True), (".5", "0.50", True), ("x", "x", True),
+        ("1", "2", False), ("1/2", "0.5", False), ("x", "y", False), ("x", "1", False),
+    ],
+)  # fmt: skip
+def test_one_number_is_one_answer_however_it_is_written(tmp_path, one, other, same):
+    assert files.same_answer(one, other) is files.same_answer(other, one) is same
+    rows = [{"question": "?", "answer": one}, {"question": "?", "answer": other}]
+    path = write(tmp_path / "q.jsonl", rows)
+    if same:
+        assert files.questions(path)[0].answer == one
+    else:
+        with pytest.raises(ValueError, match=naming("q.jsonl", "row 2", "row 1")):
+            files.questions(path)
+
+
+def test_numbers_of_a_parquet_file_are_their_digits(tmp_path):
+    values = ["3.00", "0.50", "-120.00", "0.25"]
+    cells = pyarrow.array([Decimal(value) for value in values], pyarrow.decimal128(10, 2))
+    table = pyarrow.table({"question": ["a", "b", "c", "d"], "answer": cells})
+    pyarrow.parquet.write_table(table, tmp_path / "q.parquet")
+    answers = [q.answer for q in files.questions(tmp_path / "q.parquet")]
+    assert answers == ["3", "0.5", "-120", "0.25"]
 
 
 def test_a_file_of_something_else_leaves_nothing_behind(tmp_path):

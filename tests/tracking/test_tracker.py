@@ -18,6 +18,7 @@ from aent.recipe.schema import Recipe
 from aent.tracking import journal, store
 from aent.tracking.address import tracking_uri
 from aent.tracking.journal import File, Point, Status
+from aent.tracking.sender import Sender, everything_sent
 from aent.tracking.store import Store
 from aent.tracking.tracker import Tracker, mark_ended
 from wording import assert_names
@@ -274,6 +275,35 @@ def test_a_damaged_line_is_named_and_costs_itself_only(tmp_path, capsys, damaged
     place = 49 + len(damaged) + 1
     (line,) = capsys.readouterr().err.splitlines()
     assert_names(line, path, f"byte {place}")
+
+
+def test_a_damaged_last_line_is_nothing_left_to_send(run_dir, recipe):
+    path = run_dir / "journal.jsonl"
+    journal.append(path, [Point(0, 1, "a", 1.0)])
+    with path.open("ab") as file:
+        file.write(b"\0" * 11 + b"\n")
+    sender = Sender(run_dir, recipe)
+    assert sender.left() == 1
+    sender.send()
+    assert sender.left() == 0
+    assert everything_sent(run_dir)
+
+
+def test_what_comes_in_the_place_of_a_lost_end_is_sent(run_dir, recipe):
+    """A machine lost its power: its disk has what was sent, and not the journal's last lines."""
+    path = run_dir / "journal.jsonl"
+    journal.append(path, [Point(0, 1, "a", 1.0)])
+    whole = path.read_bytes()
+    journal.append(path, [Point(1, 2, "a", 2.0), Point(2, 3, "a", 3.0)])
+    Sender(run_dir, recipe).send()
+    path.write_bytes(whole + b"\0" * 20)
+    journal.drop_torn_line(path)
+    assert path.read_bytes() == whole
+    assert not everything_sent(run_dir)
+    journal.append(path, [Point(1, 2, "a", 2.0), Point(2, 3, "another", 3.0)])
+    Sender(run_dir, recipe).send()
+    assert history(run_dir, "another") == [(2, 3.0)]
+    assert everything_sent(run_dir)
 
 
 def test_last_words_on_a_full_disk_are_a_sentence(tmp_path, capsys, monkeypatch):

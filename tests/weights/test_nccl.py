@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
 from aent.weights import nccl
 from aent.weights.weight_transfer import TransferSettings, WeightSender
-from wording import naming
+from wording import assert_names, naming
 
 
 def test_versions_as_nccl_counts_them() -> None:
@@ -22,22 +23,34 @@ def test_versions_as_nccl_counts_them() -> None:
     assert nccl.version_of(30001) == (3, 0, 1)
 
 
-def test_the_version_is_that_of_the_library_that_is_loaded(tmp_path: Path) -> None:
-    """Not that of the headers torch was built with."""
-    (tmp_path / "nccl.c").write_text("int ncclGetVersion(int *v) { *v = 22907; return 0; }")
-    library = tmp_path / "libnccl.so.2"
-    subprocess.run(["g++", "-x", "c", "-shared", "-o", library, tmp_path / "nccl.c"], check=True)
-    ours = f"{library}\n/usr/lib/libnot-nccl.so.2\n"
-    maps = tmp_path / "maps"
-    maps.write_text("".join(f"7f00-7f01 r-xp 00000000 08:01 99 {line}\n" for line in ours.split()))
-    before, nccl.MAPS = nccl.MAPS, maps
-    try:
-        assert nccl.loaded_version() == (2, 29, 7)
-        maps.write_text("7f00-7f01 rw-p 00000000 00:00 0\n")
-        with pytest.raises(RuntimeError, match="NCCL"):
-            nccl.loaded_version()
-    finally:
-        nccl.MAPS = before
+def test_the_version_is_that_of_the_library_that_was_loaded_first(tmp_path: Path) -> None:
+    """As torch's own calls go to it: not that of the headers torch was built with, nor of another
+    copy that some package has loaded by its path."""
+    libraries = []
+    for folder, number in (("b", 22907), ("a", 21903)):
+        (tmp_path / folder).mkdir()
+        source, library = tmp_path / "nccl.c", tmp_path / folder / "libnccl.so.2"
+        source.write_text(f"int ncclGetVersion(int *v) {{ *v = {number}; return 0; }}")
+        options = ["-x", "c", "-shared", "-Wl,-soname,libnccl.so.2", "-o", library]
+        subprocess.run(["g++", *options, source], check=True)
+        libraries.append(str(library))
+    lines = [
+        "import ctypes",
+        "from aent.weights import nccl",
+        "try:",
+        "    print(nccl.loaded_version())",
+        "except RuntimeError as error:",
+        "    print(error)",
+        f"for path in {libraries}:",
+        "    ctypes.CDLL(path)",
+        "print(nccl.loaded_version())",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    before, after = done.stdout.splitlines()
+    assert_names(before, "NCCL")
+    assert after == "(2, 29, 7)"
 
 
 class Versioned(EngineClient):

@@ -8,6 +8,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from aent.checkpoint import folders, rollout_files
 from aent.checkpoint.folders import CheckpointError, LoopState
@@ -49,6 +50,12 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
                 file=sys.stderr,
             )
     first = started(run_dir) if recipe.resume != "never" else None
+    if first is None and _read_start(run_dir) == {}:
+        print(
+            f"aent: {run_dir / START_FILE} was not whole and is written anew: a chat template that "
+            "writes a date writes today's from here on",
+            file=sys.stderr,
+        )
     start = {
         "checkpoint": folder and str(folder),
         "started": (first or datetime.now()).isoformat(timespec="seconds"),
@@ -57,21 +64,51 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
 
 
 def chosen(run_dir: Path) -> Path | None:
-    """The checkpoint that ``choose_start`` left for the ranks; None: from the first step."""
-    try:
-        folder = json.loads((run_dir / START_FILE).read_text())["checkpoint"]
-    except (ValueError, KeyError, TypeError):  # a torn file: a machine that lost its power
-        return folders.pick(run_dir) if has_begun(run_dir) else None
-    return folder and Path(folder)
+    """The checkpoint that ``choose_start`` left for the ranks; None: from the first step.
+
+    Raises CheckpointError where its file is torn and the run has begun: ranks that chose for
+    themselves might choose differently.
+    """
+    start = _read_start(run_dir)
+    if start is None:
+        raise CheckpointError(f"{run_dir / START_FILE} is not there: aent train writes it")
+    if "checkpoint" not in start:
+        if has_begun(run_dir):
+            raise CheckpointError(
+                f"{run_dir / START_FILE} is not whole: start the run again, which writes it anew"
+            )
+        return None
+    return start["checkpoint"] and Path(start["checkpoint"])
 
 
 def started(run_dir: Path) -> datetime | None:
     """When the run was started for the first time, local time: a chat template that writes a date
     writes this one, so that a resumed run has the same prompts. None where that is not known."""
     try:
-        return datetime.fromisoformat(json.loads((run_dir / START_FILE).read_text())["started"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, torn, an older version
+        return datetime.fromisoformat((_read_start(run_dir) or {})["started"])
+    except (ValueError, KeyError, TypeError):  # none yet, torn, an older version
         return None
+
+
+def _read_start(run_dir: Path) -> dict[str, Any] | None:
+    """What ``choose_start`` wrote; empty where it is torn (a machine lost its power), None where
+    there is nothing."""
+    try:
+        start = json.loads((run_dir / START_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return start if isinstance(start, dict) else {}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was started in this folder, as far as its first file at least: a start may be
+    killed before there is a recipe."""
+    names = (START_FILE, "recipe.yaml")
+    # while it is written: runtime.files
+    begun = any(folder.glob(f".{START_FILE}.*"))
+    return begun or any((folder / name).is_file() for name in names)
 
 
 def has_begun(run_dir: Path) -> bool:

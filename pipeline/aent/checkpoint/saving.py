@@ -69,13 +69,14 @@ class Saving:
         return self.thread is not None and self.thread.is_alive()
 
     def write(self) -> None:
-        """Write and hash this rank's files. What goes wrong is for ``finish`` to tell."""
+        """Write and hash this rank's files. What goes wrong, whatever it is, is for ``finish`` to
+        tell: in a thread it would be lost."""
         assert self.request.async_fn is not None
-        self.request.async_fn()
         try:
+            self.request.async_fn()
             for path in self.partial.glob(f"{TRAINER}/__{dist.get_rank()}_*"):
                 self.sums[str(path.relative_to(self.partial))] = written(path)
-        except OSError as error:
+        except Exception as error:
             self.error = error
 
     def finish(self) -> None:
@@ -90,22 +91,25 @@ class Saving:
                 self.thread.join(patience_s)
             if self.is_under_way():
                 raise TimeoutError(f"{self.partial}: not written after {patience_s:.0f} s")
-            state.finish_save(self.request)
             sums = self._everyones_sums()
+            state.finish_save(self.request)
         with self.writer.phases("publish"):
             self.writer.on_rank_zero.alone(
                 f"publishing {target.name}", lambda: self._publish(target, sums)
             )
 
     def _everyones_sums(self) -> dict[str, str]:
-        """SHA-256 of every rank's files by their names, on every rank."""
+        """SHA-256 of every rank's files by their names, on every rank; RuntimeError on every rank,
+        with the reason, if one could not write its files."""
+        # as text: an error of torch's or of pickling need not be one that can be pickled
+        why = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
         everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, self.error or self.sums, distributed.control_group())
+        dist.all_gather_object(everyones, why or self.sums, distributed.control_group())
         for rank, part in enumerate(everyones):
-            if isinstance(part, Exception):
+            if isinstance(part, str):
                 raise RuntimeError(
-                    f"{self.partial}: rank {rank} could not hash its files"
-                ) from part
+                    f"{self.partial}: rank {rank} could not write its files: {part}"
+                ) from self.error
         return {name: digest for part in everyones for name, digest in part.items()}
 
     def _publish(self, target: Path, sums: dict[str, str]) -> None:

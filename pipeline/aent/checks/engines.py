@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
+from aent.runtime.network import LOOPBACK, port_problem
 
 # of vLLM's server: what the run gives its engines itself (``inference.engine.own_options``), under
 # the field that sets it where there is one
@@ -66,6 +67,16 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
     yield from _token_file(recipe, machine)
     for name, value in rollout.engine.options.items():
         yield from _option(name, value, machine)
+
+
+def taken_ports(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each port of ``rollout.engine.port`` that another server of this machine has:
+    for whoever starts the engines here, before there is a run folder."""
+    first = recipe.rollout.engine.port
+    last = min(first + recipe.rollout.engines, 65536)
+    for port in range(first, last) if first else ():
+        if (why := port_problem(LOOPBACK, port)) is not None:
+            yield f"rollout.engine.port: port {port} {why}"
 
 
 def _url(url: str) -> Iterator[str]:

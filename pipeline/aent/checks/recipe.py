@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 from aent import tasks
+from aent.checkpoint import resume
 from aent.checks import cluster as check_cluster
 from aent.checks import controls as check_controls
 from aent.checks import engines as check_engines
@@ -19,7 +19,7 @@ from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
-from aent.runtime.files import nearest_existing
+from aent.runtime.files import folder_problem
 from aent.tasks import sources
 from aent.tracking import address
 
@@ -263,7 +263,7 @@ def _run_folder(recipe: Recipe) -> Iterator[str]:
     if recipe.resume == "required" and not folder.is_dir():
         yield f"run_dir: no folder {folder} to resume from"
     if folder.is_dir():
-        is_run = (folder / "recipe.yaml").is_file()
+        is_run = resume.is_run(folder)
         if any(folder.iterdir()) and (recipe.resume == "never" or not is_run):
             hint = " (--resume goes on with the run in it)" if is_run else ""
             yield f"run_dir: the folder {folder} is not empty{hint}"
@@ -271,8 +271,8 @@ def _run_folder(recipe: Recipe) -> Iterator[str]:
             yield f"run_dir: the folder {folder} is not writable"
     elif folder.exists():
         yield f"run_dir: {folder} is a file, not a folder"
-    else:
-        yield from _unwritable("run_dir", folder)
+    elif (why := folder_problem(folder)) is not None:
+        yield f"run_dir: {why}"
 
 
 def _cache_folder(recipe: Recipe) -> Iterator[str]:
@@ -284,15 +284,5 @@ def _cache_folder(recipe: Recipe) -> Iterator[str]:
     except FileNotFoundError as error:
         yield str(error)
     else:
-        folder = model_source.cache_folder()
-        for fault in _unwritable("model.bundled", folder):
-            yield f"{fault} (AENT_CACHE names another folder)"
-
-
-def _unwritable(field: str, folder: Path) -> Iterator[str]:
-    """A folder that is not there yet, and that cannot be made."""
-    place = nearest_existing(folder)
-    if not place.is_dir():
-        yield f"{field}: {folder} cannot be made: {place} is no folder"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield f"{field}: {folder} cannot be written: no permission in {place}"
+        if (why := folder_problem(model_source.cache_folder())) is not None:
+            yield f"model.bundled: {why} (AENT_CACHE names another folder)"

@@ -33,18 +33,24 @@ def compare(
     """Run every arm with every seed; stopped and started again, go on with what is not finished."""
     import shlex
 
+    from aent.checks.engines import taken_ports
     from aent.checks.recipe import check
     from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
+    from aent.runtime.files import folder_problem
     from aent.slurm.render import SlurmError, render_array, submit
 
     overrides = [a for a in arms if "=" in a and not Path(a).exists()]
     sources = [a for a in arms if a not in overrides]
+    if (why := folder_problem(out)) is not None:  # once, not for every run below it
+        refuse([f"--out: {why}"])
     try:
         runs = plan(sources, overrides, seeds, out)
     except RecipeError as error:
         refuse(str(error).splitlines())
     faults = [f"{r.source}: {f}" for r in runs for f in check(r.recipe, machine=not slurm)]
+    if not slurm:
+        faults += [f"{r.source}: {f}" for r in runs for f in taken_ports(r.recipe)]
     if faults:
         refuse(list(dict.fromkeys(faults)))
     if not slurm:

@@ -17,11 +17,11 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 
+from aent.checks import engines as check_engines
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
 from aent.runtime.files import nearest_existing
-from aent.runtime.network import LOOPBACK, port_problem
 from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look, smollm2_file
 
 GIB = 2**30
@@ -264,11 +264,7 @@ def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterat
 
 
 def _port_problems(recipe: Recipe) -> Iterator[str]:
-    first = recipe.rollout.engine.port
-    last = min(first + recipe.rollout.engines, 65536)
-    for port in range(first, last) if first else ():
-        if (why := port_problem(LOOPBACK, port)) is not None:
-            yield f"rollout.engine.port: port {port} {why}"
+    yield from check_engines.taken_ports(recipe)
     for url in recipe.rollout.urls:
         try:
             httpx.get(f"{url.rstrip('/')}/health", timeout=5, trust_env=False).raise_for_status()

@@ -23,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+CONFLICTS_SHOWN = 20  # of a public file's questions that have two answers
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe (YAML).", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -76,8 +77,11 @@ def train(
     loaded = _load(recipe, arguments, check=not dry_run)
     if dry_run:
         return _dry_run(loaded)
+    from aent.checks.engines import taken_ports
     from aent.launch.launcher import launch
 
+    if faults := list(taken_ports(loaded)):
+        refuse(faults)
     raise typer.Exit(launch(loaded))
 
 
@@ -87,6 +91,7 @@ def _dry_run(recipe: Recipe) -> None:
     Exit code 2 for what can run nowhere, a broken model folder that is here among it.
     """
     from aent.checks import model as check_model
+    from aent.checks.engines import taken_ports
     from aent.checks.recipe import check
     from aent.estimate.memory import estimate
     from aent.estimate.processes import describe
@@ -107,7 +112,7 @@ def _dry_run(recipe: Recipe) -> None:
             f"not checked: {recipe.model.path} is not here, so neither is the layout, nor are "
             "lengths and memory"
         )
-    for fault in check(recipe):
+    for fault in [*check(recipe), *taken_ports(recipe)]:
         print(f"would not start here: {fault}")
     if is_here(recipe.model) and check_model.faults(recipe):
         raise typer.Exit(2)
@@ -197,8 +202,11 @@ def data(
         refuse([str(error)])
     print(
         f"{target}: {done.written} questions of {done.read} rows "
-        f"({done.left_out} left out, {done.repeated} repeated)"
+        f"({done.left_out} left out, {done.repeated} repeated, {len(done.conflicts)} with two "
+        "answers)"
     )
+    for conflict in done.conflicts[:CONFLICTS_SHOWN]:
+        print(f"aent: {conflict}: it is left out", file=sys.stderr)
     expected = sources.SOURCES[name].count
     if done.written != expected:
         print(

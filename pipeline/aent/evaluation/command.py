@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import sys
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aent import tasks
 from aent.checkpoint.resume import started
@@ -26,6 +28,7 @@ from aent.inference.http import EngineError
 from aent.inference.registry import make_token, read_token
 from aent.models import model_source
 from aent.models.facts import max_positions
+from aent.recipe.redact import redacted
 from aent.recipe.schema import ModelSection, Recipe
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
@@ -52,10 +55,10 @@ def run(evaluation: Evaluation) -> int:
     try:
         summary, answers = evaluate(evaluation)
     except (EngineError, RuntimeError, TimeoutError) as error:
-        print(error, file=sys.stderr)
+        print(redacted(str(error)), file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(f"aent eval: {error}", file=sys.stderr)
+        print(redacted(f"aent eval: {error}"), file=sys.stderr)
         return 2
     print(describe(summary, answers))
     if not is_url(evaluation.model) and mlflow_run.is_run(Path(evaluation.model)):
@@ -139,7 +142,8 @@ def _started(recipe: Recipe, target: _Target, prompt: int, response: int) -> Ite
     with tempfile.TemporaryDirectory(prefix="aent-eval-") as logs:
         make_token(Path(logs))
         settings = engine.settings_of(recipe, target.folder, Path(logs), 0, first_gpu=0)
-        started = engine.start(settings)
+        # any free port: the recipe's may be that of its run, which goes on
+        started = engine.start(dataclasses.replace(settings, port=0))
         try:
             started.wait_ready(recipe.rollout.engine.start_timeout_s)
             yield started.client()
@@ -167,8 +171,14 @@ def _local(evaluation: Evaluation) -> _Target:
 
 
 def _remote(evaluation: Evaluation) -> _Target:
-    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer."""
+    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer, ValueError
+    for an address with a password."""
     url = evaluation.model.rstrip("/")
+    if "@" in urlsplit(url).netloc:
+        raise ValueError(
+            f"{redacted(url)} has a user or a password, which the answers' folder would show: "
+            "--token-file is for secrets"
+        )
     token = read_token(evaluation.token_file) if evaluation.token_file else None
     client = EngineClient(url, token=token)
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from aent.inference.completion import Completion, GenerationRequest, version_of
 from aent.inference.http import (
     EngineError,
     OutOfFilesError,
+    RefusedError,
     TransientError,
     connection,
     error_of_status,
     out_of_files,
 )
+from aent.inference.proof import CHALLENGE, PROOF, new_challenge, proves
 from aent.runtime.children import tail_of
 
 GENERATE = "/inference/v1/generate"
+HEALTH = "/health"
 LOG_LINES = 25  # of the server's log, in an error's message
 READY_POLL_S = 0.2
 READY_CALL_S = 5.0  # of one question whether a server is ready yet
@@ -46,6 +49,9 @@ class EngineClient:
     url: str
     model: str | None = None  # the name it is served under; None: whatever it serves
     token: str | None = field(default=None, repr=False)
+    # through each connection that is opened, before it gets the token, it has to show that it knows
+    # it: an engine of the run's own, whose address somebody else may have by now
+    has_to_prove: bool = False
     log_path: Path | None = None  # of a server on this machine: errors carry its last lines
     concurrency: int = 256  # requests in flight
     progress_timeout_s: float = 300.0  # without a token written
@@ -90,11 +96,34 @@ class EngineClient:
         same call may succeed later, ``http.RefusedError`` where it cannot.
         """
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        answer = await self._answer(method, path, self._bearer(), timeout_s, body, params)
+        if not answer.headers.get("content-type", "").startswith("application/json"):
+            return answer.text or None
+        try:
+            return answer.json()
+        except ValueError:
+            raise self.error(f"{path}: the answer is no JSON: {answer.text[:100]!r}") from None
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        timeout_s: float | None,
+        body: dict[str, Any] | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> httpx.Response:
+        """The answer of one route, a success. Raises EngineError as ``call`` does."""
+        trace = {"trace": self._asking_for_proof()} if self.has_to_prove and path != HEALTH else {}
         try:
             async with asyncio.timeout(timeout_s), connection(self.url) as http:
                 answer = await http.request(
-                    method, self.url + path, json=body, params=params, headers=headers
+                    method,
+                    self.url + path,
+                    json=body,
+                    params=params,
+                    headers=headers,
+                    extensions=trace,
                 )
         except TimeoutError:
             words = f"{path}: no answer within {timeout_s:.0f} s"
@@ -108,12 +137,42 @@ class EngineClient:
             first = answer.text.strip().partition("\n")[0][:500]
             kind = error_of_status(answer.status_code)
             raise self.error(f"{path}: status {answer.status_code}: {first}", kind)
-        if not answer.headers.get("content-type", "").startswith("application/json"):
-            return answer.text or None
+        return answer
+
+    def _asking_for_proof(self) -> Callable[[str, Any], Awaitable[None]]:
+        """A trace of one request (httpcore's): where a connection is opened for it, nothing is sent
+        before the server at its address has shown that it is the engine."""
+        opened = False
+
+        async def trace(event: str, details: Any) -> None:
+            nonlocal opened
+            if event == "connection.connect_tcp.complete":
+                opened = True
+            elif opened and event == "http11.send_request_headers.started":
+                await self._look(HEALTH_S)
+
+        return trace
+
+    async def _look(self, timeout_s: float) -> None:
+        """Raise EngineError unless the server is well, and the engine that it is taken for."""
+        if not self.has_to_prove or self.token is None:
+            await self._answer("GET", HEALTH, self._bearer(), timeout_s)
+            return
+        challenge = new_challenge()
+        # close: no request that bears the token may find this connection, whoever answers
+        headers = {CHALLENGE: challenge, "Connection": "close"}
         try:
-            return answer.json()
-        except ValueError:
-            raise self.error(f"{path}: the answer is no JSON: {answer.text[:100]!r}") from None
+            answer = await self._answer("GET", HEALTH, headers, timeout_s)
+            shown = answer.headers.get(PROOF)
+        except OutOfFilesError:
+            raise
+        except RefusedError:  # no engine refuses this: the engine is lost, no request at fault
+            shown = None
+        if not proves(shown, self.token, self.url, challenge):
+            raise self.error(f"{HEALTH}: another server answers there: it has not the run's token")
+
+    def _bearer(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     async def value(self, method: str, path: str, key: str, **options: Any) -> Any:
         """What stands under ``key`` in the JSON answer of a route; ``options`` as of ``call``.
@@ -125,7 +184,8 @@ class EngineClient:
         return answer[key]
 
     async def health(self) -> None:
-        """Raise EngineError unless the server is ready and its engine process lives.
+        """Raise EngineError unless the server is ready and its engine process lives; one that has
+        to prove that it knows the token is asked to, each time.
 
         It may be slow to answer, and a connection may break: it has ``HEALTH_S`` seconds in all.
         """
@@ -133,12 +193,12 @@ class EngineClient:
         deadline = now() + HEALTH_S
         for _ in range(HEALTH_TRIES - 1):
             try:
-                return await self.call("GET", "/health", timeout_s=deadline - now())
+                return await self._look(deadline - now())
             except TransientError:
                 if now() + HEALTH_PAUSE_S > deadline:
                     raise
                 await asyncio.sleep(HEALTH_PAUSE_S)
-        await self.call("GET", "/health", timeout_s=deadline - now())
+        await self._look(deadline - now())
 
     async def is_healthy(self) -> bool:
         """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
@@ -153,15 +213,23 @@ class EngineClient:
     async def wait_ready(
         self, timeout_s: float, on_progress: Callable[[], None] | None = None
     ) -> None:
-        """Return when the server is healthy; EngineError after ``timeout_s`` seconds.
+        """Return when the server is healthy and lets us in.
 
         For a server that somebody else started: whoever started it sees whether it ends first.
+        Raises EngineError after ``timeout_s`` seconds; RefusedError at once for an answer that will
+        be the same later: an address of something else (404), a token it does not know (401, 403).
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             try:
-                await self.call("GET", "/health", timeout_s=READY_CALL_S)
+                await self._look(READY_CALL_S)
+                await self.call("GET", "/weight_info", timeout_s=READY_CALL_S)
                 return
+            except OutOfFilesError:
+                raise
+            except RefusedError as error:
+                hint = "rollout.urls must name engines, rollout.token_file the token they ask for"
+                raise RefusedError(f"{error} ({hint})") from None
             except EngineError as error:
                 if asyncio.get_running_loop().time() > deadline:
                     message = f"not ready after {timeout_s:.0f} s ({error})"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sys
 import tempfile
 import time
@@ -21,8 +20,9 @@ import httpx
 
 from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
+from aent.inference.proof import CHALLENGE, PROOF, new_challenge, proves
 from aent.inference.registry import read_token
-from aent.inference.token_gate import CHALLENGE, FILE_VARIABLE, PROOF, TokenGate, proof
+from aent.inference.token_gate import FILE_VARIABLE, TokenGate
 from aent.recipe.schema import Recipe
 from aent.runtime.children import STARTED_BY, Child, free_port
 from aent.runtime.environment import device_kind
@@ -244,6 +244,7 @@ class Engine:
             self.url,
             self.settings.served_name,
             token=read_token(self.settings.token_path) if self.settings.token_path else None,
+            has_to_prove=self.settings.token_path is not None,
             log_path=self.settings.log_path,
             progress_timeout_s=progress_timeout_s,
         )
@@ -255,7 +256,7 @@ class Engine:
     def is_healthy(self) -> bool:
         """Whether the server is ready and its engine process lives. One with a token has to prove
         that it knows it: another server at its address may answer too."""
-        challenge = secrets.token_hex(16)
+        challenge = new_challenge()
         try:  # verify: reading certificates, for a URL without any, takes as long as the rest
             answer = httpx.get(
                 f"{self.url}/health",
@@ -268,8 +269,8 @@ class Engine:
             return False
         if self.settings.token_path is None:
             return answer.is_success
-        wanted = proof(read_token(self.settings.token_path), challenge)
-        return answer.is_success and answer.headers.get(PROOF) == wanted
+        token = read_token(self.settings.token_path)
+        return answer.is_success and proves(answer.headers.get(PROOF), token, self.url, challenge)
 
     def error(self, what: str) -> EngineError:
         """An EngineError that says what the server did and ends with the last lines of its log."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from aent.inference.client import EngineClient
@@ -29,6 +29,12 @@ class Fleet:
     on_loss: Callable[[EngineClient], None] = lambda client: None
     timeline: Timeline = field(default_factory=Timeline)  # of its requests
     busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
+    size: int = field(init=False)  # with none lost
+    # by address: the weight version with which it was taken back last
+    _back: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.clients)
 
     def generate_sync(
         self,
@@ -72,6 +78,29 @@ class Fleet:
             await asyncio.gather(*flight.cancelled, return_exceptions=True)
             self.busy_s += flight.busy_s
         return [done[i] for i in range(len(requests))]
+
+    async def readmit(self, known: Callable[[], Iterable[EngineClient]], version: int) -> list[str]:
+        """Have servers that were lost, and are healthy, take part again from the update to weight
+        ``version`` on; return what to tell. Each once for one version: one that is lost again
+        before the update has ended would keep it from ever ending.
+
+        known: every server that has an address now; asked where one is missing.
+        """
+        if len(self.clients) == self.size:
+            return []
+        told = []
+        there = {client.url for client in self.clients}
+        for client in known():
+            if client.url in there or not await client.is_healthy():
+                continue
+            if self._back.get(client.url) == version:
+                what = "was lost again, and takes part from the next weight version on"
+            else:
+                self._back[client.url] = version
+                self.clients.append(client)
+                what = "takes part from here on"
+            told.append(f"aent: engine {client.url} {what}")
+        return told
 
     async def drop_lost(self, error: EngineError) -> bool:
         """Go on without the servers that are not healthy, after one has failed; return whether

@@ -95,7 +95,10 @@ class Keeper:
 
     def _replace(self, what: str) -> None:
         error = self.engine.error(what)
-        self.stop()
+        try:
+            self.stop()
+        except TimeoutError as stuck:  # it holds its GPU and its port
+            error, self.restarts = EngineError(f"{stuck}; {error}"), 0
         if not self.has_served or self.restarts == 0:
             registry.publish_failure(self.run_dir, self.index, f"engine {self.index}: {error}")
             raise error

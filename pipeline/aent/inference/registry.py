@@ -129,7 +129,7 @@ async def wait(
 
 def _client(run_dir: Path, entry: dict[str, str]) -> EngineClient:
     token = read_token(run_dir / "token")
-    return EngineClient(entry["url"], token=token, log_path=Path(entry["log"]))
+    return EngineClient(entry["url"], token=token, has_to_prove=True, log_path=Path(entry["log"]))
 
 
 def _write(run_dir: Path, index: int, entry: dict[str, str]) -> None:

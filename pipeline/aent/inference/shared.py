@@ -7,13 +7,15 @@ interruption nobody knows what an engine is in the middle of.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aent.inference import registry
-from aent.inference.engine import EngineSettings
+from aent.inference.engine import STOP_GRACE_S, EngineSettings
 from aent.inference.keeper import Keeper
 from aent.recipe.schema import Recipe
+from aent.runtime.children import stop_all
 
 
 @dataclass
@@ -44,7 +46,10 @@ class SharedEngines:
         return Keeper.start(recipe, run_dir, index, ours)
 
     def stop(self) -> None:
-        """End those that are left."""
-        for keeper in self.left.values():
-            keeper.stop()
+        """End those that are left; one that cannot be ended is told on stderr."""
+        children = [keeper.engine.child for keeper in self.left.values()]
         self.left.clear()
+        try:
+            stop_all(children, STOP_GRACE_S)
+        except TimeoutError as error:
+            print(f"aent: {error}", file=sys.stderr, flush=True)

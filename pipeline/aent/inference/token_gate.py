@@ -12,19 +12,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from aent.inference.proof import CHALLENGE, PROOF, proof
 from aent.inference.registry import read_token
 
 FILE_VARIABLE = "AENT_TOKEN_FILE"  # names the file: the token itself is in no environment
 OPEN_PATH = "/health"
 RPC_PATH = "/collective_rpc"
 OUR_METHODS = "aent_"  # how those of ``weights.worker_extension.WorkerExtension`` begin
-CHALLENGE = "x-aent-challenge"  # header of a request: hexadecimal digits
-PROOF = "x-aent-proof"  # of the answer to it
-
-
-def proof(token: str, challenge: str) -> str:
-    """What shows whoever knows the token that an answer's sender knows it too."""
-    return hmac.digest(token.encode(), challenge.encode(), "sha256").hex()
 
 
 class TokenGate:
@@ -59,12 +53,14 @@ class TokenGate:
         return hmac.compare_digest(given, self.expected)
 
     def _proving(self, scope: dict[str, Any], send: Any) -> Any:
-        """``send`` with the proof that a challenge asks for. The token is nobody's to read from it,
-        and no other server's to make."""
+        """``send`` with the proof that a challenge asks for. The address in it is the socket's, not
+        one that the request names."""
         challenge = dict(scope.get("headers", ())).get(CHALLENGE.encode())
-        if challenge is None:
+        if challenge is None or scope.get("server") is None:
             return send
-        header = (PROOF.encode(), proof(self.token, challenge.decode("latin-1")).encode())
+        host, port = scope["server"]
+        shown = proof(self.token, host, port, challenge.decode("latin-1"))
+        header = (PROOF.encode(), shown.encode())
 
         async def send_proof(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -22,6 +22,7 @@ from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
 from aent.launch.start import prepare, rank_environment
 from aent.layout.parallel import ParallelLayout
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
@@ -76,7 +77,8 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     try:
         run_dir, model_path = prepare(recipe)
     except (CheckpointError, StoreError, AddressError, OSError) as error:
-        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        lines = redacted(str(error)).splitlines()
+        print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
         return 2
     keepers: list[Keeper] = []
     ranks: list[Child] = []
@@ -92,18 +94,26 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
             failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
         except Exception as error:  # the run has a folder by now: it must not look as if it went on
             failure = f"aent: {type(error).__name__}: {error}"
-        finally:
-            finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
-            if shared is not None and finished and failure is None:
-                shared.left |= {keeper.index: keeper for keeper in keepers}
-                keepers = []
+        finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
+        if shared is not None and finished and failure is None:
+            shared.left |= {keeper.index: keeper for keeper in keepers}
+            keepers = []
+        try:
             stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
-        if signals.received:
-            print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
-            mark_ended(run_dir, "KILLED", ENDED_S)
-            return 128 + signals.received
+        except TimeoutError as error:  # MLflow has to hear of the end all the same
+            failure = f"{failure}\naent: {error}" if failure else f"aent: {error}"
+        return ended(run_dir, ranks, signals, failure)
+
+
+def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | None) -> int:
+    """Say how the run has ended, to MLflow too where no rank could; return the exit code."""
     if failure is not None:
-        print(failure, file=sys.stderr)
+        print(redacted(failure), file=sys.stderr)
+    if signals.received:
+        print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
+        mark_ended(run_dir, "KILLED", ENDED_S)
+        return 128 + signals.received
+    if failure is not None:
         mark_ended(run_dir, "FAILED")
         return 1
     if all(rank.poll() == CHECKPOINTED for rank in ranks):
@@ -192,18 +202,23 @@ def send_all(ranks: list[Child], number: signal.Signals) -> None:
 
 
 def first_failure(dead: list[Child], ranks: list[Child], run_dir: Path) -> str:
-    """Why the first rank failed: in its own words (``runtime.failures``) if it has written any.
+    """Why the first rank failed: in its own words (``runtime.failures``) if any has written some.
 
-    One that a signal killed comes before those that ended by themselves; a rank that only followed
-    rank 0 gives it the time to write.
+    A rank that a signal killed has none, and is named beside them: its end may be the cause (out of
+    memory), or what became of it when another failed (NCCL and gloo abort). Where no rank was
+    killed, those that only followed rank 0 give it the time to write.
     """
-    child = min(dead, key=lambda c: (c.poll() or 0) >= 0)
-    if (child.poll() or 0) > 0:
+    killed = next((child for child in dead if (child.poll() or 0) < 0), None)
+    if killed is None:
         deadline = time.monotonic() + LAST_WORDS_S
         while failures.only_followed(run_dir) and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        if told := failures.first(run_dir):
-            return told
+    told = failures.first(run_dir)
+    if killed is not None and told and not failures.only_followed(run_dir):
+        return f"{told}\naent: {killed.name} {killed.describe_exit()} ({killed.log_path})"
+    if killed is None and told:
+        return told
+    child = killed or dead[0]
     return (
         f"aent: {child.name} {child.describe_exit()}; the last lines of {child.log_path}:\n"
         + child.tail(LOG_LINES)

@@ -129,10 +129,11 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given, dict):
         return {"rope_type": given}
     rope = {"rope_theta": config.get("rope_theta", 10000.0), **given}
+    rope.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
     rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
     rope.pop("type", None)
-    if "partial_rotary_factor" in config:
-        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    if rope["partial_rotary_factor"] is None:  # null: as if it were not there
+        del rope["partial_rotary_factor"]
     return rope
 
 
@@ -144,7 +145,7 @@ def _rope_faults(rope: dict[str, Any], family: Family) -> Iterator[str]:
         return
     if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
         yield f"rope_theta must be a number above 1, got {rope['rope_theta']!r}"
-    if rope.get("partial_rotary_factor", 1.0) not in (None, 1.0):
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
         yield (
             f"partial_rotary_factor={rope['partial_rotary_factor']} is not implemented: whole "
             "heads are rotated"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -80,7 +81,9 @@ class Engines:
         connection to a healthy one broke, once.
         """
         try:
-            asyncio.run(self._readmit())
+            known = partial(known_engines, self.recipe, self.run_dir)
+            for words in asyncio.run(self.fleet.readmit(known, version)):
+                self.say(words)
             asyncio.run(self.sender.push(weights, version, self.manifest))
         except EngineError as error:
             if not asyncio.run(self.fleet.drop_lost(error)):
@@ -91,16 +94,6 @@ class Engines:
                 self.say(f"aent: weight version {version} is sent again: {words}")
             return False
         return True
-
-    async def _readmit(self) -> None:
-        """Have engines that were lost, and serve again, take part from here on."""
-        if len(self.fleet.clients) == self.recipe.rollout.num_engines:
-            return
-        there = {client.url for client in self.fleet.clients}
-        for client in known_engines(self.recipe, self.run_dir):
-            if client.url not in there and await client.is_healthy():
-                self.fleet.clients.append(client)
-                self.say(f"aent: engine {client.url} takes part from here on")
 
     def ask_probe(self) -> Sample:
         """Have every engine say the log-probs of the probe's text; the text, as a sample."""

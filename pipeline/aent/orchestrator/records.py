@@ -22,7 +22,7 @@ from aent.orchestrator.gap import Gaps
 from aent.recipe.schema import Recipe
 from aent.trainer.result import MinibatchResult
 
-# what a table of samples holds: 8,192 responses a step would be 50 MB each time
+# what a table holds: 8,192 responses a step would be 50 MB each time
 MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
 # phases in which the trainer's ranks compute or send; in the others they wait
 TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
@@ -197,19 +197,21 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
 
 
 def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """The table of an evaluation's answers to the held-out questions: a row each."""
+    """The table of an evaluation's answers to the held-out questions: a row each, as a comparison's
+    report counts them all (``compare.collect``). The first ``MAX_ROWS`` have their responses, long
+    texts without their middle."""
     return [
         {
             "item": answer.question.index,
             "prompt": answer.question.prompt,
-            "expected": answer.question.answer,
-            "response": answer.response,
+            "expected": shortened(answer.question.answer),
+            "response": shortened(answer.response) if row < MAX_ROWS else None,
             "reward": answer.verdict.reward,
             "judge_error": answer.verdict.error,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
         }
-        for answer in result.answers
+        for row, answer in enumerate(result.answers)
     ]
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aent.recipe.redact import redacted
+
 FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank has failed
 LINES = 40  # of the traceback, shown: an engine's error has 25 of its log
 ROOM = 32768  # bytes of a rank's file, taken before there is anything to write
@@ -41,7 +43,7 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
             "host": socket.gethostname(),
             "time": time.time(),
             "error": type(error).__name__,
-            "traceback": traceback.format_exc()[-ROOM // 2 :],
+            "traceback": redacted(traceback.format_exc())[-ROOM // 2 :],
         }
         try:
             _fill(place, json.dumps(record).encode())

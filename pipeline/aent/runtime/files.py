@@ -56,6 +56,16 @@ def nearest_existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
+def folder_problem(folder: Path) -> str | None:
+    """Why nothing could be written into a folder, which need not be there yet; None if it could."""
+    place = nearest_existing(folder)
+    if not place.is_dir():
+        return f"{folder} cannot be made: {place} is no folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written: no permission in {place}"
+    return None
+
+
 @contextmanager
 def locked(path: Path, timeout_s: float, what: str) -> Iterator[None]:
     """Hold the lock of this file, which is made and stays.

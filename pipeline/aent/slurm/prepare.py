@@ -22,6 +22,7 @@ from aent.layout.nodes import Layout, layout
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
+from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.runtime.files import write_whole
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     except (RecipeError, ValueError, SweepError) as error:
         faults = str(error).splitlines()
     if faults:
-        print("\n".join(f"aent: {fault}" for fault in faults), file=sys.stderr)
+        print("\n".join(f"aent: {redacted(fault)}" for fault in faults), file=sys.stderr)
         return 2
     try:
         if finished(recipe):
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> int:
         (run_dir / "logs").mkdir(exist_ok=True)
         write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
     except (CheckpointError, StoreError, AddressError, OSError) as error:
-        print("\n".join(f"aent: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        lines = redacted(str(error)).splitlines()
+        print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
         return 2
     return 0
 

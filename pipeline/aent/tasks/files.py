@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from aent.data.question import Question
+from aent.tasks.verifiers import as_number
 
 COLUMNS = ("question", "answer")
 
@@ -41,7 +43,7 @@ def questions(path: Path, instruction: str | None = None) -> list[Question]:
         others = {k: v for k, v in row.items() if k not in COLUMNS}
         asked = Question(len(found), prompt, answer, others, number)
         known = found.setdefault(question, asked)
-        if known.answer != answer:
+        if not same_answer(known.answer, answer):
             raise ValueError(
                 f"{path}: row {number} has the question of row {known.row} and another answer: "
                 f"{answer[:100]!r}, there {known.answer[:100]!r}"
@@ -49,6 +51,12 @@ def questions(path: Path, instruction: str | None = None) -> list[Question]:
     if not found:
         raise ValueError(f"{path} has no rows")
     return list(found.values())
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two answers are the same text, or the same number: 1 and 1.0 are."""
+    number = as_number(one)
+    return one == other or (number is not None and number == as_number(other))
 
 
 def _fault(text: str) -> str:
@@ -110,9 +118,12 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def as_text(value: Any) -> str:
     """A cell's text, '' where it is neither text nor a finite number."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return ""
-    if isinstance(value, float) and value.is_integer():  # as AMC's answers are published
-        value = int(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number else value.strip() if isinstance(value, str) else ""
+    if not math.isfinite(value):
+        return ""
+    if value == int(value):  # as AMC's answers are published
+        return str(int(value))
+    return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)

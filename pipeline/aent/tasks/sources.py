@@ -11,7 +11,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,8 @@ class Prepared:
     left_out: int  # by the source's rule, or without a question or an answer that can be read
     repeated: int  # the same question again
     written: int
+    # a sentence for each question that has two answers, neither of which is written
+    conflicts: tuple[str, ...] = ()
 
 
 def hint(path: str | Path) -> str:
@@ -138,37 +140,60 @@ def hint(path: str | Path) -> str:
     return f": get {SOURCES[name].where}, then: aent data {name} FILE... --out {path}"
 
 
+@dataclass
+class _Found:
+    """The questions of some files, and what became of their rows so far."""
+
+    source: Source
+    answers: dict[str, str] = field(default_factory=dict)  # by question, in the files' order
+    places: dict[str, str] = field(default_factory=dict)  # file and row of each
+    conflicts: dict[str, str] = field(default_factory=dict)  # a sentence, by question
+    read: int = 0
+    left_out: int = 0
+    repeated: int = 0
+
+    def take(self, path: Path, number: int, row: Row) -> None:
+        """Raises ValueError where the row has not what the source's rows have."""
+        self.read += 1
+        try:
+            kept = self.source.keep(row)
+            question, answer = self.source.question(row), self.source.answer(row)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not from {self.source.where}: row with {', '.join(map(repr, row))} "
+                f"({type(error).__name__}: {error})"
+            ) from None
+        # '$3$, $4$' and '3, 4' are one answer, which a judge reads in the second form only
+        answer = re.sub(r"(?<!\\)\$", "", answer or "").strip()
+        if not kept or question is None or not answer:
+            self.left_out += 1
+        elif question not in self.answers:
+            self.answers[question], self.places[question] = answer, f"{path}, row {number}"
+        elif files.same_answer(self.answers[question], answer):
+            self.repeated += 1
+        else:
+            self.conflicts[question] = (
+                f"{path}: row {number} has the question of {self.places[question]} and another "
+                f"answer: {answer[:100]!r}, there {self.answers[question][:100]!r}"
+            )
+
+
 def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
-    """Write the questions of the public files at ``paths`` to ``out`` (JSONL), in their order.
+    """Write the questions of the public files at ``paths`` to ``out`` (JSONL), in their order;
+    those that have two answers are left out, as nobody knows which is right.
 
     Raises FileNotFoundError, or ValueError naming the file and what is wrong with it; ``out`` is
     whole or untouched.
     """
     source = SOURCES[name]
-    read, found = 0, dict[str, str]()
-    repeated = left_out = 0
+    found = _Found(source)
     for path in paths:
-        for row in files.rows(path):
-            read += 1
-            try:
-                kept = source.keep(row)
-                question, answer = source.question(row), source.answer(row)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path} is not from {source.where}: row with {', '.join(map(repr, row))} "
-                    f"({type(error).__name__}: {error})"
-                ) from None
-            if not kept or question is None or answer is None:
-                left_out += 1
-            elif question in found:
-                repeated += 1
-            else:
-                # '$3$, $4$' and '3, 4' are one answer, which a judge reads in the second form only
-                found[question] = re.sub(r"(?<!\\)\$", "", answer).strip()
-    pairs = list(found.items())
+        for number, row in enumerate(files.rows(path), start=1):
+            found.take(path, number, row)
+    pairs = [pair for pair in found.answers.items() if pair[0] not in found.conflicts]
     if source.sample is not None and len(pairs) > source.sample:
         chosen = sorted(random.Random(0).sample(range(len(pairs)), source.sample))
-        left_out += len(pairs) - source.sample
+        found.left_out += len(pairs) - source.sample
         pairs = [pairs[i] for i in chosen]
     if not pairs:
         raise ValueError(f"{', '.join(map(str, paths))}: no question of {name} is in there")
@@ -178,4 +203,5 @@ def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
         for question, answer in pairs:
             file.write(json.dumps({"question": question, "answer": answer}) + "\n")
     os.replace(beside, out)
-    return Prepared(read, left_out, repeated, len(pairs))
+    conflicts = tuple(found.conflicts.values())
+    return Prepared(found.read, found.left_out, found.repeated, len(pairs), conflicts)

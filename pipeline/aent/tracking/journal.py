@@ -67,11 +67,11 @@ def append(path: Path, new: Iterable[Entry]) -> None:
             raise
 
 
-def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
+def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry | None, int]]:
     """Every whole line from byte ``start`` on, with the position after it.
 
-    A last line cut short by a kill is left out. So is a damaged one (a machine that lost its power
-    leaves zeros): it is named on stderr, once, and costs its own entry only.
+    A last line cut short by a kill is left out. A damaged one (a machine that lost its power leaves
+    zeros) is None: it is named on stderr, once, and costs its own entry only.
     """
     position = start
     with path.open("rb") as file:
@@ -80,13 +80,22 @@ def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
             if not line.endswith(b"\n"):
                 return
             position += len(line)
+            entry: Entry | None = None
             try:
                 fields = json.loads(line)
                 entry = _KINDS[frozenset(fields)](**fields)
             except (ValueError, KeyError, TypeError):
                 _tell_damaged(path, position)
-                continue
             yield entry, position
+
+
+def ends_line(path: Path, position: int) -> bool:
+    """Whether a line of the journal ends before this byte (or none has begun)."""
+    if position == 0:
+        return True
+    with path.open("rb") as file:
+        file.seek(position - 1)
+        return file.read(1) == b"\n"
 
 
 def _tell_damaged(path: Path, position: int) -> None:

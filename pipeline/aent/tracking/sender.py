@@ -14,7 +14,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
 from aent.tracking import journal
 from aent.tracking.address import look_command, tracking_uri
-from aent.tracking.journal import JOURNAL_FILE, File, Point, Status
+from aent.tracking.journal import JOURNAL_FILE, Point, Status
 from aent.tracking.sent import Sent
 from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
 from aent.tracking.uploads import Uploader, files_left
@@ -64,7 +64,7 @@ class Sender:
     def left(self) -> int:
         """How many points and statuses of the journal MLflow has not taken."""
         later = journal.entries(self._journal, self._sent.position)
-        return sum(not isinstance(entry, File) for entry, _ in later)
+        return sum(isinstance(entry, Point | Status) for entry, _ in later)
 
     def _open(self) -> Store:
         """The run in MLflow: the one whose id the folder knows, else a new one."""

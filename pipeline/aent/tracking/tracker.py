@@ -317,6 +317,8 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         why = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
     except subprocess.TimeoutExpired:
         why = f"no answer within {time.monotonic() - started:.0f} s"
+    except OSError as error:  # no memory for another process
+        why = str(error)
     if why:
         last = redacted(why.splitlines()[-1])
         lacks = f"does not have every file of {run_dir}"

@@ -32,7 +32,6 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
-from torch.distributed.checkpoint.api import _wrap_exception
 from torch.distributed.checkpoint.planner import WriteItem
 
 from aent.layout.parallel import ParallelLayout
@@ -92,12 +91,12 @@ class Writer(FileSystemWriter):
         self._data: Any = _Copy(plan, planner) if self._copied else planner
 
     def write(self) -> None:
-        """Write this rank's files, to the disk. A failure is kept for the end of the save."""
+        """Write this rank's files, to the disk. Raises whatever torch's writer does: OSError,
+        RuntimeError (of its zip files, on a full disk), errors of pickling."""
         try:
             self._results: Any = self.write_data(self._plan, self._data).value()
-        except Exception as error:
-            self._results = _wrap_exception(error)
-        del self._data  # a copy is as large as the state
+        finally:
+            del self._data  # a copy is as large as the state
 
     def retrieve_write_results(self) -> Any:
         return self._results
@@ -144,9 +143,8 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
 
 @on_device
 def finish_save(request: AsyncRequest) -> None:
-    """Write what says where everything is. Collective, when every rank has written its files.
-
-    Raises torch's CheckpointException on every rank if one could not write.
+    """Write what says where everything is. Collective, when every rank has written its files: ranks
+    have to tell each other before if one could not.
     """
     for finalize in request.finalize_fns:
         finalize()

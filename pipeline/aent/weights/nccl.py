@@ -4,11 +4,11 @@ refuses to form a group of different versions."""
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
+import os
 
 import torch
 
-MAPS = Path("/proc/self/maps")
+NAME = "libnccl.so.2"
 Version = tuple[int, int, int]  # major, minor, patch
 
 
@@ -19,21 +19,22 @@ def version_of(number: int) -> Version:
 
 
 def loaded_version() -> Version:
-    """Of the library in this process; where torch has NCCL built in, of that.
+    """Of the library that torch calls in this process; where torch has NCCL built in, of that.
 
     ``torch.cuda.nccl.version`` alone would be that of the headers torch was built with.
     Raises RuntimeError where there is no NCCL. It was run with a stand-in for the library, for want
     of a GPU.
     """
-    paths = {line.split(maxsplit=5)[-1].strip() for line in MAPS.read_text().splitlines()}
-    libraries = sorted(path for path in paths if Path(path).name.startswith("libnccl.so"))
-    if not libraries:
+    try:
+        # by its name, and not loaded for this: of several copies the one that torch found first
+        library = ctypes.CDLL(NAME, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
         if not torch.cuda.is_available():
-            raise RuntimeError("this process has loaded no NCCL")
+            raise RuntimeError("this process has loaded no NCCL") from None
         major, minor, patch, *_ = torch.cuda.nccl.version()
         return major, minor, patch
     number = ctypes.c_int()
-    result = ctypes.CDLL(libraries[0]).ncclGetVersion(ctypes.byref(number))
+    result = library.ncclGetVersion(ctypes.byref(number))
     if result != 0:
-        raise RuntimeError(f"{libraries[0]}: ncclGetVersion returned {result}")
+        raise RuntimeError(f"{NAME}: ncclGetVersion returned {result}")
     return version_of(number.value)
