@@ -88,6 +88,7 @@ def _dry_run(recipe: Recipe) -> None:
     """
     from aent.checks import model as check_model
     from aent.checks.recipe import check
+    from aent.layout.disk import describe_disk
     from aent.layout.estimate import describe, estimate
     from aent.models.facts import are_known, is_here, is_published
     from aent.recipe.load import dump
@@ -99,6 +100,7 @@ def _dry_run(recipe: Recipe) -> None:
     if are_known(recipe.model):
         print(describe(recipe))
         print(estimate(recipe))
+        print(describe_disk(recipe))
     if is_published(recipe.model):
         print(f"not checked: {recipe.model.path} is not here; sizes are those of its publication")
     elif not are_known(recipe.model):
