@@ -1,8 +1,8 @@
 """A job's first step, on one node: the run's folder, and what the batch script must know.
 
 ``python -m aent.slurm.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
-[--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks everything and writes
-``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
+[--engine-gpus-per-node G] [--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks
+everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
 from aent.checkpoint import folders, resume
 from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
+from aent.estimate.disk import disk_bytes
 from aent.launch.start import prepare, rank_environment
-from aent.layout.nodes import Layout, layout
+from aent.layout.nodes import Layout, idle_gpus, layout
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
-from aent.runtime.files import write_whole
+from aent.runtime.files import NoLocksError, locked, write_whole
 from aent.slurm import starts
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
+SPARE_GIB = 1.0  # for logs, samples and the journal, beside checkpoints
+LOCK_S = 600.0  # for another job to be prepared in the same folder: it makes a bundled model, say
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +46,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("--engine-gpus-per-node", type=int)
     parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
+    parser.add_argument("--alive", default="", help="numbers of the user's jobs, this one included")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -50,7 +57,9 @@ def main(arguments: list[str]) -> int:
         own = [f"run_dir={shlex.quote(given.run_dir)}", "resume=auto"]
         recipe = load(data_path(given.recipe), [*given.overrides, *own])
         faults = check(recipe)
-        place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
+        engines = (given.engine_nodes, given.engine_gpus_per_node)
+        place = layout(recipe, given.nodes, given.gpus_per_node, *engines)
+        idle = idle_gpus(recipe, given.nodes, given.gpus_per_node, *engines)
         if given.sweep is not None and not faults:
             tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
             update = {"tracking": recipe.tracking.model_copy(update=tracking)}
@@ -60,19 +69,54 @@ def main(arguments: list[str]) -> int:
     if faults:
         print("\n".join(f"aent: {redacted(fault)}" for fault in faults), file=sys.stderr)
         return 2
+    if idle is not None:
+        print(f"aent: {idle}", file=sys.stderr)
     try:
-        if finished(recipe):
-            write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
-            return 0
-        run_dir, model_path = prepare(recipe)
-        count_start(run_dir, given.max_requeues)
-        (run_dir / "logs").mkdir(exist_ok=True)
-        write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
-    except (CheckpointError, StoreError, AddressError, OSError) as error:
+        with only_job(run_folder(recipe), given.alive.split()):
+            if finished(recipe):
+                write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
+                return 0
+            run_dir, model_path = prepare(recipe)
+            count_start(run_dir, given.max_requeues)
+            (run_dir / "logs").mkdir(exist_ok=True)
+            written = [each for each in folders.found(run_dir) if not each.ending]
+            disk = disk_bytes(recipe, len(written))
+            write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path, disk))
+    except (BusyError, CheckpointError, StoreError, AddressError, OSError) as error:
         lines = redacted(str(error)).splitlines()
         print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
         return 2
     return 0
+
+
+class BusyError(RuntimeError):
+    """Another job works in the run's folder."""
+
+
+@contextmanager
+def only_job(run_dir: Path, alive: Sequence[str]) -> Iterator[None]:
+    """Held while a job is prepared, at whose end its start is noted: of two that begin at once, the
+    second finds the first.
+
+    Raises BusyError where the job that has started last in this folder is another one and, being
+    among those ``alive``, not over.
+    """
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    # beside it: a folder that a run can begin in is empty
+    lock = locked(run_dir.with_name(f".{run_dir.name}.lock"), LOCK_S, "prepare its job")
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except NoLocksError as error:
+            print(f"aent: {error}: another job that starts now is not noticed", file=sys.stderr)
+        last = starts.noted(run_dir)[-1:]
+        owner = last[0].get("job") if last else None
+        if owner in alive and owner != os.environ.get("SLURM_JOB_ID"):
+            raise BusyError(
+                f"{run_dir}: job {owner}, which works in this folder, waits or runs: let it end, "
+                "cancel it, or name another RUN_DIR"
+            )
+        yield
 
 
 def finished(recipe: Recipe) -> bool:
@@ -101,11 +145,12 @@ def count_start(run_dir: Path, max_requeues: int) -> None:
         )
 
 
-def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
-    """What the batch script sources."""
+def job_environment(recipe: Recipe, place: Layout, model_path: Path, disk: int) -> str:
+    """What the batch script sources; ``disk``: bytes that the run's folder needs."""
     values = {
         "FINISHED": "",
         "MODEL_PATH": str(model_path),
+        "DISK_GIB": f"{disk / 2**30 + SPARE_GIB:.1f}",
         "RANKS": str(ParallelLayout.of(recipe.trainer).num_ranks),
         "RANKS_PER_NODE": str(place.ranks_per_node),
         "ENGINES": str(recipe.rollout.engines),
