@@ -56,13 +56,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3", {"head_dim": 16, **rope("yarn", beta_fast=16, attention_factor=1.3, **SHORT)}
     ),
     "mistral": ("mistral", {"sliding_window": None}),
-    "mistral-window": ("mistral", {"sliding_window": 192, "head_dim": 32}),
+    "mistral-window": ("mistral", {"sliding_window": 8, "head_dim": 32}),
     "phi3": ("phi3", {"pad_token_id": 0}),
     "phi3-tied-mha": ("phi3", {"num_key_value_heads": 4, "pad_token_id": 0, **TIED}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
-    "qwen2-window-of-nothing": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}
+    "qwen2-upper-window": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
@@ -71,10 +71,15 @@ LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
 Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
 TENSOR: Layout = (2, 1, 1, True)
 STAGES: Layout = (1, 2, 1, False)
+ALONE: Layout = (1, 1, 1, False)
 OTHERS: list[Layout] = [
-    (1, 1, 1, False), (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
+    ALONE, (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
 ]  # fmt: skip
-STAGED = {"llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3"}  # whose names are all stages'
+# whose names are all stages'
+STAGED = {
+    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3",   
+     
+}  # fmt: skip
 COEFFICIENT = 5.0
 
 
@@ -83,11 +88,13 @@ def write_model(folder: Path, name: str, layers: int) -> None:
     kind, changes = VARIANTS[name]
     torch.manual_seed(0)
     sizes = BASE | {"num_hidden_layers": layers} | changes
+    if "layer_types" in sizes:
+        sizes["layer_types"] = (sizes["layer_types"] * layers)[:layers]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(0.5, 1.5).sub_(float(FAMILIES[kind].unit_offset))
             else:
                 parameter.normal_(0, 0.15)
     model.save_pretrained(folder / name)
@@ -99,7 +106,7 @@ def layouts_of(name: str, every: bool) -> list[Layout]:
     return [TENSOR, STAGES] if name in STAGED else [TENSOR]
 
 
-def recipe_of(path: Path, layout: Layout = (1, 1, 1, False)) -> Recipe:
+def recipe_of(path: Path, layout: Layout = ALONE) -> Recipe:
     tp, pp, dp, sequence_parallel = layout
     settings = {
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
@@ -161,7 +168,7 @@ def work(rank: int, _world: int, root: str, folder: str, every: bool) -> dict[An
             with tiny.world(settings, rank, folder, f"{name}-{layout}") as mine:
                 if mine:
                     out[name, layout] = computed(path, layout, rank)
-    for what, layout, token in (("nan", (1, 1, 1, False), 3), ("qwen2", TENSOR, VOCAB)):
+    for what, layout, token in (("nan", ALONE, 3), ("qwen2", TENSOR, VOCAB)):
         path = Path(root) / what
         with tiny.world(recipe_of(path, layout).trainer, rank, folder, what) as mine:
             out[what] = refused(path, layout, token) if mine else ""
