@@ -14,7 +14,7 @@ from aent.models import facts
 from aent.models.config_json import ModelError, read
 from aent.models.decoder import ModelFacts
 from aent.models.families import FAMILIES, INERT, table
-from aent.models.layer_attention import LayerAttention
+from aent.models.layer_attention import FULL, SLIDING, LayerAttention
 from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 from wording import assert_names, naming
 
@@ -118,6 +118,8 @@ def test_the_nearest_family_is_named():
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
         ("llama", {"rope_theta": "big"}, "rope_theta"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
@@ -171,13 +173,25 @@ def test_the_window_of_each_layer():
     assert windows("qwen2", sliding_window=8, max_window_layers=None) == none
     assert windows("qwen2", **window, max_window_layers=4) == none
     assert windows("qwen2", **window) == none  # 28 layers and more have none
-    assert windows("qwen2", **window, layer_types=["full_attention"] * 4) == none
+    assert windows("qwen2", **window, layer_types=[FULL] * 4) == none
     assert windows("qwen3", **window, max_window_layers=3) == upper
-    kinds = ["full_attention", "sliding_attention"] * 2
+    kinds = [FULL, SLIDING] * 2
     assert windows("qwen3", **window, layer_types=kinds) == [None, 8] * 2
     assert windows("mistral", sliding_window=None) == none
     assert windows("mistral") == [4096] * 4  # as transformers takes it
     assert windows("mistral", sliding_window=8, max_window_layers=4) == [8] * 4
+    assert windows("smollm3", **window) == upper  # a layer without rotary embedding
+    assert windows("smollm3", **window, layer_types=kinds) == [None, 8] * 2
+
+
+def test_the_rotation_of_each_layer():
+    def ropes(name: str, **changes: object) -> list[int | None]:
+        return [layer.rope for layer in accepted(name, **changes).attention]
+
+    assert ropes("llama", no_rope_layers=[0] * 4) == [0] * 4
+    assert ropes("smollm3") == [0, 0, 0, None]
+    assert ropes("smollm3", no_rope_layer_interval=2) == [0, None, 0, None]
+    assert ropes("smollm3", no_rope_layers=[0, 1, 1, 0, 1, 1]) == [None, 0, 0, None]
 
 
 def test_options_of_other_families_are_not_read():
@@ -199,6 +213,7 @@ def test_the_rope_of_an_old_config_is_that_of_a_new_one():
         ("phi3", False),
         ("qwen2", False),
         ("qwen3", True),
+        ("smollm3", True),
     ],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):

@@ -68,5 +68,21 @@ FAMILIES: Mapping[str, Family] = {
                 "attention_dropout": (0.0,),
             },
         ),
+        Family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            window="unrotated_layers",
+            window_size=None,
+            key_value_heads=4,
+            tied=True,
+            theta=2000000.0,
+            unrotated_layers=True,
+            computed={
+                "hidden_act": ("silu",),
+                "attention_bias": (False,),
+                "mlp_bias": (False,),
+                "attention_dropout": (0.0,),
+            },
+        ),
     )
 }
