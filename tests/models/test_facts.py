@@ -120,6 +120,7 @@ def test_the_nearest_family_is_named():
         ("llama", {"rope_theta": "big"}, "rope_theta"),
         ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
@@ -214,6 +215,7 @@ def test_the_rope_of_an_old_config_is_that_of_a_new_one():
         ("qwen2", False),
         ("qwen3", True),
         ("smollm3", True),
+        ("olmo2", False),
     ],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):

@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "olmo2": ("olmo2", {"head_dim": 32, "pad_token_id": 0}),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
 Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
@@ -78,7 +79,7 @@ OTHERS: list[Layout] = [
 ]  # fmt: skip
 # whose names are all stages'
 STAGED = {
-    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3",  
+    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", 
      
 }  # fmt: skip
 COEFFICIENT = 5.0

@@ -84,5 +84,17 @@ FAMILIES: Mapping[str, Family] = {
                 "attention_dropout": (0.0,),
             },
         ),
+        Family(
+            "olmo2",
+            "Olmo2ForCausalLM",
+            norms="after",
+            norm_eps=1e-5,
+            qk_norm="whole",
+            computed={
+                "hidden_act": ("silu",),
+                "attention_bias": (False,),
+                "attention_dropout": (0.0,),
+            },
+        ),
     )
 }
