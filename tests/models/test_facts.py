@@ -121,6 +121,12 @@ def test_the_nearest_family_is_named():
         ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ("olmo2", {"attention_bias": True}, "attention_bias"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ("gemma2", {"sliding_window": None}, "sliding_window"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
@@ -181,6 +187,9 @@ def test_the_window_of_each_layer():
     assert windows("mistral", sliding_window=None) == none
     assert windows("mistral") == [4096] * 4  # as transformers takes it
     assert windows("mistral", sliding_window=8, max_window_layers=4) == [8] * 4
+    assert windows("gemma2", sliding_window=8) == [8, None, 8, None]
+    assert windows("gemma3_text", sliding_window=8) == [8] * 4  # each sixth layer has none
+    assert windows("gemma3_text", sliding_window=8, sliding_window_pattern=4) == [8, 8, 8, None]
     assert windows("smollm3", **window) == upper  # a layer without rotary embedding
     assert windows("smollm3", **window, layer_types=kinds) == [None, 8] * 2
 
@@ -193,6 +202,23 @@ def test_the_rotation_of_each_layer():
     assert ropes("smollm3") == [0, 0, 0, None]
     assert ropes("smollm3", no_rope_layer_interval=2) == [0, None, 0, None]
     assert ropes("smollm3", no_rope_layers=[0, 1, 1, 0, 1, 1]) == [None, 0, 0, None]
+    assert ropes("gemma2") == [0] * 4
+    assert ropes("gemma3_text", layer_types=[FULL, SLIDING] * 2) == [0, 1] * 2
+
+
+def test_the_two_ropes_of_an_old_gemma_are_those_of_a_new_one():
+    linear = {"rope_type": "linear", "factor": 8.0}
+    local = {"rope_type": "default", "rope_theta": 2e4}
+    given = {"full_attention": {"rope_theta": 3e6, **linear}, "sliding_attention": local}
+    new = accepted("gemma3_text", rope_parameters=given).ropes
+    old = {"rope_theta": 3e6, "rope_scaling": linear, "rope_local_base_freq": 2e4}
+    assert accepted("gemma3_text", **old).ropes == new == (given["full_attention"], local)
+
+
+def test_a_softcap_that_is_null_is_none():
+    found = accepted("gemma2", attn_logit_softcapping=None).numbers
+    assert "attn_logit_softcapping" not in found
+    assert found["final_logit_softcapping"] == 30.0
 
 
 def test_options_of_other_families_are_not_read():
@@ -216,6 +242,8 @@ def test_the_rope_of_an_old_config_is_that_of_a_new_one():
         ("qwen3", True),
         ("smollm3", True),
         ("olmo2", False),
+        ("gemma2", True),
+        ("gemma3_text", True),
     ],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):

@@ -42,6 +42,7 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 
 TIED = {"tie_word_embeddings": True}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-mha": ("llama", {"num_key_value_heads": 4, **TIED}),
@@ -68,6 +69,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
     "olmo2": ("olmo2", {"head_dim": 32, "pad_token_id": 0}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
 Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
@@ -79,8 +82,8 @@ OTHERS: list[Layout] = [
 ]  # fmt: skip
 # whose names are all stages'
 STAGED = {
-    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", 
-     
+    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", "gemma2",
+    "gemma3", 
 }  # fmt: skip
 COEFFICIENT = 5.0
 
