@@ -127,6 +127,8 @@ def test_the_nearest_family_is_named():
         ("gemma2", {"sliding_window": None}, "sliding_window"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
         ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ("granite", {"logits_scaling": None}, "logits_scaling"),
+        ("granite", {"logit_scale": 2.0}, "logit_scale"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
@@ -244,6 +246,7 @@ def test_the_rope_of_an_old_config_is_that_of_a_new_one():
         ("olmo2", False),
         ("gemma2", True),
         ("gemma3_text", True),
+        ("granite", True),
     ],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):

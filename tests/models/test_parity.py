@@ -43,6 +43,10 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 TIED = {"tie_word_embeddings": True}
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8}
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
+    "logits_scaling": 3.0,
+}  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-mha": ("llama", {"num_key_value_heads": 4, **TIED}),
@@ -71,6 +75,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {"head_dim": 32, "pad_token_id": 0}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0}),
     "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "granite": ("granite", {"tie_word_embeddings": True, **MULTIPLIERS}),
+    "granite-biases": (
+        "granite", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}
+    ),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
 Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
@@ -83,7 +91,7 @@ OTHERS: list[Layout] = [
 # whose names are all stages'
 STAGED = {
     "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", "gemma2",
-    "gemma3", 
+    "gemma3", "granite",
 }  # fmt: skip
 COEFFICIENT = 5.0
 

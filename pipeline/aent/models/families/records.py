@@ -144,5 +144,25 @@ FAMILIES: Mapping[str, Family] = {
                 "use_bidirectional_attention": (False,),
             },
         ),
+        Family(
+            "granite",
+            "GraniteForCausalLM",
+            numbers={
+                "embedding_multiplier": 1.0,
+                "attention_multiplier": 1.0,
+                "residual_multiplier": 1.0,
+                "logits_scaling": 1.0,
+            },
+            computed={
+                "hidden_act": ("silu",),
+                "attention_bias": (False, True),
+                "mlp_bias": (False, True),
+                "attention_dropout": (0.0,),
+                "layer_types": (None,),  # vLLM reads these four, transformers does not
+                "layer_rope_theta": (None,),
+                "attention_sinks": (None,),
+                "logit_scale": (None,),
+            },
+        ),
     )
 }
