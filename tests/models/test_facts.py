@@ -23,6 +23,8 @@ BASE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
 }  # fmt: skip
 
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
 
 def refusals(model_type: str, **changes: object) -> list[str]:
     config = {k: v for k, v in (BASE | changes).items() if v is not ...}
@@ -118,6 +120,9 @@ def test_the_nearest_family_is_named():
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
         ("llama", {"rope_theta": "big"}, "rope_theta"),
+        ("phi3", {"rope_scaling": LONG | {"long_factor": None}}, "long_factor 8"),
+        ("phi3", {"rope_scaling": LONG | {"short_factor": [1.0] * 7}}, "short_factor 8"),
+        ("phi3", {"rope_scaling": LONG | {"short_mscale": 1.1}}, "short_mscale longrope"),
         ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers"),
         ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
         ("olmo2", {"attention_bias": True}, "attention_bias"),
@@ -221,6 +226,12 @@ def test_a_softcap_that_is_null_is_none():
     found = accepted("gemma2", attn_logit_softcapping=None).numbers
     assert "attn_logit_softcapping" not in found
     assert found["final_logit_softcapping"] == 30.0
+
+
+def test_longrope_is_computed_up_to_its_original_length():
+    assert accepted("phi3", rope_scaling=LONG, original_max_position_embeddings=64).longest == 64
+    assert accepted("phi3", rope_scaling=LONG).longest == 4096  # as transformers takes it
+    assert accepted("phi3").longest is None
 
 
 def test_options_of_other_families_are_not_read():

@@ -64,6 +64,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("mistral", {"sliding_window": 8, "head_dim": 32}),
     "phi3": ("phi3", {"pad_token_id": 0}),
     "phi3-tied-mha": ("phi3", {"num_key_value_heads": 4, "pad_token_id": 0, **TIED}),
+    "phi3-long": ("phi3", {
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 192,
+        **rope("longrope", factor=None, short_factor=[1.3] * 8, long_factor=[2.0] * 8),
+    }),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
     "qwen2-upper-window": (

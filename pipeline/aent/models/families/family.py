@@ -96,4 +96,6 @@ ROPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("factor", "low_freq_factor", "high_freq_factor"),
         ("original_max_position_embeddings",),
     ),
+    # both lists have a number for each pair of a head
+    "longrope": (("short_factor", "long_factor", "original_max_position_embeddings"), ()),
 }  # fmt: skip

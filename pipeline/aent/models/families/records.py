@@ -37,7 +37,7 @@ FAMILIES: Mapping[str, Family] = {
             fused=True,
             window="all_layers",
             window_size=None,
-            ropes=("default",),
+            ropes=("default", "longrope"),
             computed={
                 "hidden_act": ("silu",),
                 "attention_dropout": (0.0,),
