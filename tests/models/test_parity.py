@@ -99,6 +99,7 @@ STAGED = {
     "gemma3", "granite",
 }  # fmt: skip
 COEFFICIENT = 5.0
+RESHARDED = ("olmo2", "gemma3")  # which have all kinds of weights that Qwen2 has not: test_state
 
 
 def write_model(folder: Path, name: str, layers: int) -> None:
@@ -164,6 +165,29 @@ def computed(path: Path, layout: Layout, rank: int) -> dict[str, Any]:
     return {"score": score, "loss": result.loss, "gradients": gradients, "missing": missing}
 
 
+def doubled(path: Path, layout: Layout, folder: Path, rank: int) -> list[str]:
+    """TENSOR writes a state with weights twice as large; names that another layout, which reads it,
+    does not export so."""
+    from aent.trainer import state
+    from aent.trainer.trainer import Trainer
+
+    trainer = Trainer(recipe_of(path, layout), path)
+    if layout != TENSOR:
+        state.load(trainer, folder)
+        got, stored = dict(trainer.export()), load_file(path / "model.safetensors")
+        return [name for name in stored if not torch.equal(got[name], 2 * stored[name])]
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter *= 2
+    if rank == 0:
+        folder.mkdir()
+    torch.distributed.barrier()
+    request = state.begin_save(trainer, folder, copied=False)
+    request.async_fn()
+    state.finish_save(request)
+    return []
+
+
 def refused(path: Path, layout: Layout, token: int) -> str:
     """What the trainer says of weights, and of a token that it must not train on."""
     from aent.trainer.trainer import Trainer
@@ -186,6 +210,13 @@ def work(rank: int, _world: int, root: str, folder: str, every: bool) -> dict[An
             with tiny.world(settings, rank, folder, f"{name}-{layout}") as mine:
                 if mine:
                     out[name, layout] = computed(path, layout, rank)
+    for name in RESHARDED:
+        for layout in (TENSOR, ALONE):
+            settings = recipe_of(Path(root) / name, layout).trainer
+            with tiny.world(settings, rank, folder, f"state-{name}-{layout}") as mine:
+                if mine:
+                    state = Path(folder, f"{name}.state")
+                    out["state", name] = doubled(Path(root) / name, layout, state, rank)
     for what, layout, token in (("nan", ALONE, 3), ("qwen2", TENSOR, VOCAB)):
         path = Path(root) / what
         with tiny.world(recipe_of(path, layout).trainer, rank, folder, what) as mine:
@@ -266,6 +297,11 @@ def test_a_saved_folder_is_the_model_again(root: Path, ranks: list[dict], name: 
     assert not info["unexpected_keys"]
     whole = load_file(first / "model.safetensors")
     assert all(torch.equal(p, whole[n]) for n, p in again.named_parameters())
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_a_state_is_taken_up_by_another_layout(ranks: list[dict], name: str) -> None:
+    assert ranks[0]["state", name] == []
 
 
 def test_weights_that_are_not_finite_are_named(ranks: list[dict]) -> None:
