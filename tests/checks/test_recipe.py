@@ -66,6 +66,25 @@ def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
     assert_names(fault, "trainer.share_prompts", "Transformer Engine")
 
 
+def test_longrope_up_to_the_original_length(recipe, tmp_path):
+    rope = {"type": "longrope", "short_factor": [1.5] * 24, "long_factor": [3.0] * 24}
+    config = CONFIG | {"model_type": "phi3", "rope_scaling": rope}
+    folders.write(tmp_path / "model", config | {"original_max_position_embeddings": 384})
+    assert check(recipe("rollout.max_response_tokens=128")) == []
+    (fault,) = check(recipe("rollout.max_response_tokens=129"))
+    assert_names(fault, "rollout.max_prompt_tokens", "rollout.max_response_tokens", 385, 384)
+
+
+def test_a_window_that_vllm_does_not_serve(recipe, tmp_path):
+    window = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}
+    for layers, served in ((0, True), (30, False), (29, False)):
+        folders.write(tmp_path / "model", CONFIG | window | {"max_window_layers": layers})
+        faults = check(recipe())
+        assert (faults == []) == served
+        for fault in faults:
+            assert_names(fault, "model.path", "sliding_window=64", "vLLM")
+
+
 LINES = re.findall(
     r"`((?:algorithm|rollout|entropy_controls): [{\[].*?[}\]])`",
     (DOCS / "algorithms.md").read_text(),

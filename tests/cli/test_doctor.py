@@ -188,9 +188,9 @@ def test_the_reasons_are_printed_with_an_exit_code(tmp_path, capsys):
     assert "  - rollout.transfer_backend=nccl" in capsys.readouterr().out
     unknown = recipe(tmp_path, model={"path": str(tmp_path / "model")})
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "gemma2"}')
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gemma"}')
     assert doctor.report(findings(), unknown) == 2  # as `aent train` says
-    assert_names(capsys.readouterr().out, "model_type", "'gemma2'")
+    assert_names(capsys.readouterr().out, "model_type", "'gemma'")
     assert doctor.report(findings(), recipe(tmp_path)) == 0
     assert_names(capsys.readouterr().out.splitlines()[-1], "recipe probe")
 

@@ -77,6 +77,30 @@ def test_recomputed_layers_keep_their_inputs_alone(recipe, method, size, kept, i
     assert rank.activations == 1024 * 4 * (kept * per_token + inputs * 576)
 
 
+def test_what_a_familys_record_adds_to_the_activations(tmp_path, recipe):
+    sizes = {
+        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 200, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 8192, "sliding_window": 64, "pad_token_id": 0,
+    }  # fmt: skip
+
+    def elements(model_type: str, *overrides: str) -> int:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **sizes}))
+        (rank,) = estimate(recipe(f"model={{path: {tmp_path}}}", *overrides)).per_rank
+        return rank.activations // (1024 * 4)
+
+    plain = 2 * (6 * 64 + 16 * 3 * (4 + 2) + 4 * 200)
+    assert elements("llama") == plain
+    assert elements("mistral") == plain + 128  # the mask of a window, as long as a sequence
+    shared = "trainer.share_prompts=true"
+    assert elements("mistral", shared) == elements("llama", shared) + 100 + 8 * 28
+    assert elements("olmo2") == plain + 2 * 16 * (4 + 2)  # queries and keys before their norms
+    norms = 2 * 2 * 4 * 64  # in float32 besides
+    assert elements("gemma2") == plain + 128 + norms + 2 * 2 * 4 * 128  # scores, twice
+    assert elements("gemma3_text") == plain + 128 + norms + 2 * 16 * (4 + 2)
+    assert elements("granite") == plain
+
+
 def test_the_largest_tensor_may_be_gate_and_up_together(tmp_path, recipe):
     sizes = {
         "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 200,

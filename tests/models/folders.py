@@ -11,10 +11,12 @@ from aent.models.config_json import read
 
 
 def write(folder: Path, config: dict[str, Any], **weights: tuple[int, ...] | None) -> Path:
-    """A folder with this config.json and a model.safetensors of its shapes, all zeros: a hole in
-    the file, which takes no room. ``weights`` adds or, by None, leaves out some."""
+    """A folder with this config.json, a tokenizer without tokens and a model.safetensors of its
+    shapes, all zeros: a hole in the file, which takes no room. ``weights`` adds or, by None, leaves
+    out some."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.json").write_text("{}")
     shapes = read(config, "config.json").weights | weights
     write_weights(folder / "model.safetensors", {n: s for n, s in shapes.items() if s is not None})
     return folder

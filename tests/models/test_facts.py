@@ -14,6 +14,7 @@ from aent.models import facts
 from aent.models.config_json import ModelError, read
 from aent.models.decoder import ModelFacts
 from aent.models.families import FAMILIES, INERT, table
+from aent.models.layer_attention import FULL, SLIDING, LayerAttention
 from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 from wording import assert_names, naming
 
@@ -21,6 +22,8 @@ BASE = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
 }  # fmt: skip
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
 
 
 def refusals(model_type: str, **changes: object) -> list[str]:
@@ -41,8 +44,30 @@ def test_a_record_covers_every_field_that_transformers_class_has(name):
     the trainer reads a model as that version does."""
     fields = {f.name for f in dataclasses.fields(CONFIG_MAPPING[name])}
     fields -= {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    assert {"vocab_size", "hidden_act", "attention_dropout"} < fields
+    assert {"vocab_size", "rms_norm_eps", "attention_dropout"} < fields
     assert fields - INERT <= FAMILIES[name].known_fields
+
+
+def layers_of(config: PreTrainedConfig) -> tuple[LayerAttention, ...]:
+    """What transformers' configuration says of each of four layers."""
+    window = getattr(config, "sliding_window", None)
+    everywhere = "full_attention" if window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", [everywhere] * 4)[:4]
+    own = "sliding_attention" in (config.rope_parameters or {})
+    return tuple(
+        LayerAttention(
+            window=window if kind == "sliding_attention" else None,
+            rope=(int(own and kind == "sliding_attention") if turned else None),
+        )
+        for kind, turned in zip(kinds, getattr(config, "no_rope_layers", [1] * 4))
+    )
+
+
+def thetas(config: PreTrainedConfig) -> list[float]:
+    """Bases of the rotation: of all layers, or of those without and with a window."""
+    ropes = config.rope_parameters
+    nested = [ropes[k] for k in ("full_attention", "sliding_attention") if k in ropes]
+    return [rope["rope_theta"] for rope in nested or [ropes]]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -50,9 +75,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name):
     family, config = FAMILIES[name], AutoConfig.for_model(name)
     for field, values in family.computed.items():
         assert getattr(config, field, None) == values[0]
+    for field, value in {"rms_norm_eps": family.norm_eps, **family.numbers}.items():
+        assert getattr(config, field) == value
+    assert config.tie_word_embeddings == family.tied
     bare = {k: v for k, v in BASE.items() if "key_value" not in k} | {"pad_token_id": 0}
     config = AutoConfig.for_model(name, **bare)
-    assert accepted(name).window == getattr(config, "sliding_window", None)
+    assert accepted(name).stated_window == getattr(config, "sliding_window", None)
+    assert accepted(name).attention == layers_of(config)
+    assert accepted(name).ropes[0]["rope_theta"] == thetas(config)[0]
     if config.num_key_value_heads > 4:  # of a certain size of the family
         (fault,) = refusals(name, num_key_value_heads=...)
         assert_names(fault, "num_key_value_heads", config.num_key_value_heads)
@@ -66,10 +96,10 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name):
 def test_the_bundled_models_are_covered():
     smollm2, tiny = read(SMOLLM2_CONFIG, ""), read(TINY_CONFIG, "")
     assert (smollm2.family.model_type, smollm2.tied_embeddings) == ("llama", True)
-    assert (tiny.family.model_type, tiny.window) == ("qwen2", None)
+    assert (tiny.family.model_type, tiny.windows) == ("qwen2", [])
 
 
-@pytest.mark.parametrize("name", ["gemma2", "phi", "olmo2", "smollm3", "granite", "mixtral"])
+@pytest.mark.parametrize("name", ["gemma", "gemma3", "phi", "olmo3", "granitemoe", "mixtral"])
 def test_an_unknown_family_is_refused_by_name(name):
     (fault,) = refusals(name)
     assert_names(fault, "model_type", f"'{name}'")
@@ -90,7 +120,20 @@ def test_the_nearest_family_is_named():
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
         ("llama", {"rope_theta": "big"}, "rope_theta"),
-        ("phi3", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope'"),
+        ("phi3", {"rope_scaling": LONG | {"long_factor": None}}, "long_factor 8"),
+        ("phi3", {"rope_scaling": LONG | {"short_factor": [1.0] * 7}}, "short_factor 8"),
+        ("phi3", {"rope_scaling": LONG | {"short_mscale": 1.1}}, "short_mscale longrope"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ("gemma2", {"sliding_window": None}, "sliding_window"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ("granite", {"logits_scaling": None}, "logits_scaling"),
+        ("granite", {"logit_scale": 2.0}, "logit_scale"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
         ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
@@ -103,6 +146,8 @@ def test_the_nearest_family_is_named():
         ("qwen2", {"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 0},
          "sliding_window"),
         ("qwen2", {"layer_types": 4}, "layer_types"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types num_hidden_layers=4"),
+        ("llama", {"rms_norm_eps": None}, "rms_norm_eps"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": None}, "max_window_layers"),
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3"),
         ("llama", {"head_dim": 15}, "head_dim=15"),
@@ -122,51 +167,98 @@ def test_null_of_a_rope_is_as_if_it_were_not_there():
         {"rope_scaling": scaled, "partial_rotary_factor": None},
         {"rope_scaling": {**scaled, "partial_rotary_factor": None}, "partial_rotary_factor": 1.0},
     ):
-        facts = accepted("llama", **changes)
-        assert facts.rope["factor"] == 2.0
-        assert "partial_rotary_factor" not in facts.rope
+        (rope,) = accepted("llama", **changes).ropes
+        assert rope["factor"] == 2.0
+        assert "partial_rotary_factor" not in rope
 
 
 def test_every_reason_is_told():
     assert len(refusals("qwen3", attention_bias=True, hidden_act="relu", hidden_size=0)) == 3
 
 
-def test_a_window_counts_where_some_layer_has_it():
+def windows(name: str, **changes: object) -> list[int | None]:
+    return [layer.window for layer in accepted(name, **changes).attention]
+
+
+def test_the_window_of_each_layer():
     window = {"use_sliding_window": True, "sliding_window": 8}
-    assert accepted("qwen2", sliding_window=8, max_window_layers=0).window is None
-    assert accepted("qwen2", sliding_window=8, max_window_layers=None).window is None
-    assert accepted("qwen2", **window, max_window_layers=4).window is None
-    assert accepted("qwen2", **window).window is None  # 28 layers and more have none
-    assert accepted("qwen2", **window, layer_types=["full_attention"] * 4).window is None
-    for more in ({"max_window_layers": 3}, {"layer_types": ["sliding_attention"] * 4}):
-        found = accepted("qwen3", **window, **more)
-        assert found.window == 8
-        assert found.past_window(8) is None
-        assert "sliding_window=8" in (found.past_window(9) or "")
+    none, upper = [None] * 4, [None, None, None, 8]
+    assert windows("qwen2", sliding_window=8, max_window_layers=0) == none
+    assert windows("qwen2", sliding_window=8, max_window_layers=None) == none
+    assert windows("qwen2", **window, max_window_layers=4) == none
+    assert windows("qwen2", **window) == none  # 28 layers and more have none
+    assert windows("qwen2", **window, layer_types=[FULL] * 4) == none
+    assert windows("qwen3", **window, max_window_layers=3) == upper
+    kinds = [FULL, SLIDING] * 2
+    assert windows("qwen3", **window, layer_types=kinds) == [None, 8] * 2
+    assert windows("mistral", sliding_window=None) == none
+    assert windows("mistral") == [4096] * 4  # as transformers takes it
+    assert windows("mistral", sliding_window=8, max_window_layers=4) == [8] * 4
+    assert windows("gemma2", sliding_window=8) == [8, None, 8, None]
+    assert windows("gemma3_text", sliding_window=8) == [8] * 4  # each sixth layer has none
+    assert windows("gemma3_text", sliding_window=8, sliding_window_pattern=4) == [8, 8, 8, None]
+    assert windows("smollm3", **window) == upper  # a layer without rotary embedding
+    assert windows("smollm3", **window, layer_types=kinds) == [None, 8] * 2
 
 
-def test_mistrals_window_is_in_every_layer():
-    assert accepted("mistral", sliding_window=None).window is None
-    assert accepted("mistral").window == 4096  # as transformers takes it
-    assert accepted("mistral", sliding_window=8, max_window_layers=4).window == 8
-    assert "layer_types" in refusals("mistral", layer_types=["full_attention"] * 4)[0]
+def test_the_rotation_of_each_layer():
+    def ropes(name: str, **changes: object) -> list[int | None]:
+        return [layer.rope for layer in accepted(name, **changes).attention]
+
+    assert ropes("llama", no_rope_layers=[0] * 4) == [0] * 4
+    assert ropes("smollm3") == [0, 0, 0, None]
+    assert ropes("smollm3", no_rope_layer_interval=2) == [0, None, 0, None]
+    assert ropes("smollm3", no_rope_layers=[0, 1, 1, 0, 1, 1]) == [None, 0, 0, None]
+    assert ropes("gemma2") == [0] * 4
+    assert ropes("gemma3_text", layer_types=[FULL, SLIDING] * 2) == [0, 1] * 2
+
+
+def test_the_two_ropes_of_an_old_gemma_are_those_of_a_new_one():
+    linear = {"rope_type": "linear", "factor": 8.0}
+    local = {"rope_type": "default", "rope_theta": 2e4}
+    given = {"full_attention": {"rope_theta": 3e6, **linear}, "sliding_attention": local}
+    new = accepted("gemma3_text", rope_parameters=given).ropes
+    old = {"rope_theta": 3e6, "rope_scaling": linear, "rope_local_base_freq": 2e4}
+    assert accepted("gemma3_text", **old).ropes == new == (given["full_attention"], local)
+
+
+def test_a_softcap_that_is_null_is_none():
+    found = accepted("gemma2", attn_logit_softcapping=None).numbers
+    assert "attn_logit_softcapping" not in found
+    assert found["final_logit_softcapping"] == 30.0
+
+
+def test_longrope_is_computed_up_to_its_original_length():
+    assert accepted("phi3", rope_scaling=LONG, original_max_position_embeddings=64).longest == 64
+    assert accepted("phi3", rope_scaling=LONG).longest == 4096  # as transformers takes it
+    assert accepted("phi3").longest is None
 
 
 def test_options_of_other_families_are_not_read():
     assert not accepted("qwen2", attention_bias=True).attention_bias
-    assert accepted("llama", sliding_window=8, use_sliding_window=True).window is None
+    assert accepted("llama", sliding_window=8, use_sliding_window=True).windows == []
 
 
 def test_the_rope_of_an_old_config_is_that_of_a_new_one():
-    new = accepted("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5}).rope
+    new = accepted("llama", rope_parameters={"rope_type": "default", "rope_theta": 5e5}).ropes
     for old in ({"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": {"type": "default"}}):
-        assert accepted("llama", **old).rope == new
-    assert accepted("llama").rope["rope_theta"] == 10000.0
+        assert accepted("llama", **old).ropes == new
 
 
 @pytest.mark.parametrize(
     ("name", "tied"),
-    [("llama", True), ("mistral", False), ("phi3", False), ("qwen2", False), ("qwen3", True)],
+    [
+        ("llama", True),
+        ("mistral", False),
+        ("phi3", False),
+        ("qwen2", False),
+        ("qwen3", True),
+        ("smollm3", True),
+        ("olmo2", False),
+        ("gemma2", True),
+        ("gemma3_text", True),
+        ("granite", True),
+    ],
 )
 def test_weights_are_those_that_transformers_saves(name, tied):
     import torch

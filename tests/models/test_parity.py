@@ -42,6 +42,11 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
 
 
 TIED = {"tie_word_embeddings": True}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8}
+MULTIPLIERS = {
+    "embedding_multiplier": 6.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4,
+    "logits_scaling": 3.0,
+}  # fmt: skip
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied-mha": ("llama", {"num_key_value_heads": 4, **TIED}),
@@ -56,26 +61,45 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3", {"head_dim": 16, **rope("yarn", beta_fast=16, attention_factor=1.3, **SHORT)}
     ),
     "mistral": ("mistral", {"sliding_window": None}),
-    "mistral-window": ("mistral", {"sliding_window": 192, "head_dim": 32}),
+    "mistral-window": ("mistral", {"sliding_window": 8, "head_dim": 32}),
     "phi3": ("phi3", {"pad_token_id": 0}),
     "phi3-tied-mha": ("phi3", {"num_key_value_heads": 4, "pad_token_id": 0, **TIED}),
+    "phi3-long": ("phi3", {
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 192,
+        **rope("longrope", factor=None, short_factor=[1.3] * 8, long_factor=[2.0] * 8),
+    }),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", TIED),
-    "qwen2-window-of-nothing": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}
+    "qwen2-upper-window": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
     ),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, **TIED}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+    "olmo2": ("olmo2", {"head_dim": 32, "pad_token_id": 0}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 9.0}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "granite": ("granite", {"tie_word_embeddings": True, **MULTIPLIERS}),
+    "granite-biases": (
+        "granite", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}
+    ),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
 Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
 TENSOR: Layout = (2, 1, 1, True)
 STAGES: Layout = (1, 2, 1, False)
+ALONE: Layout = (1, 1, 1, False)
 OTHERS: list[Layout] = [
-    (1, 1, 1, False), (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
+    ALONE, (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
 ]  # fmt: skip
-STAGED = {"llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3"}  # whose names are all stages'
+# whose names are all stages'
+STAGED = {
+    "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", "gemma2",
+    "gemma3", "granite",
+}  # fmt: skip
 COEFFICIENT = 5.0
+RESHARDED = ("olmo2", "gemma3")  # which have all kinds of weights that Qwen2 has not: test_state
 
 
 def write_model(folder: Path, name: str, layers: int) -> None:
@@ -83,11 +107,13 @@ def write_model(folder: Path, name: str, layers: int) -> None:
     kind, changes = VARIANTS[name]
     torch.manual_seed(0)
     sizes = BASE | {"num_hidden_layers": layers} | changes
+    if "layer_types" in sizes:
+        sizes["layer_types"] = (sizes["layer_types"] * layers)[:layers]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(0.5, 1.5).sub_(float(FAMILIES[kind].unit_offset))
             else:
                 parameter.normal_(0, 0.15)
     model.save_pretrained(folder / name)
@@ -99,7 +125,7 @@ def layouts_of(name: str, every: bool) -> list[Layout]:
     return [TENSOR, STAGES] if name in STAGED else [TENSOR]
 
 
-def recipe_of(path: Path, layout: Layout = (1, 1, 1, False)) -> Recipe:
+def recipe_of(path: Path, layout: Layout = ALONE) -> Recipe:
     tp, pp, dp, sequence_parallel = layout
     settings = {
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
@@ -139,6 +165,29 @@ def computed(path: Path, layout: Layout, rank: int) -> dict[str, Any]:
     return {"score": score, "loss": result.loss, "gradients": gradients, "missing": missing}
 
 
+def doubled(path: Path, layout: Layout, folder: Path, rank: int) -> list[str]:
+    """TENSOR writes a state with weights twice as large; names that another layout, which reads it,
+    does not export so."""
+    from aent.trainer import state
+    from aent.trainer.trainer import Trainer
+
+    trainer = Trainer(recipe_of(path, layout), path)
+    if layout != TENSOR:
+        state.load(trainer, folder)
+        got, stored = dict(trainer.export()), load_file(path / "model.safetensors")
+        return [name for name in stored if not torch.equal(got[name], 2 * stored[name])]
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter *= 2
+    if rank == 0:
+        folder.mkdir()
+    torch.distributed.barrier()
+    request = state.begin_save(trainer, folder, copied=False)
+    request.async_fn()
+    state.finish_save(request)
+    return []
+
+
 def refused(path: Path, layout: Layout, token: int) -> str:
     """What the trainer says of weights, and of a token that it must not train on."""
     from aent.trainer.trainer import Trainer
@@ -161,7 +210,14 @@ def work(rank: int, _world: int, root: str, folder: str, every: bool) -> dict[An
             with tiny.world(settings, rank, folder, f"{name}-{layout}") as mine:
                 if mine:
                     out[name, layout] = computed(path, layout, rank)
-    for what, layout, token in (("nan", (1, 1, 1, False), 3), ("qwen2", TENSOR, VOCAB)):
+    for name in RESHARDED:
+        for layout in (TENSOR, ALONE):
+            settings = recipe_of(Path(root) / name, layout).trainer
+            with tiny.world(settings, rank, folder, f"state-{name}-{layout}") as mine:
+                if mine:
+                    state = Path(folder, f"{name}.state")
+                    out["state", name] = doubled(Path(root) / name, layout, state, rank)
+    for what, layout, token in (("nan", ALONE, 3), ("qwen2", TENSOR, VOCAB)):
         path = Path(root) / what
         with tiny.world(recipe_of(path, layout).trainer, rank, folder, what) as mine:
             out[what] = refused(path, layout, token) if mine else ""
@@ -241,6 +297,11 @@ def test_a_saved_folder_is_the_model_again(root: Path, ranks: list[dict], name: 
     assert not info["unexpected_keys"]
     whole = load_file(first / "model.safetensors")
     assert all(torch.equal(p, whole[n]) for n, p in again.named_parameters())
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_a_state_is_taken_up_by_another_layout(ranks: list[dict], name: str) -> None:
+    assert ranks[0]["state", name] == []
 
 
 def test_weights_that_are_not_finite_are_named(ranks: list[dict]) -> None:

@@ -27,6 +27,8 @@ def section(folder, **changes):
 )
 def test_an_id_beyond_the_embedding_is_named_with_both_sizes(tmp_path, name, content):
     (tmp_path / name).write_text(json.dumps(content))
+    if name not in ("tokenizer.json", "vocab.json"):
+        (tmp_path / "vocab.json").write_text("{}")
     assert tokenizer_faults(section(tmp_path), 98) == []
     (fault,) = tokenizer_faults(section(tmp_path), 97)
     assert_names(fault, "model.path", tmp_path / name, "'wide'", "id 97", "97 rows")
@@ -35,8 +37,25 @@ def test_an_id_beyond_the_embedding_is_named_with_both_sizes(tmp_path, name, con
     assert_names(fault, "model.tokenizer_path")
 
 
-def test_a_folder_without_a_tokenizer_and_one_that_cannot_be_read(tmp_path):
-    assert tokenizer_faults(section(tmp_path), 97) == []
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("huggingface", "tokenizer.json"),
+        ("sentencepiece", "tokenizer.model"),
+        ("tiktoken", "tokenizer.json"),
+    ],
+)
+def test_a_folder_without_a_tokenizer(tmp_path, library, name):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (fault,) = tokenizer_faults(section(tmp_path, tokenizer_library=library), 97)
+    assert_names(fault, "model.path", tmp_path, name)
+    (tmp_path / name).write_text("{}")
+    assert tokenizer_faults(section(tmp_path, tokenizer_library=library), 97) == []
+    alone = section(tmp_path, tokenizer_library=library, tokenizer_path=str(tmp_path / name))
+    assert library == "huggingface" or tokenizer_faults(alone, 97) == []
+
+
+def test_a_tokenizer_that_cannot_be_read(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     (fault,) = tokenizer_faults(section(tmp_path), 97)
     assert_names(fault, "model.path", tmp_path, "tokenizer")

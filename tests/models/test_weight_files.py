@@ -229,7 +229,7 @@ def test_a_run_that_would_find_broken_weights_is_not_begun(folder, tmp_path, mon
     assert done.output.count("Git LFS") == 1
     shutil.rmtree(folder)
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma2"}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert_names(done.output.splitlines()[-1], "model.path", "model/config.json", "model_type")

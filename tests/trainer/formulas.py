@@ -18,7 +18,10 @@ from aent.recipe.schema import Recipe
 
 
 def load(path: Path) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    """In transformers' plain attention: the others leave out a softcap of its scores."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
 
 
 def response_logits(model: torch.nn.Module, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
     except ModelError as error:
         return [f"{field}: {fault}" for fault in error.faults]
     found = [*_layout(recipe, facts), *_lengths(recipe, facts)]
+    found += [f"{field}: {fault}" for fault in _not_served(facts)]
     if machine and recipe.model.path is not None:
         folder = Path(recipe.model.path).expanduser()
         found += [f"model.path: {fault}" for fault in weight_files.faults(folder, facts)]
@@ -84,10 +85,23 @@ def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         )
 
 
+def _not_served(facts: ModelFacts) -> Iterator[str]:
+    """What the trainer computes and no engine does."""
+    some = any(layer.window is None for layer in facts.attention)
+    if facts.stated_window is not None and some and not facts.family.serves_mixed_windows:
+        yield (
+            f"sliding_window={facts.stated_window} is not in every layer, and vLLM serves a "
+            f"{facts.family.model_type} with a window in all layers or in none"
+        )
+
+
 def _lengths(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
     what = f"rollout.max_prompt_tokens + rollout.max_response_tokens = {total} is"
     if total > facts.max_positions:
         yield f"{what} more than the model's {facts.max_positions} positions"
-    if (why := facts.past_window(total)) is not None:
-        yield f"{what} {why}"
+    elif facts.longest is not None and total > facts.longest:
+        yield (
+            f"{what} more than the {facts.longest} tokens of original_max_position_embeddings, up "
+            "to which rope_type longrope is implemented"
+        )

@@ -41,6 +41,12 @@ def check_logits(logits: Tensor, temperature: float, name: str = "logits") -> No
         raise ValueError(f"temperature is {temperature}, but must be finite and above 0")
 
 
+def check_softcap(softcap: float | None) -> None:
+    """Raise ValueError where it is no bound."""
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap is {softcap}, but must be finite and above 0")
+
+
 def kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
     """Return K; it is V where nothing is clamped."""
     if top_k is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from aent.entropy.arguments import (
     PAPER_DROP_FRACTION,
     check_arguments,
+    check_softcap,
     checked_targets,
     first_derivative_only,
     kept_count,
@@ -27,6 +28,7 @@ from aent.entropy.statistics import (
     SavedRows,
     TokenStatistics,
     backward_rows,
+    capped,
     forward_rows,
     gathered,
 )
@@ -49,6 +51,7 @@ def linear_token_statistics(
     chunk_tokens: int = CHUNK_TOKENS,
     weight_grad: Tensor | None = None,
     *,
+    softcap: float | None = None,
     ignore_index: int | None = None,
 ) -> TokenStatistics:
     """``token_statistics(hidden @ weight.T, targets, ...)`` in the memory of a chunk of tokens.
@@ -56,8 +59,8 @@ def linear_token_statistics(
     Args:
         hidden: [..., H] fp16, bf16, fp32 or float64: all of H, the same on all ranks.
         weight: [V_local, H] of the same dtype: this rank's block of the vocabulary.
-        targets, temperature, drop_fraction, top_k, vocab_size, tp_group, ignore_index: as for
-            ``token_statistics``.
+        targets, temperature, drop_fraction, top_k, vocab_size, tp_group, softcap, ignore_index: as
+            for ``token_statistics``.
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
             ``token_statistics``.
@@ -82,6 +85,7 @@ def linear_token_statistics(
     Autocast has no effect inside: the logits have the dtype of ``hidden``.
     """
     check_arguments(hidden, targets, temperature, name="hidden")
+    check_softcap(softcap)
     if weight.dtype != hidden.dtype:
         raise TypeError(f"weight is {weight.dtype}, but hidden is {hidden.dtype}")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
@@ -106,6 +110,7 @@ def linear_token_statistics(
         shard,
         chunk_tokens,
         weight_grad,
+        softcap,
     )
     return gathered(results, targets.shape)
 
@@ -124,9 +129,10 @@ class _LinearTokenStatistics(torch.autograd.Function):
         shard: VocabShard,
         chunk_tokens: int,
         weight_grad: Tensor | None,
+        softcap: float | None,
     ) -> tuple[Tensor, ...]:
         statistics, saved = [], []
-        for rows, logits in _logits(hidden, weight, chunk_tokens):
+        for rows, logits in _logits(hidden, weight, chunk_tokens, softcap):
             *of_rows, saved_rows = forward_rows(logits, targets[rows], temperature, k, shard)
             statistics.append(of_rows)
             saved.append(saved_rows)
@@ -134,6 +140,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
         joined = (None if s[0] is None else torch.cat(s) for s in zip(*saved))
         ctx.save_for_backward(hidden, weight, targets, *joined)
         ctx.temperature, ctx.shard, ctx.chunk_tokens = temperature, shard, chunk_tokens
+        ctx.softcap = softcap
         ctx.weight_grad = weight_grad  # not saved as an input: it changes between micro-batches
         ctx.mark_non_differentiable(kept_mass)
         ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
@@ -151,7 +158,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
         hidden, weight, targets, *saved = ctx.saved_tensors
         upstream = (g_log_prob, g_entropy, g_clamped)
         if all(g is None for g in upstream):
-            return (None,) * 8
+            return (None,) * 9
         hidden_grad: Tensor | None = None
         weight_grad: Tensor | None = None
         if ctx.needs_input_grad[0]:
@@ -163,25 +170,26 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 weight_grad.dtype
             ):  # nowhere to add to, or too narrow to add chunk after chunk
                 weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
-        for rows, logits in _logits(hidden, weight, ctx.chunk_tokens):
-            saved_rows, (g_p, g_h, g_c) = SavedRows(*_of(rows, saved)), _of(rows, upstream)
-            backward_rows(
-                logits, targets[rows], saved_rows, ctx.temperature, ctx.shard, g_p, g_h, g_c, logits
-            )
+        for rows, logits in _logits(hidden, weight, ctx.chunk_tokens, ctx.softcap):
+            saved_rows, gradients = SavedRows(*_of(rows, saved)), _of(rows, upstream)
+            settings = (ctx.temperature, ctx.shard, *gradients, logits, ctx.softcap)
+            backward_rows(logits, targets[rows], saved_rows, *settings)
             if hidden_grad is not None:
                 torch.mm(logits, weight, out=hidden_grad[rows])
             if weight_grad is not None:
                 _add_product(weight_grad, logits, hidden[rows])
         owned = ctx.weight_grad
         if weight_grad is None or weight_grad is owned:  # its owner has it
-            return hidden_grad, *(None,) * 7
+            return hidden_grad, *(None,) * 8
         if owned is not None:
             owned += weight_grad
-            return hidden_grad, *(None,) * 7
-        return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 6
+            return hidden_grad, *(None,) * 8
+        return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 7
 
 
-def _logits(hidden: Tensor, weight: Tensor, chunk_tokens: int) -> Iterator[tuple[slice, Tensor]]:
+def _logits(
+    hidden: Tensor, weight: Tensor, chunk_tokens: int, softcap: float | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the tokens with their logits, all in one buffer.
 
     The backward sees the same shapes as the forward, so the same logits, bit for bit. One slice at
@@ -193,7 +201,7 @@ def _logits(hidden: Tensor, weight: Tensor, chunk_tokens: int) -> Iterator[tuple
         rows = slice(first, min(first + chunk_tokens, tokens))
         logits = buffer[: rows.stop - first]
         torch.mm(hidden[rows], weight.t(), out=logits)  # autocast leaves products with out= alone
-        yield rows, logits
+        yield rows, logits if softcap is None else capped(logits, softcap)
 
 
 def _of(rows: slice, values: Sequence[Tensor | None]) -> list[Any]:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy.arguments import check_logits, first_derivative_only
+from aent.entropy.arguments import check_logits, check_softcap, first_derivative_only
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.selection import VocabShard, row_slices
 
@@ -28,12 +28,13 @@ def nucleus_entropy(
     temperature: float = 1.0,
     vocab_size: int | None = None,
     tp_group: dist.ProcessGroup | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Entropy of softmax(logits / temperature) restricted to its nucleus, nats.
 
     Args:
-        logits, temperature, vocab_size, tp_group: as for ``token_statistics``. Collective over
-            tp_group, with the same number of tokens on every rank; the backward is not.
+        logits, temperature, vocab_size, tp_group, softcap: as for ``token_statistics``. Collective
+            over tp_group, with the same number of tokens on every rank; the backward is not.
         top_p: in (0, 1], of the tempered policy. top_k: 1 or more.
 
     Returns:
@@ -50,6 +51,9 @@ def nucleus_entropy(
         raise ValueError(f"top_p is {top_p}, but must be in (0, 1]")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be 1 or more")
+    check_softcap(softcap)
+    if softcap is not None:
+        logits = (logits / softcap).tanh() * softcap
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     flat = logits.reshape(-1, logits.shape[-1])
     result = _NucleusEntropy.apply(flat, top_p, min(top_k, shard.vocab_size), temperature, shard)

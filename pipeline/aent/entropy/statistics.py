@@ -35,13 +35,14 @@ from aent.entropy.arguments import (
     INVALID,
     PAPER_DROP_FRACTION,
     check_arguments,
+    check_softcap,
     checked_targets,
     first_derivative_only,
     kept_count,
 )
 from aent.entropy.kernels.interface import Gradient
 from aent.entropy.kernels.torch_path import inner_dtype
-from aent.entropy.selection import VocabShard
+from aent.entropy.selection import VocabShard, row_slices
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def token_statistics(
     vocab_size: int | None = None,
     tp_group: dist.ProcessGroup | None = None,
     *,
+    softcap: float | None = None,
     ignore_index: int | None = None,
     inplace_backward: bool = False,
     raise_on_invalid: bool = False,
@@ -92,6 +94,8 @@ def token_statistics(
             no probability and no gradient. All columns if None.
         tp_group: process group that shares the vocabulary; None for one rank. The call is
             collective over it, with the same number of tokens on every rank; its backward is not.
+        softcap: c > 0; the policy's logits are c tanh(logits / c), as Gemma 2's, and the gradient
+            passes through that. A logit of +-inf is then one of +-c: not masked, not invalid.
         ignore_index: the target of tokens without one (torch's cross entropy has -100): log-prob 0,
             no gradient of it, not invalid. None: no such id.
         inplace_backward: let the backward write the gradient over the logits, which saves a tensor
@@ -112,6 +116,7 @@ def token_statistics(
             are no second derivatives.
     """
     check_arguments(logits, targets, temperature)
+    check_softcap(softcap)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     kept = kept_count(drop_fraction, top_k, shard.vocab_size)
     flat = logits.reshape(-1, logits.shape[-1])
@@ -120,7 +125,7 @@ def token_statistics(
     if inplace_backward and flat.shape[0] > 1 and flat.stride(0) < flat.shape[1]:
         raise ValueError("inplace_backward: rows of logits share memory (an expanded tensor?)")
     ids = checked_targets(targets.reshape(-1), shard.vocab_size, ignore_index)
-    results = _TokenStatistics.apply(flat, ids, temperature, kept, shard, inplace_backward)
+    results = _TokenStatistics.apply(flat, ids, temperature, kept, shard, softcap, inplace_backward)
     if raise_on_invalid:
         _raise_on_invalid(results[1].detach(), ids, targets)
     return gathered(results, targets.shape)
@@ -154,13 +159,18 @@ class _TokenStatistics(torch.autograd.Function):
         temperature: float,
         k: int,
         shard: VocabShard,
+        softcap: float | None,
         inplace_backward: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         log_prob, entropy, clamped, kept_mass, saved = forward_rows(
-            logits, targets, temperature, k, shard
+            logits if softcap is None else capped(logits.clone(), softcap),
+            targets,
+            temperature,
+            k,
+            shard,
         )
         ctx.save_for_backward(logits, targets, *saved)
-        ctx.temperature, ctx.shard = temperature, shard
+        ctx.temperature, ctx.shard, ctx.softcap = temperature, shard, softcap
         ctx.inplace_backward, ctx.spent = inplace_backward, False
         ctx.mark_non_differentiable(kept_mass)
         ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
@@ -174,9 +184,9 @@ class _TokenStatistics(torch.autograd.Function):
         g_entropy: Tensor | None,
         g_clamped: Tensor | None,
         _g_kept_mass: None,
-    ) -> tuple[Tensor | None, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, ...]:
         if g_log_prob is None and g_entropy is None and g_clamped is None:
-            return None, None, None, None, None, None
+            return (None,) * 7
         if ctx.spent:
             raise RuntimeError(
                 "token_statistics: the first backward has written the gradient over the logits; "
@@ -184,15 +194,18 @@ class _TokenStatistics(torch.autograd.Function):
             )
         logits, targets, *saved = ctx.saved_tensors
         grad = logits.detach() if ctx.inplace_backward else torch.empty_like(logits)
+        if ctx.softcap is not None:
+            logits = capped(grad.copy_(logits), ctx.softcap)
         upstream = (g_log_prob, g_entropy, g_clamped)
+        rows = SavedRows(*saved)
         backward_rows(
-            logits, targets, SavedRows(*saved), ctx.temperature, ctx.shard, *upstream, out=grad
+            logits, targets, rows, ctx.temperature, ctx.shard, *upstream, grad, ctx.softcap
         )
         if ctx.inplace_backward:
             ctx.spent = True
             # so that torch objects where another backward wants the logits
-            torch.autograd.graph.increment_version(logits)
-        return grad, None, None, None, None, None
+            torch.autograd.graph.increment_version(grad)
+        return grad, *(None,) * 6
 
 
 class SavedRows(NamedTuple):
@@ -258,8 +271,10 @@ def backward_rows(
     g_entropy: Tensor | None,
     g_clamped: Tensor | None,
     out: Tensor,
+    softcap: float | None = None,
 ) -> None:
-    """Write the gradient with respect to ``x`` into ``out``, which may be ``x`` itself.
+    """Write the gradient with respect to ``x`` into ``out``, which may be ``x`` itself; with
+    ``softcap`` that with respect to what ``capped`` made ``x`` of.
 
     x, targets, saved: as in ``forward_rows``. g_*: [N] upstream gradients, None for zero. out:
     [N, V_local] of x's dtype; padding columns get 0. Not collective.
@@ -293,7 +308,19 @@ def backward_rows(
     out[:, shard.width :] = 0
     x, out = x[:, : shard.width], out[:, : shard.width]
     rows = Gradient(peak, a, b, kept_a, kept_b, threshold, cut, column, g_target)
-    kernels.choose(x).backward(x, out, rows, temperature, shard.start)
+    if softcap is None:
+        kernels.choose(x).backward(x, out, rows, temperature, shard.start)
+        return
+    for part in row_slices(*x.shape):  # so that the slopes of few rows are held
+        slope = 1 - (x[part] / softcap).square_()
+        of_part = Gradient(*(None if v is None else v[part] for v in rows))  # type: ignore[arg-type]
+        kernels.choose(x).backward(x[part], out[part], of_part, temperature, shard.start)
+        out[part] *= slope
+
+
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    """c tanh(logits / c), in place: Gemma 2's bound on logits (arXiv 2408.00118)."""
+    return logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _own_target_logits(x: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:

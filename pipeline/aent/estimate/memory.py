@@ -11,7 +11,7 @@ optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 
                optimizer divides both by the data-parallel size
 activations    per layer, token and micro-batch in flight, see ``_layer_activation_elements``; with
                full recomputation the layers' inputs, and all of one chunk of layers; with shared
-               prompts one mask per micro-batch
+               prompts one mask per micro-batch, and one for each sliding window
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
                with the fused head those of one chunk, x 4 (their gradient takes their place); last
                pipeline stage only
@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass, fields
 
 from aent.layout.parallel import ParallelLayout
-from aent.models.decoder import ModelFacts
+from aent.models.decoder import NORMS, ModelFacts
 from aent.models.facts import model_facts
 from aent.recipe.schema import Recipe
 
@@ -218,7 +218,12 @@ def _activations(
     tokens, _ = _mini_batch(recipe, layout)
     micro_tokens = min(trainer.micro_batch_tokens, tokens)
     in_flight = min(layout.pipeline - stage, -(-tokens // micro_tokens))
-    per_layer = _layer_activation_elements(facts, layout.tensor, trainer.sequence_parallel)
+    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    masks = sum(window < longest for window in facts.windows)
+    if trainer.share_prompts:
+        longest, masks = _longest_unit(recipe), masks + 1
+    longest = min(micro_tokens, longest)
+    per_layer = _layer_activation_elements(facts, layout.tensor, trainer.sequence_parallel, longest)
     layers = len(layout.stage_layers(facts.layers, facts.head_layers)[stage])
     whole, at_once = layers, 0  # layers that keep everything; and one after the other in backward
     inputs = 0  # layers, or chunks of them, that keep their input alone
@@ -231,12 +236,13 @@ def _activations(
     kept = facts.hidden / (layout.tensor if trainer.sequence_parallel else 1)
     per_token = (whole * per_layer + inputs * kept) * element
     once = at_once * per_layer * element * micro_tokens
-    if trainer.share_prompts:  # the mask: a row of float32 for each token, as long as its unit
-        per_token += 4 * min(micro_tokens, _longest_unit(recipe))
+    per_token += masks * 4 * longest  # a row of float32 for each token, as long as its unit
     return int(in_flight * micro_tokens * per_token + once)
 
 
-def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel: bool) -> float:
+def _layer_activation_elements(
+    facts: ModelFacts, tensor: int, sequence_parallel: bool, longest: int
+) -> float:
     """Elements per token that one layer keeps for its backward.
 
     As Korthikanti et al. (arXiv 2205.05198, section 4), for this project's layer: no dropout, an
@@ -244,10 +250,19 @@ def _layer_activation_elements(facts: ModelFacts, tensor: int, sequence_parallel
     tensor-parallel regions (divided by TP with sequence parallelism only) 6 h: input and output of
     both norms, output of attention and feed-forward. Inside, divided by TP: query, key and value
     before and query and key after the rotation, the attention's output; gate, up, the gate's
-    activation and their product.
+    activation and their product. Norms of queries and keys keep both once more; norms by 1 + weight
+    keep their inputs in float32 besides, two elements each at most; a softcap of the attention
+    keeps two rows of scores for each head, as long as the unit.
+
+    longest: tokens of the longest unit.
     """
-    outside = 6 * facts.hidden / (tensor if sequence_parallel else 1)
-    attention = facts.head_dim * (3 * facts.heads + 3 * facts.kv_groups)
+    norms = len(NORMS[facts.family.norms])
+    kept = 6 + 2 * norms * facts.family.unit_offset
+    outside = kept * facts.hidden / (tensor if sequence_parallel else 1)
+    copies = 3 + (facts.family.qk_norm != "none")
+    attention = facts.head_dim * copies * (facts.heads + facts.kv_groups)
+    if "attn_logit_softcapping" in facts.numbers:
+        attention += 2 * facts.heads * longest
     return outside + (attention + 4 * facts.ffn) / tensor
 
 
@@ -263,5 +278,6 @@ def _logits(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> int:
 
     chunk = min(count, CHUNK_TOKENS)
     chosen = int(siren.share * count) if siren is not None else 0
-    once_more = chosen + min(chosen, CHUNK_TOKENS)
+    kept = 2 if "final_logit_softcapping" in facts.numbers else 1  # as they are, and capped
+    once_more = kept * chosen + min(chosen, CHUNK_TOKENS)
     return ((chunk if recipe.trainer.fused_head else count * LOGIT_COPIES) + once_more) * row

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from aent.models.decoder import ModelFacts
-from aent.models.families import FAMILIES, ROPES, Family
+from aent.models.families import FAMILIES, Family
+from aent.models.layer_attention import (
+    is_number,
+    read_layers,
+    read_ropes,
+    rope_faults,
+    stated_window,
+)
 
 
 class ModelError(ValueError):
@@ -35,7 +42,40 @@ def read(config: Any, where: str) -> ModelFacts:
     if family is None:
         raise ModelError([f"{where}: {_unknown_type(config)}"])
     faults = [*_not_computed(config, family)]
+    sizes = _sizes(config, family, faults)
+    numbers = _numbers(config, family, faults)
+    ropes = read_ropes(config, family)
+    for rope in ropes:
+        faults += rope_faults(rope, family, sizes.get("head_dim", 2) // 2)
+    layers = sizes.get("num_hidden_layers", 0)
+    attention = () if faults else read_layers(config, family, layers, faults)
+    if faults:
+        raise ModelError([f"{where}: {fault}" for fault in faults])
+    tied = config.get("tie_word_embeddings")
+    return ModelFacts(
+        family=family,
+        layers=layers,
+        hidden=sizes["hidden_size"],
+        ffn=sizes["intermediate_size"],
+        heads=sizes["num_attention_heads"],
+        kv_groups=sizes["num_key_value_heads"],
+        head_dim=sizes["head_dim"],
+        vocab=sizes["vocab_size"],
+        max_positions=sizes["max_position_embeddings"],
+        tied_embeddings=family.tied if tied is None else bool(tied),
+        attention_bias=_flag(config, family, "attention_bias"),
+        mlp_bias=_flag(config, family, "mlp_bias"),
+        attention=attention,
+        stated_window=stated_window(config, family),
+        ropes=ropes,
+        numbers=numbers,
+    )
+
+
+def _sizes(config: dict[str, Any], family: Family, faults: list[str]) -> dict[str, int]:
+    """The whole numbers that every family has."""
     sizes: dict[str, int] = {}
+    before = len(faults)
 
     def size(name: str, default: int | None = None) -> None:
         value = config.get(name)
@@ -54,34 +94,30 @@ def read(config: Any, where: str) -> ModelFacts:
     stated = "num_key_value_heads" in config  # null means: as many as heads
     size("num_key_value_heads", heads if stated else family.key_value_heads or heads)
     size("head_dim", family.head_dim or max(1, hidden // heads))
-    if not faults and heads % sizes["num_key_value_heads"]:
+    if len(faults) > before:
+        return sizes
+    if heads % sizes["num_key_value_heads"]:
         groups = sizes["num_key_value_heads"]
         faults.append(f"num_key_value_heads={groups} does not divide num_attention_heads={heads}")
-    if not faults and "head_dim" not in config and family.head_dim is None and hidden % heads:
+    elif "head_dim" not in config and family.head_dim is None and hidden % heads:
         faults.append(f"hidden_size={hidden} is no multiple of num_attention_heads={heads}")
-    if not faults and sizes["head_dim"] % 2:
+    elif sizes["head_dim"] % 2:
         faults.append(f"head_dim={sizes['head_dim']} is odd: it cannot be rotated in two halves")
-    rope = rope_parameters(config)
-    faults += _rope_faults(rope, family)
-    window = None if faults else _window(config, family, sizes["num_hidden_layers"], faults)
-    if faults:
-        raise ModelError([f"{where}: {fault}" for fault in faults])
-    return ModelFacts(
-        family=family,
-        layers=sizes["num_hidden_layers"],
-        hidden=hidden,
-        ffn=sizes["intermediate_size"],
-        heads=heads,
-        kv_groups=sizes["num_key_value_heads"],
-        head_dim=sizes["head_dim"],
-        vocab=sizes["vocab_size"],
-        max_positions=sizes["max_position_embeddings"],
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=_flag(config, family, "attention_bias"),
-        mlp_bias=_flag(config, family, "mlp_bias"),
-        window=window,
-        rope=rope,
-    )
+    return sizes
+
+
+def _numbers(config: dict[str, Any], family: Family, faults: list[str]) -> dict[str, float]:
+    """The numbers that a family computes with; those that are null are left out."""
+    numbers: dict[str, float] = {}
+    for name, default in {"rms_norm_eps": family.norm_eps, **family.numbers}.items():
+        value = config.get(name, default)
+        if value is None and name in family.optional:
+            continue
+        if value is not None and is_number(value) and value > 0:
+            numbers[name] = value
+        else:
+            faults.append(f"{name} must be a number above 0, got {value!r}")
+    return numbers
 
 
 def _flag(config: dict[str, Any], family: Family, name: str) -> bool:
@@ -120,75 +156,3 @@ def _not_computed(config: dict[str, Any], family: Family) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     return json.dumps(value, default=str)
-
-
-def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The rotary embedding of a config.json, in the form of transformers 5 (rope_parameters) or 4
-    (rope_theta and rope_scaling), as the former."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(given, dict):
-        return {"rope_type": given}
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), **given}
-    rope.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
-    rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
-    rope.pop("type", None)
-    if rope["partial_rotary_factor"] is None:  # null: as if it were not there
-        del rope["partial_rotary_factor"]
-    return rope
-
-
-def _rope_faults(rope: dict[str, Any], family: Family) -> Iterator[str]:
-    kind = rope["rope_type"]
-    if kind not in family.ropes:
-        known = ", ".join(family.ropes)
-        yield f"rope_type {kind!r} is not implemented for {family.model_type}, only {known}"
-        return
-    if not _is_number(rope["rope_theta"]) or rope["rope_theta"] <= 1:
-        yield f"rope_theta must be a number above 1, got {rope['rope_theta']!r}"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        yield (
-            f"partial_rotary_factor={rope['partial_rotary_factor']} is not implemented: whole "
-            "heads are rotated"
-        )
-    needed, others = ROPES[kind]
-    for name in needed:
-        if not _is_number(rope.get(name)) or rope[name] <= 0:
-            yield f"{name} of rope_type {kind} must be a number above 0, got {rope.get(name)!r}"
-    for name in others:
-        if rope.get(name) is not None and not _is_number(rope[name]) and name != "truncate":
-            yield f"{name} of rope_type {kind} must be a number, got {rope[name]!r}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _window(config: dict[str, Any], family: Family, layers: int, faults: list[str]) -> int | None:
-    """The sliding window of the layers that have one; None where every layer sees all tokens."""
-    if family.window == "none":
-        return None
-    window = config.get("sliding_window", family.window_size)
-    kinds = config.get("layer_types")
-    if family.window == "all_layers":
-        kinds = ["sliding_attention"]
-    elif not config.get("use_sliding_window"):
-        window = None
-    if window is None and kinds is None:  # nothing else is read then
-        return None
-    if kinds is None:
-        upper = config.get("max_window_layers", 28)
-        if not isinstance(upper, int):
-            faults.append(f"max_window_layers must be a whole number, got {upper!r}")
-            return None
-        kinds = ["full_attention", "sliding_attention"] if upper < layers else ["full_attention"]
-    if not isinstance(kinds, list):
-        faults.append(f"layer_types must be a list, got {kinds!r}")
-        return None
-    unknown = sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"})
-    if unknown:
-        faults.append(f"layer_types has {', '.join(unknown)}, which is not implemented")
-    if window is None or "sliding_attention" not in kinds:
-        return None
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        faults.append(f"sliding_window must be a positive whole number, got {window!r}")
-    return window

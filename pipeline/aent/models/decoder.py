@@ -8,6 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from aent.models.families import Family
+from aent.models.layer_attention import LayerAttention
+
+# the norms of one layer: where the family has them -> the trainer's name, Hugging Face's name
+_ATTENTION_NORM, _MLP_NORM = "linear_qkv.layer_norm_weight", "linear_fc1.layer_norm_weight"
+_BEHIND_ATTENTION, _BEHIND_MLP = "linear_proj.post_norm_weight", "linear_fc2.post_norm_weight"
+NORMS: dict[str, dict[str, str]] = {
+    "before": {_ATTENTION_NORM: "input_layernorm", _MLP_NORM: "post_attention_layernorm"},
+    "after": {
+        _BEHIND_ATTENTION: "post_attention_layernorm",
+        _BEHIND_MLP: "post_feedforward_layernorm",
+    },
+    "around": {
+        _ATTENTION_NORM: "input_layernorm",
+        _BEHIND_ATTENTION: "post_attention_layernorm",
+        _MLP_NORM: "pre_feedforward_layernorm",
+        _BEHIND_MLP: "post_feedforward_layernorm",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -26,8 +44,48 @@ class ModelFacts:
     tied_embeddings: bool
     attention_bias: bool  # of all four projections
     mlp_bias: bool
-    window: int | None  # tokens that one attends to at most, itself included, in some layer
-    rope: dict[str, Any]  # rope_type, rope_theta and the type's own parameters
+    attention: tuple[LayerAttention, ...]  # of each layer
+    stated_window: int | None  # what sliding_window says, be there layers that have it or not
+    ropes: tuple[dict[str, Any], ...]  # rope_type, rope_theta and the type's own parameters
+    numbers: dict[str, float]  # of config.json, by the names there; those that are null are not in
+
+    @property
+    def windows(self) -> list[int]:
+        """Every size of a sliding window that some layer has."""
+        return sorted({layer.window for layer in self.attention if layer.window is not None})
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a prompt and its response together, beyond which the model is not computed, if
+        there is such a bound: a ``longrope`` (arXiv 2402.13753) rotates longer ones otherwise."""
+        rope = self.ropes[0]
+        long = rope["rope_type"] == "longrope"
+        return int(rope["original_max_position_embeddings"]) if long else None
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the embeddings are multiplied by."""
+        scale = self.hidden**0.5 if self.family.scaled_embedding else 1.0
+        return self.numbers.get("embedding_multiplier", scale)
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What products of queries and keys are multiplied by; None: 1 / sqrt(head size)."""
+        if "query_pre_attn_scalar" in self.numbers:
+            return self.numbers["query_pre_attn_scalar"] ** -0.5
+        return self.numbers.get("attention_multiplier")
+
+    @property
+    def plain_layers(self) -> bool:
+        """Whether Transformer Engine's layers, as Megatron puts them together, compute these."""
+        family = self.family
+        return (
+            (family.norms, family.unit_offset) == ("before", False)
+            and family.qk_norm != "whole"
+            and len(self.ropes) == 1
+            and len(self.windows) < 2
+            and "attn_logit_softcapping" not in self.numbers
+        )
 
     @property
     def layer_weights(self) -> dict[str, tuple[int, ...]]:
@@ -35,20 +93,21 @@ class ModelFacts:
         hidden, ffn, head = self.hidden, self.ffn, self.head_dim
         queries, keys = self.heads * head, self.kv_groups * head
         weights: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (hidden,),
             "self_attn.o_proj.weight": (hidden, queries),
-            "post_attention_layernorm.weight": (hidden,),
             "mlp.down_proj.weight": (hidden, ffn),
         }
         rows = {"q": queries, "k": keys, "v": keys}, {"gate": ffn, "up": ffn}
         if self.family.fused:
             rows = {"qkv": queries + 2 * keys}, {"gate_up": 2 * ffn}
+        weights |= {f"{norm}.weight": (hidden,) for norm in NORMS[self.family.norms].values()}
         weights |= {f"self_attn.{name}_proj.weight": (n, hidden) for name, n in rows[0].items()}
         weights |= {f"mlp.{name}_proj.weight": (n, hidden) for name, n in rows[1].items()}
         for name in self._biased:
             weights[f"{name}.bias"] = weights[f"{name}.weight"][:1]
-        if self.family.qk_norm:
-            weights |= {f"self_attn.{name}_norm.weight": (head,) for name in "qk"}
+        if self.family.qk_norm != "none":
+            whole = self.family.qk_norm == "whole"
+            weights["self_attn.q_norm.weight"] = (queries if whole else head,)
+            weights["self_attn.k_norm.weight"] = (keys if whole else head,)
         return weights
 
     @property
@@ -93,12 +152,3 @@ class ModelFacts:
         taken as half of all tokens."""
         matrices = (shape for shape in self.layer_weights.values() if len(shape) == 2)
         return self.embedding_parameters / 2 / sum(map(math.prod, matrices))
-
-    def past_window(self, tokens: int) -> str | None:
-        """What such a length is above, where the window would hide tokens; None where it would not.
-
-        No attention of the trainer's has a window: up to its size every layer is the same without.
-        """
-        if self.window is None or tokens <= self.window:
-            return None
-        return f"more than the model's sliding_window={self.window}, which is not implemented"

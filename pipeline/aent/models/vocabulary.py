@@ -10,19 +10,26 @@ from typing import Any
 
 from aent.recipe.schema import ModelSection
 
+# any of these is a Hugging Face tokenizer's vocabulary
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
 
 def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
-    """A sentence if the tokenizer of the recipe's model is not readable, or has ids of ``vocab``
-    and above.
+    """A sentence if the tokenizer of the recipe's model is not there, is not readable, or has ids
+    of ``vocab`` and above.
 
     Looked at are the files of a Hugging Face tokenizer (tokenizer.json, vocab.json,
     added_tokens.json, tokenizer_config.json); what else there is, ``aent.models.tokenizer`` reads.
     """
     place = section.tokenizer_path or section.path
-    if place is None or section.tokenizer_library != "huggingface":
+    if place is None:
         return []
     field = "model.path" if section.tokenizer_path is None else "model.tokenizer_path"
     folder = Path(place).expanduser()
+    if (missing := _missing(folder, section.tokenizer_library)) is not None:
+        return [f"{field}: {folder} has no tokenizer ({missing})"]
+    if section.tokenizer_library != "huggingface":
+        return []
     try:
         largest, token, file = max(_ids(folder), default=(-1, "", folder))
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -33,6 +40,15 @@ def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
         f"{field}: {file} has the token {token!r} with the id {largest}, and the model's embedding "
         f"has {vocab} rows: resize the embedding, or take the tokenizer that belongs to the model"
     ]
+
+
+def _missing(folder: Path, library: str) -> str | None:
+    """The file without which there is no tokenizer, if it is not there."""
+    if library == "huggingface":
+        there = any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
+        return None if there else ", ".join(VOCABULARIES)
+    name = {"sentencepiece": "tokenizer.model", "tiktoken": "tokenizer.json"}[library]
+    return None if folder.is_file() or (folder / name).is_file() else name
 
 
 def _ids(folder: Path) -> Iterable[tuple[int, str, Path]]:

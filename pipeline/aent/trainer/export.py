@@ -16,8 +16,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from aent.layout.parallel import ParallelLayout
-from aent.models.decoder import ModelFacts
-from aent.trainer.lean_imports import Bridge
+from aent.trainer.bridge import DecoderBridge
 from aent.trainer.model import PolicyModel
 
 # weights in any format, which a policy must not carry along from the model that it began as
@@ -41,13 +40,11 @@ class _Shard:
 class Exporter:
     """Collects full tensors on rank 0, one Megatron parameter at a time."""
 
-    def __init__(
-        self, bridge: Bridge, model: PolicyModel, facts: ModelFacts, layout: ParallelLayout
-    ) -> None:
+    def __init__(self, bridge: DecoderBridge, model: PolicyModel, layout: ParallelLayout) -> None:
         """Collective over the pipeline: the stages tell one another what they hold.
 
         Raises:
-            ValueError: if that is not, under Hugging Face names, what ``facts`` says.
+            ValueError: if that is not, under Hugging Face names, what the facts say.
         """
         self.bridge, self.layout = bridge, layout
         self.place = layout.coordinates(dist.get_rank())
@@ -63,10 +60,10 @@ class Exporter:
         everyones: list[list[_Shard]] = [[]] * pipeline.size()
         dist.all_gather_object(everyones, mine, group=pipeline)
         self.shards = [shard for stage in everyones for shard in stage]
-        if bridge.hf_config.tie_word_embeddings:  # the last stage's copy of the embedding
+        if bridge.facts.tied_embeddings:  # the last stage's copy of the embedding
             self.shards = [s for s in self.shards if s.name != "output_layer.weight"]
         names = [n for s in self.shards for n in bridge._weight_name_mapping_mcore_to_hf(s.name)]
-        if wrong := set(names) ^ set(facts.weights):
+        if wrong := set(names) ^ set(bridge.facts.weights):
             raise ValueError(f"the trainer and the model disagree about {', '.join(sorted(wrong))}")
 
     @torch.no_grad()

@@ -1,16 +1,23 @@
 """Layers of the local spec: Megatron's parallel layers with torch's attention and RMSNorm.
 
-Used where Transformer Engine is not installed, on GPU and CPU alike. Parameter names are those of
-the Transformer Engine spec, so that importers, exporters and checkpoints are one for both.
+Used where Transformer Engine is not installed or does not compute a family's layers, on GPU and CPU
+alike. Parameter names are those of the Transformer Engine spec, so that importers, exporters and
+checkpoints are one for both.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -26,10 +33,11 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayer,
     TransformerLayerSubmodules,
 )
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from aent.models.decoder import ModelFacts
-from aent.trainer.packing import PackedSequences
+from aent.trainer.attention import PackedAttention
 
 
 def norm_weight(config: TransformerConfig, size: int) -> torch.nn.Parameter:
@@ -40,16 +48,72 @@ def norm_weight(config: TransformerConfig, size: int) -> torch.nn.Parameter:
     return parameter
 
 
-class RMSNorm(torch.nn.Module):
-    """Root mean square normalisation over the last dimension (arXiv 1910.07467)."""
+def rms_norm(x: Tensor, weight: Tensor, config: TransformerConfig) -> Tensor:
+    """Root mean square normalisation over the last dimension (arXiv 1910.07467), times ``weight``,
+    or times 1 + weight, which a 16-bit type would round: such a norm is computed in fp32."""
+    if not config.layernorm_zero_centered_gamma:
+        return F.rms_norm(x, weight.shape, weight, config.layernorm_epsilon)
+    scale = 1 + weight.float()
+    return F.rms_norm(x.float(), weight.shape, scale, config.layernorm_epsilon).to(x.dtype)
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+
+class RMSNorm(torch.nn.Module):
+    """``rms_norm`` with a weight of its own."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        assert eps == config.layernorm_epsilon
+        self.config = config
         self.weight = norm_weight(config, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.config)
+
+
+class WholeRMSNorm(torch.nn.Module):
+    """RMSNorm of x [..., heads / TP, d] over the heads of all tensor-parallel ranks together, each
+    of which has the scales of its own."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, *, heads: int
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.size = heads * hidden_size
+        self.ranks = parallel_state.get_tensor_model_parallel_group()
+        weight = torch.ones(
+            self.size // self.ranks.size(),
+            dtype=config.params_dtype,
+            device=torch.cuda.current_device(),
+        )
+        self.weight = torch.nn.Parameter(weight)
+        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+        self.weight.partition_dim = 0  # type: ignore[attr-defined]
+        self.weight.partition_stride = 1  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        squares = wide.square().sum(dim=(-2, -1), keepdim=True)
+        # summed over ranks, and so is its gradient
+        squares = copy_to_tensor_model_parallel_region(
+            reduce_from_tensor_model_parallel_region(squares)
+        )
+        normed = wide * torch.rsqrt(squares / self.size + self.eps)
+        return (normed * self.weight.view(x.shape[-2:])).to(x.dtype)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """For Megatron's checkpoints."""
+        assert metadata is not None
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.ranks,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
 
 
 class LayerNormColumnParallelLinear(ColumnParallelLinear):
@@ -62,94 +126,38 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
         self.layer_norm_weight = norm_weight(config, input_size)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        weight = self.layer_norm_weight
-        normed = F.rms_norm(x, weight.shape, weight, self.config.layernorm_epsilon)
-        return super().forward(normed, *args, **kwargs)
+        return super().forward(rms_norm(x, self.layer_norm_weight, self.config), *args, **kwargs)
 
 
-class PackedAttention(torch.nn.Module):
-    """Causal attention within each packed sequence, by torch's scaled_dot_product_attention.
-
-    Units are laid out as one padded batch: a causal mask never looks at padding on the right. Where
-    responses share a prompt, the micro-batch's mask keeps them from looking at one another.
-    The rotary embedding is applied here, with cos and sin gathered by position once per
-    micro-batch (Megatron's packed one loops over sequences in every layer).
-    """
+class RowParallelLinearNorm(RowParallelLinear):
+    """A row-parallel linear layer, with its bias, then RMSNorm."""
 
     def __init__(
-        self,
-        config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        softmax_scale: float | None = None,
-        **_parallel: Any,
+        self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any
     ) -> None:
-        super().__init__()
-        self.softmax_scale = softmax_scale
+        super().__init__(input_size, output_size, config=config, **kwargs)
+        self.post_norm_weight = norm_weight(config, output_size)
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        packed_seq_params: PackedSequences,
-        **_unused: Any,
-    ) -> Tensor:
-        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d]."""
-        packed = packed_seq_params
-        assert packed.cos is not None
-        assert packed.sin is not None
-        query = rotate(query, packed.cos, packed.sin)
-        key = rotate(key, packed.cos, packed.sin)
-        query, key, value = (padded(x, packed) for x in (query, key, value))
-        mask = None if packed.mask is None else packed.mask.to(query.dtype)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.softmax_scale,
-            enable_gqa=True,
-        )
-        out = out.transpose(1, 2).flatten(0, 1).flatten(1)  # [B * L, heads * d]
-        return out if packed.flat_index is None else out.index_select(0, packed.flat_index)
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        out, bias = super().forward(x)
+        out = out if bias is None else out + bias
+        return rms_norm(out, self.post_norm_weight, self.config), None
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864), halves layout; x [T, heads, d]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin)
-
-
-def padded(x: Tensor, packed: PackedSequences) -> Tensor:
-    """[T, heads, d] packed -> [B, heads, L, d] padded on the right."""
-    if packed.padded_index is not None:
-        x = x.index_select(0, packed.padded_index)
-    return x.unflatten(0, packed.batch_shape).transpose(1, 2)
-
-
-def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+def local_block_spec(config: TransformerConfig, facts: ModelFacts) -> TransformerBlockSubmodules:
     """The layers of this rank's pipeline stage."""
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    family = facts.family
+    first = ColumnParallelLinear if family.norms == "after" else LayerNormColumnParallelLinear
+    last = RowParallelLinear if family.norms == "before" else RowParallelLinearNorm
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=LayerNormColumnParallelLinear,
-            core_attention=PackedAttention,
-            linear_proj=RowParallelLinear,
-            q_layernorm=qk_norm,
-            k_layernorm=qk_norm,
-        ),
-    )
-    mlp = ModuleSpec(
-        module=MLP,
-        submodules=MLPSubmodules(
-            linear_fc1=LayerNormColumnParallelLinear, linear_fc2=RowParallelLinear
+            linear_qkv=first,
+            core_attention=partial(PackedAttention, facts=facts),
+            linear_proj=last,
+            q_layernorm=_qk_norm(facts, facts.heads),
+            k_layernorm=_qk_norm(facts, facts.kv_groups),
         ),
     )
     layer = ModuleSpec(
@@ -157,7 +165,7 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         submodules=TransformerLayerSubmodules(
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
-            mlp=mlp,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=first, linear_fc2=last)),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -166,18 +174,29 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     )
 
 
-def add_biases(spec: TransformerBlockSubmodules, facts: ModelFacts) -> None:
-    """Give this stage's layers the biases of attention and of feed-forward, each where the model
-    has them (Megatron's add_bias_linear is for all or none)."""
-    layer = spec.layer_specs[0].submodules if spec.layer_specs else None
+def _qk_norm(facts: ModelFacts, heads: int) -> Any:
+    if facts.family.qk_norm == "whole":
+        return ModuleSpec(module=WholeRMSNorm, params={"heads": heads})
+    return RMSNorm if facts.family.qk_norm == "heads" else IdentityOp
+
+
+def adapt(spec: TransformerBlockSubmodules, facts: ModelFacts) -> None:
+    """Give this stage's layers what Megatron's configuration does not know: biases of attention
+    and of feed-forward, each where the model has them (its add_bias_linear is for all or none), and
+    the multiplier of what is added to the residual stream."""
+    if not spec.layer_specs:
+        return
+    layer = spec.layer_specs[0].submodules
     for wanted, part, names in (
         (facts.attention_bias, "self_attention", ("linear_qkv", "linear_proj")),
         (facts.mlp_bias, "mlp", ("linear_fc1", "linear_fc2")),
     ):
-        if wanted and layer is not None:
+        if wanted:
             submodules = getattr(layer, part).submodules
             for name in names:
                 setattr(submodules, name, _with_bias(getattr(submodules, name)))
+    if (multiplier := facts.numbers.get("residual_multiplier", 1.0)) != 1:
+        layer.self_attn_bda = layer.mlp_bda = _scaled_add(multiplier)
 
 
 def _with_bias(linear: type[torch.nn.Module]) -> type[torch.nn.Module]:
@@ -186,3 +205,16 @@ def _with_bias(linear: type[torch.nn.Module]) -> type[torch.nn.Module]:
             super().__init__(*args, bias=True, **kwargs)
 
     return WithBias
+
+
+def _scaled_add(multiplier: float) -> Any:
+    """In place of ``get_bias_dropout_add``, without dropout, which no model has here."""
+
+    def choose(_training: bool, _fused: bool) -> Any:
+        def add(output: tuple[Tensor, Tensor | None], residual: Tensor, _dropout: float) -> Tensor:
+            x, bias = output
+            return residual + (x if bias is None else x + bias) * multiplier
+
+        return add
+
+    return choose

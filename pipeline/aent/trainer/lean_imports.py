@@ -1,9 +1,9 @@
 """Megatron and mbridge, imported without what no rank uses: half of the processor time of a start.
 
 Importing mbridge imports every model family that it knows, and for the visual ones most of
-transformers. Here its two packages are put in place without running their ``__init__``, so that a
-family's module comes by itself, when it is asked for. Megatron imports wandb where it is installed
-(it comes with nemo-toolkit), and transformers scikit-learn, for a way to generate; they do without.
+transformers. Here its package is put in place without running its ``__init__``, so that its core
+comes by itself. Megatron imports wandb where it is installed (it comes with nemo-toolkit), and
+transformers scikit-learn, for a way to generate; they do without.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from transformers.utils import is_sklearn_available
-
-from aent.models.families import Family
 
 
 def _bare(package: str) -> None:
@@ -47,14 +44,3 @@ with _without("wandb"):
 with _without("sklearn"):
     is_sklearn_available()  # transformers keeps the answer
 _bare("mbridge")
-_bare("mbridge.models")
-
-from mbridge.core.bridge import Bridge  # noqa: E402
-
-__all__ = ["Bridge", "bridge_of"]
-
-
-def bridge_of(family: Family, hf_config: Any, **options: Any) -> Bridge:
-    """mbridge's description of a model of this family, from transformers' configuration of it."""
-    module, name = family.bridge
-    return getattr(importlib.import_module(module), name)(hf_config, **options)

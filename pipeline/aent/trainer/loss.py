@@ -206,6 +206,7 @@ def _sharding(policy: Policy) -> dict[str, Any]:
     group = parallel_state.get_tensor_model_parallel_group()
     return {
         "temperature": policy.temperature,
+        "softcap": policy.model.logits_softcap,
         "vocab_size": policy.vocab_size,
         "tp_group": group if group.size() > 1 else None,
     }

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
@@ -16,15 +15,14 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from torch import Tensor
-from transformers import AutoConfig
 
 from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
-from aent.trainer.layers import add_biases, local_block_spec
-from aent.trainer.lean_imports import Bridge, bridge_of
-from aent.trainer.packing import MicroBatch
-from aent.trainer.rotary import scaled_frequencies
+from aent.trainer.bridge import DecoderBridge
+from aent.trainer.layers import adapt, local_block_spec
+from aent.trainer.packing import MicroBatch, window_mask
+from aent.trainer.rotary import Rotary, rotary
 
 try:
     import transformer_engine  # noqa: F401
@@ -34,29 +32,44 @@ except ImportError:
     HAVE_TRANSFORMER_ENGINE = False
 
 
+def on_transformer_engine(facts: ModelFacts) -> bool:
+    """Whether the model's layers are Transformer Engine's here."""
+    return HAVE_TRANSFORMER_ENGINE and facts.plain_layers
+
+
 class PolicyModel(GPTModel):
     """A GPT model that hands out hidden states; the output layer is applied inside the loss."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rotary: RotaryEmbedding | None = None  # set where the local attention applies it
-        self.rotary_scale = 1.0  # of its cosines and sines: YaRN's attention factor
+    facts: ModelFacts  # given behind Megatron's own constructor, as are
+    rotaries: tuple[Rotary, ...] = ()  # those that the local attention applies
 
     def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
         return hidden_states
 
+    @property
+    def logits_softcap(self) -> float | None:
+        """The softcap of the logits (``entropy.statistics.capped``)."""
+        return self.facts.numbers.get("final_logit_softcapping")
+
     def run(self, micro_batch: MicroBatch) -> Tensor:
         """Forward of this pipeline stage: hidden states [T, 1, hidden] (T / tp if sequence
         parallel), after the final norm on the last stage."""
-        packed = micro_batch.packed
-        if self.rotary is not None:
-            assert packed.positions is not None
-            angles = self.rotary(packed.max_seqlen_q, packed_seq=True)[packed.positions, 0]
-            dtype = self.config.params_dtype
-            cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
-            packed.cos, packed.sin = cos.to(dtype), sin.to(dtype)
+        tokens, packed = micro_batch.tokens, micro_batch.packed
         positions = packed.positions
-        return self(micro_batch.tokens, positions, attention_mask=None, packed_seq_params=packed)
+        if self.rotaries:
+            assert positions is not None
+            dtype = self.config.params_dtype
+            packed.rotations = [turn(positions, dtype) for turn in self.rotaries]
+            masks = {window: window_mask(packed, window) for window in self.facts.windows}
+            packed.window_masks = {n: mask for n, mask in masks.items() if mask is not None}
+        embedded, scale = None, self.facts.embedding_scale
+        if self.pre_process and scale != 1:
+            if self.facts.family.scaled_embedding:  # transformers and vLLM round it
+                scale = torch.tensor(scale, dtype=self.config.params_dtype).item()
+            embedded = self.embedding(tokens, positions) * scale
+        return self(
+            tokens, positions, attention_mask=None, decoder_input=embedded, packed_seq_params=packed
+        )
 
     def head_inputs(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """What the output layer multiplies, at some places; last stage only.
@@ -76,6 +89,8 @@ class PolicyModel(GPTModel):
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
         chosen = hidden.squeeze(1).index_select(0, places)
+        if (scaling := self.facts.numbers.get("logits_scaling", 1.0)) != 1:
+            chosen = chosen / scaling
         if not self.config.sequence_parallel:
             chosen = copy_to_tensor_model_parallel_region(chosen, group=group)
         weight = self.output_layer.weight
@@ -96,24 +111,19 @@ class PolicyModel(GPTModel):
         )
 
 
-def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
-    """mbridge's description of the model: Megatron's configuration and both weight mappings.
+def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
+    """Megatron's configuration, and both weight mappings.
 
     Raises:
-        ValueError: for a model whose window is below the recipe's lengths.
+        ValueError: for a recipe with longer sequences than the model is computed for.
     """
-    longest = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
-    if (why := facts.past_window(longest)) is not None:
-        raise ValueError(f"{model_path}: {longest} tokens are {why}")
-    hf_config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
-    # under transformers 5 mbridge looks for these where they no longer are
-    hf_config.rope_theta = facts.rope["rope_theta"]
-    hf_config.rope_scaling = None
-    hf_config.head_dim = facts.head_dim
-    dtype = getattr(torch, recipe.model.dtype)
+    total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
+    if facts.longest is not None and total > facts.longest:
+        raise ValueError(f"the model is computed for {facts.longest} tokens at most, not {total}")
     layout = ParallelLayout.of(recipe.trainer)
     tp = layout.tensor
-    bridge = bridge_of(facts.family, hf_config, dtype=dtype, make_vocab_size_divisible_by=tp)
+    dtype = getattr(torch, recipe.model.dtype)
+    bridge = DecoderBridge(facts, dtype=dtype, make_vocab_size_divisible_by=tp)
     last = layout.stage_layers(facts.layers, facts.head_layers)[-1]
     bridge.set_extra_args(
         num_layers_in_last_pipeline_stage=len(last) if layout.pipeline > 1 else None,
@@ -128,20 +138,6 @@ def open_bridge(recipe: Recipe, facts: ModelFacts, model_path: Path) -> Bridge:
         calculate_per_token_loss=True,
         **recipe.trainer.megatron,
     )
-    # with tied embeddings the last of several stages keeps a copy under another name (mbridge
-    # knows this for some models only, and would write it into a table that all models share)
-    head = "model.embed_tokens.weight" if hf_config.tie_word_embeddings else "lm_head.weight"
-    bridge._DIRECT_MAPPING = {**bridge._DIRECT_MAPPING, "output_layer.weight": head}
-    layer = "model.layers.{layer_number}"
-    bridge._ATTENTION_MAPPING = {
-        **bridge._ATTENTION_MAPPING,
-        "self_attention.linear_proj.bias": [f"{layer}.self_attn.o_proj.bias"],
-    }
-    bridge._MLP_MAPPING = {
-        **bridge._MLP_MAPPING,
-        "mlp.linear_fc1.bias": [f"{layer}.mlp.{name}_proj.bias" for name in ("gate", "up")],
-        "mlp.linear_fc2.bias": [f"{layer}.mlp.down_proj.bias"],
-    }
     return bridge
 
 
@@ -149,47 +145,42 @@ def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
-def build_model(
-    bridge: Bridge, facts: ModelFacts, layout: ParallelLayout, model_path: Path
-) -> PolicyModel:
+def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path) -> PolicyModel:
     """This rank's shard of the model, with the folder's weights. Collective.
 
     Raises:
         ValueError: for weights that are not finite, or that nothing has filled.
     """
+    facts = bridge.facts
     args = bridge._get_gptmodel_args()
     bridge.vocab_size = args["vocab_size"]
     bridge.padded_vocab_size = -(-bridge.vocab_size // layout.tensor) * layout.tensor
     args["vocab_size"] = bridge.padded_vocab_size
     config = bridge.config
-    rotary, frequencies, scale = None, None, 1.0
-    if facts.rope["rope_type"] != "default":
-        frequencies, scale = scaled_frequencies(facts, torch.cuda.current_device())
-    if HAVE_TRANSFORMER_ENGINE:  # not run where this was written
-        if scale != 1:  # of queries and keys alike, so squared in their products
-            config.softmax_scale = scale**2 / facts.head_dim**0.5
+    rotaries = tuple(rotary(rope, facts, torch.cuda.current_device()) for rope in facts.ropes)
+    engine = on_transformer_engine(facts)
+    if engine:  # not run where this was written
+        if (scale := rotaries[0].scale) != 1:  # of queries and keys alike: squared in products
+            config.softmax_scale = scale**2 * (facts.attention_scale or facts.head_dim**-0.5)
         spec = bridge._get_transformer_layer_spec()
     else:
-        spec = local_block_spec(config)
-        rotary = RotaryEmbedding(
-            kv_channels=config.kv_channels,
-            rotary_percent=1.0,
-            rotary_base=args["rotary_base"],
-        )
+        spec = local_block_spec(config, facts)
         args["position_embedding_type"] = "none"  # PackedAttention applies it
-    add_biases(spec, facts)
+    adapt(spec, facts)
     stage = layout.coordinates(dist.get_rank()).pipeline
     model = PolicyModel(
         config=config,
         transformer_layer_spec=spec,
         pre_process=layout.has_embedding(stage),
         post_process=layout.has_head(stage),
-        share_embeddings_and_output_weights=bridge.hf_config.tie_word_embeddings,
+        share_embeddings_and_output_weights=facts.tied_embeddings,
         **args,
     )
-    model.rotary, model.rotary_scale = rotary, scale
-    if frequencies is not None:
-        (rotary or model.rotary_pos_emb).inv_freq = frequencies
+    model.facts = facts
+    if engine:
+        model.rotary_pos_emb.inv_freq = rotaries[0].frequencies
+    else:
+        model.rotaries = rotaries
     for parameter in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
         parameter.data.fill_(torch.nan)  # what nothing fills is found below

@@ -7,7 +7,8 @@ two attentions. A sequence that shares nothing is a unit with one response.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -24,18 +25,21 @@ class PackedSequences(PackedSeqParams):
     Megatron's sequences are units here. ``padded_index`` [B * L]: the packed token in each place
     of the padded layout [B, L] (padding repeats a token); ``flat_index`` [T]: the place of each
     packed token in that layout; both None where all units have one length and the layouts are the
-    same. ``positions`` [T]: position of each token in its own sequence. ``mask`` [B, 1, L, L]
-    fp32: 0 where a token (row) attends to another, else -inf; None where every unit has one
-    response: causal. ``cos``, ``sin`` [T, 1, head_dim]: rotary embedding.
+    same. ``positions`` [T]: position of each token in its own sequence; ``longest``: tokens of the
+    longest sequence. ``mask`` [B, 1, L, L] fp32: 0 where a token (row) attends to another, else
+    -inf; None where every unit has one response: causal. ``window_masks``: the same of layers with
+    a sliding window, by its size, where it hides a token. ``rotations``: cosines and sines [T, 1,
+    head_dim] of every rotary embedding.
     """
 
     batch_shape: tuple[int, int] = (0, 0)
     padded_index: Tensor | None = None
     flat_index: Tensor | None = None
     positions: Tensor | None = None
+    longest: int = 0
     mask: Tensor | None = None
-    cos: Tensor | None = None
-    sin: Tensor | None = None
+    window_masks: dict[int, Tensor] = field(default_factory=dict)
+    rotations: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -108,7 +112,7 @@ def lay_out(
     flat_index = row * longest + place - cu_seqlens[row]
     padded_index = torch.zeros(count * longest, dtype=torch.int64)
     padded_index[flat_index] = place
-    tensors = {"positions": positions}
+    tensors: dict[str, Any] = {"positions": positions}
     if count * longest != len(row):
         tensors |= {"flat_index": flat_index, "padded_index": padded_index}
     if any(len(responses) > 1 for _, responses in units):
@@ -122,6 +126,7 @@ def lay_out(
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         batch_shape=(count, longest),
+        longest=int(positions.max()) + 1,
         **{name: value.to(device) for name, value in tensors.items()},
     )
     return packed, previous
@@ -130,6 +135,28 @@ def lay_out(
 def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
     """(first position, tokens) of the prompt and of each response, which all continue it."""
     return [(0, prompt), *((prompt, n) for n in responses)]
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """[L, L] fp32, to be added to scores: 0 where a token (row) attends to another, else -inf."""
+    return torch.full((length, length), -torch.inf, device=device).triu(1)
+
+
+def window_mask(packed: PackedSequences, window: int) -> Tensor | None:
+    """``packed.mask`` with what a sliding window hides: tokens that are ``window`` or more before
+    one in its own sequence. [B, 1, L, L], or [L, L] for all units alike; None if it hides none."""
+    assert packed.positions is not None
+    if packed.longest <= window:
+        return None
+    if packed.mask is None:
+        length = packed.batch_shape[1]
+        place = torch.arange(length, device=packed.positions.device)
+        mask = causal_mask(length, packed.positions.device)
+    else:  # a response's first token stands behind other responses
+        index = packed.padded_index
+        place = packed.positions if index is None else packed.positions[index]
+        place, mask = place.view(packed.batch_shape)[:, None], packed.mask
+    return mask.masked_fill(place[..., :, None] - place[..., None, :] >= window, -torch.inf)
 
 
 def _mask(response: Tensor) -> Tensor:

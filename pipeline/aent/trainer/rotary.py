@@ -1,6 +1,9 @@
-"""Rotary embeddings with frequencies scaled for longer contexts, as transformers scales them."""
+"""Rotary embeddings (arXiv 2104.09864), scaled for longer contexts as transformers scales them."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,14 +11,32 @@ from torch import Tensor
 from aent.models.decoder import ModelFacts
 
 
-def scaled_frequencies(facts: ModelFacts, device: torch.device | int) -> tuple[Tensor, float]:
-    """[head_dim / 2] fp32 angle per position of each pair, and what cosines and sines are times.
+@dataclass(frozen=True)
+class Rotary:
+    """One rotary embedding."""
+
+    frequencies: Tensor  # [head_dim / 2] fp32: angle per position of each pair
+    scale: float  # what cosines and sines are multiplied by: YaRN's attention factor
+
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, 1, head_dim] for positions [T]."""
+        angles = torch.outer(positions.float(), self.frequencies)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+
+
+def rotary(rope: dict[str, Any], facts: ModelFacts, device: torch.device | int) -> Rotary:
+    """One of ``facts.ropes``.
 
     From transformers' own functions, so that a model is trained as it is read there: ``linear``
     (arXiv 2306.15595), ``dynamic`` (the plain ones up to the model's positions, beyond which no
     recipe goes), ``yarn`` (arXiv 2309.00071) with its attention factor, ``llama3`` (Llama 3.1's,
-    for any original length; Megatron's own is for 8192 only).
+    for any original length; Megatron's own is for 8192 only), ``longrope`` (arXiv 2402.13753, by
+    the factors of short sequences: ``ModelFacts.longest``).
     """
+    if rope["rope_type"] == "default":
+        pairs = torch.arange(0, facts.head_dim, 2, dtype=torch.float32, device=device)
+        return Rotary(1.0 / (rope["rope_theta"] ** (pairs / facts.head_dim)), 1.0)
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -24,6 +45,12 @@ def scaled_frequencies(facts: ModelFacts, device: torch.device | int) -> tuple[T
         num_attention_heads=facts.heads,
         head_dim=facts.head_dim,
         max_position_embeddings=facts.max_positions,
-        rope_parameters=dict(facts.rope),
+        rope_parameters=dict(rope),
     )
-    return ROPE_INIT_FUNCTIONS[facts.rope["rope_type"]](config, device)
+    return Rotary(*ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [T, heads, d] by ``Rotary``'s cosines and sines, halves layout."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin)

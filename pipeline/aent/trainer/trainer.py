@@ -28,7 +28,7 @@ from aent.runtime import distributed
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
 from aent.trainer.gradient_share import Neutral
-from aent.trainer.model import HAVE_TRANSFORMER_ENGINE, build_model, open_bridge
+from aent.trainer.model import build_model, on_transformer_engine, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
 from aent.trainer.result import SUMMED, MinibatchResult
@@ -48,7 +48,8 @@ class Trainer:
                 ``trainer.share_prompts`` with Transformer Engine's attention, which
                 would let the responses of a unit see one another.
         """
-        if recipe.trainer.share_prompts and HAVE_TRANSFORMER_ENGINE:
+        facts = folder_facts(model_path)
+        if recipe.trainer.share_prompts and on_transformer_engine(facts):
             raise ValueError(
                 "trainer.share_prompts works with torch's attention only, and Transformer Engine "
                 "is installed here"
@@ -56,9 +57,8 @@ class Trainer:
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
-        facts = folder_facts(model_path)
-        self.bridge = open_bridge(recipe, facts, model_path)
-        policy = build_model(self.bridge, facts, self.layout, model_path)
+        self.bridge = open_bridge(recipe, facts)
+        policy = build_model(self.bridge, self.layout, model_path)
         self.config = policy.config
         self.policy = policy
         self.model = DistributedDataParallel(
@@ -74,7 +74,7 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
-        self.exporter = export.Exporter(self.bridge, policy, facts, self.layout)
+        self.exporter = export.Exporter(self.bridge, policy, self.layout)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]

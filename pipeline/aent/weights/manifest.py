@@ -5,7 +5,6 @@ Used on both sides of a weight transfer, so it imports torch alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +81,9 @@ def expected_manifest(
     Raises:
         FileNotFoundError: the folder has no safetensors.
     """
-    tied = json.loads((model_path / "config.json").read_text()).get("tie_word_embeddings", False)
+    from aent.models.facts import folder_facts  # late: vLLM's workers do without
+
+    tied = folder_facts(model_path).tied_embeddings
     manifest = {}
     for name, stored in _stored_tensors(model_path):
         if (tied and name == TIED_HEAD) or name.endswith(BUFFERS):
