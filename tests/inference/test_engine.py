@@ -61,6 +61,12 @@ def test_settings_of_other_servers_do_not_enter(
     assert env["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_processes_are_forked_on_a_cpu_alone(tmp_path: Path) -> None:
+    for device, method in (("cpu", "fork"), ("cuda", "spawn")):
+        env = engine.environment(settings(tmp_path, device=device))
+        assert env["VLLM_WORKER_MULTIPROC_METHOD"] == method
+
+
 def test_sockets_have_a_short_path_where_tmpdir_is_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

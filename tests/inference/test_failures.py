@@ -62,7 +62,7 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(
         tensors = models.named_tensors(models.make(33, tied=True))
         server = served_tied.engine.child.process.pid
         everybody = family(server)
-        assert len(everybody) >= 3  # API server, engine core, worker
+        assert len(everybody) >= 2  # API server and engine core
         yielded: list[str] = []
 
         def export() -> Iterator[tuple[str, Tensor]]:

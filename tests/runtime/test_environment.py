@@ -84,6 +84,25 @@ def test_device_is_what_torch_sees():
     assert environment.device_kind() == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.parametrize(
+    ("cuda", "hip", "imported"),
+    [(None, None, False), ("'13.0'", None, True), (None, "'7.1'", True)],
+)
+def test_torch_is_imported_only_where_it_is_built_for_gpus(tmp_path, cuda, hip, imported):
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    (torch / "version.py").write_text(f"cuda = {cuda}\nhip = {hip}\n")
+    (torch / "__init__.py").write_text(
+        "class cuda:\n    is_available = staticmethod(lambda: True)\n"
+    )
+    code = "import sys; from aent.runtime.environment import device_kind as kind\n"
+    code += "print(kind(), 'torch' in sys.modules)"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    environ = {**os.environ, "PYTHONPATH": path}
+    out = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert out.stdout.split() == ["cuda" if imported else "cpu", str(imported)], out.stderr
+
+
 def test_memory_and_cores_are_within_the_machine():
     assert 0 < environment.available_memory_bytes() <= psutil.virtual_memory().total
     assert 1 <= environment.usable_cores() <= (os.cpu_count() or 1)

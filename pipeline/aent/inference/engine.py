@@ -172,7 +172,8 @@ def environment(settings: EngineSettings) -> dict[str, str]:
     env |= {
         "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
         "VLLM_PLUGINS": "none",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # see inference.server
+        # see inference.server
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn" if s.device == "cuda" else "fork",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

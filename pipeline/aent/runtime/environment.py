@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import runpy
 from pathlib import Path
 from typing import Literal
 
@@ -43,9 +44,21 @@ def installed_version(distribution: str) -> str | None:
 
 def device_kind() -> Literal["cuda", "cpu"]:
     """Return the kind of device the trainer computes on here."""
+    if not _torch_is_for_gpus():
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _torch_is_for_gpus() -> bool:
+    """Whether the installed torch was built with CUDA or ROCm, by its file that says so: a launcher
+    need not spend a second on the import to learn that it was not."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    build = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return bool(build["cuda"] or build["hip"])
 
 
 def why_not(implementation: Implementation) -> str:
