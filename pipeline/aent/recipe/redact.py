@@ -6,9 +6,10 @@ import re
 
 HIDDEN = "***"  # in the place of a password
 # scheme://user:PASSWORD@host; where there is no @ before the next slash or quote, these may be the
-# password's own, as SQLAlchemy takes them, unless what stands before the slash is a port
+# password's own, as SQLAlchemy takes them, unless what stands before the slash is a port. All is
+# bounded: a megabyte without a space would be looked through from each letter to its end
 _USER = re.compile(
-    r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*:)(?:[^\s/'\"]*(?=@)|(?!\d{1,5}[/?#])\S*(?=@))"
+    r"([a-zA-Z][\w+.-]{0,31}://[^\s/:@'\"]*:)(?:[^\s/'\"]{0,4096}(?=@)|(?!\d{1,5}[/?#])\S{0,4096}(?=@))"
 )
 # as a parameter of a database's address
 _PARAMETER = re.compile(
