@@ -9,11 +9,14 @@ from wording import assert_names
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+TORCHRUN = ("TORCHELASTIC_RUN_ID",)
+GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_JOB_NUM_NODES")
+
 
 @pytest.fixture
 def environ(monkeypatch):
     """Neither torchrun's nor Slurm's variables; what a test sets is gone after it."""
-    for name in (*NAMES, *rank.SLURM.values()):
+    for name in (*NAMES, *rank.SLURM.values(), *TORCHRUN, *GPUS):
         monkeypatch.setenv(name, "x")  # so that what read_place sets is undone as well
         monkeypatch.delenv(name)
     return monkeypatch
@@ -28,7 +31,10 @@ def test_srun_and_torchrun_give_the_same_place(environ):
     environ.setenv("MASTER_PORT", "20001")
     assert rank.read_place() == 5
     assert [os.environ[name] for name in NAMES] == ["5", "8", "1", "4", "node0", "20001"]
-    environ.setenv("RANK", "3")  # torchrun inside a Slurm job: its own variables hold
+    environ.setenv("RANK", "3")  # of the shell that sent the job: not this task's
+    assert rank.read_place() == 5
+    environ.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun inside a Slurm job: its own hold
+    environ.setenv("RANK", "3")
     assert rank.read_place() == 3
 
 
@@ -36,6 +42,23 @@ def test_a_rank_that_nobody_placed_says_what_is_missing(environ):
     environ.setenv("RANK", "0")
     with pytest.raises(RuntimeError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank.read_place()
+
+
+def test_gpus_of_other_jobs_are_left_alone_where_slurm_sets_no_variable(environ, tmp_path):
+    import os
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0\nGPU 1\nGPU 2\nGPU 3'\n")
+    smi.chmod(0o755)
+    environ.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    rank.keep_to_given_gpus()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ  # nothing is known
+    environ.setenv("SLURM_STEP_GPUS", "0,1,2,3")
+    rank.keep_to_given_gpus()
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ  # it has all; or sees no others
+    environ.setenv("SLURM_STEP_GPUS", "3,1")
+    rank.keep_to_given_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
 
 
 def test_own_device_of_many_or_the_only_one():

@@ -23,7 +23,7 @@ def smi(tmp_path, monkeypatch):
 
 
 def test_missing_and_busy_gpus_are_named(smi):
-    smi("echo '0, 79000, 81559\n1, 3000, 81559'")
+    smi("echo '0, GPU-a, 79000, 81559\n1, GPU-b, 3000, 81559'")
     (busy,) = preflight.gpu_faults(2, 0.9)
     assert_names(busy, "GPU 1", 3000, 81559)
     few, again = preflight.gpu_faults(4, 0.9)
@@ -32,10 +32,29 @@ def test_missing_and_busy_gpus_are_named(smi):
     assert preflight.gpu_faults(2, 0.01) == []
 
 
+def test_on_a_shared_node_the_gpus_of_other_jobs_do_not_count(smi, monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    smi("echo '0, GPU-a, 79000, 81559\n1, GPU-b, 3000, 81559\n2, GPU-c, 79000, 81559'")
+    monkeypatch.setenv("SLURM_STEP_GPUS", "0,2")
+    assert preflight.gpu_faults(2, 0.9) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,GPU-c")
+    (busy,) = preflight.gpu_faults(2, 0.9)
+    assert_names(busy, "GPU 1", 3000)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv("SLURM_STEP_GPUS")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,2")  # of the job's first node, which may be another
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    unknown, _ = preflight.gpu_faults(2, 0.9)
+    assert_names(unknown, "3 GPUs", 2, "SLURM_STEP_GPUS")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    assert preflight.gpu_faults(2, 0.9) == []
+
+
 def test_what_nvidia_smi_cannot_tell_is_a_fault_in_its_words(smi):
-    smi("echo '0, [N/A], [N/A]\n1, 79000, 81559'")
+    smi("echo '0, GPU-a, [N/A], [N/A]\n1, GPU-b, 79000, 81559'")
     (fault,) = preflight.gpu_faults(2, 0.9)
-    assert_names(fault, "nvidia-smi", "0, [N/A], [N/A]")
+    assert_names(fault, "nvidia-smi", "0, GPU-a, [N/A], [N/A]")
     smi("echo 'Unable to determine the device handle for GPU'; echo Lost >&2; exit 15")
     (fault,) = preflight.gpu_faults(1, 0.9)
     said = "Unable to determine the device handle for GPU Lost"

@@ -54,7 +54,9 @@ def test_a_dry_run_outside_any_checkout_shows_the_header_above_the_unchanged_scr
 
 def test_two_groups_get_their_own_lines_and_a_container_its_image():
     recipe = load(TINY, [
-        "run_dir=/runs/x", "cluster.nodes=4", "cluster.engine_nodes=2", "rollout.engines=2",
+        "run_dir=/runs/x", "cluster.nodes=2", "cluster.engine_nodes=1", "rollout.engines=2",
+        "cluster.engine_gpus_per_node=4", "cluster.engine_partition=small", "cluster.partition=big",
+        "cluster.flags=[--qos=a]", "cluster.engine_flags=[--qos=b, --comment=mine]",
         "cluster.container=pyxis", "cluster.image=/i/t.sqsh", "cluster.engine_image=/i/r.sqsh",
         "cluster.mounts=['/data:/data', '/runs:/runs']", "cluster.max_requeues=7",
     ])  # fmt: skip
@@ -63,12 +65,22 @@ def test_two_groups_get_their_own_lines_and_a_container_its_image():
     assert str(script.path) == "/runs/x.sbatch"
     asked = directives(text)
     split = asked.index("hetjob")
-    assert "--nodes=4" in asked[:split]
-    assert "--nodes=2" in asked[split:]
+    trainers = {"--nodes=2", "--gpus-per-node=8", "--partition=big", "--qos=a"}
+    engines = {"--nodes=1", "--gpus-per-node=4", "--partition=small", "--qos=b", "--comment=mine"}
+    assert trainers <= set(asked[:split])
+    assert engines <= set(asked[split:])
+    assert not engines & set(asked[:split])
     for line in ("CONTAINER=pyxis", "IMAGE=/i/t.sqsh", "ENGINE_IMAGE=/i/r.sqsh",
                  "MOUNTS=/data:/data,/runs:/runs", "MAX_REQUEUES=7"):  # fmt: skip
         assert f"\nexport {line}\n" in text
-    assert "export PYTHON" not in text  # the image's own
+    assert "export PYTHON=" not in text  # the image's own
+
+
+def test_a_site_that_knows_gres_alone_gets_it_alone():
+    recipe = load(TINY, ["cluster.flags=['--gres=gpu:h100:8']", "run_dir=/runs/x"])
+    asked = directives(render(recipe, TINY, []).text)
+    assert "--gres=gpu:h100:8" in asked
+    assert not [flag for flag in asked if flag.startswith("--gpus-per-node")]
 
 
 def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
@@ -89,6 +101,7 @@ def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
         (["cluster.flags=['--nodes=7']"], "--nodes cluster.nodes cluster.engine_nodes"),
         (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node cluster.gpus_per_node"),
         (["cluster.flags=['--job-name=y']"], "cluster.flags --job-name=y"),
+        (["cluster.engine_flags=['--qos=y']"], "cluster.engine_flags cluster.engine_nodes"),
         (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition"),
         (["cluster.account=''"], "cluster.account ''"),
         (["cluster.time=8hours"], "cluster.time '8hours'"),

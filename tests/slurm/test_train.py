@@ -50,7 +50,7 @@ def test_a_log_ends_with_why_the_job_failed(submit, tmp_path):
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     recipe = ("own.yaml", "model.bundled=null", f"model.path={model}", "rollout.engines=0")
-    recipe += ("trainer.pipeline_parallel=1",)  # a rank on each node
+    recipe += ("trainer.tensor_parallel=1",)  # a rank on each node
     job = submit(*TWO_NODES[:-1], *recipe, "rollout.urls=[http://127.0.0.1:9]")
     assert job.wait() == "FAILED"
     assert re.search(r"^aent: rank \d", job.log, re.MULTILINE)

@@ -12,12 +12,11 @@ FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
 # flags that the batch script gets of other fields
 OURS = {
     "nodes": "cluster.nodes and cluster.engine_nodes",
-    "gpus-per-node": "cluster.gpus_per_node",
+    "gpus-per-node": "cluster.gpus_per_node and cluster.engine_gpus_per_node",
     "time": "cluster.time",
     "account": "cluster.account",
-    "partition": "cluster.partition",
+    "partition": "cluster.partition and cluster.engine_partition",
     "job-name": "name",
-    "comment": "run_dir",
     "output": "run_dir",
     "array": "the seeds and arms of aent compare",
 }
@@ -36,19 +35,23 @@ def faults(cluster: ClusterSection) -> Iterator[str]:
             yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
     if cluster.time is not None and not re.fullmatch(TIME, cluster.time):
         yield f"cluster.time={cluster.time!r} is no time limit such as 30, 8:00:00 or 1-12:00:00"
-    for name in ("account", "partition"):
+    for name in ("account", "partition", "engine_partition"):
         value = getattr(cluster, name)
         if value is not None and not re.fullmatch(r"\S+", value):
             yield f"cluster.{name} must be one word, got {value!r}"
-    for flag in cluster.flags:
-        yield from _flag(flag)
+    for name in ("engine_gpus_per_node", "engine_partition", "engine_flags"):
+        if getattr(cluster, name) not in (None, ()) and not cluster.engine_nodes:
+            yield f"cluster.{name} has no meaning without cluster.engine_nodes"
+    for name in ("flags", "engine_flags"):
+        for flag in getattr(cluster, name):
+            yield from _flag(f"cluster.{name}", flag)
 
 
-def _flag(flag: str) -> Iterator[str]:
+def _flag(field: str, flag: str) -> Iterator[str]:
     parts = re.fullmatch(FLAG, flag)
     if parts is None:
-        yield f"cluster.flags: {flag!r} is no flag of sbatch (--NAME or --NAME=VALUE)"
+        yield f"{field}: {flag!r} is no flag of sbatch (--NAME or --NAME=VALUE)"
         return
-    for name, field in OURS.items():
+    for name, owner in OURS.items():
         if name.startswith(parts[1]):  # sbatch takes a flag's beginning for it
-            yield f"cluster.flags: {flag} may not stand there: --{name} is for {field} to say"
+            yield f"{field}: {flag} may not stand there: --{name} is for {owner} to say"

@@ -26,6 +26,7 @@ from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
+from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
@@ -144,12 +145,14 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> Iterator[Chi
         "MASTER_PORT": str(free_port()),
         **rank_environment(recipe, world),
     }
+    # of a shell in a Slurm job: its number among that job's tasks is not a rank's
+    outside = {name: value for name, value in os.environ.items() if name not in SLURM.values()}
     argv = [sys.executable, "-m", "aent.launch.rank", str(run_dir), str(model_path)]
     for rank in range(world):
         yield Child.start(
             f"trainer rank {rank}",
             argv,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**outside, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             log_path=run_dir / "logs" / f"rank{rank}.log",
             inherit_stdout=rank == 0,  # the progress display
         )

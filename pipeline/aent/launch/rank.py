@@ -21,10 +21,11 @@ def main(run_dir: Path, model_path: Path) -> int:
     from aent.recipe.load import load
     from aent.runtime import failures
     from aent.runtime.phases import Phases
-    from aent.runtime.rank import read_place
+    from aent.runtime.rank import keep_to_given_gpus, read_place
 
     recipe = load(run_dir / "recipe.yaml", [])
     rank = read_place()
+    keep_to_given_gpus()
     phases = Phases.of(run_dir, rank, recipe.trainer.phase_timeout_s)
     with (
         failures.recorded(run_dir, rank),

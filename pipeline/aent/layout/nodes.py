@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aent.layout.parallel import ParallelLayout
@@ -19,13 +20,20 @@ class Layout:
     first_engine_gpu: int  # of a node with engines
 
 
-def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0) -> Layout:
+def layout(
+    recipe: Recipe,
+    nodes: int,
+    gpus_per_node: int,
+    engine_nodes: int = 0,
+    engine_gpus_per_node: int | None = None,
+) -> Layout:
     """Deal the recipe's ranks and engines out to nodes.
 
     Args:
         nodes: of the job, or of the trainers' group of a heterogeneous one.
         gpus_per_node: 0 where the job has none.
         engine_nodes: of the engines' group; 0: engines share the trainers' nodes.
+        engine_gpus_per_node: of the engines' group; None: as many as the trainers' nodes have.
 
     Raises ValueError, with the reason, where they do not fit.
     """
@@ -33,6 +41,11 @@ def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0
     if ranks % nodes:
         raise ValueError(f"{ranks} trainer ranks cannot be dealt out evenly to {nodes} nodes")
     ranks_per_node = ranks // nodes
+    if ranks_per_node % recipe.trainer.tensor_parallel:
+        raise ValueError(
+            f"trainer.tensor_parallel={recipe.trainer.tensor_parallel} would reach over nodes: "
+            f"{ranks} trainer ranks on {nodes} nodes are {ranks_per_node} on each"
+        )
     if engine_nodes and not rollout.engines:
         raise ValueError("a second group for engines needs rollout.engines above 0")
     if engine_nodes > rollout.engines:
@@ -43,7 +56,8 @@ def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0
     engines_per_node = -(-rollout.engines // places) if places else 0
     engine_gpus = engines_per_node * rollout.engine.tensor_parallel
     first = 0 if engine_nodes else ranks_per_node
-    if gpus_per_node:
+    engine_gpus_per_node = _engine_gpus(gpus_per_node, engine_nodes, engine_gpus_per_node)
+    if gpus_per_node or engine_gpus_per_node:
         what = f"{ranks_per_node} trainer ranks"
         engines = f"{engines_per_node} engine(s) of rollout.engine.tensor_parallel="
         engines += f"{rollout.engine.tensor_parallel}"
@@ -51,8 +65,62 @@ def layout(recipe: Recipe, nodes: int, gpus_per_node: int, engine_nodes: int = 0
             _check(ranks_per_node + engine_gpus, gpus_per_node, f"{what} and {engines}")
         else:
             _check(ranks_per_node, gpus_per_node, what)
-            _check(engine_gpus, gpus_per_node, engines)
+            _check(engine_gpus, engine_gpus_per_node, engines)
     return Layout(nodes, ranks_per_node, places, engines_per_node, first)
+
+
+def idle_gpus(
+    recipe: Recipe,
+    nodes: int,
+    gpus_per_node: int,
+    engine_nodes: int = 0,
+    engine_gpus_per_node: int | None = None,
+) -> str | None:
+    """How many of a job's GPUs neither ranks nor engines use, and what would use them; None where
+    all are used. Arguments as ``layout``, which accepts them."""
+    others = (gpus_per_node, engine_nodes, engine_gpus_per_node)
+    idle = _idle(recipe, nodes, *others)
+    if idle <= 0:
+        return None
+    every = nodes * gpus_per_node + engine_nodes * _engine_gpus(*others)
+    ways: dict[str, str] = {}  # the best of each kind comes first
+    for kind, number, other, on_nodes in _other_ways(recipe, nodes, every):
+        try:
+            layout(other, on_nodes, *others)
+        except ValueError:
+            continue
+        if _idle(other, on_nodes, *others) < idle:
+            ways.setdefault(kind, f"{kind}={number}")
+    told = f"{idle} of the job's {every} GPUs are used by nothing"
+    return told + (f"; {' or '.join(ways.values())} would leave fewer idle" if ways else "")
+
+
+def _other_ways(recipe: Recipe, nodes: int, gpus: int) -> Iterator[tuple[str, int, Recipe, int]]:
+    """What could be changed, to which number, the recipe with that and the nodes of its ranks."""
+    trainer, rollout = recipe.trainer, recipe.rollout
+    size = trainer.tensor_parallel * trainer.pipeline_parallel
+    for replicas in range(gpus // size, trainer.data_parallel, -1):
+        changed = trainer.model_copy(update={"data_parallel": replicas})
+        other = recipe.model_copy(update={"trainer": changed})
+        yield "trainer.data_parallel", replicas, other, nodes
+    for engines in range(gpus // rollout.engine.tensor_parallel, rollout.engines, -1):
+        if rollout.engines:
+            more = rollout.model_copy(update={"engines": engines})
+            other = recipe.model_copy(update={"rollout": more})
+            yield "rollout.engines", engines, other, nodes
+    for fewer in range(1, nodes):
+        yield "cluster.nodes", fewer, recipe, fewer
+
+
+def _idle(recipe: Recipe, nodes: int, gpus: int, engine_nodes: int, engine_gpus: int | None) -> int:
+    ranks = ParallelLayout.of(recipe.trainer).num_ranks
+    used = ranks + recipe.rollout.engines * recipe.rollout.engine.tensor_parallel
+    return nodes * gpus + engine_nodes * _engine_gpus(gpus, engine_nodes, engine_gpus) - used
+
+
+def _engine_gpus(gpus: int, engine_nodes: int, engine_gpus: int | None) -> int:
+    """Of a node with engines."""
+    return gpus if not engine_nodes or engine_gpus is None else engine_gpus
 
 
 def _check(needed: int, gpus: int, what: str) -> None:

@@ -272,12 +272,15 @@ class ClusterSection(Section):
     time: str | None = None  # limit, as sbatch has it: 30, 8:00:00, 1-12:00:00
     account: str | None = None
     partition: str | None = None
+    engine_gpus_per_node: int | None = Field(None, ge=0)  # of the second group; default: as above
+    engine_partition: str | None = None  # of the second group; default: as above
     container: Literal["none", "pyxis", "apptainer"] = "none"
     image: str | None = None  # the trainer's
     engine_image: str | None = None
     mounts: tuple[str, ...] = ()  # HOST:CONTAINER; default: the folder that the job is sent from
     env_file: str | None = None  # NCCL and vLLM settings, such as slurm/cluster.env
     flags: tuple[str, ...] = ()  # further ones of sbatch, for every group: --qos=high
+    engine_flags: tuple[str, ...] = ()  # of the second group, in place of those of the same name
     max_requeues: int = Field(3, ge=0)  # in a row, without a new checkpoint between them
 
 

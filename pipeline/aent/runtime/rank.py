@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+SMI_S = 20.0  # for nvidia-smi to answer
 
 # torchrun's variable -> what srun sets for each task
 SLURM = {
@@ -16,12 +22,15 @@ SLURM = {
 
 
 def read_place() -> int:
-    """Complete torchrun's variables from Slurm's where srun started this process; return the rank.
+    """Write torchrun's variables after Slurm's where srun started this process; return the rank.
 
-    The batch script sets MASTER_ADDR and MASTER_PORT. Raises RuntimeError naming what is missing.
+    srun has where Slurm has numbered this task and no torchrun is inside of it; what a shell had of
+    RANK and the like before does not count. The batch script sets MASTER_ADDR and MASTER_PORT.
+    Raises RuntimeError naming what is missing.
     """
-    if "RANK" not in os.environ:
+    if "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         for name, source in SLURM.items():
+            os.environ.pop(name, None)
             if source in os.environ:
                 os.environ[name] = os.environ[source]
     needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -32,6 +41,27 @@ def read_place() -> int:
             "not in its environment"
         )
     return int(os.environ["RANK"])
+
+
+def given_gpus() -> set[str] | None:
+    """The GPUs of this machine that Slurm has given to this step, as the driver names them: indices
+    or UUIDs. None where nothing says so."""
+    names = ["CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS"]
+    if os.environ.get("SLURM_JOB_NUM_NODES") == "1":  # else it is of the job's first node
+        names.append("SLURM_JOB_GPUS")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    return None if given is None else set(given.split(","))
+
+
+def keep_to_given_gpus() -> None:
+    """Set CUDA_VISIBLE_DEVICES where Slurm has not (``--gpu-bind=none`` of newer versions), and the
+    driver shows more GPUs than this step was given: the others are another job's."""
+    given = given_gpus()
+    if given is None or os.environ.get("CUDA_VISIBLE_DEVICES") or not shutil.which("nvidia-smi"):
+        return
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SMI_S)
+    if len(listed.stdout.splitlines()) > len(given):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sorted(given, key=lambda g: (len(g), g)))
 
 
 def own_device(local_rank: int, visible: int) -> int:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from aent.runtime.network import own_address
+from aent.runtime.rank import given_gpus
 
 GIB = 2**30
 PEERS_DEADLINE_S = 120.0  # for the other nodes to come and to be reached
@@ -31,18 +32,22 @@ def main(arguments: list[str]) -> int:
     """Return the exit code: 0, or 1 with one line per fault on stderr."""
     parser = argparse.ArgumentParser(prog="aent.slurm.preflight")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--gpus", type=int, default=0, help="that this node must have")
+    parser.add_argument("--gpus", type=int, default=0, help="that a node with ranks must have")
+    parser.add_argument("--trainer-nodes", type=int, help="the first so many; default: all")
+    parser.add_argument("--engine-gpus", type=int, default=0, help="that the other nodes must have")
     parser.add_argument("--gpu-free", type=float, default=0.9, help="share of its memory")
     parser.add_argument("--disk-gib", type=float, default=10.0, help="free in the run folder")
     parser.add_argument("--shm-gib", type=float, default=1.0, help="free in /dev/shm")
     given = parser.parse_args(arguments)
     name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    faults = gpu_faults(given.gpus, given.gpu_free) if given.gpus else []
+    nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
+    with_ranks = given.trainer_nodes is None or place < given.trainer_nodes
+    gpus = given.gpus if with_ranks else given.engine_gpus
+    faults = gpu_faults(gpus, given.gpu_free) if gpus else []
     faults += folder_faults(given.run_dir, given.disk_gib)
     faults += folder_faults(Path("/dev/shm"), given.shm_gib)
     faults += folder_faults(Path(tempfile.gettempdir()), 0.1)
     try:
-        nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
         # a requeued job has the same number: what its earlier start has left is not met again
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
         start = f"{os.environ['SLURM_JOB_ID']}-{restarts}-{os.environ['SLURM_STEP_ID']}"
@@ -55,9 +60,13 @@ def main(arguments: list[str]) -> int:
 
 
 def gpu_faults(wanted: int, free_share: float) -> list[str]:
-    """GPUs that are missing, or that something else still holds memory of (nvidia-smi's view)."""
-    query = ["nvidia-smi", "--query-gpu=index,memory.free,memory.total", "--format=csv,noheader"]
-    query[-1] += ",nounits"
+    """GPUs that are missing, or that something else still holds memory of (nvidia-smi's view).
+
+    Of a node that jobs share, and whose every GPU a job can see, those count that Slurm has given
+    to this one.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free,memory.total"]
+    query += ["--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError) as error:
@@ -67,11 +76,20 @@ def gpu_faults(wanted: int, free_share: float) -> list[str]:
         return [f"nvidia-smi ended with code {answer.returncode}: {words}"]
     lines = answer.stdout.splitlines()
     faults = [] if len(lines) >= wanted else [f"{len(lines)} GPUs, {wanted} are needed"]
+    own = given_gpus() if len(lines) > wanted else None
+    if len(lines) > wanted and own is None:
+        faults.append(
+            f"{len(lines)} GPUs are here and {wanted} are this job's, but neither "
+            "CUDA_VISIBLE_DEVICES nor SLURM_STEP_GPUS says which"
+        )
     for line in lines:
+        index, uuid, *memory = (word.strip() for word in line.split(","))
+        if own is not None and not {index, uuid} & own:
+            continue
         try:
-            index, free, total = map(int, line.split(","))
+            free, total = map(int, memory)
         except ValueError:  # "[N/A]", or an error in the place of a number
-            faults.append(f"nvidia-smi knows no memory of a GPU (index, free, total): {line}")
+            faults.append(f"nvidia-smi knows no memory of a GPU (index, uuid, free, total): {line}")
             continue
         if free < free_share * total:
             faults.append(f"GPU {index} has {free} of {total} MiB free: another process holds it")

@@ -1,8 +1,8 @@
 """A job's first step, on one node: the run's folder, and what the batch script must know.
 
 ``python -m aent.slurm.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
-[--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks everything and writes
-``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
+[--engine-gpus-per-node G] [--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks
+everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aent.checkpoint import folders, resume
 from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
 from aent.launch.start import prepare, rank_environment
-from aent.layout.nodes import Layout, layout
+from aent.layout.nodes import Layout, idle_gpus, layout
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.folder import run_folder
 from aent.recipe.load import RecipeError, load
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--engine-nodes", type=int, default=0)
+    parser.add_argument("--engine-gpus-per-node", type=int)
     parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
     parser.add_argument("recipe")
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> int:
         own = [f"run_dir={shlex.quote(given.run_dir)}", "resume=auto"]
         recipe = load(data_path(given.recipe), [*given.overrides, *own])
         faults = check(recipe)
-        place = layout(recipe, given.nodes, given.gpus_per_node, given.engine_nodes)
+        engines = (given.engine_nodes, given.engine_gpus_per_node)
+        place = layout(recipe, given.nodes, given.gpus_per_node, *engines)
+        idle = idle_gpus(recipe, given.nodes, given.gpus_per_node, *engines)
         if given.sweep is not None and not faults:
             tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
             update = {"tracking": recipe.tracking.model_copy(update=tracking)}
@@ -60,6 +63,8 @@ def main(arguments: list[str]) -> int:
     if faults:
         print("\n".join(f"aent: {redacted(fault)}" for fault in faults), file=sys.stderr)
         return 2
+    if idle is not None:
+        print(f"aent: {idle}", file=sys.stderr)
     try:
         if finished(recipe):
             write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")

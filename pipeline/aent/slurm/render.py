@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -19,7 +20,11 @@ from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
 HETJOB = "#SBATCH hetjob"
-STATUS_FORMAT = "%i|%T|%M|%D|%R|%k"  # number, state, run time, nodes, reason, comment: run folder
+STATUS_FORMAT = "%i|%T|%M|%D|%R|%o"  # number, state, run time, nodes, reason, script
+# of the caller's Slurm variables, those that say where Slurm is; the rest describe a job or a step
+# that the caller is in, and would size, bind or number the new one's tasks (sbatch passes them on)
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SQUEUE_TIMEOUT_S = 60.0
 
 
@@ -49,11 +54,9 @@ def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
 
     Raises ValueError, with the reason, where the recipe does not fit the nodes.
     """
-    cluster = recipe.cluster
-    layout(recipe, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
+    layout(recipe, *nodes_of(recipe.cluster))
     run_dir = _run_dir(recipe)
     flags = [f"--job-name={recipe.name}", f"--output={_quoted(_beside(run_dir, '.log'))}"]
-    flags += [f"--comment={_quoted(run_dir)}"]
     settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
     settings += [f"set -- {_arguments(source, overrides)}"]
     said = f"aent slurm render {shlex.join([source, *overrides])}"
@@ -79,7 +82,7 @@ def render_array(
             raise ValueError(f"{source} has another cluster section than {runs[0][0]}: not one job")
         if cluster.engine_nodes:
             raise ValueError(f"{source}: engine_nodes: Slurm has no arrays of heterogeneous jobs")
-        layout(recipe, cluster.nodes, cluster.gpus_per_node, 0)
+        layout(recipe, *nodes_of(cluster))
     log = _quoted(folder / "task-%a.log", keep="%a.log")
     name = re.sub(r"\s", "_", folder.name)
     flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
@@ -89,6 +92,16 @@ def render_array(
         settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
     settings += ["esac", "export RUN_DIR"]
     return Script(_text(said, first, flags, settings), folder / "array.sbatch")
+
+
+def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
+    """What ``layout.nodes`` asks of a job, as the recipe describes it."""
+    return (
+        cluster.nodes,
+        cluster.gpus_per_node,
+        cluster.engine_nodes,
+        cluster.engine_gpus_per_node,
+    )
 
 
 def _run_dir(recipe: Recipe) -> Path:
@@ -152,16 +165,24 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
             groups.append([])
         elif line.startswith("#SBATCH "):
             groups[-1].append(line.removeprefix("#SBATCH "))
-    for number, (own, nodes) in enumerate(zip(groups, (cluster.nodes, cluster.engine_nodes))):
-        asked = [f"--nodes={nodes}", f"--gpus-per-node={cluster.gpus_per_node}"]
-        for flag in ("time", "account", "partition"):
-            if getattr(cluster, flag) is not None:
-                asked.append(f"--{flag}={getattr(cluster, flag)}")
-        if number == 0:
-            asked += flags
-        else:
+    for number, own in enumerate(groups):
+        if number:
             yield HETJOB
-        by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked, *cluster.flags]}
+            gpus, partition = cluster.engine_gpus_per_node, cluster.engine_partition
+            gpus = cluster.gpus_per_node if gpus is None else gpus
+            asked = [f"--nodes={cluster.engine_nodes}", *cluster.flags, *cluster.engine_flags]
+        else:
+            gpus, partition = cluster.gpus_per_node, None
+            asked = [f"--nodes={cluster.nodes}", *flags, *cluster.flags]
+        of_group = {"time": cluster.time, "account": cluster.account}
+        of_group["partition"] = partition or cluster.partition
+        asked += [f"--{name}={value}" for name, value in of_group.items() if value is not None]
+        by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked]}
+        # a site that knows --gres alone refuses the other flag
+        if not by_flag.get("--gres", "").startswith("--gres=gpu"):
+            by_flag["--gpus-per-node"] = f"--gpus-per-node={gpus}"
+        else:
+            by_flag.pop("--gpus-per-node", None)
         yield from (f"#SBATCH {flag}" for flag in by_flag.values())
 
 
@@ -219,8 +240,8 @@ def status(recipe: Recipe) -> str:
         return f"no job of yours called {recipe.name} is known to Slurm (squeue)"
     rows = [["job", "state", "time", "nodes", "where, or why not", "steps", "run folder"]]
     for line in lines:
-        *shown, comment = line.split("|", 5)
-        run_dir = Path(comment) if comment not in ("", "(null)") else None
+        *shown, script = line.split("|", 5)
+        run_dir = Path(script).with_suffix("") if script.endswith(".sbatch") else None
         rows.append([*shown, _steps(run_dir, recipe.steps), str(run_dir or "")])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
@@ -237,7 +258,9 @@ def _steps(run_dir: Path | None, steps: int) -> str:
 
 def _slurm(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S, env=_environment()
+        )
     except FileNotFoundError:
         raise SlurmError(f"{command[0]} is not here: this machine has no Slurm client") from None
     except subprocess.TimeoutExpired:
@@ -245,3 +268,13 @@ def _slurm(command: list[str]) -> str:
     if done.returncode:
         raise SlurmError(done.stderr.strip() or f"{command[0]} ended with code {done.returncode}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, without what it has of a job or a launcher of its own."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT
+        or not (name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_")) or name in LAUNCHERS)
+    }

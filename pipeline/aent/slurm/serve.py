@@ -20,6 +20,7 @@ from aent.inference.keeper import Keeper
 from aent.recipe.load import load
 from aent.runtime import children
 from aent.runtime.network import own_address
+from aent.runtime.rank import keep_to_given_gpus
 
 POLL_S = 0.5
 
@@ -27,6 +28,7 @@ POLL_S = 0.5
 def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     """Serve until SIGTERM (0), or until the server has ended for good (1)."""
     children.die_with_parent()
+    keep_to_given_gpus()
     recipe = load(run_dir / "recipe.yaml")
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
     first_gpu += place * recipe.rollout.engine.tensor_parallel

@@ -1,0 +1,178 @@
+"""The batch script's own logic, with stand-ins for Slurm's programs (``slurm.fake``)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm.fake import FakeJob
+
+TERMINATED = "exit 143"  # what srun ends with when Slurm has sent TERM to its tasks
+LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> FakeJob:
+    return FakeJob(tmp_path)
+
+
+def test_nothing_of_the_callers_job_or_launcher_reaches_a_task(job: FakeJob) -> None:
+    foreign = {
+        "SLURM_CPU_BIND": "mask_cpu:0x0f",
+        "SLURM_CPU_BIND_TYPE": "mask_cpu:",
+        "SLURM_MEM_PER_CPU": "2048",
+        "SLURM_NTASKS": "1",
+        "SLURM_GPUS": "1",
+        "SLURM_GPU_BIND": "single:1",
+        "SLURM_STEP_ID": "3",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+    code, log = job.run(**foreign, SLURM_EXPORT_ENV="NONE", SLURM_GPUS_PER_NODE="h100:4")
+    assert code == 0, log
+    for step in ("prepare", "preflight", "serve", "rank", "watch"):
+        flags, _, seen = job.step(step)
+        assert not foreign.keys() & seen.keys(), step
+        assert {"MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"} <= seen.keys(), step
+        assert "--overlap" in flags
+    assert job.step("rank")[2]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_ranks_meet_at_a_port_that_no_outgoing_connection_takes(job: FakeJob) -> None:
+    low, high = map(int, LOCAL_PORTS.read_text().split())
+    if low <= 12000 and high >= 63000:
+        pytest.skip(f"{LOCAL_PORTS}: the kernel takes any port")
+    ports = set()
+    for number in ("5015042", "5015043", "17"):
+        assert job.run(SLURM_JOB_ID=number)[0] == 0
+        port = int(job.step("rank")[2]["MASTER_PORT"])
+        assert 1024 < port < 65536
+        assert not low <= port <= high
+        ports.add(port)
+    assert len(ports) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"),
+    [
+        ({}, "0"),
+        ({"SLURM_GPUS_PER_NODE": "8"}, "8"),
+        ({"SLURM_GPUS_PER_NODE": "h100:8"}, "8"),
+        ({"TRES": "gres:gpu:8"}, "8"),  # --gres=gpu:8, as Slurm before 23 shows it
+        ({"TRES": "gres/gpu:h100:4,gres/x:1"}, "4"),
+    ],
+)
+def test_gpus_are_counted_however_they_were_asked_for(
+    job: FakeJob, given: dict[str, str], gpus: str
+) -> None:
+    code, log = job.run(**given)
+    assert code == 0, log
+    assert f"--gpus-per-node={gpus} " in job.step("prepare")[1]
+    assert f"--gpus={gpus} " in job.step("preflight")[1]
+    # Slurm names a step's GPUs in CUDA_VISIBLE_DEVICES, which --gpu-bind=none keeps it from
+    assert not [flag for flag in job.step("rank")[0] if flag.startswith("--gpu")]
+
+
+def test_ranks_that_slurm_has_ended_alone_are_a_preemption(job: FakeJob) -> None:
+    code, log = job.run(RANKS_DO=TERMINATED)
+    assert (code, job.requeues) == (0, 1), log
+    assert "aent: requeued" in log
+
+
+def test_so_is_a_first_step_that_slurm_has_ended(job: FakeJob) -> None:
+    code, log = job.run(PREPARE="143")
+    assert (code, job.requeues) == (0, 1), log
+
+
+@pytest.mark.parametrize("ranks", ["exit 1", "exit 137"])
+def test_ranks_that_failed_are_not(job: FakeJob, ranks: str) -> None:
+    code, log = job.run(RANKS_DO=ranks)
+    assert (code, job.requeues) == (int(ranks.split()[1]), 0), log
+
+
+def test_a_job_that_is_being_cancelled_is_not_brought_back(job: FakeJob) -> None:
+    """Its steps may be gone before its script hears of it."""
+    process = job.start(RANKS_DO=f"echo COMPLETING >$FAKE/state; {TERMINATED}")
+    wait_until(lambda: job.state == "COMPLETING")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    log, _ = process.communicate(timeout=60)
+    assert (process.returncode, job.requeues) == (143, 0), log
+    # the step that is there already is told, for such a job starts no more
+    assert (job.folder / "run" / "verdict").read_text() == "KILLED\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "asked"),
+    [
+        ({"REFUSALS": "3"}, 0, 4),  # Slurm's controller was away
+        ({"REFUSALS": "99"}, 85, 6),
+        ({"REFUSALS": "99", "REQUEUE": "0"}, 85, 1),  # sbatch --no-requeue
+    ],
+)
+def test_a_requeue_that_fails_is_tried_again(
+    job: FakeJob, given: dict[str, str], code: int, asked: int
+) -> None:
+    got, log = job.run(RANKS_DO="exit 85", **given)
+    assert (got, job.requeues) == (code, asked), log
+    assert ("aent: not requeued" in log) == (code == 85)
+
+
+def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None:
+    """Ranks that do not come to a boundary in time are ended, whatever SLURM_TIME_FORMAT says."""
+    (job.folder / "end").write_text("1999-01-01T00:00:00\n")
+    beats = "touch $RUN_DIR/heartbeats/rank{0,1,2,3}.json"
+    ranks = (
+        f"{beats}; trap '' USR1; touch $FAKE/began; sleep 60 & trap 'kill $!; exit 137' TERM; wait"
+    )
+    process = job.start(RANKS_DO=f"{ranks}; wait", SLURM_TIME_FORMAT="relative")
+    wait_until((job.folder / "began").exists)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGUSR1)
+    log, _ = process.communicate(timeout=60)
+    assert (process.returncode, job.requeues) == (0, 1), log
+
+
+@pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
+def test_steps_in_containers(job: FakeJob, kind: str) -> None:
+    settings = job.folder / "cluster.env"
+    settings.write_text("export NCCL_SOCKET_IFNAME=ib0\n#export NCCL_DEBUG=INFO\n")
+    images = {"IMAGE": "/i/t", "ENGINE_IMAGE": "/i/e", "MOUNTS": "/data:/data"}
+    code, log = job.run(
+        CONTAINER=kind, CLUSTER_ENV=str(settings), SLURM_GPUS_PER_NODE="4", **images
+    )
+    assert code == 0, log
+    names = {}
+    for step, image in (("prepare", "/i/t"), ("rank", "/i/t"), ("serve", "/i/e")):
+        flags, command, seen = job.step(step)
+        mounts = f"/data:/data,{job.folder}:{job.folder}"
+        cache = job.folder / ".cache"  # beside the run, on a file system that all nodes see
+        assert (seen["PYTHONNOUSERSITE"], seen["XDG_CACHE_HOME"]) == ("1", str(cache))
+        if kind == "apptainer":
+            flag = f"apptainer exec --pwd {job.folder} --bind {mounts} --nv {image} true -m aent."
+            assert command.startswith(flag)
+            continue
+        given = dict(flag.split("=", 1) for flag in flags if flag.startswith("--container"))
+        names[step] = given.pop("--container-name")
+        ours = set(given.pop("--container-env").split(","))
+        assert {"MASTER_PORT", "NCCL_SOCKET_IFNAME", "PYTHONNOUSERSITE", "XDG_CACHE_HOME"} <= ours
+        assert ("HF_HUB_OFFLINE" in ours) == (step != "prepare")
+        assert "NCCL_DEBUG" not in ours
+        assert given == {
+            "--container-image": image,
+            "--container-workdir": str(job.folder),
+            "--container-mounts": mounts,
+        }
+    if kind == "pyxis":  # an image is unpacked once on each node
+        assert names["prepare"] == names["rank"] != names["serve"]
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
