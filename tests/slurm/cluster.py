@@ -65,6 +65,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=grace Nodes=ALL GraceTime=60 MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
 """
 
@@ -167,6 +168,7 @@ exec slurmd -D -N {name}"""
 
     def _start(self) -> None:
         folder = self.folder
+        folder.chmod(0o755)  # ordinary users read the configuration
         for name in ("munge", "spool", "state"):
             (folder / name).mkdir(mode=0o755)
         for gpu in range(self.gpus):

@@ -1,0 +1,145 @@
+"""What only a real Slurm shows of the batch script: the devices of its tasks, a preemption with a
+grace time, the signal before the time limit. The steps do nothing but what a test tells them, so
+that these take seconds.
+
+Which cores a task gets is not looked at: task/affinity wants as many real ones as a node has."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm.cluster import Cluster
+from slurm.conftest import SLURM
+from slurm.jobs import Job
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+NOBODY = "65534"
+# in the place of PYTHON, called as `PYTHON -m aent.slurm.STEP RUN_DIR ...`; two ranks on each of
+# the job's nodes and an engine on the first
+STEPS = r"""#!/bin/bash
+run=$3
+seen() {
+  echo "$1 $SLURM_PROCID $(hostname) $SLURM_LOCALID ${CUDA_VISIBLE_DEVICES-unset}" >>"$run/seen"
+}
+case $2 in
+  aent.slurm.prepare)
+    mkdir -p "$run/logs" "$run/heartbeats"
+    nodes=${4#--nodes=}
+    printf '%s\n' FINISHED= MODEL_PATH=/m RANKS=$((2 * nodes)) RANKS_PER_NODE=2 ENGINES=1 \
+      ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 >"$run/job.env"
+    for ((rank = 0; rank < 2 * nodes; rank++)); do touch "$run/heartbeats/rank$rank.json"; done ;;
+  aent.slurm.serve) seen engine; exec sleep 600 ;;
+  aent.slurm.watch) trap '' TERM; until [ -e "$run/verdict" ]; do sleep .1; done ;;
+  aent.launch.rank)
+    trap 'exit 85' USR1
+    seen rank
+    [ -z "${ONCE:-}" ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """That an ordinary user may write into, with the stand-in for PYTHON."""
+    with tempfile.TemporaryDirectory(prefix="aent-steps-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "steps").write_text(STEPS)
+        (folder / "steps").chmod(0o755)
+        for script in SLURM.glob("*.sbatch"):  # of a checkout that others cannot read
+            (folder / script.name).write_text(script.read_text())
+        yield folder
+
+
+def send(
+    cluster: Cluster, folder: Path, name: str, *flags: str, user: str = "0", **env: str
+) -> Job:
+    """A job of that user whose run and log lie in the folder."""
+    own = {"RUN_DIR": str(folder / name), "PYTHON": str(folder / "steps"), **env}
+    settings = [f"{key}={value}" for key, value in own.items()]
+    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "env", *settings]
+    script = [str(folder / "train.sbatch"), "recipe.yaml"]
+    log = folder / f"{name}.log"
+    command = ["sbatch", "--parsable", f"--output={log}", *flags, *script]
+    number = cluster.run(*as_user, *command, cwd=folder).stdout.strip()
+    return Job(cluster, number, folder / name, log)
+
+
+def seen(job: Job, kind: str) -> list[list[str]]:
+    lines = (line.split() for line in (job.run_dir / "seen").read_text().splitlines())
+    return sorted(line[1:] for line in lines if line[0] == kind)
+
+
+def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder: Path) -> None:
+    shared = ("--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=4", "--nodelist=node0")
+    two = ("--gpus-per-node=2",), ("--gres=gpu:2",)
+    jobs = [
+        send(cluster, folder, f"shared{n}", *shared, *flags, ONCE="1")
+        for n, flags in enumerate(two)
+    ]
+    whole = send(cluster, folder, "whole", "--nodes=2", "--gpus-per-node=4")
+    assert whole.wait() == "COMPLETED", whole.log
+    ranks = seen(whole, "rank")
+    assert [rank[:3] for rank in ranks] == [
+        ["0", "node1", "0"],
+        ["1", "node1", "1"],
+        ["2", "node2", "0"],
+        ["3", "node2", "1"],
+    ]
+    assert {rank[3] for rank in ranks} == {"0,1,2,3"}
+    devices = []
+    for job in jobs:
+        wait_until(lambda job=job: len((job.run_dir / "seen").read_text().splitlines()) == 3)
+        assert cluster.state(job.number) == "RUNNING", job.log
+        (engine,), ranks = seen(job, "engine"), seen(job, "rank")
+        assert {rank[3] for rank in ranks} == {engine[3]}
+        devices += engine[3].split(",")
+    assert sorted(devices) == ["0", "1", "2", "3"]  # each job's are its own
+    cluster.run("scancel", *(job.number for job in jobs))
+    for job in jobs:
+        assert job.wait() == "CANCELLED", job.log
+        assert (job.run_dir / "verdict").read_text() == "KILLED\n"
+    cluster.wait_until_idle()
+
+
+def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: Path) -> None:
+    """Slurm tells the steps alone, and requeues the job itself when that time is over."""
+    flags = ("--partition=grace", "--nodes=2", "--gpus-per-node=0")
+    job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1")
+    wait_until((job.run_dir / "seen").exists)
+    cluster.submit(
+        "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true", "--output=/dev/null"
+    )
+    assert job.wait() == "COMPLETED", job.log
+    assert job.log.count("aent: requeued") == 1, job.log
+    assert cluster.show(job.number)["Restarts"] == "1"
+    cluster.wait_until_idle()
+
+
+def test_the_signal_before_the_time_limit_is_a_requeue(cluster: Cluster, folder: Path) -> None:
+    flags = ("--nodes=1", "--gpus-per-node=0", "--time=2", "--signal=B:USR1@100")
+    job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1", SAVE_MARGIN="5")
+    assert job.wait() == "COMPLETED", job.log
+    assert "aent: asked to end" in job.log
+    assert cluster.show(job.number)["Restarts"] == "1"
+    assert os.stat(job.run_dir).st_uid == int(NOBODY)
+    cluster.wait_until_idle()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 100
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:  # not there yet
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
