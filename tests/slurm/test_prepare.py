@@ -1,6 +1,9 @@
 """Starts of a job: how many without progress, and whether anything is left to do."""
 
+import errno
+import fcntl
 import json
+import os
 
 import pytest
 
@@ -8,8 +11,8 @@ from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
 from aent.recipe.load import load
 from aent.slurm import starts
-from aent.slurm.prepare import count_start, finished, main
-from wording import naming
+from aent.slurm.prepare import BusyError, count_start, finished, main, only_job
+from wording import assert_names, naming
 
 
 def start(run_dir, checkpoint, most=2):
@@ -29,6 +32,34 @@ def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_pa
         start(tmp_path, "step_000005")
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # somebody has sent it again, and knows why
     start(tmp_path, "step_000005")
+
+
+def test_a_folder_is_for_one_job_at_a_time(tmp_path, capfd, monkeypatch):
+    starts.note(tmp_path, {"job": "7", "checkpoint": None})
+    (tmp_path / "recipe.yaml").touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    job = [str(tmp_path), "--nodes=1", "--gpus-per-node=0", "--alive=7 8", "recipes/cpu/tiny.yaml"]
+    assert main(job) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert_names(said, tmp_path, "job 7")
+    assert not (tmp_path / "job.env").exists()
+    with only_job(tmp_path, ["8"]):  # job 7 is over, however it ended
+        starts.note(tmp_path, {"job": "8", "checkpoint": None})
+    with only_job(tmp_path, ["8", "9"]):  # a requeued job is the same one
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(BusyError, match=naming("job 8")), only_job(tmp_path, ["7", "8"]):
+        pass
+
+
+def test_a_file_system_without_locks_is_told_and_costs_no_job(tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_job(tmp_path / "run", []):
+        assert not (tmp_path / "run").exists()
+    assert_names(capsys.readouterr().err, tmp_path / ".run.lock", os.strerror(errno.ENOLCK))
 
 
 def test_a_run_is_finished_when_its_policy_is_there_and_no_step_is_missing(tmp_path):

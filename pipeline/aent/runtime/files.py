@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 T = TypeVar("T")
 ATTEMPTS, PAUSE_S = 3, 1.0  # of reading, and between two
@@ -66,18 +67,33 @@ def folder_problem(folder: Path) -> str | None:
     return None
 
 
+class NoLocksError(OSError):
+    """The file system has no flock (some parallel ones want a mount option for it)."""
+
+
+def _flock(file: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        why = f"its file system knows no locks (flock: {error.strerror})"
+        raise NoLocksError(error.errno, why, str(path)) from error
+
+
 @contextmanager
 def locked(path: Path, timeout_s: float, what: str) -> Iterator[None]:
     """Hold the lock of this file, which is made and stays.
 
     what: an infinitive, what it is held for. Raises TimeoutError if another process has it for
-    ``timeout_s``, OSError where the file cannot be made or the file system knows no locks.
+    ``timeout_s``, NoLocksError where the file system knows none, OSError where the file cannot be
+    made.
     """
     deadline = time.monotonic() + timeout_s
     with path.open("w") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(file, path)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:

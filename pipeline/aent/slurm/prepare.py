@@ -11,6 +11,8 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -25,13 +27,14 @@ from aent.recipe.load import RecipeError, load
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
-from aent.runtime.files import write_whole
+from aent.runtime.files import NoLocksError, locked, write_whole
 from aent.slurm import starts
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
+LOCK_S = 600.0  # for another job to be prepared in the same folder: it makes a bundled model, say
 
 
 def main(arguments: list[str]) -> int:
@@ -44,6 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--engine-gpus-per-node", type=int)
     parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
+    parser.add_argument("--alive", default="", help="numbers of the user's jobs, this one included")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -66,18 +70,49 @@ def main(arguments: list[str]) -> int:
     if idle is not None:
         print(f"aent: {idle}", file=sys.stderr)
     try:
-        if finished(recipe):
-            write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
-            return 0
-        run_dir, model_path = prepare(recipe)
-        count_start(run_dir, given.max_requeues)
-        (run_dir / "logs").mkdir(exist_ok=True)
-        write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
-    except (CheckpointError, StoreError, AddressError, OSError) as error:
+        with only_job(run_folder(recipe), given.alive.split()):
+            if finished(recipe):
+                write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
+                return 0
+            run_dir, model_path = prepare(recipe)
+            count_start(run_dir, given.max_requeues)
+            (run_dir / "logs").mkdir(exist_ok=True)
+            write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
+    except (BusyError, CheckpointError, StoreError, AddressError, OSError) as error:
         lines = redacted(str(error)).splitlines()
         print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
         return 2
     return 0
+
+
+class BusyError(RuntimeError):
+    """Another job works in the run's folder."""
+
+
+@contextmanager
+def only_job(run_dir: Path, alive: Sequence[str]) -> Iterator[None]:
+    """Held while a job is prepared, at whose end its start is noted: of two that begin at once, the
+    second finds the first.
+
+    Raises BusyError where the job that has started last in this folder is another one and, being
+    among those ``alive``, not over.
+    """
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    # beside it: a folder that a run can begin in is empty
+    lock = locked(run_dir.with_name(f".{run_dir.name}.lock"), LOCK_S, "prepare its job")
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except NoLocksError as error:
+            print(f"aent: {error}: another job that starts now is not noticed", file=sys.stderr)
+        last = starts.noted(run_dir)[-1:]
+        owner = last[0].get("job") if last else None
+        if owner in alive and owner != os.environ.get("SLURM_JOB_ID"):
+            raise BusyError(
+                f"{run_dir}: job {owner}, which works in this folder, waits or runs: let it end, "
+                "cancel it, or name another RUN_DIR"
+            )
+        yield
 
 
 def finished(recipe: Recipe) -> bool:
