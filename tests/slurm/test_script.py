@@ -34,6 +34,7 @@ def test_nothing_of_the_callers_job_or_launcher_reaches_a_task(job: FakeJob) -> 
     }
     code, log = job.run(**foreign, SLURM_EXPORT_ENV="NONE", SLURM_GPUS_PER_NODE="h100:4")
     assert code == 0, log
+    assert "--disk-gib=7.5" in job.step("preflight")[1]  # what prepare has counted
     for step in ("prepare", "preflight", "serve", "rank", "watch"):
         flags, _, seen = job.step(step)
         assert not foreign.keys() & seen.keys(), step

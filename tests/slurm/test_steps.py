@@ -32,8 +32,8 @@ case $2 in
   aent.slurm.prepare)
     mkdir -p "$run/logs" "$run/heartbeats"
     nodes=${4#--nodes=}
-    printf '%s\n' FINISHED= MODEL_PATH=/m RANKS=$((2 * nodes)) RANKS_PER_NODE=2 ENGINES=1 \
-      ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 >"$run/job.env"
+    printf '%s\n' FINISHED= MODEL_PATH=/m DISK_GIB=1 RANKS=$((2 * nodes)) RANKS_PER_NODE=2 \
+      ENGINES=1 ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 >"$run/job.env"
     for ((rank = 0; rank < 2 * nodes; rank++)); do touch "$run/heartbeats/rank$rank.json"; done ;;
   aent.slurm.serve) seen engine; exec sleep 600 ;;
   aent.slurm.watch) trap '' TERM; until [ -e "$run/verdict" ]; do sleep .1; done ;;

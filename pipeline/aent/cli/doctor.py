@@ -273,17 +273,17 @@ def _port_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
+    from aent.estimate.disk import disk_bytes
     from aent.estimate.memory import estimate
-    from aent.models.facts import model_facts
     from aent.recipe.folder import run_folder
 
-    # the trained policy in 32 bits; while it replaces an older one both are there
-    needed = 2 * 4 * model_facts(recipe.model).parameters
+    needed = disk_bytes(recipe)
     place = nearest_existing(run_folder(recipe))
     free = shutil.disk_usage(place).free
     if needed > free:
         yield (
-            f"disk: the run's folder needs about {needed / GIB:.1f} GiB, {place} has "
+            f"disk: the run's folder needs about {needed / GIB:.1f} GiB (checkpoint.keep="
+            f"{recipe.checkpoint.keep} and one more, and the policy), {place} has "
             f"{free / GIB:.1f} GiB free"
         )
     memory = estimate(recipe)

@@ -93,6 +93,7 @@ def _dry_run(recipe: Recipe) -> None:
     from aent.checks import model as check_model
     from aent.checks.engines import taken_ports
     from aent.checks.recipe import check
+    from aent.estimate.disk import describe_disk
     from aent.estimate.memory import estimate
     from aent.estimate.processes import describe
     from aent.models.facts import are_known, is_here, is_published
@@ -105,6 +106,7 @@ def _dry_run(recipe: Recipe) -> None:
     if are_known(recipe.model):
         print(describe(recipe))
         print(estimate(recipe))
+        print(describe_disk(recipe))
     if is_published(recipe.model):
         print(f"not checked: {recipe.model.path} is not here; sizes are those of its publication")
     elif not are_known(recipe.model):

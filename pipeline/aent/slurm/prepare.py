@@ -19,6 +19,7 @@ from pathlib import Path
 from aent.checkpoint import folders, resume
 from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
+from aent.estimate.disk import disk_bytes
 from aent.launch.start import prepare, rank_environment
 from aent.layout.nodes import Layout, idle_gpus, layout
 from aent.layout.parallel import ParallelLayout
@@ -34,6 +35,7 @@ from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
+SPARE_GIB = 1.0  # for logs, samples and the journal, beside checkpoints
 LOCK_S = 600.0  # for another job to be prepared in the same folder: it makes a bundled model, say
 
 
@@ -77,7 +79,9 @@ def main(arguments: list[str]) -> int:
             run_dir, model_path = prepare(recipe)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)
-            write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path))
+            written = [each for each in folders.found(run_dir) if not each.ending]
+            disk = disk_bytes(recipe, len(written))
+            write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path, disk))
     except (BusyError, CheckpointError, StoreError, AddressError, OSError) as error:
         lines = redacted(str(error)).splitlines()
         print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
@@ -141,11 +145,12 @@ def count_start(run_dir: Path, max_requeues: int) -> None:
         )
 
 
-def job_environment(recipe: Recipe, place: Layout, model_path: Path) -> str:
-    """What the batch script sources."""
+def job_environment(recipe: Recipe, place: Layout, model_path: Path, disk: int) -> str:
+    """What the batch script sources; ``disk``: bytes that the run's folder needs."""
     values = {
         "FINISHED": "",
         "MODEL_PATH": str(model_path),
+        "DISK_GIB": f"{disk / 2**30 + SPARE_GIB:.1f}",
         "RANKS": str(ParallelLayout.of(recipe.trainer).num_ranks),
         "RANKS_PER_NODE": str(place.ranks_per_node),
         "ENGINES": str(recipe.rollout.engines),

@@ -1,0 +1,24 @@
+"""Room on disk."""
+
+import pytest
+
+from aent.estimate.disk import checkpoint_bytes, describe_disk, disk_bytes
+from aent.models.facts import model_facts
+from aent.recipe.load import load
+from wording import assert_names
+
+TINY = "recipes/cpu/tiny.yaml"
+
+
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 12), ("bfloat16", 14)])
+def test_checkpoints_and_the_policy_are_counted(dtype, each):
+    recipe = load(TINY, [f"model.dtype={dtype}", "checkpoint.keep=3"])
+    parameters = model_facts(recipe.model).parameters
+    assert checkpoint_bytes(recipe) == each * parameters
+    assert disk_bytes(recipe) == (4 * each + 8) * parameters
+    assert disk_bytes(recipe, checkpoints_here=3) == (each + 8) * parameters
+    assert disk_bytes(recipe, checkpoints_here=9) == (each + 8) * parameters
+
+
+def test_a_recipe_of_32_billion_parameters_says_what_it_writes():
+    assert_names(describe_disk(load("recipes/scale/32b.yaml")), "GiB", "checkpoints")
