@@ -32,7 +32,8 @@ case $step in
   prepare)
     mkdir -p "$RUN_DIR/logs" "$RUN_DIR/heartbeats"
     printf "%s\n" FINISHED= MODEL_PATH=/m DISK_GIB=7.5 RANKS=4 RANKS_PER_NODE=2 ENGINES=1 \
-      ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 'export HF_HUB_OFFLINE=1' >"$RUN_DIR/job.env"
+      ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 'export HF_HUB_OFFLINE=1' \
+      >"$RUN_DIR/job.env"
     exit "${PREPARE:-0}" ;;
   serve) exec sleep 60 ;;
   watch) # srun kills its tasks when it gets a TERM, but not those of a job that is being cancelled

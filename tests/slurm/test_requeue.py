@@ -38,7 +38,7 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     ]
     engine = json.loads((job.run_dir / "engines" / "0.json").read_text())
     assert engine["url"].startswith(f"http://{cluster.address(2)}:")
-    status = [sys.executable, "-m", "aent", "slurm", "status", TINY]
+    status = [sys.executable, "-m", "aent", "status", TINY]
     shown = cluster.run(*status, cwd=tmp_path).stdout
     assert f"{job.number}+0" in shown
     assert str(job.run_dir) in shown

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
     from aent.slurm.render import Script
 
+T = TypeVar("T")
 app = typer.Typer(
     help="RL post-training of language models whose entropy is under control.",
     no_args_is_help=True,
@@ -283,13 +285,56 @@ def slurm_submit(
         raise typer.Exit(1) from None
 
 
-@slurm.command(name="status")
-def slurm_status(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Show the recipe's jobs, how far each has come and where its run is."""
-    from aent.slurm.render import SlurmError, status
+TargetArgument = Annotated[
+    str, typer.Argument(help="A run folder, a Slurm job's number, or a recipe.", metavar="TARGET")
+]
+
+
+@app.command()
+def status(
+    target: TargetArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every five seconds.")] = False,
+) -> None:
+    """Say how a run stands: job, steps, ranks, engines, restarts, last error, logs."""
+    import time
+
+    from aent.slurm.status import report
+
+    while True:
+        lines = _asked(report, target)
+        print(("\033[H\033[2J" if watch else "") + "\n".join(lines), flush=True)
+        if not watch:
+            return
+        time.sleep(5)
+
+
+@slurm.command(name="cancel")
+def slurm_cancel(target: TargetArgument) -> None:
+    """End the job (scancel); MLflow's run is KILLED."""
+    from aent.slurm.status import cancel
+
+    print(f"job {_asked(cancel, target)}: cancelled")
+
+
+@slurm.command(name="logs")
+def slurm_logs(target: TargetArgument) -> None:
+    """Print the job's log as it grows; end it with Ctrl-C."""
+    import os
+
+    from aent.slurm.status import log_of
+
+    os.execvp("tail", ["tail", "--lines=+1", "--follow=name", _asked(log_of, target)])
+
+
+def _asked(ask: Callable[[str], T], target: str) -> T:
+    """The answer, or a sentence and exit code 2 (bad input) or 1 (Slurm said no)."""
+    from aent.recipe.load import RecipeError
+    from aent.slurm.render import SlurmError
 
     try:
-        print(status(_load(recipe, overrides, check=False)))
+        return ask(target)
+    except (RecipeError, ValueError) as error:
+        refuse(str(error).splitlines())
     except SlurmError as error:
         print(f"aent: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

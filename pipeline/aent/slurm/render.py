@@ -1,4 +1,4 @@
-"""``aent slurm``: a recipe's ``cluster:`` section as a batch script, its submission, its state."""
+"""``aent slurm``: a recipe's ``cluster:`` section as a batch script, and its submission."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
 from aent.recipe.schema import ClusterSection, Recipe
 from aent.runtime.environment import data_path
-from aent.tracking import journal
-from aent.tracking.journal import JOURNAL_FILE
 
 HETJOB = "#SBATCH hetjob"
-STATUS_FORMAT = "%i|%T|%M|%D|%R|%o"  # number, state, run time, nodes, reason, script
 # of the caller's Slurm variables, those that say where Slurm is; the rest describe a job or a step
 # that the caller is in, and would size, bind or number the new one's tasks (sbatch passes them on)
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE")
@@ -224,39 +221,16 @@ def submit(script: Script) -> str:
 
     Raises SlurmError.
     """
-    for line in _slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
+    for line in slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
         number, _, command = line.partition("|")
         if Path(command).resolve() == script.path.resolve():
             raise SlurmError(f"job {number} waits or runs already: {script.path}")
     script.path.write_text(script.text)
-    return _slurm(script.command).strip().partition(";")[0]
+    return slurm(script.command).strip().partition(";")[0]
 
 
-def status(recipe: Recipe) -> str:
-    """The jobs of this recipe that Slurm knows, and how far each has come. Raises SlurmError."""
-    query = ["squeue", "--noheader", "--me", "--states=all", f"--name={recipe.name}"]
-    lines = _slurm([*query, f"--format={STATUS_FORMAT}"]).splitlines()
-    if not lines:
-        return f"no job of yours called {recipe.name} is known to Slurm (squeue)"
-    rows = [["job", "state", "time", "nodes", "where, or why not", "steps", "run folder"]]
-    for line in lines:
-        *shown, script = line.split("|", 5)
-        run_dir = Path(script).with_suffix("") if script.endswith(".sbatch") else None
-        rows.append([*shown, _steps(run_dir, recipe.steps), str(run_dir or "")])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
-
-
-def _steps(run_dir: Path | None, steps: int) -> str:
-    """How many steps the run's journal has, of all."""
-    path = run_dir / JOURNAL_FILE if run_dir else None
-    if path is None or not path.is_file():
-        return ""
-    done = [point.step + 1 for point in journal.read(path) if point.key == "reward/mean"]
-    return f"{max(done, default=0)}/{steps}"
-
-
-def _slurm(command: list[str]) -> str:
+def slurm(command: list[str]) -> str:
+    """What a command of Slurm's prints. Raises SlurmError."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S, env=_environment()

@@ -1,0 +1,212 @@
+"""``aent status``: how a run stands, from the files of its folder and from Slurm where it is here.
+
+A run is named by its folder, by the number of its Slurm job, or by its recipe (all jobs of the
+recipe's name that Slurm knows). Reads only; works beside a run that goes on, and after its end.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aent.recipe.load import RecipeError, load
+from aent.runtime import failures, heartbeats
+from aent.runtime.environment import data_path
+from aent.slurm import starts
+from aent.slurm.render import SlurmError, slurm
+from aent.tracking import journal
+from aent.tracking.display import clock
+from aent.tracking.journal import JOURNAL_FILE
+
+# number, state, run time, time left, nodes, reason or nodes' names, script
+SQUEUE = "%i|%T|%M|%L|%D|%R|%o"
+SACCT = "JobID,State,Elapsed,ExitCode,NodeList"
+LAST = 10  # steps whose times are told
+SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", "array.sbatch")  # of no one run
+IDLE = {"trainer": "time/trainer_idle", "engines": "time/engines_idle"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job."""
+
+    number: str
+    state: str
+    told: str  # the rest, in words
+    run_dir: Path | None  # None: the script was not sent by ``aent slurm submit``
+
+    def __str__(self) -> str:
+        return f"job {self.number}: {self.state}{self.told}"
+
+
+def jobs(*query: str) -> list[Job]:
+    """Those that squeue shows for these flags, not yet forgotten ones that are over included.
+
+    Raises SlurmError.
+    """
+    lines = slurm(["squeue", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
+    found = []
+    for line in lines.splitlines():
+        number, state, ran, left, nodes, where, script = line.split("|", 6)
+        why = f", because of {where}" if state == "PENDING" else f" on {where}"
+        told = f"{why}, {nodes} node(s), for {ran}, {left} left to its limit"
+        path = Path(script)
+        ours = path.suffix == ".sbatch" and path.name not in SHIPPED
+        run_dir = path.with_suffix("") if ours else None
+        found.append(Job(number, state, told, run_dir))
+    return found
+
+
+def job(number: str) -> Job:
+    """A job by its number, from squeue, or from sacct where squeue has forgotten it.
+
+    Raises SlurmError: neither knows it, or Slurm is not here.
+    """
+    try:
+        if found := jobs(f"--jobs={number}"):
+            return found[0]
+    except SlurmError as error:
+        if "nvalid job id" not in str(error):
+            raise
+    rows = slurm(["sacct", "-X", "-n", "-P", f"--jobs={number}", f"--format={SACCT}"]).splitlines()
+    if not rows:
+        raise SlurmError(f"neither squeue nor sacct knows job {number}")
+    found_number, state, ran, code, nodes = rows[0].split("|", 4)
+    return Job(found_number, state, f" after {ran} on {nodes}, exit code {code}", None)
+
+
+def of_run(run_dir: Path) -> list[str]:
+    """Lines about the run in this folder. Raises RecipeError: its recipe cannot be read."""
+    recipe = load(run_dir / "recipe.yaml")
+    path = run_dir / JOURNAL_FILE
+    status = (journal.last_status(path) if path.exists() else None) or "not begun"
+    lines = [f"run {run_dir}: {recipe.name}, {status}"]
+    lines += _steps(path, recipe.steps)
+    begun = starts.noted(run_dir)
+    if begun:
+        lines.append(f"Slurm has started it {len(begun)} time(s), the last time as " + _job(begun))
+    for again in begun[1:]:
+        at = again.get("checkpoint") or "the first step"
+        lines.append(f"  started again: job {again.get('job')}, from {at}")
+    lines += [f"rank {rank}: {place}" for rank, place in heartbeats.places(run_dir).items()]
+    lines += _engines(run_dir)
+    if why := failures.first(run_dir):
+        lines.append(why)
+    lines.append(f"logs: {run_dir / 'logs'}")
+    log = run_dir.with_name(run_dir.name + ".log")
+    return [*lines, *([f"log of its jobs: {log}"] if log.exists() else [])]
+
+
+def _job(begun: list[dict[str, str | None]]) -> str:
+    """The last job, with what Slurm says of it, if Slurm is here."""
+    number = str(begun[-1].get("job"))
+    try:
+        return str(job(number))
+    except SlurmError as error:
+        return f"job {number} ({error})"
+
+
+def _steps(path: Path, steps: int) -> Iterator[str]:
+    """How far, how fast, and who waited, of the journal's last steps."""
+    found: dict[str, dict[int, float]] = {}
+    last = 0
+    for point in journal.read(path) if path.exists() else ():
+        if point.key in ("time/total", *IDLE.values()):
+            found.setdefault(point.key, {})[point.step] = point.value
+            last = max(last, point.time)
+    total = found.get("time/total", {})
+    if not total:
+        yield f"step 0 of {steps}"
+        return
+    done, recent = max(total) + 1, sorted(total)[-LAST:]
+    each = statistics.median(total[step] for step in recent)
+    yield (
+        f"step {done} of {steps}, the last one {clock(time.time() - last / 1000)} ago; "
+        f"{each:.1f} s a step, about {clock((steps - done) * each)} left"
+    )
+    whole = sum(total[step] for step in recent) or 1.0
+    shares = [
+        f"{who} {sum(found.get(key, {}).get(step, 0.0) for step in recent) / whole:.0%}"
+        for who, key in IDLE.items()
+    ]
+    yield f"idle in the last {len(recent)} step(s): {', '.join(shares)}"
+
+
+def _engines(run_dir: Path) -> Iterator[str]:
+    """Where each engine listens, or that the trainer has given it up."""
+    for file in sorted((run_dir / "engines").glob("*.json")):
+        try:
+            entry = json.loads(file.read_text())
+        except (OSError, ValueError):  # just being replaced
+            continue
+        lost = file.with_suffix(".lost").exists()
+        yield f"engine {file.stem}: {'lost' if lost else entry.get('url', entry)}"
+
+
+def report(target: str) -> list[str]:
+    """Lines about a run folder, a job or a recipe.
+
+    Raises SlurmError, RecipeError, or ValueError where the target is none of them.
+    """
+    folder = Path(target).expanduser()
+    if (folder / "recipe.yaml").is_file():
+        return of_run(folder.absolute())
+    if target.isdecimal():
+        found = job(target)
+        return [str(found), *_of_job(found)]
+    if folder.is_dir():
+        raise ValueError(f"{target} is no run folder: it has no recipe.yaml")
+    name = load(data_path(target)).name
+    known = jobs("--me", f"--name={name}")
+    if not known:
+        return [f"no job of yours called {name} is known to Slurm (squeue)"]
+    return [line for one in known for line in (str(one), *_of_job(one))]
+
+
+def _of_job(found: Job) -> list[str]:
+    if found.run_dir is None:
+        return ["  its run folder is not known: name it (aent status RUN_DIR)"]
+    try:
+        return [f"  {line}" for line in of_run(found.run_dir)]
+    except RecipeError:  # it has not begun
+        return [f"  nothing in {found.run_dir} yet"]
+
+
+def job_of(target: str) -> str:
+    """The number of the job that a run folder or a number names; of a recipe, of its only one.
+
+    Raises as ``report``, SlurmError where it is not one job.
+    """
+    if target.isdecimal():
+        return target
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        if not (begun := starts.noted(folder)):
+            raise ValueError(f"{target}: no Slurm job has begun a run there")
+        return str(begun[-1].get("job"))
+    name = load(data_path(target)).name
+    alive = jobs("--me", "--states=PENDING,RUNNING,SUSPENDED", f"--name={name}")
+    if len(alive) != 1:
+        numbers = ", ".join(one.number for one in alive) or "none"
+        raise SlurmError(f"jobs called {name} that wait or run: {numbers}; name one by its number")
+    return alive[0].number
+
+
+def cancel(target: str) -> str:
+    """End that job; its number. Raises as ``job_of``."""
+    number = job_of(target)
+    slurm(["scancel", number])
+    return number
+
+
+def log_of(target: str) -> str:
+    """The path of that job's log, of one that Slurm still knows. Raises as ``job_of``."""
+    number = job_of(target)
+    for line in slurm(["scontrol", "show", "job", number]).splitlines():
+        if line.strip().startswith("StdOut="):
+            return line.strip().removeprefix("StdOut=")
+    raise SlurmError(f"Slurm knows of no log of job {number}")

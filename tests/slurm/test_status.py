@@ -1,0 +1,103 @@
+"""How a run stands, with stand-ins for Slurm's programs."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from aent.recipe.load import dump, load
+from aent.runtime import failures
+from aent.runtime.phases import Phases
+from aent.slurm import starts, status
+from aent.slurm.render import SlurmError
+from aent.tracking import journal
+from wording import assert_names, naming
+
+TINY = "recipes/cpu/tiny.yaml"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Of a run in its fourth step, which was requeued once and has lost an engine."""
+    folder = tmp_path / "run"
+    (folder / "engines").mkdir(parents=True)
+    (folder / "heartbeats").mkdir()
+    (folder / "recipe.yaml").write_text(dump(load(TINY, [f"run_dir={folder}", "steps=10"])))
+    points = [journal.Status(1, "RUNNING")]
+    for step, total in enumerate((9.0, 4.0, 5.0)):
+        for key, value in {"total": total, "trainer_idle": total / 2, "engines_idle": 1.0}.items():
+            points.append(journal.Point(step, journal.now(), f"time/{key}", value))
+    journal.append(folder / journal.JOURNAL_FILE, points)
+    for checkpoint in (None, "step_000002"):
+        starts.note(folder, {"job": "7", "checkpoint": checkpoint})
+    phases = Phases.of(folder, 2, 600.0)
+    phases.step = 3
+    phases.begin("train")
+    (folder / "engines" / "0.json").write_text(json.dumps({"url": "http://n1:8000"}))
+    (folder / "engines" / "1.json").write_text(json.dumps({"url": "http://n2:8000"}))
+    (folder / "engines" / "1.lost").touch()
+    return folder
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Takes {program: line of sh} for those of Slurm; others are not here."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def make(**lines: str) -> None:
+        for name, line in lines.items():
+            (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+            (tmp_path / name).chmod(0o755)
+
+    return make
+
+
+def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs):
+    with pytest.raises(OSError, match="disk full"), failures.recorded(run_dir, 1):
+        raise OSError("disk full")
+    told = status.report(str(run_dir))
+    assert_names(told[0], run_dir, "tiny", "RUNNING")
+    assert_names(told[1], "step 3 of 10", "5.0 s", "0:35 left")
+    assert_names(told[2], "trainer 50%", "engines 17%")
+    assert_names(told[3], "2 time", "job 7", "squeue")
+    assert_names(told[4], "job 7", "step_000002")
+    text = "\n".join(told)
+    assert_names(text, "rank 2", "step 3", "train", "engine 0", "http://n1:8000", "engine 1: lost")
+    assert_names(text, "OSError: disk full", run_dir / "logs")
+
+
+def test_a_job_that_waits_says_why_and_a_forgotten_one_is_asked_of_sacct(run_dir, programs):
+    waits = f"7|PENDING|0:00|8:00:00|2|(Resources)|{run_dir}.sbatch"
+    programs(squeue=f"echo '{waits}'")
+    first, *of_run = status.report("7")
+    assert_names(first, "job 7", "PENDING", "(Resources)", "8:00:00")
+    assert_names(of_run[0], run_dir)
+    programs(
+        squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+        sacct="echo '7|TIMEOUT|08:00:12|0:0|n[1-2]'",
+    )
+    first, *_ = status.report("7")
+    assert_names(first, "job 7", "TIMEOUT", "08:00:12", "n[1-2]")
+    programs(sacct=":")
+    with pytest.raises(SlurmError, match=naming("job 7")):
+        status.report("7")
+
+
+def test_what_is_no_target_is_a_sentence(tmp_path, programs):
+    with pytest.raises(ValueError, match=naming(tmp_path, "recipe.yaml")):
+        status.report(str(tmp_path))
+
+
+def test_a_job_is_found_to_be_cancelled_and_its_log(run_dir, programs):
+    programs(
+        scancel=f"echo $* >{run_dir}/cancelled",
+        scontrol="printf 'JobId=7\\n   StdOut=/runs/a b.log\\n'",
+        squeue="printf '7|RUNNING|1|1|1|n1|x\\n8|PENDING|1|1|1|n1|x\\n'",
+    )
+    assert status.cancel(str(run_dir)) == "7"
+    assert (run_dir / "cancelled").read_text() == "7\n"
+    assert status.log_of("7") == "/runs/a b.log"
+    with pytest.raises(SlurmError, match=naming("tiny", "7, 8")):
+        status.cancel(os.path.abspath(TINY))
