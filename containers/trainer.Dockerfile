@@ -6,7 +6,8 @@
 # Package sources other than the public ones: build secrets, see README.md beside this file.
 #
 # Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU.
-ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.08-py3
+# Transformer Engine of the range that megatron-core names (2.9 to 2.11), which the build checks
+ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.12-py3
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
 
@@ -19,25 +20,21 @@ WORKDIR /opt/aent
 # apex: the base image's, else built from source (the package of that name on PyPI is another one)
 ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
-    python3 -c 'import amp_C, apex.optimizers' || \
+    python3 -c 'import torch, amp_C, fused_weight_gradient_mlp_cuda, apex.optimizers' || \
     PIP_CONFIG_FILE=/run/secrets/pip.conf APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
 # What the base image has stays as it is; everything else has the version of the CPU lock, with which
 # the tests run.
-COPY containers/locks/cpu.lock.txt /tmp/lock.txt
+COPY containers/locks/cpu.lock.txt containers/beside_base.sh containers/check_trainer.py /tmp/
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
-    export PIP_CONFIG_FILE=/run/secrets/pip.conf && \
-    python3 -m pip list --format=freeze | sed 's/==.*//' >/tmp/base.txt && \
-    awk -F== 'function name(s) { s = tolower(s); gsub("_", "-", s); return s } \
-      NR == FNR { base[name($1)]; next } !(name($1) in base)' /tmp/base.txt /tmp/lock.txt \
-      >/tmp/constraints.txt && \
-    python3 -m pip install --no-cache-dir -c /tmp/constraints.txt '.[trainer,tasks]' && \
-    rm /tmp/base.txt /tmp/lock.txt /tmp/constraints.txt
+    PIP_CONFIG_FILE=/run/secrets/pip.conf /tmp/beside_base.sh /tmp/cpu.lock.txt '.[trainer,tasks]' && \
+    python3 /tmp/check_trainer.py && \
+    rm /tmp/cpu.lock.txt /tmp/beside_base.sh /tmp/check_trainer.py
 
 RUN useradd --create-home --uid 10001 aent
 USER 10001

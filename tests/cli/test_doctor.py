@@ -146,6 +146,25 @@ def test_memory_and_disk_are_held_against_the_estimate(tmp_path):
     assert re.search(r"^memory: .*\brank 0\b", text, re.MULTILINE)
 
 
+def test_the_builds_of_an_image_for_gpus_are_named(monkeypatch):
+    versions = {"transformer_engine": "2.10.0+769ed778", "apex": "0.1"}
+    monkeypatch.setattr(doctor.environment, "installed_version", versions.get)
+    for optimizer, named in (("transformer_engine", "2.10.0+769ed778"), ("apex", "0.1")):
+        roles = replace(
+            CPU,
+            device="cuda",
+            gpus=[("H100", 80 * 2**30)],
+            build="CUDA 13.1, NCCL 2.28.9",
+            attention="transformer_engine",
+            optimizer=optimizer,
+            why_not=dict.fromkeys(CPU.why_not, ""),
+        )
+        rows = dict(doctor._device_rows(roles))
+        assert "NCCL 2.28.9" in rows["torch build"]
+        assert rows["attention"] == "Transformer Engine 2.10.0+769ed778"
+        assert rows["optimizer"].endswith(named)
+
+
 def test_an_import_that_dies_or_hangs_costs_only_itself():
     end = time.monotonic() + 60
     lines, death = probe._child("import os; print('noise'); os._exit(3)", (), end)

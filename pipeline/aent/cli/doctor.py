@@ -98,7 +98,7 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
         return [("device", f"not known: torch did not say ({roles})")]
     gpus = ", ".join(f"{name} {size / GIB:.0f} GiB" for name, size in roles.gpus)
     passed_over = [why for why in roles.why_not.values() if why]
-    attention, optimizer = "Transformer Engine", NAMES[roles.optimizer]
+    attention, optimizer = _versioned("transformer_engine"), _versioned(roles.optimizer)
     if roles.attention == "torch":
         attention = f"torch scaled_dot_product_attention ({roles.why_not['transformer_engine']})"
     if roles.optimizer == "torch":
@@ -110,6 +110,13 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
         ("attention", attention),
         ("optimizer", optimizer),
     ]
+
+
+def _versioned(implementation: str) -> str:
+    """Its name and version; torch's stands in a line of its own."""
+    version = environment.installed_version(implementation)
+    named = NAMES[implementation]
+    return named if implementation == "torch" or version is None else f"{named} {version}"
 
 
 def part_rows(findings: Findings) -> list[tuple[str, str]]:

@@ -59,7 +59,8 @@ gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_cou
 print("{_MARK}" + json.dumps(dict(
     device=e.device_kind(),
     gpus=[[g.name, g.total_memory] for g in gpus],
-    build="CUDA " + torch.version.cuda if torch.version.cuda else "CPU",
+    build=f"CUDA {{torch.version.cuda}}, NCCL {{'.'.join(map(str, torch.cuda.nccl.version()))}}"
+    if torch.version.cuda else "CPU",
     simd=torch.backends.cpu.get_cpu_capability(),
     entropy=kernels.cpu_path(),
     attention=e.attention_implementation(),
@@ -85,7 +86,7 @@ class Roles:
 
     device: str  # cuda or cpu
     gpus: list[tuple[str, int]]  # (name, bytes) of each GPU that torch can use
-    build: str  # "CPU" or "CUDA 12.8"
+    build: str  # "CPU" or "CUDA 12.8, NCCL 2.27.7"
     simd: str  # the CPU kernels that torch runs
     entropy: str  # what computes token statistics on the CPU
     attention: str

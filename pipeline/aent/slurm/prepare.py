@@ -30,6 +30,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.runtime.files import NoLocksError, locked, write_whole
 from aent.slurm import starts
+from aent.slurm.lead import too_short
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
@@ -79,6 +80,8 @@ def main(arguments: list[str]) -> int:
             run_dir, model_path = prepare(recipe)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)
+            if (told := too_short(recipe, run_dir)) is not None:
+                print(f"aent: {told}", file=sys.stderr)
             written = [each for each in folders.found(run_dir) if not each.ending]
             disk = disk_bytes(recipe, len(written))
             write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path, disk))
