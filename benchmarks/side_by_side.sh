@@ -20,7 +20,7 @@ OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 "$trl_python" benchmarks/trl_step.py "$model"
 echo "aent:"
 # questions over which this model rambles: nearly every response has its 32 tokens, as TRL's have
 .venv/bin/aent train recipes/cpu/quickstart.yaml run_dir="$folder/run" steps="$steps" \
-  task.name=count_primes 'task.config={}' task.verifier=reasoning_gym task.heldout=0 \
+  task.name=count_primes 'task.config={}' 'task.graders=[{kind: reasoning_gym}]' task.heldout=0 \
   rollout.prompts_per_step=4 rollout.max_response_tokens=32 trainer.micro_batch_tokens=400
 
 .venv/bin/python - "$folder" <<'PYTHON'

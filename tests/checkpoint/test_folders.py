@@ -11,11 +11,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from aent.checkpoint import folders, resume, rollout_files
 from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
-from aent.recipe.load import dump, load
+from aent.recipe.load import RecipeError, dump, load
 from aent.recipe.schema import Recipe
 from aent.runtime import files
 from aent.tracking import journal
@@ -262,6 +263,37 @@ def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "rmtree", busy)
     folders.prune(run_dir, keep=1)
     assert_names(capsys.readouterr().err, "step_000005")
+
+
+def test_a_changed_file_of_a_graders_function_is_told(run_dir, recipe, tmp_path, capsys):
+    """And rollouts that it has rewarded otherwise are not learnt from."""
+    path = tmp_path / "rewards.py"
+    path.write_text("def reward(response, question): return 1\n")
+    graders = f"task.graders=[{{kind: python, function: '{path}:reward'}}]"
+    shutil.rmtree(folders.path_of(run_dir, 10))
+    write(run_dir, 10, recipe(graders))
+    for _ in range(2):
+        start(recipe("resume=auto", graders), run_dir)
+        rollout_files.write(run_dir, 11, rollout())
+    assert "task.graders" not in capsys.readouterr().out
+    path.write_text("def reward(response, question): return 2\n")
+    start(recipe("resume=auto", graders), run_dir)
+    assert_names(capsys.readouterr().out, "task.graders", f"{path}:reward")
+    assert rollout_files.recorded(run_dir) == {}
+    start(recipe("resume=auto", graders), run_dir)
+    assert "task.graders" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_earlier_version_has_its_grader(run_dir, recipe, capsys):
+    path = folders.path_of(run_dir, 10) / "recipe.yaml"
+    data = yaml.safe_load(dump(recipe("task.graders=[{kind: math_verify}]")))
+    data["task"]["verifier"] = data["task"].pop("graders")[0]["kind"]
+    path.write_text(yaml.safe_dump(data))
+    assert not resume.accept_changes(recipe("task.graders=[{kind: math_verify}]"), path.parent)
+    assert resume.accept_changes(recipe("task.graders=[{kind: last_number}]"), path.parent)
+    assert_names(capsys.readouterr().out, "task.graders", "'math_verify'", "'last_number'")
+    with pytest.raises(RecipeError, match=naming("task.verifier", "task.graders")):
+        load(path)
 
 
 @pytest.mark.parametrize("torn", ["", "{", "[]", "{}"])

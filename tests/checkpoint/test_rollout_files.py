@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aent.checkpoint import rollout_files
-from aent.data.rollout import Rollout, Verdict
+from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 
 
@@ -29,7 +29,8 @@ def rollout(seed: int = 0) -> Rollout:
         )
         for i, (p, n) in enumerate([(3, 5), (3, 1), (9, 2)])
     ]
-    verdicts = [Verdict(0.25), Verdict(0.0, "timeout"), Verdict(1.0)]
+    grades = (Grade("a", 0.5, {"short": 0.25}), Grade("b", None, seconds=2.0))
+    verdicts = [Verdict(0.25, "", grades), Verdict(0.0, "timeout"), Verdict(1.0)]
     return Rollout(samples, ["1 + 1?", "1 + 1?", "é\n😀"], ["2", "", "x" * 40], verdicts, 1 / 3)
 
 

@@ -370,7 +370,7 @@ def test_files_and_folders_may_begin_with_a_tilde(recipe, tmp_path, monkeypatch)
         "".join(f'{{"question": "{n}?", "answer": "{n}"}}\n' for n in range(4))
     )
     at_home = [
-        "task={kind: file, path: ~/questions.jsonl, heldout: 2, verifier: last_number}",
+        "task={kind: file, path: ~/questions.jsonl, heldout: 2, graders: [{kind: last_number}]}",
         "model.path=~/model", "model.tokenizer_path=~/model", "run_dir=~/run",
     ]  # fmt: skip
     assert check(recipe(*at_home, "rollout.prompts_per_step=2")) == []

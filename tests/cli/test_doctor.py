@@ -75,7 +75,7 @@ def test_missing_broken_and_other_versions_are_named(tmp_path):
 def test_a_part_the_recipe_does_not_use_may_be_missing(tmp_path):
     found = findings(math_verify=Part("math-verify", None, None, 0.0))
     assert reasons(recipe(tmp_path), found) == ""
-    judged = recipe(tmp_path, task={"verifier": "math_verify"})
+    judged = recipe(tmp_path, task={"graders": [{"kind": "math_verify"}]})
     assert_names(reasons(judged, found), "math-verify")
 
 

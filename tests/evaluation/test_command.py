@@ -22,7 +22,7 @@ RECIPE = Recipe.model_validate(
             "config": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
             "heldout": 8,
             "size": 8,
-            "verifier": "last_number",
+            "graders": [{"kind": "last_number"}],
         },
         "rollout": {"max_response_tokens": 12, "engine": {"kv_cache_gib": 0.1}},
         "controller": {"initial": 0.0},

@@ -58,7 +58,11 @@ def test_the_suite_of_a_recipes_held_out_questions():
             "name": "x",
             "model": {"bundled": "tiny-qwen2"},
             "controller": {"initial": 0.0},
-            "task": {"heldout": 4, "verifier": "last_number", "instruction": "Be short."},
+            "task": {
+                "heldout": 4,
+                "graders": [{"kind": "last_number"}],
+                "instruction": "Be short.",
+            },
             "rollout": {"max_response_tokens": 12},
             "evaluation": {"samples": 2, "temperature": 0.6, "top_k": 20},
         }

@@ -101,7 +101,7 @@ def test_a_run_is_its_policy_and_its_heldout_questions(tmp_path: Path) -> None:
     run.mkdir()
     (run / "recipe.yaml").write_text(
         "name: run\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: 0}\n"
-        "task: {kind: file, path: questions.jsonl, heldout: 2, verifier: last_number}\n"
+        "task: {kind: file, path: questions.jsonl, heldout: 2, graders: [{kind: last_number}]}\n"
     )
     questions = [f'{{"question": "What is {i} + {i}?", "answer": "{2 * i}"}}' for i in range(9)]
     (tmp_path / "questions.jsonl").write_text("\n".join(questions))

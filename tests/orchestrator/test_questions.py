@@ -51,7 +51,8 @@ def test_references_that_math_verify_cannot_read_are_left_out_by_row(words, tmp_
     recipe = load(
         data_path("recipes/cpu/tiny.yaml"),
         [
-            f"task={{kind: file, path: {tmp_path}/q.jsonl, verifier: math_verify, heldout: 1}}",
+            f"task={{kind: file, path: {tmp_path}/q.jsonl, heldout: 1}}",
+            "task.graders=[{kind: math_verify}]",
             "rollout.max_prompt_tokens=500",
         ],
     )
@@ -60,5 +61,5 @@ def test_references_that_math_verify_cannot_read_are_left_out_by_row(words, tmp_
     kept = {q.answer for q in [*task.train, *task.heldout]}
     assert kept == {"7", r"\frac{1}{2}", "east"}
     said = capsys.readouterr().out
-    assert_names(said, "3 questions", "task.verifier=math_verify")
+    assert_names(said, "3 questions", "task.graders")
     assert_names(said.partition("q.jsonl")[2], "row 1", 4, 6)

@@ -4,13 +4,14 @@ import torch
 
 from aent.data.batch import Batch
 from aent.data.question import Question
-from aent.data.rollout import Rollout, Verdict
+from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.evaluation.heldout import summarize
 from aent.inference.completion import Completion
 from aent.orchestrator import records
 from aent.orchestrator.records import (
     control_metrics,
+    grader_metrics,
     groups_replaced,
     groups_without_signal,
     judged_mean,
@@ -59,6 +60,27 @@ def test_rerolled_responses_are_in_no_mean_of_the_policy():
     assert judged_mean(Rollout(chosen, [""] * 3, [""] * 3, verdicts)) == 0.25
     chosen[2].reward = 0.0
     assert groups_without_signal(Batch.from_samples(chosen, 1.0)) == 1
+
+
+def test_each_grader_and_each_part_has_metrics_of_its_own():
+    verdicts = [
+        Verdict(1.5, "", (Grade("right", 1.0), Grade("form", 0.5, {"short": 0.5}, seconds=2.0))),
+        Verdict(0.0, "timeout [form]", (Grade("right", 0.0), Grade("form", 0.0, error="timeout"))),
+        Verdict(1.0, "", (Grade("right", 1.0), Grade("form", None))),
+        Verdict(1.0),  # an earlier version's
+    ]
+    assert grader_metrics(verdicts) == {
+        "grader/right/mean": 2 / 3,
+        "grader/right/right_share": 2 / 3,
+        "grader/right/errors": 0,
+        "time/grader/right": 0,
+        "grader/form/mean": 0.25,
+        "grader/form/right_share": 0,
+        "grader/form/part/short": 0.5,
+        "grader/form/errors": 1,
+        "time/grader/form": 2.0,
+    }
+    assert "evaluation/grader/right/mean" in grader_metrics(verdicts, "evaluation/")
 
 
 def test_numbers_that_controls_keep_are_metrics():

@@ -11,6 +11,7 @@ from aent.data.question import Question
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
+from aent.recipe.graders import LastNumber
 from aent.recipe.schema import TaskSection
 from aent.tasks.asking import Asked, Asker, SamplingParams
 from aent.tasks.judge import JudgePool
@@ -21,7 +22,9 @@ PARAMS = SamplingParams(max_tokens=5, temperature=0.6, top_p=0.95, top_k=7)
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[JudgePool]:
-    with JudgePool(TaskSection(verifier="last_number", judge_processes=2)) as judge:
+    with JudgePool(
+        TaskSection(graders=(LastNumber(kind="last_number"),), judge_processes=2)
+    ) as judge:
         yield judge
 
 

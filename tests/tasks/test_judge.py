@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from aent.data.question import Question
-from aent.data.rollout import Verdict
+from aent.data.response import Response
 from aent.recipe.schema import TaskSection
 from aent.tasks.judge import JudgePool
 from processes import command_line
@@ -19,10 +19,27 @@ SEVEN = Question(0, "What is 3 + 4?", "7")
 POWER_TOWER = "9**9**9**9"  # hangs in integer arithmetic, where no Python signal handler runs
 
 
-def pool(verifier="math_verify", processes=1, timeout_s=60):
-    return JudgePool(
-        TaskSection(verifier=verifier, judge_processes=processes, judge_timeout_s=timeout_s)
+def section(*graders, processes=1, timeout_s=60, **changes):
+    return TaskSection.model_validate(
+        {
+            "graders": graders,
+            "judge_processes": processes,
+            "judge_timeout_s": timeout_s,
+            **changes,
+        }
     )
+
+
+def pool(kind="math_verify", **changes):
+    return JudgePool(section({"kind": kind}, **changes))
+
+
+def said(*texts):
+    return [Response(text) for text in texts]
+
+
+def rewards(judge, *texts):
+    return [verdict.reward for verdict in judge.judge([SEVEN] * len(texts), said(*texts))]
 
 
 def workers():
@@ -40,7 +57,7 @@ def wait_until_busy(worker):
 
 def test_verdicts_come_in_the_order_of_the_responses():
     questions = [Question(i, "?", str(i)) for i in range(50)]
-    responses = [f"it is {i if i % 3 else i + 1}" for i in range(50)]
+    responses = [Response(f"it is {i if i % 3 else i + 1}") for i in range(50)]
     with pool("last_number", processes=3) as judge:
         verdicts = judge.judge(questions, responses)
         assert [v.reward for v in verdicts] == [float(i % 3 > 0) for i in range(50)]
@@ -51,8 +68,8 @@ def test_verdicts_come_in_the_order_of_the_responses():
 def test_references_that_nobody_can_match_are_found():
     questions = [Question(i, "?", a) for i, a in enumerate(["7", "3/4", "1e3", "seven"])]
     with pool("last_number") as judge:
-        assert [q.index for q in judge.unreadable(questions)] == [1, 3]
-        assert judge.judge([SEVEN], ["7"]) == [Verdict(1.0)]
+        assert [q.index for q in judge.unreadable(questions, "last_number")] == [1, 3]
+        assert rewards(judge, "7") == [1.0]
 
 
 @pytest.mark.slow  # seconds that a loaded machine may need for the answers that do not hang
@@ -60,7 +77,7 @@ def test_references_that_nobody_can_match_are_found():
 def test_an_answer_that_hangs_costs_itself_only(processes):
     responses = ["7", POWER_TOWER, "$\\frac{14}{2}$", "$9^{9^{9^{9}}}$", "8", "7"]
     with pool(processes=processes, timeout_s=10) as judge:
-        verdicts = judge.judge([SEVEN] * 6, responses)
+        verdicts = judge.judge([SEVEN] * 6, said(*responses))
         assert [v.reward for v in verdicts] == [1, 0, 1, 0, 0, 1]
         assert [v.error for v in verdicts] == ["", "timeout", "", "timeout", "", ""]
         assert len(workers()) == processes
@@ -70,26 +87,26 @@ def test_an_answer_that_hangs_costs_itself_only(processes):
 def test_an_answer_that_throws_costs_itself_only():
     unreadable = Question(1, "?", "")
     with pool() as judge:
-        good, thrown, wrong = judge.judge([SEVEN, unreadable, SEVEN], ["7", "7", "8"])
-    assert (good, wrong) == (Verdict(1.0), Verdict(0.0))
+        good, thrown, wrong = judge.judge([SEVEN, unreadable, SEVEN], said("7", "7", "8"))
+    assert (good.reward, good.error, wrong.reward, wrong.error) == (1, "", 0, "")
     assert thrown.reward == 0
     assert_names(thrown.error, "ValueError", "math-verify")
 
 
 def test_an_idle_worker_killed_from_outside_is_replaced():
     with pool("last_number") as judge:
-        assert judge.judge([SEVEN], ["7"]) == [Verdict(1.0)]
+        assert rewards(judge, "7") == [1.0]
         (before,) = workers()
         before.kill()
         before.wait(10)
-        assert judge.judge([SEVEN] * 2, ["7", "8"]) == [Verdict(1.0), Verdict(0.0)]
+        assert rewards(judge, "7", "8") == [1.0, 0.0]
         (after,) = workers()
         assert after.pid != before.pid
 
 
 def test_a_worker_killed_while_it_judges_costs_that_answer_only():
     with pool() as judge:
-        assert judge.judge([SEVEN], ["7"]) == [Verdict(1.0)]
+        assert rewards(judge, "7") == [1.0]
         (worker,) = workers()
 
         def kill():  # while this process waits in judge()
@@ -98,48 +115,147 @@ def test_a_worker_killed_while_it_judges_costs_that_answer_only():
 
         killer = threading.Thread(target=kill)
         killer.start()
-        hung, good = judge.judge([SEVEN] * 2, [POWER_TOWER, "7"])
+        hung, good = judge.judge([SEVEN] * 2, said(POWER_TOWER, "7"))
         killer.join(120)
     assert hung.reward == 0
     assert_names(hung.error, -9)
-    assert good == Verdict(1.0)
+    assert (good.reward, good.error) == (1, "")
 
 
 def test_memory_is_limited():
     with pool() as judge:
         (worker,) = workers()
-        judge.judge([SEVEN], ["7"])
+        judge.judge([SEVEN], said("7"))
         soft, _ = worker.rlimit(psutil.RLIMIT_AS)
     assert soft == 4 << 30
 
 
 def test_a_verifier_that_cannot_start_is_an_error():
-    section = TaskSection(name="no_such_data_set", verifier="reasoning_gym")
-    with JudgePool(section) as judge, pytest.raises(RuntimeError, match="no_such_data_set"):
-        judge.judge([SEVEN], ["7"])
+    unknown = pool("reasoning_gym", name="no_such_data_set")
+    with unknown as judge, pytest.raises(ValueError, match="no_such_data_set"):
+        judge.judge([SEVEN], said("7"))
     assert workers() == []
 
 
 def test_closed_pool_and_uneven_input_are_errors():
     judge = pool("last_number")
     with pytest.raises(ValueError, match=naming(1, 2)):
-        judge.judge([SEVEN], ["7", "8"])
+        judge.judge([SEVEN], said("7", "8"))
     judge.close()
     with pytest.raises(RuntimeError, match="closed"):
-        judge.judge([SEVEN], ["7"])
+        judge.judge([SEVEN], said("7"))
+
+
+FUNCTIONS = """
+import asyncio, os, subprocess, sys, time
+
+def length(response, question):
+    return {"characters": len(response.text), "tokens": response.tokens / 2}
+
+def distinct(responses, question):
+    return [len({r.text for r in responses}) / len(responses) for r in responses]
+
+async def waits(response, question):
+    if response.text == "waits for ever":
+        await asyncio.sleep(1000)
+    if response.text == "blocks the loop":
+        time.sleep(1000)
+    if response.text == "throws":
+        return question.metadata["no such column"]
+    return 1
+
+def leaves_a_child(response, question):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    time.sleep(1000)
+
+def takes_memory(response, question):
+    return len(bytearray(1 << 30))
+
+def uses_asyncio(response, question):
+    async def number():
+        return 3
+    return asyncio.run(number())
+
+def leaves(response, question):
+    os._exit(3)
+"""
+
+
+@pytest.fixture(scope="module")
+def function(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    path.write_text(FUNCTIONS)
+    return lambda name, **more: {
+        "kind": "python", "name": name, "function": f"{path}:{name}", **more
+    }  # fmt: skip
+
+
+def test_a_verdict_is_the_weighted_sum_of_the_graders(function):
+    graders = [
+        {"kind": "last_number"},
+        function("length", weight=-0.5),
+        function("distinct", group=True, weight=2),
+    ]
+    other = Question(1, "What is 4 + 4?", "8")
+    responses = [Response(text, tokens=4) for text in ("7", "17", "7", "8")]
+    with JudgePool(section(*graders)) as judge:
+        verdicts = judge.judge([SEVEN, SEVEN, SEVEN, other], responses)
+    assert [[grade.name for grade in v.grades] for v in verdicts] == [
+        ["last_number", "length", "distinct"]
+    ] * 4
+    assert [[grade.reward for grade in v.grades] for v in verdicts] == [
+        [1, 3, 2 / 3],
+        [0, 4, 2 / 3],
+        [1, 3, 2 / 3],
+        [1, 3, 1],
+    ]
+    assert verdicts[1].grades[1].parts == {"characters": 2, "tokens": 2}
+    assert [v.reward for v in verdicts] == [1 - 1.5 + 4 / 3, 0 - 2 + 4 / 3, 1 - 1.5 + 4 / 3, 1.5]
+    assert [v.score for v in verdicts] == [1, 0, 1, 1]
+
+
+def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(function):
+    """Forty that would wait for ever cost two time limits, not forty."""
+    texts = ["good", "blocks the loop", "throws", "good", *["waits for ever"] * 40]
+    with JudgePool(section(function("waits"), timeout_s=1)) as judge:
+        started = []
+        verdicts = judge.judge([SEVEN] * len(texts), said(*texts), lambda: started.append(1))
+    assert [v.reward for v in verdicts] == [1, 0, 0, 1] + [0] * 40
+    assert [v.error for v in verdicts[:2]] == ["", "timeout"]
+    assert_names(verdicts[2].error, "KeyError", "rewards.py")
+    assert {v.error for v in verdicts[4:]} == {"timeout"}
+    assert len(started) == len(texts)
+
+
+def test_what_a_function_does_to_its_process_costs_its_answer_only(function):
+    names = ("leaves_a_child", "takes_memory", "leaves", "uses_asyncio")
+    bounded = section(*map(function, names), timeout_s=2, judge_memory_gib=1)
+    with JudgePool(bounded) as judge:
+        before = {p.pid for p in psutil.process_iter()}
+        (verdict,) = judge.judge([SEVEN], said("7"))
+        left = [p for p in psutil.process_iter() if p.pid not in before]
+        assert [p for p in left if "time.sleep(1000)" in command_line(p)] == []
+    child, memory, leaves, own_loop = verdict.grades
+    assert (child.error, own_loop.error, own_loop.reward) == ("timeout", "", 3)
+    assert_names(memory.error, "MemoryError")
+    assert_names(leaves.error, 3)
+    assert verdict.reward == 0
+    assert_names(verdict.error, "leaves_a_child")
 
 
 PARENT = f"""
 import signal
 from aent.recipe.schema import TaskSection
 from aent.data.question import Question
+from aent.data.response import Response
+from aent.recipe.graders import MathVerify
 from aent.tasks.judge import JudgePool
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
-judge = JudgePool(TaskSection(verifier="math_verify", judge_timeout_s=600))
+judge = JudgePool(TaskSection(graders=(MathVerify(kind="math_verify"),), judge_timeout_s=600))
 question = Question(0, "?", "7")
-judge.judge([question], ["7"])
+judge.judge([question], [Response("7")])
 print(judge._workers[0].process.pid, flush=True)
-judge.judge([question], ["{POWER_TOWER}"])
+judge.judge([question], [Response("{POWER_TOWER}")])
 """
 
 

@@ -173,12 +173,16 @@ def test_a_recipe_with_such_a_file_is_refused_before_anything_starts(tmp_path):
     rows = [{"question": f"{i}?", "answer": "3/4" if i == 7 else str(i)} for i in range(70)]
     path = write(tmp_path / "q.jsonl", rows)
     task = ["task.kind=file", f"task.path={path}", f"run_dir={tmp_path / 'run'}"]
-    done = CliRunner().invoke(app, ["train", str(recipe), *task, "task.verifier=last_number"])
+    done = CliRunner().invoke(
+        app, ["train", str(recipe), *task, "task.graders=[{kind: last_number}]"]
+    )
     assert done.exit_code == 2
-    assert_names(done.stderr, "task.verifier", "row 8")
+    assert_names(done.stderr, "task.graders", "row 8")
     assert not (tmp_path / "run").exists()
     path.write_text('{"question": "a", "answer": NaN}\n')
-    done = CliRunner().invoke(app, ["train", str(recipe), *task, "task.verifier=math_verify"])
+    done = CliRunner().invoke(
+        app, ["train", str(recipe), *task, "task.graders=[{kind: math_verify}]"]
+    )
     assert done.exit_code == 2
     assert_names(done.stderr, "task.path", path, "row 1")
 

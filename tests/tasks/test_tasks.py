@@ -4,11 +4,12 @@ from aent import tasks
 from aent.recipe.schema import TaskSection
 from wording import naming
 
+LAST_NUMBER = {"kind": "last_number"}
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
 
 def section(**changes):
-    return TaskSection(**{"config": DIGITS, "size": 1000, "heldout": 64} | changes)
+    return TaskSection.model_validate({"config": DIGITS, "size": 1000, "heldout": 64} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_too_few_questions():
         ({"config": {"seed": 2}}, "task.config chain_sum 'seed'"),
         ({"config": {"min_terms": 5, "max_terms": 2}}, "task.config chain_sum max_terms"),
         ({"config": {"min_terms": "two"}}, "task.config chain_sum"),
-        ({"name": "propositional_logic", "config": {}, "verifier": "last_number"}, "last_number"),
+        ({"name": "propositional_logic", "config": {}, "graders": [LAST_NUMBER]}, "last_number"),
     ],
 )
 def test_bad_task_is_one_clear_sentence(changes, names):

@@ -13,9 +13,10 @@ from typing import Any
 from aent.checkpoint import folders, rollout_files
 from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.recipe.changes import changes
-from aent.recipe.load import RecipeError, load
+from aent.recipe.load import RecipeError, load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.tasks import trial
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
@@ -26,18 +27,19 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
     """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
 
     Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
-    changed recipe the rollouts that were recorded for later steps are dropped: they are another
-    policy's.
+    changed recipe, or a changed file of a grader's function, the rollouts that were recorded for
+    later steps are dropped: they are another policy's, or otherwise rewarded.
 
     Raises:
         CheckpointError: one sentence per line: no whole checkpoint, or a change of the recipe that
             would corrupt the run.
     """
     folder = None
+    files = trial.fingerprints(recipe.task)
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
         folder = folders.pick(run_dir)
         state = _read_state(folder)
-        changed = accept_changes(recipe, folder)
+        changed = accept_changes(recipe, folder) | _say_changed_files(run_dir, files)
         print(f"aent: resumes after {state.step} steps, from {folder}", flush=True)
         if changed:
             rollout_files.forget(run_dir, from_step=state.step)
@@ -59,8 +61,27 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
     start = {
         "checkpoint": folder and str(folder),
         "started": (first or datetime.now()).isoformat(timespec="seconds"),
+        "graders": files,
     }
     write_whole(run_dir / START_FILE, json.dumps(start))
+
+
+def _say_changed_files(run_dir: Path, files: dict[str, str]) -> bool:
+    """Say which graders' files are not those of the run's last start; return whether any is."""
+    try:
+        before = json.loads((run_dir / START_FILE).read_text()).get("graders", {})
+    except (FileNotFoundError, ValueError, AttributeError):  # torn, or an earlier version's
+        return False
+    changed = [
+        function for function in files if before.get(function, files[function]) != files[function]
+    ]
+    for function in changed:
+        print(
+            f"aent: changed: task.graders: the file of {function} is not that of the run's last "
+            "start: this may change what is learnt",
+            flush=True,
+        )
+    return bool(changed)
 
 
 def chosen(run_dir: Path) -> Path | None:
@@ -126,7 +147,7 @@ def accept_changes(recipe: Recipe, folder: Path) -> bool:
     Raises CheckpointError naming every field that must not change.
     """
     try:
-        found = changes(load(folder / "recipe.yaml"), recipe)
+        found = changes(load_recorded(folder / "recipe.yaml"), recipe)
         found = [c for c in found if c.field != "resume"]  # how it is started, not what it is
     except RecipeError as error:
         raise CheckpointError(f"this version of aent cannot read its recipe: {error}") from error

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from aent.data.rollout import Rollout, Verdict
+from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.runtime.files import read_again
 
@@ -104,7 +105,12 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     ]
     # files of earlier versions have no temperature
     temperature = float(arrays["temperature"]) if "temperature" in arrays else None
-    return Rollout(samples, prompts, responses, [Verdict(**v) for v in verdicts], temperature)
+    return Rollout(samples, prompts, responses, [_verdict(**v) for v in verdicts], temperature)
+
+
+def _verdict(reward: float, error: str, grades: Sequence[dict[str, Any]] = ()) -> Verdict:
+    """Earlier versions kept no grades."""
+    return Verdict(reward, error, tuple(Grade(**grade) for grade in grades))
 
 
 def recorded_until(run_dir: Path, step: int) -> int:

@@ -11,6 +11,7 @@ from aent.checkpoint import resume
 from aent.checks import cluster as check_cluster
 from aent.checks import controls as check_controls
 from aent.checks import engines as check_engines
+from aent.checks import graders as check_graders
 from aent.checks import megatron as check_megatron
 from aent.checks import model as check_model
 from aent.entropy import controllers
@@ -20,7 +21,7 @@ from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime.environment import data_path
 from aent.runtime.files import folder_problem
-from aent.tasks import sources
+from aent.tasks import sources, trial
 from aent.tracking import address
 
 
@@ -40,6 +41,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
         *_task(recipe, machine),
+        *check_graders.faults(recipe),
         *check_engines.faults(recipe, machine),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
@@ -178,18 +180,23 @@ def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
         return
     if task.config:
         yield "task.config has no meaning with task.kind=file"
-    if task.verifier == "reasoning_gym":
-        yield "task.verifier=reasoning_gym has no meaning with task.kind=file"
     if task.path is None:
         yield "task.kind=file needs task.path"
     elif machine and not data_path(task.path).is_file():
         yield f"task.path: no file {task.path}{sources.hint(task.path)}"
     elif machine:
         try:
-            yield from _few(recipe, len(tasks.load(task, recipe.seed).train))
+            loaded = tasks.load(task, recipe.seed)
+            yield from _few(recipe, len(loaded.train))
+            yield from _tried(recipe, loaded)
         except (OSError, ValueError) as error:
             field = "" if str(error).startswith("task.") else "task.path: "
             yield f"{field}{error}"
+
+
+def _tried(recipe: Recipe, task: tasks.Task) -> Iterator[str]:
+    questions = [*task.train, *task.heldout]
+    yield from trial.faults(recipe.task, questions, recipe.rollout.samples_per_prompt)
 
 
 def _few(recipe: Recipe, questions: int) -> Iterator[str]:
@@ -203,6 +210,8 @@ def _few(recipe: Recipe, questions: int) -> Iterator[str]:
 def _generated(recipe: Recipe) -> Iterator[str]:
     try:
         tasks.check_generated(recipe.task, recipe.seed)
+        if any(grader.kind == "python" for grader in recipe.task.graders):
+            yield from _tried(recipe, tasks.load(recipe.task, recipe.seed))
     except ImportError as error:
         yield f"task.kind=reasoning_gym: reasoning-gym cannot be imported: {error}"
     except ValueError as error:
@@ -211,13 +220,15 @@ def _generated(recipe: Recipe) -> Iterator[str]:
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
     evaluation = recipe.evaluation
+    first = [grader.kind for grader in recipe.task.graders[:1]]
     for name in evaluation.suites:
         try:
             suite = suites.find(name)
-            if suite.dataset is not None or suite.verifier != recipe.task.verifier:
+            judged_by = suite.graders[0].kind
+            if suite.dataset is not None or [judged_by] != first:
                 yield (
-                    f"evaluation.suites: {name} is judged by {suite.verifier}, and a run has the "
-                    f"judges of task.verifier={recipe.task.verifier} only"
+                    f"evaluation.suites: {name} is judged by {judged_by}, and the first of a run's "
+                    f"task.graders ({', '.join(first)}) says what is right"
                 )
             elif machine:
                 suites.file(name)

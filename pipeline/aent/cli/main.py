@@ -34,19 +34,25 @@ Overrides = Annotated[
 
 
 def _load(
-    path: str, overrides: list[str] | None, check: bool = True, machine: bool = True
+    path: str,
+    overrides: list[str] | None,
+    check: bool = True,
+    machine: bool = True,
+    recorded: bool = False,
 ) -> Recipe:
     """The recipe, its run folder named, or one sentence per fault and exit code 2.
 
-    ``machine=False``: it is to run on another machine than this one.
+    ``machine=False``: it is to run on another machine than this one. ``recorded``: a run has kept
+    it.
     """
     import time
 
-    from aent.recipe.load import RecipeError, load
+    from aent.recipe.load import RecipeError, load, load_recorded
     from aent.runtime.environment import data_path
 
     try:
-        recipe = load(data_path(path), overrides or [])
+        read = load_recorded if recorded else load
+        recipe = read(data_path(path), overrides or [])
     except RecipeError as error:
         refuse(str(error).splitlines())
     if check and recipe.run_dir is None and recipe.resume != "never":
@@ -162,7 +168,7 @@ def evaluate(
     of_suite = [o for o in overrides or [] if o.partition("=")[0] in suites.CHANGEABLE]
     of_recipe = [o for o in overrides or [] if o not in of_suite]
     if source is not None:
-        loaded = _load(source, of_recipe, check=False)
+        loaded = _load(source, of_recipe, check=False, recorded=recipe is None)
     elif suite is not None:
         loaded = _plain_recipe(of_recipe)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aent.recipe.changes import changes
-from aent.recipe.load import RecipeError, load
+from aent.recipe.load import RecipeError, load, load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tracking import journal
@@ -100,6 +100,6 @@ def _made_otherwise(runs: Sequence[PlannedRun]) -> list[str]:
     for run in runs:
         path = run.run_dir / "recipe.yaml"
         if path.is_file():
-            found = [c for c in changes(load(path), run.recipe) if c.rule != "free"]
+            found = [c for c in changes(load_recorded(path), run.recipe) if c.rule != "free"]
             faults += [f"{run.run_dir}: {change}: name another folder (--out)" for change in found]
     return faults

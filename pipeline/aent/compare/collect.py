@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.evaluation.pass_at_k import ks, pass_at_k
-from aent.recipe.load import load
+from aent.recipe.load import load_recorded
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.tracking.address import tracking_uri
@@ -131,7 +131,7 @@ def _of_folder(folder: Path) -> tuple[str, str]:
     recipe = next(iter(sorted(folder.glob("*/recipe.yaml"))), None)
     if recipe is None or not known_run_id(folder):
         raise SourceError(f"{folder} is no comparison: no run has begun in it (aent compare)")
-    uri = tracking_uri(load(recipe), recipe.parent)
+    uri = tracking_uri(load_recorded(recipe), recipe.parent)
     return known_run_id(folder), uri
 
 
@@ -172,7 +172,7 @@ def _run(client: Any, found: Any) -> Run:
         if key in found.data.metrics
     }
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load(client.download_artifacts(run_id, "recipe.yaml", folder))
+        recipe = load_recorded(client.download_artifacts(run_id, "recipe.yaml", folder))
         evaluations = dict(_evaluations(client, run_id, folder))
     return Run(found.info.run_name, recipe.seed, recipe, metrics, evaluations)
 

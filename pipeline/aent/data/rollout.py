@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aent.data.sample import Sample
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge says of one response."""
+class Grade:
+    """What one grader says of one response."""
 
-    reward: float  # in [0, 1]
+    name: str  # the grader's
+    reward: float | None  # before its weight; None: it says nothing of this response
+    parts: dict[str, float] = field(default_factory=dict)  # what the reward is made of, by name
     error: str = ""  # "timeout" or "exception: ..." (then the reward is 0)
+    seconds: float = field(default=0.0, compare=False)  # that it took
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the graders say of one response."""
+
+    reward: float  # the weighted sum
+    error: str = ""  # of the first grader that failed, with its name (then the reward is 0)
+    grades: tuple[Grade, ...] = ()  # in the recipe's order; earlier versions kept none
+
+    @property
+    def score(self) -> float:
+        """The first grader's reward: a response is right where it is 1 or more."""
+        return (self.grades[0].reward or 0.0) if self.grades else self.reward
 
 
 @dataclass

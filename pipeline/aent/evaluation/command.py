@@ -29,7 +29,8 @@ from aent.inference.registry import make_token, read_token
 from aent.models import model_source
 from aent.models.facts import max_positions
 from aent.recipe.redact import redacted
-from aent.recipe.schema import ModelSection, Recipe
+from aent.recipe.schema import ModelSection, Recipe, TaskSection
+from aent.tasks import trial
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
 
@@ -79,15 +80,34 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     else:
         task, questions = asked.task, suites.questions(asked, evaluation.data)
     questions = questions[: asked.limit]
+    _check_graders(task, asked, questions)
     settings = suite.settings_of(asked, questions, recipe.seed, target.weights)
+    if files := trial.fingerprints(task):
+        settings["graders_sha256"] = files
     answers = Answers.open(evaluation.out or _out(evaluation.model, asked, settings), settings)
     if suite.missing(answers, asked, questions):
-        keep = {k: getattr(recipe.task, k) for k in ("judge_processes", "judge_timeout_s")}
+        keep = {
+            k: getattr(recipe.task, k)
+            for k in ("judge_processes", "judge_timeout_s", "judge_memory_gib")
+        }
         with JudgePool(task.model_copy(update=keep)) as judge:
             _ask(target, evaluation, judge, questions, answers)
     summary = suite.summarize(asked, answers)
     suite.write_summary(summary, answers.folder)
     return summary, answers
+
+
+def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:
+    """Raise ValueError for functions that cannot judge here."""
+    for grader in task.graders:
+        if grader.kind == "python" and grader.group:
+            raise ValueError(
+                f"suite {asked.name}: {grader.name} (task.graders) judges whole groups, and here "
+                "answers are judged as they come"
+            )
+    faults = list(trial.faults(task, questions, 1))
+    if faults:
+        raise ValueError("\n".join(faults))
 
 
 @dataclass(frozen=True)

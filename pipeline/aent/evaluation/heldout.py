@@ -18,7 +18,7 @@ from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 class EvaluationResult:
     """Means over all responses; ``answers`` stand question by question."""
 
-    accuracy: float  # mean reward
+    accuracy: float  # mean reward by the first grader
     standard_error: float  # of accuracy, over questions; NaN for a single one
     mean_length: float  # tokens
     truncated_share: float
@@ -67,7 +67,7 @@ def evaluate(
 
 def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
     """Means of answers of which every ``samples`` neighbours belong to one question."""
-    rewards = [a.verdict.reward for a in answers]
+    rewards = [a.verdict.score for a in answers]
     # responses to one question are not independent: the error is that of the questions' means
     means = [statistics.fmean(rewards[i : i + samples]) for i in range(0, len(rewards), samples)]
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan

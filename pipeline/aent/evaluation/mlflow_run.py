@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from aent.evaluation.suite import Summary
-from aent.recipe.load import load
+from aent.recipe.load import load_recorded
 from aent.recipe.redact import redacted
 from aent.runtime.files import write_whole
 from aent.tracking import journal
@@ -43,7 +43,7 @@ def _log(run_dir: Path, summary: Summary, folder: Path) -> None:
     parent = known_run_id(run_dir)
     if not parent:
         raise FileNotFoundError(f"{run_dir} has no {RUN_ID_FILE}: aent mlflow-sync {run_dir}")
-    client = open_client(tracking_uri(load(run_dir / "recipe.yaml"), run_dir))
+    client = open_client(tracking_uri(load_recorded(run_dir / "recipe.yaml"), run_dir))
     if not known_run_id(folder):
         experiment = client.get_run(parent).info.experiment_id
         tags = {"mlflow.parentRunId": parent, "mlflow.source.name": "aent eval"}

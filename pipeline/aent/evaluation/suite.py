@@ -143,7 +143,7 @@ def _row(place: tuple[int, int], answer: Answer) -> Row:
         sample,
         expected=answer.question.answer,
         response=answer.response,
-        reward=answer.verdict.reward,
+        reward=answer.verdict.score,
         error=answer.verdict.error,
         length=answer.tokens,
         truncated=answer.truncated,
@@ -167,8 +167,8 @@ def summarize(suite: Suite, answers: Answers) -> Summary:
         mean_reward=statistics.fmean(r.reward for r in rows),
         mean_length=statistics.fmean(r.length for r in rows),
         truncated_share=statistics.fmean(r.truncated for r in rows),
-        judge_timeouts=sum(r.error == "timeout" for r in rows),
-        judge_exceptions=sum(bool(r.error) and r.error != "timeout" for r in rows),
+        judge_timeouts=sum(r.error.startswith("timeout") for r in rows),
+        judge_exceptions=sum(r.error.startswith("exception") for r in rows),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from aent import tasks
 from aent.data.question import Question
+from aent.recipe.graders import Grader, MathVerify, ReasoningGym
 from aent.recipe.load import RecipeError, parse_value, sentence
 from aent.recipe.schema import Recipe, TaskSection
 from aent.recipe.section import Section
@@ -30,7 +31,7 @@ class Suite(Section):
     """
 
     name: str
-    verifier: str = "math_verify"
+    graders: tuple[Grader, ...] = (MathVerify(kind="math_verify"),)
     dataset: str | None = None  # reasoning-gym's; None: a file
     config: dict[str, Any] = Field(default_factory=dict)
     size: int = 0  # of a reasoning-gym suite
@@ -47,7 +48,7 @@ class Suite(Section):
     def task(self) -> TaskSection:
         """What a judge must know of it."""
         return TaskSection.model_validate(
-            {"verifier": self.verifier, "name": self.dataset or self.name, "config": self.config}
+            {"graders": self.graders, "name": self.dataset or self.name, "config": self.config}
         )
 
 
@@ -56,9 +57,8 @@ CHANGEABLE = tuple(_FIELDS[_FIELDS.index("samples") :])
 
 
 def _gym(name: str, dataset: str, **changes: Any) -> Suite:
-    return Suite(
-        name=name, verifier="reasoning_gym", dataset=dataset, size=100, max_tokens=1024, **changes
-    )
+    graders = (ReasoningGym(kind="reasoning_gym"),)
+    return Suite(name=name, graders=graders, dataset=dataset, size=100, max_tokens=1024, **changes)
 
 
 _TAGS = "Give the final answer between <answer> and </answer>."
@@ -95,7 +95,7 @@ def of_recipe(recipe: Recipe, changes: Sequence[str] = ()) -> Suite:
         raise ValueError("the recipe holds no questions out (task.heldout=0): name a --suite")
     suite = Suite(
         name=HELDOUT,
-        verifier=recipe.task.verifier,
+        graders=recipe.task.graders,
         samples=recipe.evaluation.samples,
         temperature=recipe.evaluation.temperature,
         top_p=recipe.evaluation.top_p,

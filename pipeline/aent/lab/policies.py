@@ -35,9 +35,9 @@ def find(name: str, number: int) -> tuple[Path, list[str]]:
     folder = Path(name).expanduser()
     if (folder / "recipe.yaml").is_file():
         from aent import tasks
-        from aent.recipe.load import load
+        from aent.recipe.load import load_recorded
 
-        recipe = load(folder / "recipe.yaml")
+        recipe = load_recorded(folder / "recipe.yaml")
         policy = folder / "policy"
         if not policy.is_dir():
             raise FileNotFoundError(f"{folder} has no policy/: the run did not come to its end")

@@ -17,6 +17,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.environment import device_kind
 from aent.runtime.files import write_whole
+from aent.tasks import trial
 from aent.tracking import address, sqlite
 
 
@@ -53,10 +54,23 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
         f"aent: {recipe.name}: {layout.num_ranks} trainer ranks ({layout}), "
         f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}\n"
         f"{say_what_controls(recipe)}\n"
+        f"{say_who_grades(recipe)}\n"
         f"aent: run folder {run_dir} (logs in logs/)\n"
         f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",
         flush=True,
     )
+
+
+def say_who_grades(recipe: Recipe) -> str:
+    """Each grader with its weight, and a function's file by its hash."""
+    files = trial.fingerprints(recipe.task)
+    lines = []
+    for grader in recipe.task.graders:
+        line = f"aent: grader: {grader.weight:g} x {grader.name}"
+        if grader.kind == "python":
+            line += f" ({grader.function}, sha256 {files.get(grader.function, 'unknown')[:12]})"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def say_what_controls(recipe: Recipe) -> str:

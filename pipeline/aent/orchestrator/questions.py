@@ -21,7 +21,8 @@ def load_task(
     Raises ValueError if no training question is left.
     """
     task = _without_long(tasks.load(recipe.task, recipe.seed), recipe, words, progress)
-    if recipe.task.kind == "file" and recipe.task.verifier == "math_verify":
+    kinds = {grader.kind for grader in recipe.task.graders}
+    if recipe.task.kind == "file" and "math_verify" in kinds:
         # for last_number, ``tasks.load`` has refused them
         task = _without_unreadable(task, judge, progress)
     return task
@@ -54,18 +55,18 @@ def _without_unreadable(
     questions = [q for q in everyone if as_number(q.answer) is None]  # a number can be read
     bad: list[Question] = []
     for first in range(0, len(questions), 100):
-        bad += judge.unreadable(questions[first : first + 100])
+        bad += judge.unreadable(questions[first : first + 100], "math_verify")
         progress()
     if not bad:
         return task
     rows = ", ".join(str(q.row) for q in bad[:5]) + (", ..." if len(bad) > 5 else "")
     print(
-        f"aent: {len(bad)} questions of {task.name} have an answer that task.verifier=math_verify "
+        f"aent: {len(bad)} questions of {task.name} have an answer that math_verify (task.graders) "
         f"cannot read (row {rows}) and are left out",
         flush=True,
     )
     left_out = {q.index for q in bad}
-    return tasks.without(task, left_out, "task.verifier=math_verify reads no answer")
+    return tasks.without(task, left_out, "math_verify (task.graders) reads no answer")
 
 
 def load_suites(recipe: Recipe, words: Tokenizer) -> dict[str, list[Question]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.mini_batches import penalty
 from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
-from aent.data.rollout import Rollout
+from aent.data.rollout import Rollout, Verdict
 from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import EvaluationResult
 from aent.orchestrator.gap import Gaps
@@ -135,6 +136,33 @@ def judged_mean(rollout: Rollout) -> float:
     return sum(judged) / len(judged)
 
 
+def grader_metrics(verdicts: Sequence[Verdict], before: str = "") -> dict[str, float]:
+    """What each grader, and each part of its rewards, said of the responses; names begin with
+    ``before``. A grader that says nothing of a response is not asked for its mean of it."""
+    metrics: dict[str, float] = {}
+    for name in {grade.name: None for verdict in verdicts for grade in verdict.grades}:
+        grades = [g for verdict in verdicts for g in verdict.grades if g.name == name]
+        rewards = [g.reward for g in grades if g.reward is not None]
+        named = f"{before}grader/{name}"
+        if rewards:
+            metrics[f"{named}/mean"] = statistics.fmean(rewards)
+            metrics[f"{named}/right_share"] = statistics.fmean(reward >= 1 for reward in rewards)
+        for part in {part: None for grade in grades for part in grade.parts}:
+            values = [g.parts[part] for g in grades if part in g.parts]
+            metrics[f"{named}/part/{part}"] = statistics.fmean(values)
+        metrics[f"{named}/errors"] = float(sum(bool(g.error) for g in grades))
+        metrics[f"time/{named}"] = sum(g.seconds for g in grades)
+    return metrics
+
+
+def _grades(verdict: Verdict) -> str:
+    """Each grader's reward, for a table."""
+    return ", ".join(
+        f"{grade.name} {'-' if grade.reward is None else format(grade.reward, 'g')}"
+        for grade in verdict.grades
+    )
+
+
 def control_metrics(memory: Memory) -> dict[str, float]:
     """The numbers that entropy controls keep for the next step."""
     return {
@@ -192,6 +220,7 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
         "evaluation/length_mean": result.mean_length,
         "evaluation/truncated_share": result.truncated_share,
         "evaluation/judge_errors": float(result.judge_errors),
+        **grader_metrics([answer.verdict for answer in result.answers], "evaluation/"),
         **{f"evaluation/pass_at_{k}": value for k, value in result.pass_at_k.items()},
     }
 
@@ -207,6 +236,7 @@ def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
             "expected": shortened(answer.question.answer),
             "response": shortened(answer.response) if row < MAX_ROWS else None,
             "reward": answer.verdict.reward,
+            "grades": _grades(answer.verdict),
             "judge_error": answer.verdict.error,
             "tokens": answer.tokens,
             "truncated": answer.truncated,
@@ -242,6 +272,7 @@ def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, 
             "prompt": shortened(prompt),
             "response": shortened(response),
             "reward": sample.reward,
+            "grades": _grades(verdict),
             "replaced": sample.replaced,
             "entropy": entropy,
             "judge_error": verdict.error,

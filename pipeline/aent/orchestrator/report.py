@@ -13,6 +13,7 @@ from aent.orchestrator.records import (
     StepDone,
     control_metrics,
     evaluation_metrics,
+    grader_metrics,
     heldout_rows,
     response_entropies,
     sample_rows,
@@ -64,6 +65,7 @@ class Report:
         probe_gap: between engine and trainer at the last weight update, nats.
         """
         metrics = step_metrics(self.recipe, done, rollout) | control_metrics(done.memory)
+        metrics |= grader_metrics(rollout.verdicts)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s)
         self.tracker.log(done.step, metrics)

@@ -19,10 +19,11 @@ from aent.tasks.verifiers import answer_in
 
 
 def reward_by(
-    group: Rollout, reward: Callable[[Sequence[str | None]], list[float]], verifier: str
+    group: Rollout, reward: Callable[[Sequence[str | None]], list[float]], grader: str
 ) -> None:
-    """Give the samples of one group rewards by their answers in place of the judge's."""
-    answers = [answer_in(verifier, response) for response in group.responses]
+    """Give the samples of one group rewards by their answers, as the first grader's kind reads
+    them, in place of the judge's."""
+    answers = [answer_in(grader, response) for response in group.responses]
     for sample, value in zip(group.samples, reward(answers)):
         sample.reward = value
 
@@ -144,7 +145,7 @@ class RolloutSource:
             part = slice(first, first := first + each.samples)
             group = _group(each, wanted[part], answers[part])
             if plan.reward is not None:
-                reward_by(group, plan.reward, self.recipe.task.verifier)
+                reward_by(group, plan.reward, self.recipe.task.graders[0].kind)
             if self.recipe.task.finished_only:
                 group.reward_finished_only()
             groups.append(group)

@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from aent.recipe.controls import KINDS, kinds_of_method
+from aent.recipe import controls, graders
+from aent.recipe.earlier import RENAMED, translated
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 
@@ -40,6 +41,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: with one line per fault; nothing is written in any case.
     """
     return resolve(_read(Path(path)), str(path), overrides)
+
+
+def load_recorded(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a run has kept, which an earlier version may have written; else as
+    ``load``."""
+    return resolve(translated(_mapping(Path(path))), str(path), overrides)
 
 
 def resolve(data: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -278,14 +285,26 @@ def known_keys(owner: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[st
             yield from known_keys(inner, f"{prefix}{field}.")
 
 
-def _nearest(parent: str, name: str) -> str:
-    """A hint: the nearest key beside the unknown one, else anywhere in the schema.
+# lists whose items are told apart by their kind
+_LISTS: dict[str, dict[str, Any]] = {
+    "entropy_controls": controls.KINDS,
+    "task.graders": graders.KINDS,
+}
 
-    In an entropy control, whose ``parent`` ends with its kind, beside is all there is.
+
+def _nearest(parent: str, name: str) -> str:
+    """A hint: what a field of an earlier version is called now, or the nearest key beside the
+    unknown one, else anywhere in the schema.
+
+    In a list of kinds, where ``parent`` ends with the kind, beside is all there is.
     """
+    if f"{parent}.{name}" in RENAMED:
+        return f" (it is {RENAMED[f'{parent}.{name}']})"
     known = list(known_keys())
-    if parent.startswith("entropy_controls["):
-        known = [f"{parent}.{field}" for field in KINDS[parent.rpartition(".")[2]].model_fields]
+    for place, kinds in _LISTS.items():
+        if parent.startswith(f"{place}["):
+            section = kinds[parent.rpartition(".")[2]]
+            known = [f"{parent}.{field}" for field in section.model_fields]
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     everywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
     for candidates in (beside, everywhere):
@@ -338,7 +357,8 @@ def sentence(fault: dict[str, Any]) -> tuple[str, str]:
         return where, f"{where}.kind is missing and has no default"
     if kind == "union_tag_invalid":
         where, got = f"{where}.kind", f", got {_shown(context['tag'])}"
-        if kinds := kinds_of_method(context["tag"]):
+        is_control = where.startswith("entropy_controls")
+        if is_control and (kinds := controls.kinds_of_method(context["tag"])):
             said = f"{where}: {_shown(context['tag'])} is the name of a method"
             return where, f"{said}; the kinds of its parts: {', '.join(kinds)} (docs/algorithms.md)"
         return where, f"{where} must be one of {context['expected_tags']}{got}"

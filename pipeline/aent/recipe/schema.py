@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from aent.recipe.controls import EntropyControl
+from aent.recipe.graders import Grader, ReasoningGym
 from aent.recipe.section import Resume, Section, mark
 
 
@@ -30,7 +31,7 @@ class ModelSection(Section):
 
 
 class TaskSection(Section):
-    """Prompts and the verifier of the answers."""
+    """Prompts and the graders of the answers."""
 
     kind: Literal["reasoning_gym", "file"] = "reasoning_gym"
     name: str = "chain_sum"  # reasoning_gym: the data set
@@ -42,13 +43,13 @@ class TaskSection(Section):
     # variables of the model's chat template, as {enable_thinking: false}
     template: dict[str, Any] = Field({})
     instruction: str | None = None  # on a line of its own after every question
-    # last_number: the response's last number equals the answer; reasoning_gym: the dataset's own
-    # scorer; math_verify: mathematical equality
-    verifier: Literal["last_number", "reasoning_gym", "math_verify"] = "reasoning_gym"
+    # the reward is their weighted sum; an answer is right where the first one says so
+    graders: tuple[Grader, ...] = mark((ReasoningGym(kind="reasoning_gym"),), "warn")
     # a response that was cut off at rollout.max_response_tokens gets reward 0, whatever is in it
     finished_only: bool = False
     judge_processes: int = mark(1, "free", ge=1)
     judge_timeout_s: float = mark(5.0, "warn", gt=0)  # an answer that takes longer gets reward 0
+    judge_memory_gib: float = mark(4.0, "warn", gt=0)  # address space of each process
 
 
 class EngineSection(Section):

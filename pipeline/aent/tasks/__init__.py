@@ -36,7 +36,7 @@ def load(section: TaskSection, seed: int) -> Task:
     than ``size`` training questions where the task has fewer.
 
     Raises ValueError for an unknown data set or configuration key, a configuration that the data
-    set refuses, a file that is not as it must be, answers that the verifier cannot read, or fewer
+    set refuses, a file that is not as it must be, answers that the graders cannot read, or fewer
     distinct questions than ``heldout`` + 1; FileNotFoundError where there is no such file.
     """
     questions = list(_file(section, seed) if section.kind == "file" else _generated(section, seed))
@@ -46,14 +46,14 @@ def load(section: TaskSection, seed: int) -> Task:
             f"task.heldout: {what} has about {len(questions)} distinct "
             f"questions, too few to hold {section.heldout} out and train on another"
         )
-    if section.verifier == "last_number":
+    if any(grader.kind == "last_number" for grader in section.graders):
         from aent.tasks.verifiers import as_number
 
         for question in questions:
             if as_number(question.answer) is None:
                 place = "" if question.row is None else f" in row {question.row}"
                 raise ValueError(
-                    f"task.verifier: last_number needs numbers for answers, {_name(section)} has "
+                    f"task.graders: last_number needs numbers for answers, {_name(section)} has "
                     f"{question.answer[:100]!r}{place}"
                 )
     return Task(_name(section), questions[section.heldout :], questions[: section.heldout])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from aent.data.question import Question
+from aent.data.response import Response
 from aent.data.rollout import Verdict
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
@@ -133,6 +134,10 @@ class Asker:
     def _judged(self, wanted: Sequence[Asked], completions: Sequence[Completion]) -> list[Answer]:
         questions = [one.question for one in wanted]
         responses = [self.tokenizer.decode(c.token_ids) for c in completions]
+        seen = [
+            Response(text, len(c.token_ids), c.finish_reason != "length")
+            for text, c in zip(responses, completions)
+        ]
         with self.fleet.timeline.span("grading", "grading", responses=len(responses)):
-            verdicts = self.judge.judge(questions, responses)
+            verdicts = self.judge.judge(questions, seen, self.progress)
         return [Answer(*each) for each in zip(questions, completions, responses, verdicts)]

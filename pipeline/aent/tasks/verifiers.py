@@ -12,6 +12,7 @@ from typing import Any
 
 from aent.data.question import Question
 
+READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``answer_in`` knows
 Verifier = Callable[[str, Question], float]
 
 # a minus sign belongs to the number unless something stands directly before it, as in 7-5
@@ -29,11 +30,11 @@ _WORDS = re.compile(r"[^\W\d_]+(?:[ '][^\W\d_]+)*")
 _ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)  # as reasoning-gym has it
 
 
-def make(verifier: str, dataset: str, config: dict[str, Any]) -> Verifier:
-    """Return the verifier that a recipe names, with what it needs imported."""
-    if verifier == "last_number":
+def make(grader: str, dataset: str, config: dict[str, Any]) -> Verifier:
+    """Return the verifier of a grader's kind, with what it needs imported."""
+    if grader == "last_number":
         return last_number
-    if verifier == "math_verify":
+    if grader == "math_verify":
         return _math_verify()
     return _reasoning_gym(dataset, config)
 
@@ -93,7 +94,7 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-def answer_in(verifier: str, response: str) -> str | None:
+def answer_in(grader: str, response: str) -> str | None:
     """The answer of a response as text, equal for equal answers, as far as text tells; None where
     there is none.
 
@@ -101,10 +102,10 @@ def answer_in(verifier: str, response: str) -> str | None:
     the last \\boxed{}, without white space; reasoning_gym: what stands in the last <answer> tags,
     or else the whole response.
     """
-    if verifier == "last_number":
+    if grader == "last_number":
         number = last_number_in(response)
         return None if number is None else format((number + 0).normalize(), "f")
-    if verifier == "math_verify":
+    if grader == "math_verify":
         boxed = last_boxed(response)
         return None if boxed is None else "".join(boxed.split())
     *_, tagged = _ANSWER.findall(response) or [response]

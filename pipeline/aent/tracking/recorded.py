@@ -14,7 +14,7 @@ from typing import Any
 
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
-from aent.recipe.load import RecipeError, load, resolve
+from aent.recipe.load import RecipeError, load_recorded, resolve
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.tracking import journal
@@ -110,7 +110,7 @@ def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[s
     metrics: dict[str, Series] = {}
     for point in journal.read(folder / JOURNAL_FILE):
         metrics.setdefault(point.key, {}).setdefault(point.step, point.value)
-    return load(folder / "recipe.yaml", overrides), metrics
+    return load_recorded(folder / "recipe.yaml", overrides), metrics
 
 
 def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:
@@ -134,7 +134,7 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
         }
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(run_id, "recipe.yaml", folder)
-            return load(path, overrides), metrics
+            return load_recorded(path, overrides), metrics
     except MlflowException as error:
         raise SourceError(f"MLflow run {run_id} in {redacted(uri)}: {error.message}") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from aent.recipe.load import load
+from aent.recipe.load import load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
 from aent.tracking import journal
@@ -120,7 +120,7 @@ def sync(run_dir: Path, from_start: bool = True) -> str:
 
     Raises FileNotFoundError where the folder is no run's, RecipeError, and what MLflow raises.
     """
-    recipe = load(run_dir / "recipe.yaml")
+    recipe = load_recorded(run_dir / "recipe.yaml")
     if not (run_dir / JOURNAL_FILE).is_file():
         raise FileNotFoundError(f"{run_dir} is no run folder: it has no {JOURNAL_FILE}")
     Sender(run_dir, recipe, from_start).send()

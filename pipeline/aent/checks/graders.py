@@ -1,0 +1,33 @@
+"""What is wrong with a recipe's graders, as far as it can be known before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aent.recipe.schema import Recipe
+from aent.tasks.verifiers import READS_ANSWERS
+
+
+def faults(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each, naming the field; nothing is imported (``tasks.trial`` does)."""
+    task = recipe.task
+    if not task.graders:
+        yield "task.graders is empty: nobody says what an answer is worth"
+        return
+    names = [grader.name for grader in task.graders]
+    for index, grader in enumerate(task.graders):
+        field = f"task.graders[{index}]"
+        if grader.weight == 0:
+            yield f"{field}.weight is 0: {grader.name} would change nothing"
+        if grader.name in names[:index]:
+            yield f"{field}.name: {grader.name} stands there twice: give each grader its own"
+        if grader.kind == "reasoning_gym" and task.kind == "file":
+            yield f"{field}: reasoning_gym has no scorer for task.kind=file"
+        if grader.kind == "python" and grader.group and grader.style == "verl":
+            yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
+    first = task.graders[0].kind
+    if recipe.control("majority_reward") is not None and first not in READS_ANSWERS:
+        yield (
+            f"entropy_controls: majority_reward compares answers, and the first of task.graders "
+            f"({first}) does not say what an answer is: {', '.join(READS_ANSWERS)} do"
+        )

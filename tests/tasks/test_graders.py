@@ -1,0 +1,176 @@
+"""How functions are found and called, and what their values are worth. (Their processes:
+test_judge.py.)"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aent.data.question import Question
+from aent.data.response import Response
+from aent.tasks import functions, graders
+from wording import naming
+
+QUESTION = Question(3, "3 + 4?", "7", {"level": 5, "data_source": "sums"}, row=9)
+RESPONSES = [Response("it is 7", tokens=4), Response("8", tokens=1, finished=False)]
+
+
+def spec(function: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "kind": "python", "name": "own", "function": function,
+        "style": "aent", "group": False, "arguments": {}, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A factory: a text of Python in, the spec of its function ``f`` out."""
+    count = iter(range(99))
+
+    def write(text: str, **changes: Any) -> dict[str, Any]:
+        path = tmp_path / f"r{next(count)}.py"
+        path.write_text(text)
+        return spec(f"{path}:f", **changes)
+
+    return write
+
+
+def readings(grader_spec: dict[str, Any], responses: list[Response]) -> list[graders.Reading]:
+    grader = graders.make(grader_spec, "chain_sum", {})
+    return grader.read(grader.call(responses, QUESTION), len(responses))
+
+
+def test_ones_own_function_sees_response_and_question(written: Any) -> None:
+    own = written(
+        "def f(response, question, bonus=0):\n"
+        "    right = question.answer in response.text\n"
+        "    return {'right': right, 'level': question.metadata['level'] / 10,\n"
+        "            'short': bonus * (response.tokens < 5 and response.finished)}\n",
+        arguments={"bonus": 2},
+    )
+    assert readings(own, RESPONSES[:1]) == [(3.5, {"right": 1, "level": 0.5, "short": 2})]
+    assert readings(own, RESPONSES[1:]) == [(0.5, {"right": 0, "level": 0.5, "short": 0})]
+
+
+def test_verls_compute_score_as_verl_calls_it(written: Any) -> None:
+    own = written(
+        "def f(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return {'score': float(ground_truth in solution_str), 'kind': data_source,\n"
+        "            'level': extra_info['level']}\n",
+        style="verl",
+    )
+    assert readings(own, RESPONSES[:1]) == [(1.0, {"level": 5.0})]
+    pair = written("def f(data_source, solution_str, ground_truth, extra_info):\n"
+                   "    return (data_source == 'sums', 'why')\n", style="verl")  # fmt: skip
+    assert readings(pair, RESPONSES[:1]) == [(1.0, {})]
+
+
+def test_trls_reward_functions_as_trl_calls_them(written: Any) -> None:
+    texts = written(
+        "def f(prompts, completions, level, **columns):\n"
+        "    assert columns == {'question': prompts, 'answer': ['7'] * len(prompts),\n"
+        "                       'data_source': ['sums'] * len(prompts)}\n"
+        "    return [None if '8' in c else float(n) for c, n in zip(completions, level)]\n",
+        style="trl", group=True,
+    )  # fmt: skip
+    assert readings(texts, RESPONSES) == [(5.0, {}), (None, {})]
+    messages = written(
+        "def f(completions, answer):\n"
+        "    return [float(a in c[0]['content']) for a, c in zip(answer, completions)]\n",
+        style="trl_chat",
+    )
+    with pytest.raises(ValueError, match="prompts"):
+        readings(messages, RESPONSES[:1])  # TRL gives prompts by name: it would fail there too
+    messages = written(
+        "def f(completions, answer, **_):\n"
+        "    return [float(a in c[0]['content']) for a, c in zip(answer, completions)]\n",
+        style="trl_chat",
+    )
+    assert readings(messages, RESPONSES[:1]) == [(1.0, {})]
+    assert functions.columns(texts) == ["level"]
+    assert functions.columns(messages) == []
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["None", "float('nan')", "float('inf')", "'1'", "{}", "{'a': None}", "{'a/b': 1}", "[1, 2]"],
+)
+def test_what_is_no_reward_is_refused(written: Any, returned: str) -> None:
+    with pytest.raises(ValueError, match=r"returned|name"):
+        readings(written(f"def f(response, question):\n    return {returned}\n"), RESPONSES[:1])
+
+
+@pytest.mark.parametrize("returned", ["1", "[1]", "[1, 2, 3]", "{1: 2}", "'ab'"])
+def test_a_group_has_a_value_for_each(written: Any, returned: str) -> None:
+    own = written(f"def f(responses, question):\n    return {returned}\n", group=True)
+    with pytest.raises(ValueError, match="returned for 2 responses"):
+        readings(own, RESPONSES)
+
+
+def test_numbers_of_every_kind_are_rewards(written: Any) -> None:
+    for value, reward in (("True", 1.0), ("numpy.float32(.5)", 0.5), ("numpy.array(2)", 2.0)):
+        own = written(f"import numpy\ndef f(response, question):\n    return {value}\n")
+        assert readings(own, RESPONSES[:1]) == [(reward, {})]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("def g(response, question): pass", "no function f"),
+        ("def f(response): pass", "response question"),
+        ("def f(response, question, more): pass", "more"),
+        ("f = 3", "int"),
+        ("import no_such_module", "no_such_module line 1"),
+        ("\ndef f(:", "SyntaxError"),
+        ("raise SystemExit(2)", "SystemExit"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_one_sentence(
+    written: Any, text: str, names: str
+) -> None:
+    own = written(text + "\n")
+    with pytest.raises(ValueError, match=naming("r0.py", *names.split())) as raised:
+        graders.make(own, "", {})
+    assert "\n" not in str(raised.value)
+
+
+def test_modules_and_files_are_found_without_importing_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "own_rewards" / "deep"
+    package.mkdir(parents=True)
+    (tmp_path / "own_rewards" / "__init__.py").write_text("raise RuntimeError")
+    (package / "math.py").write_text("raise RuntimeError")
+    assert functions.source_of("own_rewards.deep.math:f") == package / "math.py"
+    assert functions.source_of("own_rewards/deep/math.py:f") == Path("own_rewards/deep/math.py")
+    for nothing in (
+        "own_rewards.shallow:f",
+        "own_reward:f",
+        "math.py:f",
+        "own_rewards.deep.math.x:f",
+    ):
+        assert functions.source_of(nothing) is None
+
+
+def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("WORTH = 7\n")
+    (tmp_path / "r.py").write_text(
+        "import beside_it\ndef f(response, question):\n    return beside_it.WORTH\n"
+    )
+    assert readings(spec(f"{tmp_path}/r.py:f"), RESPONSES[:1]) == [(7.0, {})]
+
+
+def test_a_failed_grader_takes_the_whole_reward() -> None:
+    from aent.data.rollout import Grade
+
+    good, silent = Grade("a", 1.0), Grade("b", None)
+    bad = Grade("c", 0.0, error="timeout")
+    assert graders.verdict([good, silent], [2.0, 1.0]).reward == 2.0
+    failed = graders.verdict([good, bad], [2.0, -1.0])
+    assert (failed.reward, failed.score) == (0.0, 1.0)
+    assert failed.error.startswith("timeout")
+    assert not math.isnan(graders.verdict([silent], [1.0]).reward)
