@@ -167,10 +167,11 @@ def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
 def test_a_failed_grader_takes_the_whole_reward() -> None:
     from aent.data.rollout import Grade
 
+    weights = {"a": 2.0, "b": 1.0, "c": -1.0}
     good, silent = Grade("a", 1.0), Grade("b", None)
     bad = Grade("c", 0.0, error="timeout")
-    assert graders.verdict([good, silent], [2.0, 1.0]).reward == 2.0
-    failed = graders.verdict([good, bad], [2.0, -1.0])
+    assert graders.verdict([good, silent], weights).reward == 2.0
+    failed = graders.verdict([good, bad], weights)
     assert (failed.reward, failed.score) == (0.0, 1.0)
     assert failed.error.startswith("timeout")
-    assert not math.isnan(graders.verdict([silent], [1.0]).reward)
+    assert not math.isnan(graders.verdict([silent], weights).reward)

@@ -214,6 +214,22 @@ def test_a_verdict_is_the_weighted_sum_of_the_graders(function):
     assert [v.score for v in verdicts] == [1, 0, 1, 1]
 
 
+def test_a_question_is_judged_by_the_graders_of_its_data_source(function):
+    graders = [
+        {"kind": "last_number", "data_sources": ("sums",)},
+        function("length", data_sources=("texts",)),
+        function("uses_asyncio"),
+    ]
+    sums, texts = (
+        Question(i, "?", "7", {"data_source": s}) for i, s in enumerate(("sums", "texts"))
+    )
+    with JudgePool(section(*graders)) as judge:
+        first, second = judge.judge([sums, texts], said("7", "7"))
+    assert [(g.name, g.reward) for g in first.grades] == [("last_number", 1), ("uses_asyncio", 3)]
+    assert [(g.name, g.reward) for g in second.grades] == [("length", 1), ("uses_asyncio", 3)]
+    assert (first.reward, second.reward) == (4, 4)
+
+
 def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(function):
     """Forty that would wait for ever cost two time limits, not forty."""
     texts = ["good", "blocks the loop", "throws", "good", *["waits for ever"] * 40]

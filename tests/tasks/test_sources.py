@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from aent.cli.main import app
-from aent.recipe.schema import TaskSection
-from aent.tasks import files, load, sources, without_long_prompts
+from aent.recipe.schema import ColumnsSection, TaskSection
+from aent.tasks import files, graders_of, load, sources, without_long_prompts
 from wording import assert_names, naming
 
 
@@ -187,6 +187,83 @@ def test_a_recipe_with_such_a_file_is_refused_before_anything_starts(tmp_path):
     assert_names(done.stderr, "task.path", path, "row 1")
 
 
+VERL = {  # a row of verl's layout
+    "data_source": "openai/gsm8k",
+    "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "3 + 4?"}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "7"},
+    "extra_info": {"index": 0, "split": "train"},
+}
+
+
+def test_columns_by_name_and_verls_layout(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    def found(path, question, answer):
+        columns = ColumnsSection(question=question, answer=answer)
+        return files.questions(path, "Think.", columns)
+
+    path = write(tmp_path / "q.jsonl", [{"problem": "a?", "question": "no", "solution": 1}])
+    (one,) = found(path, "problem", "solution")
+    assert (one.prompt, one.answer, one.system) == ("a?\nThink.", "1", None)
+    assert one.metadata == {"problem": "a?", "solution": 1}
+
+    other = {**VERL, "prompt": VERL["prompt"][1:]}
+    table = pyarrow.Table.from_pylist([VERL, other, VERL])
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    first, second = found(tmp_path / "train.parquet", "prompt", "reward_model.ground_truth")
+    assert (first.prompt, first.answer, first.system) == ("3 + 4?\nThink.", "7", "Be short.")
+    assert first.turns("Be long.") == ("3 + 4?\nThink.", "Be short.")
+    assert second.turns("Be long.") == ("3 + 4?\nThink.", "Be long.")
+    assert first.metadata["extra_info"] == VERL["extra_info"]
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"reward_model": {"style": "rule"}}, ("'reward_model.ground_truth'", "task.columns")),
+        ({"reward_model": {"ground_truth": ["7"]}}, ("'reward_model.ground_truth'", "text")),
+        ({"prompt": [{"role": "user", "content": ""}]}, ("'prompt'", "text")),
+        ({"prompt": [*VERL["prompt"], {"role": "assistant", "content": "7"}]}, ("assistant",)),
+        ({"prompt": ["3 + 4?"]}, ("messages",)),
+    ],
+)
+def test_rows_of_such_a_file_that_cannot_be_asked(tmp_path, change, names):
+    path = write(tmp_path / "q.jsonl", [VERL, {**VERL, **change}])
+    columns = ColumnsSection(question="prompt", answer="reward_model.ground_truth")
+    with pytest.raises(ValueError, match=naming("q.jsonl", "row 2", *names)):
+        files.questions(path, None, columns)
+
+
+def test_the_data_source_chooses_the_grader(tmp_path):
+    rows = [
+        {"question": f"{i}?", "answer": "x" if i % 2 else str(i), "data_source": "ab"[i % 2]}
+        for i in range(6)
+    ]
+    path = str(write(tmp_path / "q.jsonl", rows))
+
+    def section(*graders):
+        return TaskSection.model_validate(
+            {"kind": "file", "path": path, "heldout": 1, "graders": graders}
+        )
+
+    number = {"kind": "last_number", "data_sources": ("a",)}
+    others = {"kind": "math_verify", "data_sources": ("b", "c")}
+    task = load(section(number, others), seed=0)
+    kinds = {
+        q.answer == "x": [g.kind for g in graders_of(section(number, others), q)]
+        for q in task.train
+    }
+    assert kinds == {False: ["last_number"], True: ["math_verify"]}
+    with pytest.raises(ValueError, match=naming("task.graders", "'b'", "row")):
+        load(section(number), seed=0)
+    with pytest.raises(ValueError, match=naming("task.graders", "math_verify", "c", "a, b")):
+        load(
+            section({"kind": "python", "function": "r.py:f"}, others | {"data_sources": ("c",)}), 0
+        )
+
+
 def test_a_task_of_a_file(tmp_path):
     rows = [{"question": f"{i}?", "answer": str(i)} for i in range(20)]
     path = str(write(tmp_path / "q.jsonl", rows))
@@ -199,10 +276,10 @@ def test_a_task_of_a_file(tmp_path):
     assert len({q.index for q in everything}) == 14
     assert all(q.prompt == f"{q.index}?\nThink." and q.answer == str(q.index) for q in everything)
     assert load(section.model_copy(update={"size": 3}), seed=0).heldout == task.heldout
-    few = without_long_prompts(task, len, len("1?\nThink."))
+    few = without_long_prompts(task, lambda q: len(q.prompt), len("1?\nThink."))
     assert {len(q.prompt) for q in few.train} == {len("1?\nThink.")}
     with pytest.raises(ValueError, match=r"rollout\.max_prompt_tokens=2"):
-        without_long_prompts(task, len, 2)
+        without_long_prompts(task, lambda q: len(q.prompt), 2)
     with pytest.raises(ValueError, match=naming("task.heldout", "q.jsonl", 20)):
         load(section.model_copy(update={"heldout": 20}), seed=0)
 

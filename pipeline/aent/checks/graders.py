@@ -25,9 +25,11 @@ def faults(recipe: Recipe) -> Iterator[str]:
             yield f"{field}: reasoning_gym has no scorer for task.kind=file"
         if grader.kind == "python" and grader.group and grader.style == "verl":
             yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
-    first = task.graders[0].kind
-    if recipe.control("majority_reward") is not None and first not in READS_ANSWERS:
+    # where data_sources choose, each may be a question's first
+    chosen = [i for i, grader in enumerate(task.graders) if i == 0 or grader.data_sources]
+    silent = [task.graders[i] for i in chosen if task.graders[i].kind not in READS_ANSWERS]
+    if recipe.control("majority_reward") is not None and silent:
         yield (
-            f"entropy_controls: majority_reward compares answers, and the first of task.graders "
-            f"({first}) does not say what an answer is: {', '.join(READS_ANSWERS)} do"
+            "entropy_controls: majority_reward compares answers, and a first one of task.graders "
+            f"({silent[0].kind}) does not say what an answer is: {', '.join(READS_ANSWERS)} do"
         )

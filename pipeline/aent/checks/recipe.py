@@ -220,7 +220,7 @@ def _generated(recipe: Recipe) -> Iterator[str]:
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
     evaluation = recipe.evaluation
-    first = [grader.kind for grader in recipe.task.graders[:1]]
+    first = [g.kind for g in recipe.task.graders if not g.data_sources][:1]
     for name in evaluation.suites:
         try:
             suite = suites.find(name)
@@ -228,7 +228,8 @@ def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
             if suite.dataset is not None or [judged_by] != first:
                 yield (
                     f"evaluation.suites: {name} is judged by {judged_by}, and the first of a run's "
-                    f"task.graders ({', '.join(first)}) says what is right"
+                    f"task.graders without data_sources ({', '.join(first) or 'there is none'}) "
+                    "says what is right"
                 )
             elif machine:
                 suites.file(name)

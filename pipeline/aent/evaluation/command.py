@@ -134,7 +134,7 @@ def _ask(
     # a trained policy is asked as it was trained, on any day
     now = started(Path(evaluation.model))
     words = tokenizer.load(target.section, target.folder, recipe.task.template, now)
-    prompts = [words.chat_prompt(q.prompt, asked.system_prompt) for q in questions]
+    prompts = [words.chat_prompt(*q.turns(asked.system_prompt)) for q in questions]
     longest = max(map(len, prompts))
     if longest + asked.max_tokens > target.positions:
         room = target.positions - longest

@@ -50,7 +50,7 @@ def evaluate(
     wanted = [
         Asked(
             question,
-            asker.tokenizer.chat_prompt(question.prompt, system_prompt),
+            asker.tokenizer.chat_prompt(*question.turns(system_prompt)),
             random.Random(f"evaluation/{seed}/{i}").getrandbits(31),
         )
         for i, question in enumerate(repeated)

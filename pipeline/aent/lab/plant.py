@@ -139,7 +139,7 @@ class _Prompts:
     def __init__(
         self, questions: list[Question], tokenizer: Tokenizer, recipe: Recipe, config: Any
     ) -> None:
-        rows = [tokenizer.chat_prompt(q.prompt, recipe.task.system_prompt) for q in questions]
+        rows = [tokenizer.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in questions]
         self.place = {q.index: place for place, q in enumerate(questions)}
         self.length = torch.tensor([len(row) for row in rows])
         self.ids = torch.zeros(len(rows), int(self.length.max()), dtype=torch.long)

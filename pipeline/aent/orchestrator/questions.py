@@ -8,7 +8,7 @@ from aent import tasks
 from aent.data.question import Question
 from aent.evaluation import suites
 from aent.models.tokenizer import Tokenizer
-from aent.recipe.schema import Recipe
+from aent.recipe.schema import Recipe, TaskSection
 from aent.tasks.judge import JudgePool
 from aent.tasks.verifiers import as_number
 
@@ -24,16 +24,16 @@ def load_task(
     kinds = {grader.kind for grader in recipe.task.graders}
     if recipe.task.kind == "file" and "math_verify" in kinds:
         # for last_number, ``tasks.load`` has refused them
-        task = _without_unreadable(task, judge, progress)
+        task = _without_unreadable(task, recipe.task, judge, progress)
     return task
 
 
 def _without_long(
     task: tasks.Task, recipe: Recipe, words: Tokenizer, progress: Callable[[], None]
 ) -> tasks.Task:
-    def length(prompt: str) -> int:
+    def length(question: Question) -> int:
         progress()
-        return len(words.chat_prompt(prompt, recipe.task.system_prompt))
+        return len(words.chat_prompt(*question.turns(recipe.task.system_prompt)))
 
     progress()
     kept = tasks.without_long_prompts(task, length, recipe.rollout.max_prompt_tokens)
@@ -48,11 +48,16 @@ def _without_long(
 
 
 def _without_unreadable(
-    task: tasks.Task, judge: JudgePool, progress: Callable[[], None]
+    task: tasks.Task, section: TaskSection, judge: JudgePool, progress: Callable[[], None]
 ) -> tasks.Task:
     """The task without the questions whose reference math-verify cannot read."""
     everyone = [*task.heldout, *task.train]
-    questions = [q for q in everyone if as_number(q.answer) is None]  # a number can be read
+    questions = [
+        q
+        for q in everyone
+        if any(grader.kind == "math_verify" for grader in tasks.graders_of(section, q))
+        and as_number(q.answer) is None  # a number can be read
+    ]
     bad: list[Question] = []
     for first in range(0, len(questions), 100):
         bad += judge.unreadable(questions[first : first + 100], "math_verify")
@@ -80,7 +85,7 @@ def load_suites(recipe: Recipe, words: Tokenizer) -> dict[str, list[Question]]:
 def _suite(name: str, recipe: Recipe, words: Tokenizer) -> list[Question]:
     suite = suites.find(name).model_copy(update={"instruction": recipe.task.instruction})
     questions = suites.questions(suite)
-    longest = max(len(words.chat_prompt(q.prompt, recipe.task.system_prompt)) for q in questions)
+    longest = max(len(words.chat_prompt(*q.turns(recipe.task.system_prompt))) for q in questions)
     if longest > recipe.rollout.max_prompt_tokens:
         raise ValueError(
             f"evaluation.suites: {name} has a question of {longest} tokens, more than "

@@ -55,7 +55,7 @@ class RankZero:
             )
             task = load_task(recipe, words, judge, progress)
             suites = load_suites(recipe, words)
-            prompts = (words.chat_prompt(q.prompt, recipe.task.system_prompt) for q in task.train)
+            prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message
             engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress)
             engines.fleet.timeline = timeline

@@ -145,7 +145,8 @@ class RolloutSource:
             part = slice(first, first := first + each.samples)
             group = _group(each, wanted[part], answers[part])
             if plan.reward is not None:
-                reward_by(group, plan.reward, self.recipe.task.graders[0].kind)
+                grader = tasks.graders_of(self.recipe.task, each.question)[0]
+                reward_by(group, plan.reward, grader.kind)
             if self.recipe.task.finished_only:
                 group.reward_finished_only()
             groups.append(group)
@@ -154,7 +155,7 @@ class RolloutSource:
     def _wanted(self, step: int, each: Prompted) -> Iterator[Asked]:
         """Every response to a question."""
         recipe, question = self.recipe, each.question
-        prompt_ids = self.asker.tokenizer.chat_prompt(question.prompt, recipe.task.system_prompt)
+        prompt_ids = self.asker.tokenizer.chat_prompt(*question.turns(recipe.task.system_prompt))
         if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
             raise ValueError(
                 f"task question {question.index} has {len(prompt_ids)} tokens, more than "

@@ -18,6 +18,8 @@ class GraderSection(Section):
     RESUME: ClassVar[Resume] = "warn"
 
     weight: float = 1.0
+    # only of questions with one of these in their column data_source; none: of all
+    data_sources: tuple[str, ...] = ()
 
 
 class LastNumber(GraderSection):

@@ -30,13 +30,22 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class ColumnsSection(Section):
+    """The columns of a file of questions; a dot leads into a column of mappings, as in verl's
+    ``reward_model.ground_truth``."""
+
+    question: str = "question"  # texts, or messages: a user's, with a system's before it or not
+    answer: str = "answer"
+
+
 class TaskSection(Section):
     """Prompts and the graders of the answers."""
 
     kind: Literal["reasoning_gym", "file"] = "reasoning_gym"
     name: str = "chain_sum"  # reasoning_gym: the data set
     config: dict[str, Any] = Field({})  # reasoning_gym: its configuration, passed on as it is
-    path: str | None = None  # file: JSONL or parquet with the columns question and answer
+    path: str | None = None  # file: JSONL or parquet, a row a question
+    columns: ColumnsSection = ColumnsSection()
     size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
     heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
     system_prompt: str | None = None  # None: no system turn at all

@@ -17,6 +17,7 @@ from aent.data.question import Question
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aent.recipe.graders import Grader
     from aent.recipe.schema import TaskSection
 
 
@@ -46,17 +47,42 @@ def load(section: TaskSection, seed: int) -> Task:
             f"task.heldout: {what} has about {len(questions)} distinct "
             f"questions, too few to hold {section.heldout} out and train on another"
         )
-    if any(grader.kind == "last_number" for grader in section.graders):
-        from aent.tasks.verifiers import as_number
-
-        for question in questions:
-            if as_number(question.answer) is None:
-                place = "" if question.row is None else f" in row {question.row}"
-                raise ValueError(
-                    f"task.graders: last_number needs numbers for answers, {_name(section)} has "
-                    f"{question.answer[:100]!r}{place}"
-                )
+    _check_graders(section, questions)
     return Task(_name(section), questions[section.heldout :], questions[: section.heldout])
+
+
+def graders_of(section: TaskSection, question: Question) -> list[Grader]:
+    """Those of the task's graders that judge responses to this question."""
+    source = question.metadata.get("data_source")
+    return [g for g in section.graders if not g.data_sources or source in g.data_sources]
+
+
+def _check_graders(section: TaskSection, questions: list[Question]) -> None:
+    """Raise ValueError for a question that nobody judges, or whose answer a grader cannot read."""
+    from aent.tasks.verifiers import as_number
+
+    for question in questions:
+        kinds = {grader.kind for grader in graders_of(section, question)}
+        place = "" if question.row is None else f" in row {question.row}"
+        if not kinds:
+            source = question.metadata.get("data_source")
+            raise ValueError(
+                f"task.graders: none judges the data_source {source!r} that {_name(section)} "
+                f"has{place}"
+            )
+        if "last_number" in kinds and as_number(question.answer) is None:
+            raise ValueError(
+                f"task.graders: last_number needs numbers for answers, {_name(section)} has "
+                f"{question.answer[:100]!r}{place}"
+            )
+    sources = {str(question.metadata.get("data_source")) for question in questions}
+    for grader in section.graders:
+        if grader.data_sources and not sources & set(grader.data_sources):
+            raise ValueError(
+                f"task.graders: {grader.name} judges data_sources "
+                f"{', '.join(grader.data_sources)}, of which {_name(section)} has none (it has "
+                f"{', '.join(sorted(sources))})"
+            )
 
 
 def check_generated(section: TaskSection, seed: int) -> None:
@@ -65,14 +91,14 @@ def check_generated(section: TaskSection, seed: int) -> None:
     _dataset(section, seed)
 
 
-def without_long_prompts(task: Task, length: Callable[[str], int], limit: int) -> Task:
+def without_long_prompts(task: Task, length: Callable[[Question], int], limit: int) -> Task:
     """The task without questions whose prompt has more than ``limit`` tokens (``length`` counts).
 
     Raises ValueError if no training question is left.
     """
 
     everyone = [*task.train, *task.heldout]
-    long = {q.index for q in everyone if length(q.prompt) > limit}
+    long = {q.index for q in everyone if length(q) > limit}
     return without(task, long, f"rollout.max_prompt_tokens={limit} is too few for every one")
 
 
@@ -126,7 +152,7 @@ def _file(section: TaskSection, seed: int) -> list[Question]:
     from aent.tasks import files
 
     assert section.path is not None  # checks.recipe
-    questions = files.questions(data_path(section.path), section.instruction)
+    questions = files.questions(data_path(section.path), section.instruction, section.columns)
     random.Random(f"file/{seed}").shuffle(questions)
     return questions[: section.heldout + section.size]
 

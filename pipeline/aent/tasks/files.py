@@ -1,7 +1,8 @@
 """Files of questions: JSONL or parquet, one row a question.
 
-Columns: ``question`` and ``answer``, both text (a number is taken as its digits); any others go
-along as the question's metadata. ``aent data`` makes such files of the public ones.
+Columns: ``question`` and ``answer``, or those that ``task.columns`` names, both text (a number is
+taken as its digits); any others go along as the question's metadata. ``aent data`` makes such files
+of the public ones.
 
 What would cost a run hours later is refused here, by row: an answer that is not there (NaN is how
 tables write it), text that no tokenizer reads, two answers to one question.
@@ -14,35 +15,39 @@ import math
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aent.data.question import Question
 from aent.tasks.verifiers import as_number
 
-COLUMNS = ("question", "answer")
+if TYPE_CHECKING:
+    from aent.recipe.schema import ColumnsSection
 
 
-def questions(path: Path, instruction: str | None = None) -> list[Question]:
+def questions(
+    path: Path, instruction: str | None = None, columns: ColumnsSection | None = None
+) -> list[Question]:
     """The distinct questions of a file, in its order, each followed by ``instruction``.
 
     Raises FileNotFoundError; ValueError naming file and row for one that is not as it must be.
     """
-    found: dict[str, Question] = {}
+    names = ("question", "answer") if columns is None else (columns.question, columns.answer)
+    found: dict[tuple[str | None, str], Question] = {}
     for number, row in enumerate(rows(path), start=1):
-        missing = [c for c in COLUMNS if c not in row]
-        if missing:
-            raise ValueError(
-                f"{path}: row {number} has no column {missing[0]!r} (it has "
-                f"{', '.join(map(repr, row)) or 'none'}); aent data NAME FILE makes a file that has"
-            )
-        question, answer = (as_text(row[c]) for c in COLUMNS)
-        for name, text in zip(COLUMNS, (question, answer)):
-            if fault := _fault(text):
-                raise ValueError(f"{path}: row {number}: {name!r} {fault}")
+        try:
+            system, question = _turns(_cell(row, names[0]))
+            answer = as_text(_cell(row, names[1]))
+            for name, text in zip(
+                (names[0], names[1], names[0]), (question, answer, system or "-")
+            ):
+                if fault := _fault(text):
+                    raise ValueError(f"{name!r} {fault}")
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}: {error}") from None
         prompt = f"{question}\n{instruction}" if instruction else question
-        others = {k: v for k, v in row.items() if k not in COLUMNS}
-        asked = Question(len(found), prompt, answer, others, number)
-        known = found.setdefault(question, asked)
+        others = {k: v for k, v in row.items() if k not in ("question", "answer")}
+        asked = Question(len(found), prompt, answer, others, number, system)
+        known = found.setdefault((system, question), asked)
         if not same_answer(known.answer, answer):
             raise ValueError(
                 f"{path}: row {number} has the question of row {known.row} and another answer: "
@@ -57,6 +62,34 @@ def same_answer(one: str, other: str) -> bool:
     """Whether two answers are the same text, or the same number: 1 and 1.0 are."""
     number = as_number(one)
     return one == other or (number is not None and number == as_number(other))
+
+
+def _cell(row: dict[str, Any], column: str) -> Any:
+    """The value under a column's name, in which dots lead into mappings."""
+    value: Any = row
+    for name in [column] if column in row else column.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(
+                f"there is no column {column!r} (there are {', '.join(map(repr, row)) or 'none'}): "
+                "task.columns names those that are meant, aent data NAME FILE makes a file of a "
+                "public one"
+            )
+        value = value[name]
+    return value
+
+
+def _turns(cell: Any) -> tuple[str | None, str]:
+    """(the system's turn, the user's) of a text or of a list of messages."""
+    if not isinstance(cell, list):
+        return None, as_text(cell)
+    roles = [message.get("role") if isinstance(message, dict) else None for message in cell]
+    if roles not in (["user"], ["system", "user"]):
+        raise ValueError(
+            "messages must be a user's, or a system's and a user's, not "
+            f"{', '.join(map(str, roles))}"
+        )
+    *system, user = (as_text(message.get("content")) for message in cell)
+    return (system[0] if system else None), user
 
 
 def _fault(text: str) -> str:

@@ -65,13 +65,13 @@ def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
     return Grader(lambda responses, question: verify(responses[0].text, question), verifier=verify)
 
 
-def verdict(grades: Sequence[Grade], weights: Sequence[float]) -> Verdict:
-    """The weighted sum of the graders' rewards; 0 where one of them has failed."""
+def verdict(grades: Sequence[Grade], weights: Mapping[str, float]) -> Verdict:
+    """The sum of the graders' rewards, weighted by their names; 0 where one of them has failed."""
     failed = next((grade for grade in grades if grade.error), None)
     if failed is not None:
         which = f" [{failed.name}]" if len(grades) > 1 else ""
         return Verdict(0.0, failed.error + which, tuple(grades))
-    reward = sum(w * g.reward for w, g in zip(weights, grades) if g.reward is not None)
+    reward = sum(weights[g.name] * g.reward for g in grades if g.reward is not None)
     return Verdict(float(reward), "", tuple(grades))
 
 

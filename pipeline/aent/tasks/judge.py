@@ -24,6 +24,7 @@ from aent.data.question import Question
 from aent.data.response import Response
 from aent.data.rollout import Grade, Verdict
 from aent.recipe.schema import TaskSection
+from aent.tasks import graders_of
 from aent.tasks.graders import verdict
 from aent.tasks.judge_worker import Facts, Outcome, Settings, Unit
 
@@ -86,8 +87,11 @@ class JudgePool:
             raise ValueError(f"{len(questions)} questions, {len(responses)} responses")
         units: list[Unit] = []
         places: list[list[int]] = []
+        asked = [graders_of(self._section, question) for question in questions]
         for number, grader in enumerate(self._section.graders):
-            for group in _groups(questions, whole=getattr(grader, "group", False)):
+            chosen = [place for place, graders in enumerate(asked) if grader in graders]
+            whole = grader.kind == "python" and grader.group
+            for group in _groups(questions, chosen, whole):
                 of_group = tuple(responses[place] for place in group)
                 units.append(Unit(len(units), number, questions[group[0]], of_group))
                 places.append(group)
@@ -98,14 +102,14 @@ class JudgePool:
                 reward, parts = (0.0, {}) if outcome.error else outcome.readings[i]
                 seconds = outcome.seconds / len(group)
                 grades[place].append(Grade(name, reward, parts, outcome.error, seconds))
-        weights = [grader.weight for grader in self._section.graders]
+        weights = {grader.name: grader.weight for grader in self._section.graders}
         return [verdict(each, weights) for each in grades]
 
     def unreadable(self, questions: Sequence[Question], kind: str) -> list[Question]:
         """The questions whose reference the grader of this kind cannot read; raises as ``judge``.
         One that takes it too long, or at which its process died, is not among them: that is the
         machine's affair, and a run that is resumed must find the same ones."""
-        (grader,) = (i for i, g in enumerate(self._section.graders) if g.kind == kind)
+        grader = next(i for i, g in enumerate(self._section.graders) if g.kind == kind)
         units = [Unit(i, grader, question, ()) for i, question in enumerate(questions)]
         passing = ("", "timeout")
         return [
@@ -243,13 +247,14 @@ class JudgePool:
         self._workers[self._workers.index(worker)] = self._start()
 
 
-def _groups(questions: Sequence[Question], whole: bool) -> list[list[int]]:
-    """Places of the responses that are judged together: each alone, or all to one question."""
+def _groups(questions: Sequence[Question], chosen: Sequence[int], whole: bool) -> list[list[int]]:
+    """Those of the chosen places whose responses are judged together: each alone, or all to one
+    question."""
     if not whole:
-        return [[place] for place in range(len(questions))]
+        return [[place] for place in chosen]
     groups: dict[int, list[int]] = {}
-    for place, question in enumerate(questions):
-        groups.setdefault(question.index, []).append(place)
+    for place in chosen:
+        groups.setdefault(questions[place].index, []).append(place)
     return list(groups.values())
 
 

@@ -9,7 +9,7 @@ from aent.data.question import Question
 from aent.data.response import Response
 from aent.recipe.graders import PythonFunction
 from aent.recipe.schema import TaskSection
-from aent.tasks import functions
+from aent.tasks import functions, graders_of
 from aent.tasks.judge import JudgePool
 
 
@@ -31,31 +31,37 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
         return
     asked = section.model_copy(update={"graders": own, "judge_processes": 1})
     questions = sorted(questions, key=lambda question: question.row or 0)
-    first = questions[0]
-    response = Response(first.answer, tokens=1)
+    asked = section.model_copy(update={"graders": own, "judge_processes": 1})
+    of_each = [[q for q in questions if grader in graders_of(section, q)] for grader in own]
     try:
         with JudgePool(asked) as judge:
-            facts = judge.facts()
             missing = [
                 fault
-                for grader, known in zip(own, facts)
-                for fault in _missing(grader, known.columns, section, questions)
+                for grader, known, chosen in zip(own, judge.facts(), of_each)
+                for fault in _missing(grader, known.columns, section, chosen)
             ]
-            if missing:
-                yield from missing
-                return
-            verdict = judge.judge([first] * samples, [response] * samples)[0]
+            yield from missing or _failures(judge, section, of_each, samples)
     except (ValueError, RuntimeError, TimeoutError) as error:
         yield str(error)
-        return
-    for grader, grade in zip(own, verdict.grades):
-        if grade.error:
-            late = f" (task.judge_timeout_s={section.judge_timeout_s:g})"
-            yield (
-                f"task.graders: {grader.name}: {grader.function} has no reward for the answer of "
-                f"{_place(section, first)} as a response: {grade.error}"
-                f"{late if grade.error == 'timeout' else ''}"
-            )
+
+
+def _failures(
+    judge: JudgePool, section: TaskSection, of_each: list[list[Question]], samples: int
+) -> Iterator[str]:
+    """Graders that fail at the first question of each one's own."""
+    told: set[str] = set()
+    for first in {questions[0].index: questions[0] for questions in of_each}.values():
+        response = Response(first.answer, tokens=1)
+        verdict = judge.judge([first] * samples, [response] * samples)[0]
+        for grade in verdict.grades:
+            if grade.error and grade.name not in told:
+                told.add(grade.name)
+                late = f" (task.judge_timeout_s={section.judge_timeout_s:g})"
+                yield (
+                    f"task.graders: {grade.name} has no reward for the answer of "
+                    f"{_place(section, first)} as a response: {grade.error}"
+                    f"{late if grade.error == 'timeout' else ''}"
+                )
 
 
 def _missing(
