@@ -49,6 +49,14 @@ def faults(tmp_path: Path) -> Faults:
         ("[{kind: last_number, weight: 0}]", "task.graders[0].weight"),
         ("[{kind: last_number}, {kind: last_number}]", "task.graders[1].name last_number"),
         ("[{kind: python, function: 'r.py:f', style: verl, group: true}]", "task.graders[0].group"),
+        (
+            "[{kind: judge, url: 'http://a/v1', model: m, rubric: r.txt, parse: 'SCORE'}]",
+            "task.graders[0].parse",
+        ),
+        (
+            "[{kind: judge, url: 'http://a/v1', model: m, rubric: r.txt, parse: '(SCORE'}]",
+            "task.graders[0].parse",
+        ),
     ],
 )
 def test_graders_that_say_nothing(faults: Faults, graders: str, names: str) -> None:

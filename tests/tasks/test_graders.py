@@ -68,6 +68,38 @@ def test_verls_compute_score_as_verl_calls_it(written: Any) -> None:
     assert readings(pair, RESPONSES[:1]) == [(1.0, {})]
 
 
+def test_the_recipes_functions() -> None:
+    own = spec("recipes/rewards/rewards.py:compute_score", style="verl")
+    sums = Question(0, "1 + 1 + 1?", "3", {"data_source": "sums", "terms": 3})
+    grader = graders.make(own, "", {})
+    for text, reward in (("3", 1.0), ("4", 0.0)):
+        values = grader.call([Response(text)], sums)
+        assert grader.read(values, 1) == [(reward, {"right": reward})]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text", "tokens", "reward"),
+    [
+        ("matches", {"pattern": r"<a>.*</a>"}, "<a>1\n2</a> ", 4, 1),
+        ("matches", {"pattern": r"<a>.*</a>"}, "so: <a>1</a>", 4, 0),
+        ("finished_thought", {}, "<think>a</think> 7", 4, 1),
+        ("finished_thought", {}, "a</think>7", 4, 1),  # the template began it
+        ("finished_thought", {}, "<think>a</think>", 4, 0),
+        ("finished_thought", {}, "<think>a</think>b<think>c", 4, 0),
+        ("finished_thought", {}, "7", 4, 0),
+        ("finished_thought", {"begin": "[", "end": "]"}, "[a][b]c", 4, 1),
+        ("length", {"free": 10, "limit": 20}, "", 10, 0),
+        ("length", {"free": 10, "limit": 20}, "", 15, -0.5),
+        ("length", {"free": 10, "limit": 20}, "", 40, -1),
+    ],
+)
+def test_parts_that_come_with_aent(
+    name: str, arguments: dict[str, Any], text: str, tokens: int, reward: float
+) -> None:
+    own = spec(f"aent.tasks.parts:{name}", arguments=arguments)
+    assert readings(own, [Response(text, tokens)]) == [(reward, {})]
+
+
 def test_trls_reward_functions_as_trl_calls_them(written: Any) -> None:
     texts = written(
         "def f(prompts, completions, level, **columns):\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
+from aent.recipe.graders import LanguageModelJudge
 from aent.recipe.schema import Recipe
 from aent.tasks.verifiers import READS_ANSWERS
 
@@ -25,6 +27,8 @@ def faults(recipe: Recipe) -> Iterator[str]:
             yield f"{field}: reasoning_gym has no scorer for task.kind=file"
         if grader.kind == "python" and grader.group and grader.style == "verl":
             yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
+        if isinstance(grader, LanguageModelJudge):
+            yield from _judge(field, grader)
     # where data_sources choose, each may be a question's first
     chosen = [i for i, grader in enumerate(task.graders) if i == 0 or grader.data_sources]
     silent = [task.graders[i] for i in chosen if task.graders[i].kind not in READS_ANSWERS]
@@ -33,3 +37,11 @@ def faults(recipe: Recipe) -> Iterator[str]:
             "entropy_controls: majority_reward compares answers, and a first one of task.graders "
             f"({silent[0].kind}) does not say what an answer is: {', '.join(READS_ANSWERS)} do"
         )
+
+
+def _judge(field: str, judge: LanguageModelJudge) -> Iterator[str]:
+    try:
+        if re.compile(judge.parse).groups < 1:
+            yield f"{field}.parse has no group (...) for the score: {judge.parse}"
+    except re.error as error:
+        yield f"{field}.parse is no regular expression: {error}"

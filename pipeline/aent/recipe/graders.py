@@ -57,8 +57,37 @@ class PythonFunction(GraderSection):
     arguments: dict[str, Any] = Field({})  # further keyword arguments
 
 
+class ServiceSection(GraderSection):
+    """Base of the graders behind an address."""
+
+    url: str = Field(pattern=r"^https?://[^@\s]+$")  # without a password: recipes are shown
+    token_file: str | None = None  # of a bearer token (mode 600)
+    timeout_s: float = Field(60.0, gt=0)  # of an answer, requests that are repeated included
+    concurrency: int = Field(64, ge=1)  # requests that a judge process has on their way
+
+
+class HttpService(ServiceSection):
+    """A service of one's own: the responses to a question in, a reward for each out."""
+
+    kind: Literal["http"]
+    name: str = Field("http", pattern=NAME)
+
+
+class LanguageModelJudge(ServiceSection):
+    """A language model behind an OpenAI-compatible endpoint (``url`` ends with /v1)."""
+
+    kind: Literal["judge"]
+    name: str = Field("judge", pattern=NAME)
+    model: str
+    rubric: str  # a file: the judge's prompt with {prompt}, {answer} and {response} in it
+    parse: str = r"SCORE:\s*(-?\d+(?:\.\d+)?)"  # the last match's first group is the score
+    scale: float = Field(1.0, gt=0)  # the reward is score / scale
+    max_tokens: int = Field(1024, ge=1)  # that the judge may write
+
+
 Grader = Annotated[
-    LastNumber | MathVerify | ReasoningGym | PythonFunction, Field(discriminator="kind")
+    LastNumber | MathVerify | ReasoningGym | PythonFunction | HttpService | LanguageModelJudge,
+    Field(discriminator="kind"),
 ]
 
 KINDS: dict[str, type[GraderSection]] = {

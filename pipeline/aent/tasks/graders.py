@@ -18,6 +18,7 @@ from aent.tasks import functions, verifiers
 from aent.tasks.functions import Call
 from aent.tasks.verifiers import Verifier
 
+AT_ONCE = 64  # answers that a process has of an asynchronous function
 Reading = tuple[float | None, dict[str, float]]  # a reward and its parts
 
 
@@ -28,7 +29,7 @@ class Grader:
     call: Call  # of one response, or of a whole group
     style: str = "aent"  # how its values are to be read
     group: bool = False
-    concurrent: bool = False  # it is asynchronous: many of its answers are worked on at once
+    at_once: int = 0  # answers that are worked on at once; 0: it is not asynchronous
     columns: tuple[str, ...] = ()  # that every question must have
     verifier: Verifier | None = None  # one that reads references
     source: Path | None = None  # of a function of one's own
@@ -52,15 +53,21 @@ def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
     dataset, config: reasoning-gym's. Raises ValueError in one sentence, ImportError.
     """
     if spec["kind"] == "python":
-        call, concurrent = functions.adapted(spec, dataset)
+        call, asynchronous = functions.adapted(spec, dataset)
         return Grader(
             call,
             spec["style"],
             spec["group"],
-            concurrent,
+            AT_ONCE if asynchronous else 0,
             tuple(functions.columns(spec)),
             source=functions.source_of(spec["function"]),
         )
+    if spec["kind"] in ("http", "judge"):
+        from aent.tasks import services  # late: imports httpx
+
+        is_http = spec["kind"] == "http"
+        remote = services.http_call(spec) if is_http else services.judge_call(spec)
+        return Grader(remote, group=is_http, at_once=spec["concurrency"])
     verify = verifiers.make(spec["kind"], dataset, config)
     return Grader(lambda responses, question: verify(responses[0].text, question), verifier=verify)
 

@@ -30,7 +30,6 @@ from aent.tasks.judge_worker import Facts, Outcome, Settings, Unit
 
 START_TIMEOUT_S = 120.0  # of a worker: some graders import for ten seconds
 DIED = "exception: the judge process died"
-AT_ONCE = 64  # answers that a worker has of an asynchronous grader
 GRACE_S = 2.0  # for an asynchronous grader's own time limit, which costs one answer only
 
 
@@ -59,7 +58,7 @@ class JudgePool:
             [grader.model_dump() for grader in section.graders],
             section.name,
             section.config,
-            section.judge_timeout_s,
+            [getattr(grader, "timeout_s", section.judge_timeout_s) for grader in section.graders],
             int(section.judge_memory_gib * 2**30),
         )
         self._facts: list[Facts] = []
@@ -90,7 +89,8 @@ class JudgePool:
         asked = [graders_of(self._section, question) for question in questions]
         for number, grader in enumerate(self._section.graders):
             chosen = [place for place, graders in enumerate(asked) if grader in graders]
-            whole = grader.kind == "python" and grader.group
+            # a service gets them in one request
+            whole = grader.kind == "http" or (grader.kind == "python" and grader.group)
             for group in _groups(questions, chosen, whole):
                 of_group = tuple(responses[place] for place in group)
                 units.append(Unit(len(units), number, questions[group[0]], of_group))
@@ -187,11 +187,12 @@ class JudgePool:
         """Give an idle worker the next unit, or several of an asynchronous grader; if it is dead,
         another one starts."""
         job = [waiting[0]]
-        concurrent = self._facts[job[0].grader].concurrent
-        if concurrent and job[0].number not in alone:
-            share = min(AT_ONCE, math.ceil(len(waiting) / len(self._workers)))
+        grader = job[0].grader
+        at_once = self._facts[grader].at_once
+        if at_once and job[0].number not in alone:
+            share = min(at_once, math.ceil(len(waiting) / len(self._workers)))
             for unit in list(waiting)[1:share]:
-                if unit.grader != job[0].grader or unit.number in alone:
+                if unit.grader != grader or unit.number in alone:
                     break
                 job.append(unit)
         try:
@@ -202,7 +203,7 @@ class JudgePool:
         for _ in job:
             waiting.popleft()
         worker.units = {unit.number for unit in job}
-        limit = self._section.judge_timeout_s + (GRACE_S if concurrent else 0.0)
+        limit = self._settings.timeouts_s[grader] + (GRACE_S if at_once else 0.0)
         worker.started = time.monotonic()
         worker.deadline = worker.started + limit
 

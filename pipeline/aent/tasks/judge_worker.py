@@ -35,7 +35,7 @@ class Settings:
     graders: list[dict[str, Any]]  # sections as mappings
     dataset: str  # reasoning-gym's
     config: dict[str, Any]
-    timeout_s: float  # of a unit
+    timeouts_s: list[float]  # of a unit, by grader
     memory_bytes: int  # of address space: a power tower must not take the machine's
 
 
@@ -43,7 +43,7 @@ class Settings:
 class Facts:
     """What is known of a grader once it is imported."""
 
-    concurrent: bool
+    at_once: int
     columns: tuple[str, ...]
 
 
@@ -85,7 +85,7 @@ def main(fd: int, parent: int) -> None:
             words = str(error) if isinstance(error, ValueError) else _told(error, None)
             pipe.send(f"task.graders: {spec['name']}: {words}")
             return
-    pipe.send([Facts(grader.concurrent, grader.columns) for grader in made])  # ready
+    pipe.send([Facts(grader.at_once, grader.columns) for grader in made])  # ready
     loop = asyncio.new_event_loop()  # one: what an asynchronous function keeps belongs to it
     while True:
         try:
@@ -93,8 +93,9 @@ def main(fd: int, parent: int) -> None:
         except EOFError:
             return
         grader = made[units[0].grader]
-        if grader.concurrent:
-            work = (_judge_beside(grader, unit, settings.timeout_s, pipe.send) for unit in units)
+        if grader.at_once:
+            timeout_s = settings.timeouts_s[units[0].grader]
+            work = (_judge_beside(grader, unit, timeout_s, pipe.send) for unit in units)
             loop.run_until_complete(_all(work))
         else:  # not in the loop: the function may have one of its own
             for unit in units:

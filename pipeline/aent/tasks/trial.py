@@ -1,4 +1,5 @@
-"""Functions of one's own, before a run starts: imported and called once; their files' hashes."""
+"""Functions of one's own and services, before a run starts: imported, and asked once; the hashes of
+their files."""
 
 from __future__ import annotations
 
@@ -7,40 +8,57 @@ from collections.abc import Iterator, Sequence
 
 from aent.data.question import Question
 from aent.data.response import Response
-from aent.recipe.graders import PythonFunction
+from aent.recipe.graders import LanguageModelJudge, PythonFunction, ServiceSection
 from aent.recipe.schema import TaskSection
+from aent.runtime.environment import data_path
 from aent.tasks import functions, graders_of
 from aent.tasks.judge import JudgePool
 
+TRIAL_S = 10.0  # that a service has for the answer with which it is tried
+
 
 def fingerprints(section: TaskSection) -> dict[str, str]:
-    """SHA-256 of the file of each of the task's functions, by function."""
+    """SHA-256 of the file of each of the task's functions and rubrics, by their names."""
     found = {}
     for grader in section.graders:
-        if isinstance(grader, PythonFunction) and (path := functions.source_of(grader.function)):
-            found[grader.function] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if isinstance(grader, PythonFunction):
+            name, path = grader.function, functions.source_of(grader.function)
+        elif isinstance(grader, LanguageModelJudge):
+            name, path = grader.rubric, data_path(grader.rubric)
+        else:
+            continue
+        if path is not None and path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
 def faults(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     """A sentence for each of the task's functions that cannot be imported, does not take what it
-    gets, needs a column that a question has not, or has no reward for the answer of the first
-    question, given as a response (``samples`` times to a function of groups)."""
-    own = tuple(g for g in section.graders if isinstance(g, PythonFunction))
+    gets, needs a column that a question has not, or, like a service, has no reward for the answer
+    of the first question, given as a response (``samples`` times to a function of groups)."""
+    own = tuple(
+        # here nobody waits for a service that is still to come
+        g.model_copy(update={"timeout_s": min(g.timeout_s, TRIAL_S)})
+        if isinstance(g, ServiceSection)
+        else g
+        for g in section.graders
+        if isinstance(g, PythonFunction | ServiceSection)
+    )
     if not own:
         return
-    asked = section.model_copy(update={"graders": own, "judge_processes": 1})
     questions = sorted(questions, key=lambda question: question.row or 0)
     asked = section.model_copy(update={"graders": own, "judge_processes": 1})
-    of_each = [[q for q in questions if grader in graders_of(section, q)] for grader in own]
+    of_each = [[q for q in questions if grader in graders_of(asked, q)] for grader in own]
     try:
         with JudgePool(asked) as judge:
             missing = [
                 fault
                 for grader, known, chosen in zip(own, judge.facts(), of_each)
+                if isinstance(grader, PythonFunction)
                 for fault in _missing(grader, known.columns, section, chosen)
             ]
-            yield from missing or _failures(judge, section, of_each, samples)
+            groups = any(isinstance(grader, PythonFunction) and grader.group for grader in own)
+            yield from missing or _failures(judge, section, of_each, samples if groups else 1)
     except (ValueError, RuntimeError, TimeoutError) as error:
         yield str(error)
 
@@ -56,7 +74,9 @@ def _failures(
         for grade in verdict.grades:
             if grade.error and grade.name not in told:
                 told.add(grade.name)
-                late = f" (task.judge_timeout_s={section.judge_timeout_s:g})"
+                late = (
+                    f" (task.judge_timeout_s={section.judge_timeout_s:g}; services: {TRIAL_S:g} s)"
+                )
                 yield (
                     f"task.graders: {grade.name} has no reward for the answer of "
                     f"{_place(section, first)} as a response: {grade.error}"

@@ -1,0 +1,130 @@
+"""Graders behind an address: a service of one's own, or a language model that judges.
+
+They are asynchronous: a judge process has many requests on their way at once. Proxies of the
+environment hold, as for any program (NO_PROXY names the hosts that are reached directly).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from aent.data.question import Question
+from aent.data.response import Response
+from aent.runtime.environment import data_path
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 10.0  # between attempts, doubled each time
+BUSY = 429
+
+
+@dataclass
+class Service:
+    """An address, and requests to it that are repeated until they succeed or time is up.
+
+    A broken connection, 429 and 5xx are tried again; another answer than 2xx is an error at once.
+    """
+
+    url: str
+    token: str | None
+    timeout_s: float  # of a request with all its repetitions
+    _client: httpx.AsyncClient | None = field(default=None, repr=False)
+
+    async def post(self, body: dict[str, Any]) -> Any:
+        """The answer, read as JSON. Raises RuntimeError with the last failure in words, ValueError
+        where the answer is no JSON."""
+        if self._client is None:  # in the event loop that it belongs to
+            headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+            self._client = httpx.AsyncClient(timeout=None, headers=headers)
+        now = asyncio.get_running_loop().time
+        end, pause = now() + self.timeout_s, FIRST_PAUSE_S
+        while True:
+            try:
+                answer = await self._client.post(self.url, json=body)
+                if answer.is_success:
+                    return answer.json()
+                words = f"{answer.status_code} {' '.join(answer.text.split())[:200]}"
+                lasting = answer.status_code != BUSY and answer.status_code < 500
+            except httpx.TransportError as error:
+                words, lasting = f"{type(error).__name__} {error}".strip(), False
+            if lasting or now() + pause >= end:
+                raise RuntimeError(f"{self.url}: {words}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
+
+def http_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question], Any]:
+    """The call of an ``http`` grader: the responses to a question are one request,
+    ``{prompt, answer, metadata, responses: [{text, tokens, finished}]}``, and its answer is
+    ``{rewards: [...]}``, a number or named parts for each."""
+    service = Service(spec["url"], _token(spec), spec["timeout_s"])
+
+    async def call(responses: Sequence[Response], question: Question) -> Any:
+        answer = await service.post(
+            {
+                "prompt": question.prompt,
+                "answer": question.answer,
+                "metadata": question.metadata,
+                "responses": [asdict(response) for response in responses],
+            }
+        )
+        if not isinstance(answer, dict) or "rewards" not in answer:
+            raise ValueError(f"{service.url}: an answer without 'rewards': {str(answer)[:100]}")
+        return answer["rewards"]
+
+    return call
+
+
+def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question], Any]:
+    """The call of a ``judge``: the rubric, filled in, goes to an OpenAI-compatible endpoint; the
+    last match of ``parse`` in what the model says, over ``scale``, is the reward."""
+    rubric = data_path(spec["rubric"])
+    if not rubric.is_file():
+        raise ValueError(f"there is no file {spec['rubric']} (rubric)")
+    template = rubric.read_text(encoding="utf-8")
+    if "{response}" not in template:
+        raise ValueError(f"{spec['rubric']} has no place for the {{response}}")
+    score = re.compile(spec["parse"])
+    url = f"{spec['url'].rstrip('/')}/chat/completions"
+    service = Service(url, _token(spec), spec["timeout_s"])
+
+    async def call(responses: Sequence[Response], question: Question) -> Any:
+        values = {"prompt": question.prompt, "answer": question.answer}
+        values["response"] = responses[0].text
+        # at once: what a response has of the kind {answer} stays as it is
+        text = re.sub(r"\{(prompt|answer|response)\}", lambda name: values[name[1]], template)
+        answer = await service.post(
+            {
+                "model": spec["model"],
+                "messages": [{"role": "user", "content": text}],
+                "temperature": 0.0,
+                "max_tokens": spec["max_tokens"],
+            }
+        )
+        try:
+            said = answer["choices"][0]["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{url}: no chat completion: {str(answer)[:100]}") from None
+        *_, last = [None, *score.finditer(said)]
+        if last is None:
+            raise ValueError(f"no score (parse) in what the judge said: ...{said[-100:]!r}")
+        return float(last[1]) / spec["scale"]
+
+    return call
+
+
+def _token(spec: Mapping[str, Any]) -> str | None:
+    if spec["token_file"] is None:
+        return None
+    path = Path(spec["token_file"]).expanduser()
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"token_file: {path} can be read by others: chmod 600")
+        return path.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"token_file: {path}: {error.strerror}") from None
