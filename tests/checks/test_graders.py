@@ -64,6 +64,13 @@ def test_graders_that_say_nothing(faults: Faults, graders: str, names: str) -> N
     assert_names(fault, *names.split())
 
 
+def test_nobody_waits_longer_for_a_grader_than_for_an_engine(faults: Faults) -> None:
+    (fault,) = faults("[{kind: last_number}]", "task.judge_timeout_s=600")
+    assert_names(fault, "task.judge_timeout_s=600", "rollout.progress_timeout_s")
+    (fault,) = faults("[{kind: http, url: 'http://a', timeout_s: 700}]")
+    assert_names(fault, "task.graders[0].timeout_s=700", "rollout.progress_timeout_s")
+
+
 def test_what_needs_another_first_grader(faults: Faults) -> None:
     own = "{kind: python, function: 'r.py:f'}"
     vote = "entropy_controls=[{kind: majority_reward}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aent.recipe.graders import LanguageModelJudge
+from aent.recipe.graders import LanguageModelJudge, ServiceSection
 from aent.recipe.schema import Recipe
 from aent.tasks.verifiers import READS_ANSWERS
 
@@ -16,6 +16,11 @@ def faults(recipe: Recipe) -> Iterator[str]:
     if not task.graders:
         yield "task.graders is empty: nobody says what an answer is worth"
         return
+    # for which the other ranks wait without a sign of life
+    patience = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
+    others = f"rollout.progress_timeout_s + rollout.engine.start_timeout_s = {patience:g}"
+    if task.judge_timeout_s >= patience:
+        yield f"task.judge_timeout_s={task.judge_timeout_s:g} must be below {others}"
     names = [grader.name for grader in task.graders]
     for index, grader in enumerate(task.graders):
         field = f"task.graders[{index}]"
@@ -27,6 +32,8 @@ def faults(recipe: Recipe) -> Iterator[str]:
             yield f"{field}: reasoning_gym has no scorer for task.kind=file"
         if grader.kind == "python" and grader.group and grader.style == "verl":
             yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
+        if isinstance(grader, ServiceSection) and grader.timeout_s >= patience:
+            yield f"{field}.timeout_s={grader.timeout_s:g} must be below {others}"
         if isinstance(grader, LanguageModelJudge):
             yield from _judge(field, grader)
     # where data_sources choose, each may be a question's first

@@ -210,7 +210,7 @@ def _few(recipe: Recipe, questions: int) -> Iterator[str]:
 def _generated(recipe: Recipe) -> Iterator[str]:
     try:
         tasks.check_generated(recipe.task, recipe.seed)
-        if any(grader.kind == "python" for grader in recipe.task.graders):
+        if trial.tried(recipe.task):
             yield from _tried(recipe, tasks.load(recipe.task, recipe.seed))
     except ImportError as error:
         yield f"task.kind=reasoning_gym: reasoning-gym cannot be imported: {error}"

@@ -194,15 +194,23 @@ def _plain_recipe(overrides: list[str]) -> Recipe:
 
 @app.command()
 def data(
-    name: Annotated[str, typer.Argument(help="Which questions, as math-500.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="Which questions, as math-500; or check.", metavar="NAME|check")
+    ],
     files: Annotated[
         list[Path], typer.Argument(help="The public files (.jsonl, .parquet).", metavar="FILE...")
     ],
     out: Annotated[Path | None, typer.Option(help="Default: data/NAME.jsonl.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="check: the run that shall learn from the file.")
+    ] = None,
 ) -> None:
-    """Make a file of questions (columns question, answer) of public files."""
+    """Make a file of questions (columns question, answer) of public files, or check one of your
+    own: what is in it, and what a run would leave out."""
     from aent.tasks import sources
 
+    if name == "check":
+        return _check_data(files, recipe)
     if name not in sources.SOURCES:
         refuse([f"{name}: not one of {', '.join(sorted(sources.SOURCES))}"])
     target = out or Path("data") / f"{name}.jsonl"
@@ -224,6 +232,18 @@ def data(
             f"{sources.SOURCES[name].where}?",
             file=sys.stderr,
         )
+
+
+def _check_data(files: list[Path], recipe: str | None) -> None:
+    from aent.checks import data
+
+    loaded = None if recipe is None else _load(recipe, None, check=False)
+    try:
+        for path in files:
+            for line in data.of_file(path, loaded, Path("data")):
+                print(line, flush=True)
+    except (OSError, ValueError) as error:
+        refuse([str(error)])
 
 
 @app.command()

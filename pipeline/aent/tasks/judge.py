@@ -67,8 +67,9 @@ class JudgePool:
 
     @property
     def size(self) -> int:
-        """How many answers are judged at once."""
-        return self._section.judge_processes
+        """How many answers it takes to keep every process busy."""
+        concurrent = [getattr(grader, "concurrency", 1) for grader in self._section.graders]
+        return self._section.judge_processes * max(concurrent)
 
     def judge(
         self,

@@ -32,6 +32,11 @@ def fingerprints(section: TaskSection) -> dict[str, str]:
     return found
 
 
+def tried(section: TaskSection) -> list[PythonFunction | ServiceSection]:
+    """The graders that are somebody's own."""
+    return [g for g in section.graders if isinstance(g, PythonFunction | ServiceSection)]
+
+
 def faults(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     """A sentence for each of the task's functions that cannot be imported, does not take what it
     gets, needs a column that a question has not, or, like a service, has no reward for the answer
@@ -41,8 +46,7 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
         g.model_copy(update={"timeout_s": min(g.timeout_s, TRIAL_S)})
         if isinstance(g, ServiceSection)
         else g
-        for g in section.graders
-        if isinstance(g, PythonFunction | ServiceSection)
+        for g in tried(section)
     )
     if not own:
         return
