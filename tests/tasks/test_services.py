@@ -112,11 +112,11 @@ def test_a_language_model_judges_by_a_rubric(tmp_path: Path) -> None:
 def test_a_service_that_is_not_there_is_told_before_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trial, "TRIAL_S", 1.0)
     with standing_in(lambda *_: (200, {})) as server:
         gone = server.url
         (fault,) = trial.faults(section({"kind": "http", "url": gone}), QUESTIONS, 2)
         assert_names(fault, "task.graders", "http", "question 0", "'rewards'")
+    monkeypatch.setattr(trial, "TRIAL_S", 4.0)
     (fault,) = trial.faults(section({"kind": "http", "url": gone}), QUESTIONS, 2)
     assert_names(fault, "task.graders", "http", gone)
 
