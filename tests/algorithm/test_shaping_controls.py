@@ -62,6 +62,15 @@ def test_difficulty_coefficient_weighs_the_bonus_by_what_a_prompt_lacks():
     assert weight == pytest.approx([0.5 / N] * 7 + [0.75 / N] * 5)
 
 
+def test_rewards_of_ones_own_do_not_turn_the_bonus_into_a_penalty():
+    """Means of 3 and -1 count as 1 and 0."""
+    g = torch.Generator().manual_seed(0)
+    samples = steps.samples(LENGTHS, GROUPS, (4.0, 2.0, -1.0, -1.0))
+    step = steps.make_step(samples, [0.0] * N, g, 1.0)
+    step, _ = controlled(step, recipe_of({"kind": "difficulty_coefficient"}))
+    assert step.response(step.terms.entropy_weight) == pytest.approx([0.0] * 7 + [1 / N] * 5)
+
+
 # -- EntroPIC
 
 

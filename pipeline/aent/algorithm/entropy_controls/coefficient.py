@@ -42,7 +42,7 @@ def difficulty_coefficient(
     terms: LossTerms, _settings: DifficultyCoefficient, context: Context
 ) -> Effect:
     """AER's coefficient per prompt (arXiv 2510.10959): lambda_q = lambda (1 - g), g the mean reward
-    of the prompt's responses; the harder the prompt, the larger its bonus.
+    of the prompt's responses, bounded to [0, 1]; the harder the prompt, the larger its bonus.
 
     Its other parts are a controller: lambda <- max(0, lambda + step_size (tau H_0 - H)) is
     ``automatic_band`` with low_fraction = high_fraction = tau (.4), reference_steps 1, initial 0.
@@ -55,6 +55,7 @@ def difficulty_coefficient(
     own = batch.own.float()
     groups = torch.zeros(int(group.max()) + 1)
     success = groups.index_add(0, group, batch.reward * own) / groups.index_add(0, group, own)
-    weight = (1 - success)[group]
+    # a reward of one's own may be any number: beyond 1 it must not make the bonus a penalty
+    weight = (1 - success.clamp(0, 1))[group]
     factor = torch.where(batch.loss_mask, weight[batch.sequence_of_token], 0.0)
     return Effect(replace(terms, entropy_weight=terms.entropy_weight * factor))
