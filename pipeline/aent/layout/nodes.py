@@ -98,8 +98,9 @@ def idle_gpus(
 def _other_ways(recipe: Recipe, nodes: int, gpus: int) -> Iterator[tuple[str, int, Recipe, int]]:
     """What could be changed, to which number, the recipe with that and the nodes of its ranks."""
     trainer, rollout = recipe.trainer, recipe.rollout
-    size = trainer.tensor_parallel * trainer.pipeline_parallel
-    for replicas in range(gpus // size, trainer.data_parallel, -1):
+    ranks = ParallelLayout.of(trainer)
+    size = ranks.num_ranks // ranks.data  # of one replica
+    for replicas in range(gpus // size, ranks.data, -1):
         changed = trainer.model_copy(update={"data_parallel": replicas})
         other = recipe.model_copy(update={"trainer": changed})
         yield "trainer.data_parallel", replicas, other, nodes
