@@ -152,6 +152,7 @@ def objectives(trainer: Any) -> dict[Any, Any]:
             trainer.recipe = objective_recipe(name, tokens)
             result = trainer.train_minibatch(old_batch(name), objective_coefficient(name))
             gradient = torch.cat([p.main_grad.flatten() for p in trainer.policy.parameters()])
+            assert int(result.clipped.sum()) == result.clip_fraction
             out[name, tokens] = result.loss, result.clip_fraction, result.grad_norm, gradient
     return out
 
@@ -184,7 +185,7 @@ def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
 
 
 def measured_on_every_token(trainer: Any) -> dict[str, Any]:
-    """The gradients' squares when the sample is all tokens, and the entropy of each response."""
+    """The gradients' squares when the sample is all tokens, and what is told of each token."""
     from aent.trainer import gradient_share
 
     before = gradient_share.ONE_IN, gradient_share.AT_MOST
@@ -198,7 +199,7 @@ def measured_on_every_token(trainer: Any) -> dict[str, Any]:
         "entropy": result.entropy_gradient_square,
         "product": result.gradient_product,
         "neutral": result.neutral_coefficient,
-        "responses": result.response_entropy,
+        "tokens": [result.logprobs, result.entropies, result.clamped_entropies, result.clipped],
     }
 
 
@@ -369,8 +370,12 @@ def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) ->
         product = -float((policy_gradient * entropy_gradient).sum())
         assert seen["product"] == pytest.approx(product, rel=1e-3)
         assert seen["neutral"] == pytest.approx(seen["product"] / seen["entropy"])  # the first one
-        entropies = policy.clamped_entropy.split(mini.batch.response_lengths.tolist())
-        assert seen["responses"] == pytest.approx([float(e.mean()) for e in entropies], rel=1e-4)
+        *told, clipped = seen["tokens"]
+        mask = mini.batch.loss_mask
+        for values, want in zip(told, (policy.log_prob, policy.entropy, policy.clamped_entropy)):
+            torch.testing.assert_close(values[mask].double(), want, atol=2e-5, rtol=1e-5)
+            assert not values[~mask].any()
+        assert not clipped.any()  # one mini-batch: every ratio is 1
 
 
 def test_the_sample_of_tokens_is_fixed_small_and_without_repetition() -> None:

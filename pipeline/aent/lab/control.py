@@ -16,14 +16,13 @@ from statistics import fmean
 
 import numpy as np
 
-from aent.entropy.controllers import ControllerSettings, describe
+from aent.entropy.controllers import ControllerSettings, describe, held_interval
 from aent.lab.plant import PLANT, Step, simulate
 
 SETTLING = 80  # steps that do not count; of a short run, half of it
 WINDOW = 10  # steps of a mean
 NEAR = 0.25  # of the target: how far such a mean may lie from it
-# the controlled arms of the recipe's comparison; for kinds that have neither target nor band
-LOW, HIGH, TARGET = 0.3, 0.8, 0.5
+TARGET = 0.5  # nats, for kinds that have neither target nor band
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ COLUMNS = (
 
 
 def goal(settings: ControllerSettings) -> Goal:
-    """A band is [low, high] with its geometric mean as target; a target T the band [.6 T, 1.6 T],
-    which is [.3, .8] for .5 nats."""
+    """A band is [low, high] with its geometric mean as target; a target has its
+    ``held_interval``, which is [.3, .8] for .5 nats."""
     low, high, target = settings.low, settings.high, settings.target
     if target is not None and target > 0:
-        return Goal(target, LOW / TARGET * target, HIGH / TARGET * target)
+        return Goal(target, *held_interval(target, target))
     if low is not None and high is not None and low > 0:
         return Goal(math.sqrt(low * high), low, high)
-    return Goal(TARGET, LOW, HIGH)
+    return Goal(TARGET, *held_interval(TARGET, TARGET))
 
 
 def first_counted(steps: int) -> int:

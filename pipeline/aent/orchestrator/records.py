@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from aent.algorithm.aggregation import mini_batch_sequences
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.mini_batches import penalty
 from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.data.rollout import Rollout
-from aent.entropy.controllers import ControllerReport
+from aent.entropy.controllers import ControllerReport, held_interval
 from aent.evaluation.heldout import EvaluationResult
 from aent.orchestrator.gap import Gaps
 from aent.recipe.schema import Recipe
@@ -63,11 +61,8 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     )
     bonus = report.coefficient * entropy
     kl_weight = None if terms.reference is None else terms.reference.weight
-    aim = {"controller/low": report.low, "controller/high": report.high}
-    if math.isnan(report.low):  # a constant has none, an automatic band not yet
-        aim = {}
     return (
-        aim
+        aim_metrics(report, per_token(recipe.measured))
         | gap_metrics(recipe, done)
         | {
             "reward/mean": float(batch.reward[batch.own].mean()),
@@ -120,6 +115,19 @@ def gap_metrics(recipe: Recipe, done: StepDone) -> dict[str, float]:
         behind = done.step - done.batch.versions[done.batch.loss_mask]
         found["staleness/mean"] = float(behind.double().mean())
     return {name: value for name, value in found.items() if value is not None}
+
+
+def aim_metrics(report: ControllerReport, entropy: float) -> dict[str, float]:
+    """Where the controller wants the entropy, and whether it is there; nothing where it wants it
+    nowhere (a constant does not, an automatic band not yet)."""
+    if math.isnan(report.low):
+        return {}
+    low, high = held_interval(report.low, report.high)
+    return {
+        "controller/low": report.low,
+        "controller/high": report.high,
+        "controller/in_band": float(low <= entropy <= high),
+    }
 
 
 def groups_without_signal(batch: Batch) -> float:
@@ -221,14 +229,6 @@ def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
         key.replace("evaluation/", f"evaluation/{name}/"): value
         for key, value in evaluation_metrics(result).items()
     }
-
-
-def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list[float]:
-    """Mean entropy of each of the step's responses, of the recipe's measure, in their order."""
-    entropies = torch.zeros(batch.num_sequences)
-    for chosen, result in zip(mini_batch_sequences(batch, len(results)), results):
-        entropies[chosen] = torch.tensor(result.response_entropy)
-    return entropies.tolist()
 
 
 def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:

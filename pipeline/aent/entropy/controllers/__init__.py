@@ -26,6 +26,7 @@ from aent.entropy.controllers.state import (
     ControllerState,
     Measured,
     distance_outside,
+    held_interval,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "describe",
     "distance_outside",
     "faults",
+    "held_interval",
     "initial_state",
     "update",
 ]  # fmt: skip
