@@ -79,9 +79,9 @@ def steps_of(entropies: list[float], reward: float = 0.5) -> list[Step]:
 
 def test_the_statistics_by_hand() -> None:
     """40 steps, of which the last 20 count: ten at .5 and ten at 1 nat."""
-    aim = control.goal(ControllerSettings("log_pi", 0.1, target=0.5))
+    aim = control.goal(LOG_PI)
     assert (aim.low, aim.high) == pytest.approx((0.3, 0.8))
-    found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), aim)
+    found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), LOG_PI)
     assert found.in_band == 0.5
     assert found.log_error == pytest.approx(math.log(2) / math.sqrt(2))
     # of the eleven means of ten steps, those with at most two steps at 1 nat: .5, .55, .6
@@ -89,6 +89,17 @@ def test_the_statistics_by_hand() -> None:
     assert found.noise == pytest.approx(0.1)
     assert found.reward == 0.5
     assert control.first_counted(250) == 80
+
+
+def test_an_aim_that_is_annealed_is_followed() -> None:
+    """A run on its target all the way is held all the way."""
+    settings = ControllerSettings("log_pi", 0.1, target=0.5, anneal_to=0.5, anneal_steps=40)
+    on_it = [0.5 * (1 - 0.5 * step / 40) for step in range(40)]
+    found = control.held(steps_of(on_it), settings)
+    assert (found.in_band, found.means_near) == (1, 1)
+    assert found.log_error == pytest.approx(0, abs=1e-12)
+    # .425 nats leave [.3, .8] times the factor where that is below .53: in the last two steps
+    assert control.held(steps_of([0.425] * 40), settings).in_band == 0.9
 
 
 def test_a_band_is_its_own_goal() -> None:
@@ -120,7 +131,7 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         for line in done.stdout.splitlines()
         if line.startswith(("| 4", "| 5", "| mean"))
     }
-    found = control.held(again, control.goal(LOG_PI))
+    found = control.held(again, LOG_PI)
     want = [found.in_band, found.log_error, found.means_near, found.noise, found.reward]
     np.testing.assert_allclose(cells["5"], want, atol=5e-4)
     np.testing.assert_allclose(cells["mean"], np.mean([cells["4"], cells["5"]], 0), atol=1e-3)

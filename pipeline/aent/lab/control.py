@@ -16,7 +16,7 @@ from statistics import fmean
 
 import numpy as np
 
-from aent.entropy.controllers import ControllerSettings, describe, held_interval
+from aent.entropy.controllers import ControllerSettings, annealing, describe, held_interval
 from aent.lab.plant import PLANT, Step, simulate
 
 SETTLING = 80  # steps that do not count; of a short run, half of it
@@ -27,7 +27,7 @@ TARGET = 0.5  # nats, for kinds that have neither target nor band
 
 @dataclass(frozen=True)
 class Goal:
-    """Where the entropy should be, in nats."""
+    """Where the entropy should be, in nats; of an aim that is annealed, at step 0."""
 
     target: float
     low: float
@@ -69,10 +69,13 @@ def first_counted(steps: int) -> int:
     return min(SETTLING, steps // 2)
 
 
-def held(run: Sequence[Step], aim: Goal) -> Held:
-    """The statistics of one run of at least 20 steps."""
-    counted = run[first_counted(len(run)) :]
-    entropy = np.array([step.entropy for step in counted])
+def held(run: Sequence[Step], settings: ControllerSettings) -> Held:
+    """The statistics of one run of at least 20 steps. Where the aim is annealed, an entropy is held
+    against the aim of its step."""
+    aim, first = goal(settings), first_counted(len(run))
+    counted = run[first:]
+    factors = [annealing(settings, step) for step in range(first, len(run))]
+    entropy = np.array([step.entropy for step in counted]) / np.array(factors)
     error = np.log(np.maximum(entropy, 1e-6) / aim.target)
     means = np.convolve(entropy, np.full(WINDOW, 1 / WINDOW), mode="valid")
     return Held(
@@ -106,7 +109,7 @@ def run(
     for seed in seeds:
         progress = partial(track, description=f"seed {seed}", console=console)
         runs[seed] = simulate(settings, seed, steps, learning_rate, progress)
-    print(table({seed: held(run, aim) for seed, run in runs.items()}))
+    print(table({seed: held(run, settings) for seed, run in runs.items()}))
     if csv is not None:
         write_csv(settings.kind, runs, csv)
     return runs

@@ -177,6 +177,10 @@ class ControllerSection(Section):
     min: float | None = Field(None, ge=0)  # box of the coefficient; log_pi: default [1e-3, 1]
     max: float | None = Field(None, ge=0)
     warmup_steps: int = Field(0, ge=0)  # steps before the first update that may move it
+    # target or band are multiplied by a factor that goes linearly from 1 to anneal_to in
+    # anneal_steps steps; default: they stay
+    anneal_to: float | None = Field(None, gt=0)
+    anneal_steps: int | None = Field(None, ge=1)
 
 
 class OptimizerSection(Section):
