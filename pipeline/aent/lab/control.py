@@ -1,14 +1,15 @@
 """``aent lab control``: how well a controller holds the entropy of a policy that learns.
 
-Every seed is one policy of ``plant``. What counts is what happens from step ``SETTLING`` on: until
-then the policy comes down from its first 3.5 nats.
+Every seed is one policy: the compare recipes' (``plant``), or one that answers as a recorded run
+did (``fitted``). What counts is what happens from step ``SETTLING`` on: until then the policy comes
+down from its first 3.5 nats.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,40 @@ from statistics import fmean
 import numpy as np
 
 from aent.entropy.controllers import ControllerSettings, annealing, describe, held_interval
-from aent.lab.plant import PLANT, Step, simulate
+from aent.lab import plant as compare_plant
+from aent.lab.fitted import Fitted
+from aent.lab.plant import Step
 
 SETTLING = 80  # steps that do not count; of a short run, half of it
 WINDOW = 10  # steps of a mean
 NEAR = 0.25  # of the target: how far such a mean may lie from it
 TARGET = 0.5  # nats, for kinds that have neither target nor band
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What a controller is tried on.
+
+    simulate: (settings, seed, steps, progress) -> steps, the same numbers each time.
+    """
+
+    name: str
+    simulate: Callable[[ControllerSettings, int, int, Callable[[range], Iterable[int]]], list[Step]]
+
+
+def learning_plant(learning_rate: float | None) -> Plant:
+    """The compare recipes' policy (``plant``), at their learning rate or another one."""
+    rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
+
+    def simulate(settings, seed, steps, progress):
+        return compare_plant.simulate(settings, seed, steps, learning_rate, progress)
+
+    return Plant(f"{compare_plant.PLANT}{rate}", simulate)
+
+
+def fitted_plant(source: str, fitted: Fitted) -> Plant:
+    """A recorded run's (``fitted``)."""
+    return Plant(f"fitted to {source} ({fitted})", fitted.simulate)
 
 
 @dataclass(frozen=True)
@@ -88,27 +117,22 @@ def held(run: Sequence[Step], settings: ControllerSettings) -> Held:
 
 
 def run(
-    settings: ControllerSettings,
-    seeds: range,
-    steps: int,
-    learning_rate: float | None,
-    csv: Path | None,
+    settings: ControllerSettings, seeds: range, steps: int, plant: Plant, csv: Path | None
 ) -> dict[int, list[Step]]:
     """Run every seed, print the table (Markdown), write what is asked for; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
 
     aim, console = goal(settings), Console(stderr=True)
-    rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
     print(f"{settings.kind}: {describe(settings)}")
     print(
-        f"plant {PLANT}{rate}: target {aim.target:.3g} nats, band [{aim.low:.3g}, {aim.high:.3g}], "
+        f"plant {plant.name}: target {aim.target:.3g} nats, band [{aim.low:.3g}, {aim.high:.3g}], "
         f"steps {first_counted(steps)} to {steps}\n"
     )
     runs = {}
     for seed in seeds:
         progress = partial(track, description=f"seed {seed}", console=console)
-        runs[seed] = simulate(settings, seed, steps, learning_rate, progress)
+        runs[seed] = plant.simulate(settings, seed, steps, progress)
     print(table({seed: held(run, settings) for seed, run in runs.items()}))
     if csv is not None:
         write_csv(settings.kind, runs, csv)
@@ -121,7 +145,8 @@ def table(found: dict[int, Held]) -> str:
     rows["mean"] = tuple(map(fmean, zip(*rows.values(), strict=True)))
     lines = [f"| seed | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
     for name, values in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+        cells = ("–" if math.isnan(value) else f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -132,4 +157,5 @@ def write_csv(kind: str, runs: dict[int, list[Step]], path: Path) -> None:
         rows.writerow(["kind", "seed", "step", "entropy", "coefficient", "reward"])
         for seed, steps in runs.items():
             for number, step in enumerate(steps):
-                rows.writerow([kind, seed, number, step.entropy, step.coefficient, step.reward])
+                reward = "" if math.isnan(step.reward) else step.reward
+                rows.writerow([kind, seed, number, step.entropy, step.coefficient, reward])
