@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from aent.algorithm.terms import EntropyGate, LossTerms, MiniBatch, ReferenceKl, Smoothing
+from aent.algorithm.terms import (
+    ClippedGradient,
+    EntropyGate,
+    LossTerms,
+    MiniBatch,
+    ReferenceKl,
+    Smoothing,
+)
 from aent.data.flat import Flat, kinds
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
@@ -89,9 +96,15 @@ def old_batch(name: str) -> MiniBatch:
             mini,
             correction=0.5 + noise.abs(),
             token_weight=(noise < 0.5).float(),
-            entropy_gate=EntropyGate(torch.full_like(noise, 0.5), torch.full_like(noise, 2.0)),
+            # open for most of those that have a weight, so that some are cut by the clip alone
+            entropy_gate=EntropyGate(torch.full_like(noise, 0.5), 2.0 + 9 * (noise < 0.45)),
             ratio_weight=0.3 * (noise > 0).float() * mask,
             old_kl_weight=(noise > 1).float(),
+            zeta=0.2 * noise.abs() * mask,
+            clip_high=0.1 + 0.2 * noise.abs(),
+            clipped_gradient=ClippedGradient(
+                torch.full_like(noise, 0.25), torch.full_like(noise, 0.75)
+            ),
             reference=ReferenceKl(old, noise.clamp(min=0)),
         )
     if name == "bonus":
@@ -406,11 +419,15 @@ def test_the_neutral_coefficient_is_a_ratio_of_averages() -> None:
     from aent.trainer.gradient_share import Neutral
 
     neutral = Neutral()
-    assert math.isnan(neutral.add(0.0, 0.0))
-    assert neutral.add(0.2, 2.0) == pytest.approx(0.1)
+    assert math.isnan(neutral.add(0.0, 0.0, 0.0))
+    assert math.isnan(neutral.norm_ratio)
+    assert neutral.add(0.2, 2.0, 8.0) == pytest.approx(0.1)
+    assert neutral.norm_ratio == pytest.approx(2.0)
     ratio = (0.9 * 0.2 - 0.4) / (0.9 * 2.0 + 1.0)  # policy steps that raise the entropy count too
-    assert neutral.add(-0.4, 1.0) == pytest.approx(ratio)
-    assert neutral.add(math.nan, 1.0) == neutral.add(1.0, math.inf) == pytest.approx(ratio)
+    assert neutral.add(-0.4, 1.0, 1.0) == pytest.approx(ratio)
+    assert neutral.norm_ratio == pytest.approx(math.sqrt((0.9 * 8 + 1) / (0.9 * 2 + 1)))
+    for broken in ((math.nan, 1.0, 1.0), (1.0, math.inf, 1.0), (1.0, 1.0, math.nan)):
+        assert neutral.add(*broken) == pytest.approx(ratio)
     assert Neutral(**neutral.to_dict()) == neutral
 
 

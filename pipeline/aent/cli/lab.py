@@ -93,6 +93,8 @@ def control(
         refuse(found)
     if values["measure"] == "clamped" and run is None:
         refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
+    if values["drives"] != "bonus" and run is None:
+        refuse([f"controller.drives={values['drives']}: here the coefficient is the bonus's"])
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         refuse([f"--learning-rate={learning_rate:g} must be above 0"])
     if learning_rate is not None and run is not None:
@@ -100,7 +102,10 @@ def control(
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
 
-    plant = experiment.learning_plant(learning_rate) if run is None else _fitted(run)
+    if run is None:
+        plant = experiment.learning_plant(learning_rate)
+    else:
+        plant = _fitted(run, values["drives"])
     policies, settings = range(first_seed, first_seed + seeds), ControllerSettings(**values)
     runs = experiment.run(settings, policies, steps, plant, csv)
     if plot is not None:
@@ -109,14 +114,17 @@ def control(
         draw_control(settings, experiment.goal(settings), runs, plot)
 
 
-def _fitted(source: str) -> Plant:
+def _fitted(source: str, drives: str) -> Plant:
     from aent.lab import fitted
     from aent.lab.control import fitted_plant
     from aent.recipe.load import RecipeError
     from aent.tracking import recorded
 
     try:
-        return fitted_plant(source, fitted.fit_recorded(recorded.read(source)))
+        found = recorded.read(source)
+        if found.controller.drives != drives:
+            refuse([f"controller.drives={drives}: {source} drove {found.controller.drives}"])
+        return fitted_plant(source, fitted.fit_recorded(found))
     except (recorded.SourceError, RecipeError) as error:
         refuse(str(error).splitlines())
 

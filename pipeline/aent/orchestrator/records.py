@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from aent.algorithm.actuators import Driven
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.mini_batches import penalty
-from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.data.rollout import Rollout
 from aent.entropy.controllers import ControllerReport, held_interval
@@ -32,7 +32,7 @@ class StepDone:
 
     step: int
     batch: Batch
-    terms: LossTerms
+    driven: Driven  # its loss
     gaps: Gaps  # trainer against engine
     results: Sequence[MinibatchResult]
     report: ControllerReport
@@ -45,7 +45,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
     ``grad_norm`` are means over its mini-batches.
     """
-    batch, terms, results, report = done.batch, done.terms, done.results, done.report
+    batch, terms, results, report = done.batch, done.driven.terms, done.results, done.report
     tokens = sum(r.tokens for r in results)
     lengths = batch.response_lengths.double()
 
@@ -59,7 +59,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     policy, entropy = (
         math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
     )
-    bonus = report.coefficient * entropy
+    bonus = done.driven.bonus * entropy
     kl_weight = None if terms.reference is None else terms.reference.weight
     return (
         aim_metrics(report, per_token(recipe.measured))
@@ -98,6 +98,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
             "update/lr": results[-1].lr,
             "update/skipped": float(sum(r.update_skipped for r in results)),
             "controller/coefficient": report.coefficient,
+            "controller/bonus": done.driven.bonus,
             "controller/next_coefficient": report.next_coefficient,
             "controller/error": report.error,
             "controller/move": report.move,

@@ -80,7 +80,7 @@ class Report:
         probe_gap: between engine and trainer at the last weight update, nats.
         """
         recipe, batch = self.recipe, done.batch
-        record = token_record(batch, done.terms.advantages, done.results, recipe.measured)
+        record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
         metrics = step_metrics(recipe, done, rollout) | control_metrics(done.memory)
         metrics |= self._entropy_metrics(record, metrics)
         metrics["response/distinct_answers"] = distinct_answers(rollout, recipe.task.verifier)

@@ -159,6 +159,11 @@ class ControllerSection(Section):
     initial: float = Field(ge=0)  # coefficient of step 0
     # which entropy it is given; default: the one that is paid for (entropy.measure)
     measure: Literal["clamped", "full"] | None = None
+    # what the coefficient is of: the bonus; the upper clip, whose bound is multiplied by 1 +
+    # coefficient; REPO-R's zeta on advantages; the bonus's share of the pull on the logits
+    drives: Literal["bonus", "upper_clip", "advantage_zeta", "gradient_share"] = mark(
+        "bonus", "same"
+    )
     low: float | None = None  # band, log_pi: nats
     high: float | None = None
     low_fraction: float | None = Field(None, ge=0)  # automatic_band: of the reference, which is

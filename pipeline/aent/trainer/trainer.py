@@ -82,6 +82,11 @@ class Trainer:
         self.neutral = Neutral()
 
     @property
+    def norm_ratio(self) -> float:
+        """||dL|| / ||dH|| over the updates so far (``gradient_share``), the same on every rank."""
+        return self.neutral.norm_ratio
+
+    @property
     def vocab_size(self) -> int:
         """The true V: without the padding of Megatron's embedding."""
         return self.bridge.vocab_size
@@ -263,7 +268,9 @@ class Trainer:
         return MinibatchResult(
             **totals | {"tokens": round(totals["tokens"])},
             neutral_coefficient=self.neutral.add(
-                totals["gradient_product"], totals["entropy_gradient_square"]
+                totals["gradient_product"],
+                totals["entropy_gradient_square"],
+                totals["policy_gradient_square"],
             ),
             grad_norm=update.grad_norm,
             lr=lr,

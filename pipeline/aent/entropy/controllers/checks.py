@@ -27,7 +27,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     kind, values = KINDS[name], with_defaults(values)
     yield from _missing(name, kind, values)
     for key, value in values.items():
-        if key in ("kind", "measure") or value is None:
+        if key in ("kind", "measure", "drives") or value is None:
             continue
         if key not in kind.fields and (key, value) != ("warmup_steps", 0):
             yield f"controller.{key} has no meaning with controller.kind={name}"

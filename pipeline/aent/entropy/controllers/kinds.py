@@ -31,7 +31,7 @@ class Kind:
         waits = {"warmup_steps"} if self.waits else set()
         aimed = set() if self.aim is aims.none else {"anneal_to", "anneal_steps"}
         choices = {name for group in self.either for name in group}
-        always = {"kind", "initial", "measure"}
+        always = {"kind", "initial", "measure", "drives"}
         return always | {*self.needs, *self.defaults} | choices | waits | aimed
 
 
