@@ -4,6 +4,8 @@ that remember earlier steps are in test_resume.py, which holds them to an exact 
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -83,6 +85,32 @@ def test_better_responses_of_another_temperature_are_added(finished, rollouts):
         assert mean == pytest.approx(sum(own) / 16)
     masked = series(finished, "policy/masked_share")
     assert [m > 0 for m in masked] == [c > 0 for c in counts]
+
+
+def test_every_step_has_a_page_of_its_tokens(finished, rollouts):
+    """Named in the journal, for MLflow; with the text that was sampled."""
+    lines = (finished.run_dir / "journal.jsonl").read_text().splitlines()
+    pages = [e["file"] for e in map(json.loads, lines) if e.get("folder") == "tokens"]
+    assert pages == [f"tokens/step_{step:06d}.html" for step in range(STEPS)]
+    for page, rollout in zip(pages, rollouts):
+        text = (finished.run_dir / page).read_text()
+        data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
+        said = ["".join(response["pieces"]) for response in data["responses"]]
+        assert said == rollout.responses
+        assert all(h >= 0 for response in data["responses"] for h in response["entropy"])
+
+
+def test_the_parts_of_the_entropy_make_it_up(finished):
+    classes = ("words", "digits", "punctuation", "space", "special")
+    entropy, error = (series(finished, f"policy/{n}") for n in ("clamped_entropy", "entropy_error"))
+    whole, changes = [0.0] * STEPS, series(finished, "entropy/change")
+    for name in classes:
+        parts = (series(finished, f"entropy/{of}/{name}") for of in ("class", "class_share"))
+        for step, (mean, share) in enumerate(zip(*parts)):  # of these texts, every class each step
+            whole[step] += mean * share
+    assert whole == pytest.approx(entropy, rel=1e-5)
+    assert changes == pytest.approx([b - a for a, b in pairwise(entropy)], abs=1e-6)
+    assert all(0 < e < h for e, h in zip(error, entropy))
 
 
 def test_a_step_is_seen_in_its_entropy(finished):

@@ -66,6 +66,18 @@ def test_the_same_seed_gives_the_same_numbers_and_the_controller_is_the_trainers
     assert max(abs(step.entropy - slow[0].entropy) for step in slow) < 0.2  # the questions differ
 
 
+@pytest.mark.parametrize(
+    ("drives", "coefficient"), [("advantage_zeta", 1.0), ("gradient_share", 0.5)]
+)
+def test_what_else_is_driven_keeps_entropy(drives: str, coefficient: float) -> None:
+    none, strong = (
+        plant.simulate(ControllerSettings("constant", c, drives=drives), seed=2, steps=8)
+        for c in (0, coefficient)
+    )
+    assert none[0].entropy == strong[0].entropy
+    assert sum(s.entropy for s in none) < sum(s.entropy for s in strong)
+
+
 def test_a_bonus_keeps_entropy() -> None:
     none, strong = (
         plant.simulate(ControllerSettings("constant", c), seed=2, steps=20)[-5:] for c in (0, 0.5)
@@ -146,6 +158,8 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         (["log_pi", "traget=.5"], "controller.traget"),
         (["log_pi", "target=.5", "measure=clamped"], "controller.measure"),
         (["dual", "target=.5"], "controller.step_size"),
+        (["log_pi", "target=.5", "drives=upper_clip"], "controller.drives"),
+        (["log_pi", "target=.5", "drives=gradient_share"], "controller.max"),
         (["log_pi", "target=.5", "--learning-rate", "nan"], "--learning-rate"),
         (["log_pi", "target=.5", "--learning-rate", 0], "--learning-rate"),
         (["log_pi", "target=.5", "--steps", 19], "steps"),

@@ -70,8 +70,7 @@ def policy_loss(
         log_ratio = torch.where(kept, log_ratio, log_ratio.detach().nan_to_num())
     advantages = terms.advantages
     if terms.zeta is not None:
-        surprise = torch.where(terms.zeta != 0, terms.zeta * log_prob.detach(), 0.0)
-        advantages = advantages * (1 - advantages.sign() * surprise).clamp(min=0)
+        advantages = by_surprise(advantages, terms.zeta, log_prob.detach())
     if settings.policy_loss == "cispo":
         loss, clipped = cispo(log_prob, log_ratio, advantages, settings, terms.clip_high)
     else:
@@ -97,6 +96,12 @@ def policy_loss(
         kl = torch.exp(difference) - difference - 1
         loss = loss + terms.reference.weight * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+
+
+def by_surprise(advantages: Tensor, zeta: Tensor, log_prob: Tensor) -> Tensor:
+    """A max(0, 1 - zeta sign(A) log pi), REPO-R's advantages (``actuators.advantage_zeta``)."""
+    surprise = torch.where(zeta != 0, zeta * log_prob, 0.0)
+    return advantages * (1 - advantages.sign() * surprise).clamp(min=0)
 
 
 def bound_log_ratio(log_ratio: Tensor) -> Tensor:

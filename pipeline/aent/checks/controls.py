@@ -13,7 +13,7 @@ from aent.recipe.schema import Recipe
 
 def faults(recipe: Recipe) -> Iterator[str]:
     """A sentence for each, naming the field."""
-    yield from _driven(recipe)
+    yield from driven(recipe)
     kinds = [control.kind for control in recipe.entropy_controls]
     for index, control in enumerate(recipe.entropy_controls):
         name = f"entropy_controls[{index}] ({control.kind})"
@@ -25,7 +25,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
                 yield f"{name}{fault}"
 
 
-def _driven(recipe: Recipe) -> Iterator[str]:
+def driven(recipe: Recipe) -> Iterator[str]:
     """What the controller's actuator needs."""
     controller = recipe.controller
     if controller.drives == "upper_clip" and recipe.trainer.mini_batches == 1:

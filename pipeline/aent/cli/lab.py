@@ -80,21 +80,21 @@ def control(
 ) -> None:
     """How well a controller holds the entropy of a policy that learns: the compare recipes'
     policy in one process, some ten seconds a seed; or one fitted to a run of your own, at once."""
+    from aent.checks.controls import driven
     from aent.entropy.controllers import ControllerSettings, faults
     from aent.recipe.load import RecipeError, resolve
 
     named = [f"controller.{field}" for field in fields or []]
     nothing = {"name": "lab", "model": {}, "controller": {"kind": kind, "initial": 0.1}}
     try:
-        values = resolve(nothing, "KIND", named).controller.model_dump()
+        recipe = resolve(nothing, "KIND", named)
     except RecipeError as error:
         refuse(str(error).splitlines())
-    if found := list(faults(values)):
+    values = recipe.controller.model_dump()
+    if found := [*faults(values), *(driven(recipe) if run is None else ())]:
         refuse(found)
     if values["measure"] == "clamped" and run is None:
         refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
-    if values["drives"] != "bonus" and run is None:
-        refuse([f"controller.drives={values['drives']}: here the coefficient is the bonus's"])
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         refuse([f"--learning-rate={learning_rate:g} must be above 0"])
     if learning_rate is not None and run is not None:
