@@ -17,6 +17,7 @@ from e2e.jobs import Job
 pytestmark = pytest.mark.slow
 
 STEPS = 4
+SHARES = "entropy/class_share/"
 CONTROLS = (
     "entropy_controls=[{kind: reroll, target: 9, share: 1, high: 1.5, limit: 3}, "
     "{kind: majority_reward}, {kind: difficulty_coefficient}, "
@@ -101,14 +102,15 @@ def test_every_step_has_a_page_of_its_tokens(finished, rollouts):
 
 
 def test_the_parts_of_the_entropy_make_it_up(finished):
-    classes = ("words", "digits", "punctuation", "space", "special")
     entropy, error = (series(finished, f"policy/{n}") for n in ("clamped_entropy", "entropy_error"))
-    whole, changes = [0.0] * STEPS, series(finished, "entropy/change")
-    for name in classes:
-        parts = (series(finished, f"entropy/{of}/{name}") for of in ("class", "class_share"))
-        for step, (mean, share) in enumerate(zip(*parts)):  # of these texts, every class each step
-            whole[step] += mean * share
-    assert whole == pytest.approx(entropy, rel=1e-5)
+    points = [*map(json.loads, (finished.run_dir / "journal.jsonl").read_text().splitlines())]
+    parts = {(p["key"], p["step"]): p["value"] for p in points if "key" in p}
+    for step, whole in enumerate(entropy):
+        shares = {k: v for (k, s), v in parts.items() if s == step and k.startswith(SHARES)}
+        assert sum(shares.values()) == pytest.approx(1)
+        means = (parts[k.replace("_share", ""), step] * v for k, v in shares.items())
+        assert sum(means) == pytest.approx(whole, rel=1e-5)
+    changes = series(finished, "entropy/change")
     assert changes == pytest.approx([b - a for a, b in pairwise(entropy)], abs=1e-6)
     assert all(0 < e < h for e, h in zip(error, entropy))
 
