@@ -65,7 +65,7 @@ def split_change(before: Mix, now: Mix) -> dict[str, float]:
     has counts as the latter with the entropy that it has there.
     """
     same = other = 0.0
-    for name in before.share.keys() | now.share.keys():
+    for name in CLASSES:  # in one order: a step that is executed again has the same last bits
         w, w_now = before.share.get(name, 0.0), now.share.get(name, 0.0)
         h = before.entropy.get(name, now.entropy.get(name, 0.0))
         h_now = now.entropy.get(name, h)
