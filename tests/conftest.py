@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-pytest_plugins = ("plugins.core_seconds", "plugins.go_on", "plugins.servers")
+pytest_plugins = ("plugins.browser", "plugins.core_seconds", "plugins.go_on", "plugins.servers")
 
 # the same examples each time, and none that a former run has kept; how long one takes is the
 # machine's affair

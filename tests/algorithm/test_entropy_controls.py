@@ -189,6 +189,11 @@ def test_advantage_kl_weighs_the_reference_by_what_a_response_lacks():
     torch.testing.assert_close(loss.loss, torch.tensor(each) * loss.kl_reference)
 
 
+REQUIRED = {
+    "probability_push": {"target": 1.0},
+    "reroll": {"target": 1.0},
+    "sample_switch": {"low": 0.5, "high": 0.7},
+}
 NEEDY = [(kind, c.needs) for kind, c in entropy_controls.CONTROLS.items() if c.needs is not None]
 
 
@@ -197,9 +202,8 @@ def test_a_step_that_was_not_scored_is_refused(kind, needed):
     step = make_step()
     less = None if needed == "scores" else replace(step.scores, nucleus_entropies=None)
     step = replace(step, scores=less)
-    target = {"target": 1.0} if kind in ("probability_push", "reroll") else {}
     with pytest.raises(ValueError, match=rf"{kind}.*\b{needed}\b"):
-        applied(step, {"kind": kind} | target)
+        applied(step, {"kind": kind} | REQUIRED.get(kind, {}))
 
 
 def test_controls_are_applied_in_their_order():
@@ -213,6 +217,5 @@ def test_controls_are_applied_in_their_order():
 def test_a_control_writes_into_nothing(kind):
     step = with_reference(make_step())
     before = copy.deepcopy(step)
-    target = {"target": 1.0} if kind in ("probability_push", "reroll") else {}
-    applied(step, {"kind": kind} | target)
+    applied(step, {"kind": kind} | REQUIRED.get(kind, {}))
     assert str(step) == str(before)

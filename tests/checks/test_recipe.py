@@ -165,8 +165,51 @@ FAULTS = [
         ["rollout.replacement_prompts=4", "task.size=8"],
         "rollout.replacement_prompts 4 task.size 8 rollout.prompts_per_step",
     ),
+    (
+        ["controller={kind: constant, initial: .1, drives: upper_clip}"],
+        "controller.drives upper_clip trainer.mini_batches 1",
+    ),
+    (
+        ["controller={kind: log_pi, initial: .1, target: 1, drives: gradient_share}"],
+        "controller.max 1 controller.drives gradient_share",
+    ),
+    (
+        ["controller={kind: constant, initial: 2, drives: gradient_share}"],
+        "controller.initial 2 controller.drives gradient_share",
+    ),
+    (
+        [
+            "controller={kind: constant, initial: 2, drives: advantage_zeta}",
+            "entropy_controls=[{kind: difficulty_coefficient}]",
+        ],
+        "entropy_controls[0] difficulty_coefficient controller.drives advantage_zeta",
+    ),
     (["entropy_controls=[{kind: clip_cov}, {kind: clip_cov}]"], "entropy_controls[1] clip_cov"),
     (["entropy_controls=[{kind: clip_cov, low: 5}]"], "entropy_controls[0] clip_cov low 5 high"),
+    (
+        ["entropy_controls=[{kind: sample_switch, low: .7, high: .5}]"],
+        "entropy_controls[0] sample_switch low 0.7 high 0.5",
+    ),
+    (
+        ["entropy_controls=[{kind: kept_gradient}]"],
+        "entropy_controls[0] kept_gradient trainer.mini_batches 1",
+    ),
+    (
+        [
+            "entropy_controls=[{kind: kept_gradient}]",
+            "algorithm.policy_loss=cispo",
+            "trainer.mini_batches=2",
+        ],
+        "entropy_controls[0] kept_gradient algorithm.policy_loss cispo",
+    ),
+    (
+        ["entropy_controls=[{kind: quantile_baseline}]", "algorithm.advantage=reinforce_plus_plus"],
+        "entropy_controls[0] quantile_baseline algorithm.advantage reinforce_plus_plus",
+    ),
+    (
+        ["entropy_controls=[{kind: advantage_clip, bound: 1}, {kind: quantile_baseline}]"],
+        "entropy_controls[1] quantile_baseline advantage_clip",
+    ),
     (["entropy_controls=[{kind: kl_cov}]"], "entropy_controls[0] kl_cov trainer.mini_batches 1"),
     (
         ["entropy_controls=[{kind: advantage_kl}]"],

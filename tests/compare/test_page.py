@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 
@@ -29,25 +27,6 @@ def written(comparison, tmp_path_factory) -> Path:
     assert done.exit_code == 0, done.output
     assert done.output.split() == [str(folder / "report.html"), str(folder / "report.md")]
     return folder
-
-
-@pytest.fixture(scope="module")
-def browse(tmp_path_factory):
-    """A headless Chromium without a network: flags and a page in, what it prints out."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("Debian's chromium is not installed: no browser has looked at the page")
-    profile = tmp_path_factory.mktemp("chromium")
-
-    def run(page: Path, *flags: str) -> str:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                   f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND",
-                   *flags, page.as_uri()]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
 
 
 def test_the_browser_draws_the_curves_that_mlflow_has(comparison, written, browse):

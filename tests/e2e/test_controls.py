@@ -4,6 +4,8 @@ that remember earlier steps are in test_resume.py, which holds them to an exact 
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -15,6 +17,7 @@ from e2e.jobs import Job
 pytestmark = pytest.mark.slow
 
 STEPS = 4
+SHARES = "entropy/class_share/"
 CONTROLS = (
     "entropy_controls=[{kind: reroll, target: 9, share: 1, high: 1.5, limit: 3}, "
     "{kind: majority_reward}, {kind: difficulty_coefficient}, "
@@ -83,6 +86,33 @@ def test_better_responses_of_another_temperature_are_added(finished, rollouts):
         assert mean == pytest.approx(sum(own) / 16)
     masked = series(finished, "policy/masked_share")
     assert [m > 0 for m in masked] == [c > 0 for c in counts]
+
+
+def test_every_step_has_a_page_of_its_tokens(finished, rollouts):
+    """Named in the journal, for MLflow; with the text that was sampled."""
+    lines = (finished.run_dir / "journal.jsonl").read_text().splitlines()
+    pages = [e["file"] for e in map(json.loads, lines) if e.get("folder") == "tokens"]
+    assert pages == [f"tokens/step_{step:06d}.html" for step in range(STEPS)]
+    for page, rollout in zip(pages, rollouts):
+        text = (finished.run_dir / page).read_text()
+        data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
+        said = ["".join(response["pieces"]) for response in data["responses"]]
+        assert said == rollout.responses
+        assert all(h >= 0 for response in data["responses"] for h in response["entropy"])
+
+
+def test_the_parts_of_the_entropy_make_it_up(finished):
+    entropy, error = (series(finished, f"policy/{n}") for n in ("clamped_entropy", "entropy_error"))
+    points = [*map(json.loads, (finished.run_dir / "journal.jsonl").read_text().splitlines())]
+    parts = {(p["key"], p["step"]): p["value"] for p in points if "key" in p}
+    for step, whole in enumerate(entropy):
+        shares = {k: v for (k, s), v in parts.items() if s == step and k.startswith(SHARES)}
+        assert sum(shares.values()) == pytest.approx(1)
+        means = (parts[k.replace("_share", ""), step] * v for k, v in shares.items())
+        assert sum(means) == pytest.approx(whole, rel=1e-5)
+    changes = series(finished, "entropy/change")
+    assert changes == pytest.approx([b - a for a, b in pairwise(entropy)], abs=1e-6)
+    assert all(0 < e < h for e, h in zip(error, entropy))
 
 
 def test_a_step_is_seen_in_its_entropy(finished):

@@ -23,8 +23,11 @@ STEPS = 6
 # every entropy control but those of test_controls.py: what they remember of earlier steps is part
 # of the checkpoint, what they draw is a function of seed and step
 CONTROLS = (
-    "entropy_controls=[{kind: entropy_smoothing, high: 1.01}, {kind: probability_push, target: 1, "
-    "probability: .05}, {kind: nucleus_anchor}, {kind: temperature_schedule}, "
+    "entropy_controls=[{kind: quantile_baseline}, {kind: sample_switch, low: .1, high: 9}, "
+    "{kind: surprise_boost, below: 9}, {kind: entropy_change_weight}, {kind: entropy_change_mask}, "
+    "{kind: kept_gradient}, {kind: entropy_smoothing, high: 1.01}, "
+    "{kind: probability_push, target: 1, probability: .05}, {kind: nucleus_anchor}, "
+    "{kind: temperature_schedule}, "
     "{kind: rollout_budget, low: 2, high: 6}, {kind: entropy_advantage}, "
     "{kind: response_entropy_advantage}, {kind: advantage_clip, bound: 1}, "
     "{kind: clip_cov, share: .05, low: -9, high: 9}, {kind: kl_cov, share: .05}, "
@@ -33,6 +36,7 @@ CONTROLS = (
 RUN = (
     f"steps={STEPS}", "task.heldout=4", "task.size=8", "checkpoint.every=2", "checkpoint.keep=3",
     "entropy={measure: full}", "algorithm.kl_coefficient=0.05", CONTROLS,
+    "controller.drives=gradient_share",  # by norms that every checkpoint must have
     "trainer.tensor_parallel=1",
 )  # fmt: skip
 

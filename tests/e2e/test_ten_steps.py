@@ -40,6 +40,9 @@ SETTINGS = {
     "rollout_budget": "low: 2, high: 6",
     "reroll": "target: 9, share: 1",
     "forked_rollouts": "forks: 1, branches: 1",
+    "sample_switch": "low: .1, high: .2",
+    "surprise_boost": "below: 9",
+    "entropy_change_mask": "deviations: 1",
 }
 NEEDED = {
     "advantage_kl": ["algorithm.kl_coefficient=.05"],

@@ -66,6 +66,18 @@ def test_the_same_seed_gives_the_same_numbers_and_the_controller_is_the_trainers
     assert max(abs(step.entropy - slow[0].entropy) for step in slow) < 0.2  # the questions differ
 
 
+@pytest.mark.parametrize(
+    ("drives", "coefficient"), [("advantage_zeta", 1.0), ("gradient_share", 0.5)]
+)
+def test_what_else_is_driven_keeps_entropy(drives: str, coefficient: float) -> None:
+    none, strong = (
+        plant.simulate(ControllerSettings("constant", c, drives=drives), seed=2, steps=8)
+        for c in (0, coefficient)
+    )
+    assert none[0].entropy == strong[0].entropy
+    assert sum(s.entropy for s in none) < sum(s.entropy for s in strong)
+
+
 def test_a_bonus_keeps_entropy() -> None:
     none, strong = (
         plant.simulate(ControllerSettings("constant", c), seed=2, steps=20)[-5:] for c in (0, 0.5)
@@ -79,9 +91,9 @@ def steps_of(entropies: list[float], reward: float = 0.5) -> list[Step]:
 
 def test_the_statistics_by_hand() -> None:
     """40 steps, of which the last 20 count: ten at .5 and ten at 1 nat."""
-    aim = control.goal(ControllerSettings("log_pi", 0.1, target=0.5))
+    aim = control.goal(LOG_PI)
     assert (aim.low, aim.high) == pytest.approx((0.3, 0.8))
-    found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), aim)
+    found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), LOG_PI)
     assert found.in_band == 0.5
     assert found.log_error == pytest.approx(math.log(2) / math.sqrt(2))
     # of the eleven means of ten steps, those with at most two steps at 1 nat: .5, .55, .6
@@ -89,6 +101,17 @@ def test_the_statistics_by_hand() -> None:
     assert found.noise == pytest.approx(0.1)
     assert found.reward == 0.5
     assert control.first_counted(250) == 80
+
+
+def test_an_aim_that_is_annealed_is_followed() -> None:
+    """A run on its target all the way is held all the way."""
+    settings = ControllerSettings("log_pi", 0.1, target=0.5, anneal_to=0.5, anneal_steps=40)
+    on_it = [0.5 * (1 - 0.5 * step / 40) for step in range(40)]
+    found = control.held(steps_of(on_it), settings)
+    assert (found.in_band, found.means_near) == (1, 1)
+    assert found.log_error == pytest.approx(0, abs=1e-12)
+    # .425 nats leave [.3, .8] times the factor where that is below .53: in the last two steps
+    assert control.held(steps_of([0.425] * 40), settings).in_band == 0.9
 
 
 def test_a_band_is_its_own_goal() -> None:
@@ -120,7 +143,7 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         for line in done.stdout.splitlines()
         if line.startswith(("| 4", "| 5", "| mean"))
     }
-    found = control.held(again, control.goal(LOG_PI))
+    found = control.held(again, LOG_PI)
     want = [found.in_band, found.log_error, found.means_near, found.noise, found.reward]
     np.testing.assert_allclose(cells["5"], want, atol=5e-4)
     np.testing.assert_allclose(cells["mean"], np.mean([cells["4"], cells["5"]], 0), atol=1e-3)
@@ -135,6 +158,8 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         (["log_pi", "traget=.5"], "controller.traget"),
         (["log_pi", "target=.5", "measure=clamped"], "controller.measure"),
         (["dual", "target=.5"], "controller.step_size"),
+        (["log_pi", "target=.5", "drives=upper_clip"], "controller.drives"),
+        (["log_pi", "target=.5", "drives=gradient_share"], "controller.max"),
         (["log_pi", "target=.5", "--learning-rate", "nan"], "--learning-rate"),
         (["log_pi", "target=.5", "--learning-rate", 0], "--learning-rate"),
         (["log_pi", "target=.5", "--steps", 19], "steps"),

@@ -52,6 +52,20 @@ def test_an_entropy_of_the_controllers_own_is_named() -> None:
     assert "0.33" not in line
 
 
+@pytest.mark.parametrize(
+    ("drives", "named"),
+    [
+        ("upper_clip", "algorithm.clip_high"),
+        ("advantage_zeta", "advantages"),
+        ("gradient_share", "share"),
+    ],
+)
+def test_what_is_driven_is_named(drives: str, named: str) -> None:
+    first, second = said(BAND | {"drives": drives})
+    assert_names(first, named, 0.33)
+    assert second == said(BAND)[1]
+
+
 def test_a_coefficient_of_zero_is_called_no_bonus() -> None:
     (line,) = said({"initial": 0.0})
     assert_names(line, "coefficient 0")

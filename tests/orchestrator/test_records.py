@@ -1,15 +1,19 @@
 """Counts that a step's record takes from its samples and weights."""
 
+import math
+
 import torch
 
 from aent.data.batch import Batch
 from aent.data.question import Question
 from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
+from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import summarize
 from aent.inference.completion import Completion
 from aent.orchestrator import records
 from aent.orchestrator.records import (
+    aim_metrics,
     control_metrics,
     grader_metrics,
     groups_replaced,
@@ -133,3 +137,16 @@ def test_a_table_of_held_out_answers_counts_all_and_shows_some():
     shown = [row["response"] for row in rows if row["response"] is not None]
     assert len(shown) == records.MAX_ROWS
     assert len(shown[0]) < records.MAX_TEXT + 50
+
+
+def test_a_step_says_whether_its_entropy_is_where_the_controller_wants_it():
+    def report(low: float, high: float) -> ControllerReport:
+        return ControllerReport(0.1, 0.1, low, high, 0.0, 0.0, "", 0, False)
+
+    assert aim_metrics(report(math.nan, math.nan), 0.5) == {}
+    assert aim_metrics(report(0.4, 0.6), 0.5) == {
+        "controller/low": 0.4, "controller/high": 0.6, "controller/in_band": 1.0,
+    }  # fmt: skip
+    assert aim_metrics(report(0.4, 0.6), 0.61)["controller/in_band"] == 0
+    assert aim_metrics(report(0.5, 0.5), 0.61)["controller/in_band"] == 1  # a target
+    assert aim_metrics(report(0.5, 0.5), 0.81)["controller/in_band"] == 0

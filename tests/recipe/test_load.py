@@ -123,6 +123,12 @@ def test_fault_is_one_sentence_naming_source_and_field(write, text, overrides, n
         ("ear", "response_entropy_advantage"),
         ("clip-cov", "clip_cov"),
         ("80/20", "top_entropy_tokens"),
+        ("entrocraft", "sample_switch"),
+        ("stare", "surprise_boost"),
+        ("steer", "entropy_change_weight"),
+        ("clip_b", "entropy_change_mask"),
+        ("qae", "quantile_baseline"),
+        ("ce-gppo", "kept_gradient"),
     ],
 )
 def test_a_methods_name_is_answered_with_the_kinds_of_its_parts(write, method, kinds):

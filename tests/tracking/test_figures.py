@@ -40,6 +40,7 @@ def drawn(monkeypatch):
 def test_reward_on_top_entropy_in_its_band_coefficient_below(tmp_path, drawn):
     metrics = {key: {step: i + step / 10 for step in range(5)} for i, key in enumerate(KEYS)}
     metrics |= {"evaluation/accuracy": {0: 0.5, 5: 0.5}}
+    metrics |= {"policy/entropy_error": {1: 0.3, 2: 0.4}}
     metrics |= {"controller/low": {3: 0.4, 4: 0.4}, "controller/high": {3: 0.8, 4: 0.8}}
     figures.draw(metrics, recipe(**BAND), tmp_path / "figure.png")
     reward, entropy, coefficient = drawn[0]
@@ -50,7 +51,10 @@ def test_reward_on_top_entropy_in_its_band_coefficient_below(tmp_path, drawn):
     assert list(lines["held-out accuracy"].get_xdata()) == [0, 5]
     assert lines["mean reward"].axes is reward
     assert lines["coefficient"].axes is coefficient
-    (band,) = entropy.collections
+    band, bars = entropy.collections
+    ends = [(x, low, high) for (x, low), (_, high) in bars.get_segments()]
+    assert ends == [(1, pytest.approx(1.8), pytest.approx(2.4)),
+                    (2, pytest.approx(1.8), pytest.approx(2.6))]  # fmt: skip
     extent = band.get_datalim(entropy.transData)
     assert (extent.x0, extent.x1, extent.y0, extent.y1) == (3, 4, 0.4, 0.8)
     assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

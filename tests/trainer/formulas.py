@@ -78,8 +78,19 @@ def expected_from_logits(
         owner = batch.sequence_of_token[mask]
         per_response = [(log_prob - old)[owner == s].mean().exp() for s in owner.unique()]
         r = torch.stack(per_response)[owner]
-    bounded = r.clamp(1 - a.clip_low, 1 + a.clip_high)
+    if terms.zeta is not None:
+        factor = 1 - terms.zeta[mask] * advantage.sign() * log_prob.detach()
+        advantage = advantage * factor.clamp(min=0)
+    high = a.clip_high if terms.clip_high is None else terms.clip_high[mask]
+    bounded = torch.min(r.clamp(min=1 - a.clip_low), 1 + high * torch.ones_like(r))
     surrogate = torch.min(r * advantage, bounded * advantage)
+    if terms.clipped_gradient is not None:
+        shares = terms.clipped_gradient
+        share = torch.where(advantage > 0, shares.high[mask], shares.low[mask])
+        cut = (bounded * advantage < r * advantage).detach()
+        # beta (1 +- eps) / sg(r) r A, the bound being where the cut ratio is
+        kept = share * bounded.detach() / r.detach() * r * advantage
+        surrogate = torch.where(cut, kept, surrogate)
     if a.policy_loss == "cispo":
         surrogate = bounded.detach() * advantage * log_prob
     if a.dual_clip is not None:

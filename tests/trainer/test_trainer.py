@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from aent.algorithm.terms import EntropyGate, LossTerms, MiniBatch, ReferenceKl, Smoothing
+from aent.algorithm.terms import (
+    ClippedGradient,
+    EntropyGate,
+    LossTerms,
+    MiniBatch,
+    ReferenceKl,
+    Smoothing,
+)
 from aent.data.flat import Flat, kinds
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
@@ -89,9 +96,15 @@ def old_batch(name: str) -> MiniBatch:
             mini,
             correction=0.5 + noise.abs(),
             token_weight=(noise < 0.5).float(),
-            entropy_gate=EntropyGate(torch.full_like(noise, 0.5), torch.full_like(noise, 2.0)),
+            # open for most of those that have a weight, so that some are cut by the clip alone
+            entropy_gate=EntropyGate(torch.full_like(noise, 0.5), 2.0 + 9 * (noise < 0.45)),
             ratio_weight=0.3 * (noise > 0).float() * mask,
             old_kl_weight=(noise > 1).float(),
+            zeta=0.2 * noise.abs() * mask,
+            clip_high=0.1 + 0.2 * noise.abs(),
+            clipped_gradient=ClippedGradient(
+                torch.full_like(noise, 0.25), torch.full_like(noise, 0.75)
+            ),
             reference=ReferenceKl(old, noise.clamp(min=0)),
         )
     if name == "bonus":
@@ -152,6 +165,7 @@ def objectives(trainer: Any) -> dict[Any, Any]:
             trainer.recipe = objective_recipe(name, tokens)
             result = trainer.train_minibatch(old_batch(name), objective_coefficient(name))
             gradient = torch.cat([p.main_grad.flatten() for p in trainer.policy.parameters()])
+            assert int(result.clipped.sum()) == result.clip_fraction
             out[name, tokens] = result.loss, result.clip_fraction, result.grad_norm, gradient
     return out
 
@@ -184,7 +198,7 @@ def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
 
 
 def measured_on_every_token(trainer: Any) -> dict[str, Any]:
-    """The gradients' squares when the sample is all tokens, and the entropy of each response."""
+    """The gradients' squares when the sample is all tokens, and what is told of each token."""
     from aent.trainer import gradient_share
 
     before = gradient_share.ONE_IN, gradient_share.AT_MOST
@@ -198,7 +212,7 @@ def measured_on_every_token(trainer: Any) -> dict[str, Any]:
         "entropy": result.entropy_gradient_square,
         "product": result.gradient_product,
         "neutral": result.neutral_coefficient,
-        "responses": result.response_entropy,
+        "tokens": [result.logprobs, result.entropies, result.clamped_entropies, result.clipped],
     }
 
 
@@ -369,8 +383,12 @@ def test_gradients_at_the_logits_are_autograds(ranks: list[dict], path: Path) ->
         product = -float((policy_gradient * entropy_gradient).sum())
         assert seen["product"] == pytest.approx(product, rel=1e-3)
         assert seen["neutral"] == pytest.approx(seen["product"] / seen["entropy"])  # the first one
-        entropies = policy.clamped_entropy.split(mini.batch.response_lengths.tolist())
-        assert seen["responses"] == pytest.approx([float(e.mean()) for e in entropies], rel=1e-4)
+        *told, clipped = seen["tokens"]
+        mask = mini.batch.loss_mask
+        for values, want in zip(told, (policy.log_prob, policy.entropy, policy.clamped_entropy)):
+            torch.testing.assert_close(values[mask].double(), want, atol=2e-5, rtol=1e-5)
+            assert not values[~mask].any()
+        assert not clipped.any()  # one mini-batch: every ratio is 1
 
 
 def test_the_sample_of_tokens_is_fixed_small_and_without_repetition() -> None:
@@ -401,11 +419,15 @@ def test_the_neutral_coefficient_is_a_ratio_of_averages() -> None:
     from aent.trainer.gradient_share import Neutral
 
     neutral = Neutral()
-    assert math.isnan(neutral.add(0.0, 0.0))
-    assert neutral.add(0.2, 2.0) == pytest.approx(0.1)
+    assert math.isnan(neutral.add(0.0, 0.0, 0.0))
+    assert math.isnan(neutral.norm_ratio)
+    assert neutral.add(0.2, 2.0, 8.0) == pytest.approx(0.1)
+    assert neutral.norm_ratio == pytest.approx(2.0)
     ratio = (0.9 * 0.2 - 0.4) / (0.9 * 2.0 + 1.0)  # policy steps that raise the entropy count too
-    assert neutral.add(-0.4, 1.0) == pytest.approx(ratio)
-    assert neutral.add(math.nan, 1.0) == neutral.add(1.0, math.inf) == pytest.approx(ratio)
+    assert neutral.add(-0.4, 1.0, 1.0) == pytest.approx(ratio)
+    assert neutral.norm_ratio == pytest.approx(math.sqrt((0.9 * 8 + 1) / (0.9 * 2 + 1)))
+    for broken in ((math.nan, 1.0, 1.0), (1.0, math.inf, 1.0), (1.0, 1.0, math.nan)):
+        assert neutral.add(*broken) == pytest.approx(ratio)
     assert Neutral(**neutral.to_dict()) == neutral
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aent.algorithm.terms import EntropyGate, LossTerms, Smoothing
+from aent.algorithm.terms import ClippedGradient, EntropyGate, LossTerms, Smoothing
 from aent.data.flat import Flat, PerToken
 from aent.recipe.schema import AlgorithmSection
 
@@ -45,6 +45,8 @@ def policy_loss(
     """The surrogate that the recipe names, with the terms that stand beside it, per token.
 
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
+    - REPO-R: advantages times max(0, 1 - zeta sign(A) log pi), log pi without gradient
+      (``actuators.advantage_zeta``)
     - ``surrogate_factor``: a factor on it, without gradient (off-policy correction, token weight)
     - ERC: no surrogate where the entropy is outside of ``entropy_gate``
       (``entropy_controls.weights.entropy_ratio_clip``)
@@ -66,10 +68,15 @@ def policy_loss(
         log_ratio = log_prob - before
     if kept is not None:  # without a gradient, and a number in any case
         log_ratio = torch.where(kept, log_ratio, log_ratio.detach().nan_to_num())
+    advantages = terms.advantages
+    if terms.zeta is not None:
+        advantages = by_surprise(advantages, terms.zeta, log_prob.detach())
     if settings.policy_loss == "cispo":
-        loss, clipped = cispo(log_prob, log_ratio, terms.advantages, settings)
+        loss, clipped = cispo(log_prob, log_ratio, advantages, settings, terms.clip_high)
     else:
-        loss, clipped = clipped_surrogate(log_ratio, terms.advantages, settings)
+        loss, clipped = clipped_surrogate(
+            log_ratio, advantages, settings, terms.clip_high, terms.clipped_gradient
+        )
     if factor is not None:
         loss = loss * factor
     if kept is not None:
@@ -89,6 +96,12 @@ def policy_loss(
         kl = torch.exp(difference) - difference - 1
         loss = loss + terms.reference.weight * kl
     return PolicyLoss(loss, clipped, kl.detach() if kl is not None else None)
+
+
+def by_surprise(advantages: Tensor, zeta: Tensor, log_prob: Tensor) -> Tensor:
+    """A max(0, 1 - zeta sign(A) log pi), REPO-R's advantages (``actuators.advantage_zeta``)."""
+    surprise = torch.where(zeta != 0, zeta * log_prob, 0.0)
+    return advantages * (1 - advantages.sign() * surprise).clamp(min=0)
 
 
 def bound_log_ratio(log_ratio: Tensor) -> Tensor:
@@ -123,19 +136,31 @@ def entropy_bonus(entropy: Tensor, smoothing: Smoothing | None) -> Tensor:
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, settings: AlgorithmSection
+    log_ratio: Tensor,
+    advantages: Tensor,
+    settings: AlgorithmSection,
+    clip_high: Tensor | None = None,
+    clipped_gradient: ClippedGradient | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(loss, clipped) of PPO's clip.
 
     - with r = pi / pi_old: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv
       1707.06347 eq. 7; asymmetric bounds: DAPO, arXiv 2503.14476 eq. 10)
+    - clipped_gradient: a token that this has cut has -share * bound / sg(r) * r A instead
+      (``entropy_controls.terms.kept_gradient``)
     - dual clip, only where A < 0: at most -dual_clip * A (arXiv 1912.09729 eq. 5)
+
+    clip_high: [N] fp32, in place of the recipe's.
     """
     ratio = torch.exp(bound_log_ratio(log_ratio))
-    bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    bounded = _bounded(ratio, settings, clip_high)
     unclipped_loss, bounded_loss = -ratio * advantages, -bounded * advantages
     loss = torch.maximum(unclipped_loss, bounded_loss)
     clipped = bounded_loss > unclipped_loss
+    if clipped_gradient is not None:
+        share = torch.where(advantages > 0, clipped_gradient.high, clipped_gradient.low)
+        at_bound = share * bounded_loss.detach() * torch.exp(log_ratio - log_ratio.detach())
+        loss = torch.where(clipped, at_bound, loss)
     if settings.dual_clip is not None:
         ceiling = -settings.dual_clip * advantages
         cut = (advantages < 0) & (loss > ceiling)
@@ -143,8 +168,19 @@ def clipped_surrogate(
     return loss, clipped
 
 
+def _bounded(ratio: Tensor, settings: AlgorithmSection, clip_high: Tensor | None) -> Tensor:
+    """[N]: the ratio between its bounds."""
+    if clip_high is None:
+        return ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return torch.minimum(ratio.clamp(min=1 - settings.clip_low), 1 + clip_high)
+
+
 def cispo(
-    log_prob: Tensor, log_ratio: Tensor, advantages: Tensor, settings: AlgorithmSection
+    log_prob: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    settings: AlgorithmSection,
+    clip_high: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(loss, clipped) of CISPO: -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi (MiniMax-M1,
     arXiv 2506.13585 eq. 4 and 5): the weight is clipped, and no token loses its gradient.
@@ -153,7 +189,7 @@ def cispo(
     paper, verl and slime; TRL's epsilon_high is the bound itself, and its lower one is not used.
     """
     ratio = torch.exp(bound_log_ratio(log_ratio.detach()))
-    weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    weight = _bounded(ratio, settings, clip_high)
     return -weight * advantages * log_prob, weight != ratio
 
 

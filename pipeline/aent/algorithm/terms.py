@@ -5,7 +5,8 @@ The loss of a mini-batch is the sum over its response tokens of
 
     policy_weight (f S + P) - lambda entropy_weight B + nucleus_weight N
 
-S: the surrogate that the recipe names (``losses.policy_loss``). f: ``surrogate_factor``, 0 where
+S: the surrogate that the recipe names (``losses.policy_loss``), with ``zeta``, ``clip_high`` and
+``clipped_gradient`` where they are given. f: ``surrogate_factor``, 0 where
 ``entropy_gate`` shuts. P: ``ratio_weight``, ``old_kl_weight`` and ``reference``, each with what it
 multiplies. B: the entropy, less ``smoothing``. N: the entropy of the token's nucleus.
 """
@@ -39,6 +40,14 @@ class Smoothing(Flat):
 
 
 @dataclass(frozen=True)
+class ClippedGradient(Flat):
+    """CE-GPPO: what share of the gradient at the bound a token keeps that the clip has cut."""
+
+    low: PerToken  # [T] fp32, where A < 0
+    high: PerToken  # where A > 0
+
+
+@dataclass(frozen=True)
 class ReferenceKl(Flat):
     """``weight`` times the KL to the frozen reference is added to a token's policy loss."""
 
@@ -62,6 +71,9 @@ class LossTerms(Flat):
     old_logprobs: PerToken | None = None
     correction: PerToken | None = None  # [T] fp32: of the surrogate, for trainer against engine
     token_weight: PerToken | None = None  # [T] fp32: of the surrogate, by entropy controls
+    zeta: PerToken | None = None  # [T] fp32: REPO-R's factor on advantages, by log-probs
+    clip_high: PerToken | None = None  # [T] fp32: in place of algorithm.clip_high
+    clipped_gradient: ClippedGradient | None = None  # with ppo_clip and gspo
     entropy_gate: EntropyGate | None = None
     ratio_weight: PerToken | None = None  # [T] fp32: of minus the ratio
     old_kl_weight: PerToken | None = None  # [T] fp32: of abs(log-prob - old log-prob)

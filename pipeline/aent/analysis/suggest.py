@@ -53,6 +53,10 @@ def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
     """
     if most is not None and not 0 < most < math.inf:
         raise SourceError(f"--max is {most:g}, but must be above 0")
+    if (drives := recorded.controller.drives) != "bonus":
+        raise SourceError(
+            f"the run drove {drives}; only of the bonus a neutral coefficient is known"
+        )
     coefficient = _constant_coefficient(recorded)
     steps = sorted(t for t, h in recorded.entropy.items() if math.isfinite(h) and h >= 0)
     if len(steps) < LEAST_STEPS:

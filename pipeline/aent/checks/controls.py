@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from aent.entropy import controllers
 from aent.recipe.schema import Recipe
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
     """A sentence for each, naming the field."""
+    yield from driven(recipe)
     kinds = [control.kind for control in recipe.entropy_controls]
     for index, control in enumerate(recipe.entropy_controls):
         name = f"entropy_controls[{index}] ({control.kind})"
@@ -21,6 +23,25 @@ def faults(recipe: Recipe) -> Iterator[str]:
             fault = rule(control, recipe)
             if fault:
                 yield f"{name}{fault}"
+
+
+def driven(recipe: Recipe) -> Iterator[str]:
+    """What the controller's actuator needs."""
+    controller = recipe.controller
+    if controller.drives == "upper_clip" and recipe.trainer.mini_batches == 1:
+        yield (
+            "controller.drives=upper_clip changes nothing with trainer.mini_batches=1: every ratio "
+            "is 1"
+        )
+    if controller.drives == "gradient_share" and controller.kind in controllers.KINDS:
+        defaults = controllers.KINDS[controller.kind].defaults
+        most = controller.initial if controller.kind == "constant" else controller.max
+        most = defaults.get("max") if most is None else most
+        if most is not None and most >= 1:
+            name = "initial" if controller.kind == "constant" else "max"
+            yield (
+                f"controller.{name}={most:g} must be below 1 with controller.drives=gradient_share"
+            )
 
 
 def _below(control: Any, _: Recipe) -> str:
@@ -62,6 +83,8 @@ def _within_reach(control: Any, recipe: Recipe) -> str:
 
 def _bonus(_: Any, recipe: Recipe) -> str:
     controller = recipe.controller
+    if controller.drives not in ("bonus", "gradient_share"):
+        return f" shapes the entropy bonus, and controller.drives={controller.drives}"
     if controller.kind != "constant" or controller.initial > 0:
         return ""
     return (
@@ -134,6 +157,23 @@ def _whole_trees(_: Any, recipe: Recipe) -> str:
     return " needs whole trees, which rollout_budget would cut: give one of them"
 
 
+def _rewards_of_a_group(control: Any, recipe: Recipe) -> str:
+    if not recipe.algorithm.advantage.startswith("reinforce"):
+        before = recipe.entropy_controls[: recipe.entropy_controls.index(control)]
+        moved = [other.kind for other in before if other.ACTS_ON == "advantage"]
+        return f" must stand before {moved[0]}: it takes the place of the baseline" if moved else ""
+    return (
+        " takes the place of a group's mean, and algorithm.advantage="
+        f"{recipe.algorithm.advantage} normalises over the batch"
+    )
+
+
+def _clip(_: Any, recipe: Recipe) -> str:
+    if recipe.algorithm.policy_loss != "cispo":
+        return ""
+    return " keeps gradients that a clip cuts, and algorithm.policy_loss=cispo cuts none"
+
+
 RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {
     "clip_cov": (_below,),
     "kl_cov": (_moved_policy,),
@@ -147,4 +187,7 @@ RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {
     "reroll": (_group, _uncorrected, _temperatures, _own_temperature),
     "majority_reward": (_group,),
     "forked_rollouts": (_trees, _whole_trees),
+    "sample_switch": (_below,),
+    "quantile_baseline": (_group, _rewards_of_a_group),
+    "kept_gradient": (_moved_policy, _clip),
 }

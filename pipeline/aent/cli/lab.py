@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aent.cli.refusals import refuse, refuse_unwritable
+
+if TYPE_CHECKING:
+    from aent.lab.control import Plant
 
 lab = typer.Typer(
     help="The laboratory: what can be known about entropy control on a CPU, in minutes.",
@@ -62,6 +65,13 @@ def control(
     learning_rate: Annotated[
         float | None, typer.Option(help="Default: that of the compare recipes.")
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            help="A run's folder or MLflow id: a policy that answers as its entropy did.",
+            metavar="SOURCE",
+        ),
+    ] = None,
     csv: Annotated[
         Path | None,
         typer.Option(help="Also write kind,seed,step,entropy,coefficient,reward."),
@@ -69,31 +79,54 @@ def control(
     plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
 ) -> None:
     """How well a controller holds the entropy of a policy that learns: the compare recipes'
-    policy in one process, some ten seconds a seed."""
+    policy in one process, some ten seconds a seed; or one fitted to a run of your own, at once."""
+    from aent.checks.controls import driven
     from aent.entropy.controllers import ControllerSettings, faults
     from aent.recipe.load import RecipeError, resolve
 
     named = [f"controller.{field}" for field in fields or []]
     nothing = {"name": "lab", "model": {}, "controller": {"kind": kind, "initial": 0.1}}
     try:
-        values = resolve(nothing, "KIND", named).controller.model_dump()
+        recipe = resolve(nothing, "KIND", named)
     except RecipeError as error:
         refuse(str(error).splitlines())
-    if found := list(faults(values)):
+    values = recipe.controller.model_dump()
+    if found := [*faults(values), *(driven(recipe) if run is None else ())]:
         refuse(found)
-    if values["measure"] == "clamped":
+    if values["measure"] == "clamped" and run is None:
         refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         refuse([f"--learning-rate={learning_rate:g} must be above 0"])
+    if learning_rate is not None and run is not None:
+        refuse(["--learning-rate has no meaning with --run: that is fitted as it is"])
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
 
+    if run is None:
+        plant = experiment.learning_plant(learning_rate)
+    else:
+        plant = _fitted(run, values["drives"])
     policies, settings = range(first_seed, first_seed + seeds), ControllerSettings(**values)
-    runs = experiment.run(settings, policies, steps, learning_rate, csv)
+    runs = experiment.run(settings, policies, steps, plant, csv)
     if plot is not None:
         from aent.lab.plot import draw_control
 
         draw_control(settings, experiment.goal(settings), runs, plot)
+
+
+def _fitted(source: str, drives: str) -> Plant:
+    from aent.lab import fitted
+    from aent.lab.control import fitted_plant
+    from aent.recipe.load import RecipeError
+    from aent.tracking import recorded
+
+    try:
+        found = recorded.read(source)
+        if found.controller.drives != drives:
+            refuse([f"controller.drives={drives}: {source} drove {found.controller.drives}"])
+        return fitted_plant(source, fitted.fit_recorded(found))
+    except (recorded.SourceError, RecipeError) as error:
+        refuse(str(error).splitlines())
 
 
 @lab.command()

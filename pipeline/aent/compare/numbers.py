@@ -8,6 +8,7 @@ from statistics import fmean
 
 from aent.analysis.intervals import Difference, compare, first_reach, last_quarter, smooth
 from aent.compare.collect import Comparison, Run
+from aent.entropy.controllers import held_interval
 from aent.tracking.recorded import Series
 
 WINDOW = 10  # steps: one step's mean reward is too noisy to draw, or to say that it was reached
@@ -66,9 +67,9 @@ def pass_at_ks(run: Run, steps: int | None = None) -> Series:
 
 
 def band(run: Run) -> Band | None:
-    """The controller's at the last step; None without one."""
+    """Where the controller's aim counts as held, at the last step; None without one."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
-    return (low[max(low)], high[max(high)]) if low and high else None
+    return held_interval(low[max(low)], high[max(high)]) if low and high else None
 
 
 def common_band(comparison: Comparison) -> Band | None:
@@ -78,12 +79,13 @@ def common_band(comparison: Comparison) -> Band | None:
 
 
 def share_in_band(run: Run, others: Band | None) -> float | None:
-    """Share of steps whose entropy, of the controller's measure, lay in the run's band; in
-    ``others``, where it has none of its own."""
+    """Share of steps whose entropy, of the controller's measure, lay in the run's band
+    (``held_interval``); in ``others``, where it has none of its own."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
     entropy = run.measured_entropy
     if low:
-        return fmean(float(low[s] <= entropy[s] <= high[s]) for s in entropy if s in low)
+        bands = {s: held_interval(low[s], high[s]) for s in entropy if s in low}
+        return fmean(float(a <= entropy[s] <= b) for s, (a, b) in bands.items())
     if others is None:
         return None
     return fmean(float(others[0] <= h <= others[1]) for h in entropy.values())

@@ -1,14 +1,15 @@
 """``aent lab control``: how well a controller holds the entropy of a policy that learns.
 
-Every seed is one policy of ``plant``. What counts is what happens from step ``SETTLING`` on: until
-then the policy comes down from its first 3.5 nats.
+Every seed is one policy: the compare recipes' (``plant``), or one that answers as a recorded run
+did (``fitted``). What counts is what happens from step ``SETTLING`` on: until then the policy comes
+down from its first 3.5 nats.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,19 +17,46 @@ from statistics import fmean
 
 import numpy as np
 
-from aent.entropy.controllers import ControllerSettings, describe
-from aent.lab.plant import PLANT, Step, simulate
+from aent.entropy.controllers import ControllerSettings, annealing, describe, held_interval
+from aent.lab import plant as compare_plant
+from aent.lab.fitted import Fitted
+from aent.lab.plant import Step
 
 SETTLING = 80  # steps that do not count; of a short run, half of it
 WINDOW = 10  # steps of a mean
 NEAR = 0.25  # of the target: how far such a mean may lie from it
-# the controlled arms of the recipe's comparison; for kinds that have neither target nor band
-LOW, HIGH, TARGET = 0.3, 0.8, 0.5
+TARGET = 0.5  # nats, for kinds that have neither target nor band
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What a controller is tried on.
+
+    simulate: (settings, seed, steps, progress) -> steps, the same numbers each time.
+    """
+
+    name: str
+    simulate: Callable[[ControllerSettings, int, int, Callable[[range], Iterable[int]]], list[Step]]
+
+
+def learning_plant(learning_rate: float | None) -> Plant:
+    """The compare recipes' policy (``plant``), at their learning rate or another one."""
+    rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
+
+    def simulate(settings, seed, steps, progress):
+        return compare_plant.simulate(settings, seed, steps, learning_rate, progress)
+
+    return Plant(f"{compare_plant.PLANT}{rate}", simulate)
+
+
+def fitted_plant(source: str, fitted: Fitted) -> Plant:
+    """A recorded run's (``fitted``)."""
+    return Plant(f"fitted to {source} ({fitted})", fitted.simulate)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Where the entropy should be, in nats."""
+    """Where the entropy should be, in nats; of an aim that is annealed, at step 0."""
 
     target: float
     low: float
@@ -56,24 +84,27 @@ COLUMNS = (
 
 
 def goal(settings: ControllerSettings) -> Goal:
-    """A band is [low, high] with its geometric mean as target; a target T the band [.6 T, 1.6 T],
-    which is [.3, .8] for .5 nats."""
+    """A band is [low, high] with its geometric mean as target; a target has its
+    ``held_interval``, which is [.3, .8] for .5 nats."""
     low, high, target = settings.low, settings.high, settings.target
     if target is not None and target > 0:
-        return Goal(target, LOW / TARGET * target, HIGH / TARGET * target)
+        return Goal(target, *held_interval(target, target))
     if low is not None and high is not None and low > 0:
         return Goal(math.sqrt(low * high), low, high)
-    return Goal(TARGET, LOW, HIGH)
+    return Goal(TARGET, *held_interval(TARGET, TARGET))
 
 
 def first_counted(steps: int) -> int:
     return min(SETTLING, steps // 2)
 
 
-def held(run: Sequence[Step], aim: Goal) -> Held:
-    """The statistics of one run of at least 20 steps."""
-    counted = run[first_counted(len(run)) :]
-    entropy = np.array([step.entropy for step in counted])
+def held(run: Sequence[Step], settings: ControllerSettings) -> Held:
+    """The statistics of one run of at least 20 steps. Where the aim is annealed, an entropy is held
+    against the aim of its step."""
+    aim, first = goal(settings), first_counted(len(run))
+    counted = run[first:]
+    factors = [annealing(settings, step) for step in range(first, len(run))]
+    entropy = np.array([step.entropy for step in counted]) / np.array(factors)
     error = np.log(np.maximum(entropy, 1e-6) / aim.target)
     means = np.convolve(entropy, np.full(WINDOW, 1 / WINDOW), mode="valid")
     return Held(
@@ -86,28 +117,23 @@ def held(run: Sequence[Step], aim: Goal) -> Held:
 
 
 def run(
-    settings: ControllerSettings,
-    seeds: range,
-    steps: int,
-    learning_rate: float | None,
-    csv: Path | None,
+    settings: ControllerSettings, seeds: range, steps: int, plant: Plant, csv: Path | None
 ) -> dict[int, list[Step]]:
     """Run every seed, print the table (Markdown), write what is asked for; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
 
     aim, console = goal(settings), Console(stderr=True)
-    rate = "" if learning_rate is None else f", learning rate {learning_rate:g}"
     print(f"{settings.kind}: {describe(settings)}")
     print(
-        f"plant {PLANT}{rate}: target {aim.target:.3g} nats, band [{aim.low:.3g}, {aim.high:.3g}], "
+        f"plant {plant.name}: target {aim.target:.3g} nats, band [{aim.low:.3g}, {aim.high:.3g}], "
         f"steps {first_counted(steps)} to {steps}\n"
     )
     runs = {}
     for seed in seeds:
         progress = partial(track, description=f"seed {seed}", console=console)
-        runs[seed] = simulate(settings, seed, steps, learning_rate, progress)
-    print(table({seed: held(run, aim) for seed, run in runs.items()}))
+        runs[seed] = plant.simulate(settings, seed, steps, progress)
+    print(table({seed: held(run, settings) for seed, run in runs.items()}))
     if csv is not None:
         write_csv(settings.kind, runs, csv)
     return runs
@@ -119,7 +145,8 @@ def table(found: dict[int, Held]) -> str:
     rows["mean"] = tuple(map(fmean, zip(*rows.values(), strict=True)))
     lines = [f"| seed | {' | '.join(COLUMNS)} |", "|---|" + "---|" * len(COLUMNS)]
     for name, values in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+        cells = ("–" if math.isnan(value) else f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -130,4 +157,5 @@ def write_csv(kind: str, runs: dict[int, list[Step]], path: Path) -> None:
         rows.writerow(["kind", "seed", "step", "entropy", "coefficient", "reward"])
         for seed, steps in runs.items():
             for number, step in enumerate(steps):
-                rows.writerow([kind, seed, number, step.entropy, step.coefficient, step.reward])
+                reward = "" if math.isnan(step.reward) else step.reward
+                rows.writerow([kind, seed, number, step.entropy, step.coefficient, reward])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aent import tasks
 from aent.algorithm.advantages import group_advantages
+from aent.algorithm.losses import by_surprise
 from aent.data.question import Question
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
@@ -32,6 +33,7 @@ from aent.runtime.environment import data_path
 from aent.tasks import verifiers
 
 PLANT = "recipes/compare/cpu-none.yaml"
+PAST = 0.9  # weight of the past in the averages of the gradients' norms, as in a run
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Step:
     """One step, before its update.
 
     entropy: mean over the prompts, nats. standard_error: of that mean, from the prompts' spread.
-    coefficient: what entered the loss. reward: mean of the samples'. cross, bonus_square: of
-    the gradients with respect to the logits of the policy loss (L) and the mean entropy (H),
+    coefficient: of what the controller drives. reward: mean of the samples'. cross, bonus_square:
+    of the gradients with respect to the logits of the policy loss (L) and the mean entropy (H),
     <dL, dH> and ||dH||^2, summed over the prompts.
     """
 
@@ -69,7 +71,7 @@ def simulate(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order
     try:
-        plant = _Plant(seed, learning_rate)
+        plant = _Plant(seed, learning_rate, settings.drives)
         state, seen = controllers.initial_state(settings), []
         for step in progress(range(steps)):
             seen.append(plant.learn(step, state.coefficient))
@@ -80,7 +82,9 @@ def simulate(
 
 
 class _Plant:
-    def __init__(self, seed: int, learning_rate: float | None) -> None:
+    def __init__(self, seed: int, learning_rate: float | None, drives: str) -> None:
+        self.drives = drives
+        self.squares = torch.zeros(2)  # moving averages of ||dL||^2 and ||dH||^2
         self.recipe, model, self.tokenizer = _parts()
         self.model = copy.deepcopy(model)
         self.seed = seed
@@ -111,11 +115,17 @@ class _Plant:
         reward = rewards.gather(1, drawn)
         groups = torch.arange(n).repeat_interleave(samples)
         advantage = group_advantages(reward.flatten(), groups, normalize=True).view_as(reward)
-        policy_loss = -(advantage * log_probs.gather(1, drawn)).mean()
+        chosen = log_probs.gather(1, drawn)
+        if self.drives == "advantage_zeta":
+            zeta = torch.full_like(advantage, coefficient)
+            advantage = by_surprise(advantage, zeta, chosen.detach())
+        policy_loss = -(advantage * chosen).mean()
         (policy,) = torch.autograd.grad(policy_loss, logits, retain_graph=True)
         (bonus,) = torch.autograd.grad(entropy.mean(), logits, retain_graph=True)
         self.optimizer.zero_grad()
-        logits.backward(policy - coefficient * bonus)
+        logits.backward(policy - self._bonus_coefficient(coefficient) * bonus)
+        for square, gradient in zip(self.squares, (policy, bonus)):  # as trainer.gradient_share has
+            square.mul_(PAST).add_((1 - PAST) * gradient.square().sum())
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         return Step(
@@ -126,6 +136,14 @@ class _Plant:
             cross=float((policy * bonus).sum()),
             bonus_square=float(bonus.square().sum()),
         )
+
+    def _bonus_coefficient(self, coefficient: float) -> float:
+        """What enters the loss of what the controller drives (``algorithm.actuators``)."""
+        if self.drives == "gradient_share":
+            of_policy, of_bonus = (float(square) for square in self.squares)
+            share = coefficient / (1 - coefficient)
+            return share * math.sqrt(of_policy / of_bonus) if of_bonus else 0.0
+        return coefficient if self.drives == "bonus" else 0.0
 
     def _logits(self, ids: Tensor, last: Tensor) -> Tensor:
         """[n, V]: of the token after each prompt."""

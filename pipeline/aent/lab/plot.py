@@ -89,6 +89,8 @@ def draw_control(
 ) -> None:
     """Write entropy in its band, coefficient in its box and reward against steps to ``path``
     (PNG), a line for each seed."""
+    from aent.entropy.controllers import annealing
+
     figure = _figure(8, 7.5)
     entropy, coefficient, reward = axes = figure.subplots(3, 1, sharex=True)
     for seed, steps in runs.items():
@@ -96,8 +98,13 @@ def draw_control(
         coefficient.plot([step.coefficient for step in steps], linewidth=1)
         reward.plot([step.reward for step in steps], linewidth=1)
     words = f"band {goal.low:.3g} to {goal.high:.3g}"
-    entropy.axhspan(goal.low, goal.high, color="#2f8f4e", alpha=0.15, label=words)
-    entropy.axhline(goal.target, color="#2f8f4e", linestyle="--", linewidth=0.8)
+    every = range(max(map(len, runs.values())))
+    low, target, high = (
+        [end * annealing(settings, step) for step in every]
+        for end in (goal.low, goal.target, goal.high)
+    )
+    entropy.fill_between(every, low, high, color="#2f8f4e", alpha=0.15, label=words, linewidth=0)
+    entropy.plot(target, color="#2f8f4e", linestyle="--", linewidth=0.8)
     for bound in (settings.min, settings.max):
         if bound is not None:
             coefficient.axhline(bound, color="#8a8a8a", linestyle="--", linewidth=0.8)

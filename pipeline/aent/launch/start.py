@@ -20,6 +20,16 @@ from aent.runtime.files import write_whole
 from aent.tasks import trial
 from aent.tracking import address, sqlite
 
+DRIVEN = {
+    "bonus": "entropy bonus: coefficient x {which}",
+    "upper_clip": "upper clip: ratios may reach (1 + algorithm.clip_high) x (1 + coefficient); no "
+    "bonus; measured: {which}",
+    "advantage_zeta": "advantages x (1 -+ coefficient x log-prob), REPO-R; no bonus; measured: "
+    "{which}",
+    "gradient_share": "entropy bonus, whose share of the pull on the logits is the coefficient: of "
+    "{which}",
+}
+
 
 def prepare(recipe: Recipe) -> tuple[Path, Path]:
     """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
@@ -81,7 +91,7 @@ def say_what_controls(recipe: Recipe) -> str:
     if settings.kind == "constant" and settings.initial == 0:
         lines = [f"no entropy bonus (coefficient 0); measured: {_which(measured, recipe)}"]
     else:
-        lines = [f"entropy bonus: coefficient x {_which(paid, recipe)}"]
+        lines = [DRIVEN[settings.drives].format(which=_which(paid, recipe))]
         lines += [f"coefficient ({settings.kind}): {controllers.describe(settings)}"]
         if measured != paid:
             lines += [f"the coefficient is moved by another one: {_which(measured, recipe)}"]

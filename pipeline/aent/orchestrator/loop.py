@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from aent.algorithm import entropy_controls, mini_batches
+from aent.algorithm import actuators, entropy_controls, mini_batches
+from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.data.scores import Scores
 from aent.entropy import controllers
@@ -46,10 +47,10 @@ def train(run: Run) -> bool:
             terms = mini_batches.loss_terms(batch, scores, reference, recipe)
             context = entropy_controls.Context(recipe, step, run.trainer.vocab_size, batch, scores)
             terms, memory = entropy_controls.apply(terms, context, memory)
-            coefficient = state.coefficient  # fixed within the step
-            results = [
-                run.trainer.train_minibatch(mini_batch, coefficient)
-                for mini_batch in mini_batches.split(batch, terms, recipe)
+            driven = drive(recipe, state.coefficient, batch, terms, run.trainer.norm_ratio)
+            results = [  # the coefficient is fixed within the step
+                run.trainer.train_minibatch(mini_batch, driven.bonus)
+                for mini_batch in mini_batches.split(batch, driven.terms, recipe)
             ]
         state, report = controllers.update(settings, state, measured_entropy(recipe, results))
         # without scores there is one mini-batch, whose forward came before its update
@@ -59,7 +60,7 @@ def train(run: Run) -> bool:
             check_gap(step, gaps.same, recipe.rollout.max_logprob_gap, start.gap_before(step))
         run.sampler.settle()
         run.weights.sync(version=step + 1)
-        record(run, StepDone(step, batch, terms, gaps, results, report, memory))
+        record(run, StepDone(step, batch, driven, gaps, results, report, memory))
         evaluate(run, step + 1)
         if run.checkpoints.save(step + 1, state, memory, gaps.same):
             run.zero.alone("the last words", lambda zero: zero.report.suspend())
@@ -89,6 +90,14 @@ def score(run: Run, batch: Batch, step: int, start: Start) -> tuple[Scores | Non
         reference = run.trainer.score_reference(batch)
     # a repeated step must be the same step: by its own forward where the first time was
     return (scores if needed else None), reference
+
+
+def drive(
+    recipe: Recipe, coefficient: float, batch: Batch, terms: LossTerms, norm_ratio: float
+) -> actuators.Driven:
+    """Let the step's coefficient act on what the controller drives."""
+    step = actuators.Step(terms, batch.loss_mask, recipe.algorithm, norm_ratio)
+    return actuators.ACTUATORS[recipe.controller.drives](coefficient, step)
 
 
 def measured_entropy(recipe: Recipe, results: Sequence[MinibatchResult]) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from aent.checkpoint import resume
 from aent.checkpoint.folders import LoopState
 from aent.models import tokenizer
+from aent.models.pieces import Pieces
 from aent.orchestrator.engines import Engines
 from aent.orchestrator.evaluator import Evaluator
 from aent.orchestrator.questions import load_suites, load_task
@@ -49,10 +50,11 @@ class RankZero:
             folder = resume.chosen(run_dir)
             run_id = None if folder is None else LoopState.read(folder).mlflow_run_id
             tracker = Tracker(run_dir, recipe, run_id or "")
-            report = Report(recipe, run_dir, tracker, opened.enter_context(Display(recipe.steps)))
             words = tokenizer.load(
                 recipe.model, model_path, recipe.task.template, resume.started(run_dir)
             )
+            display = opened.enter_context(Display(recipe.steps))
+            report = Report(recipe, run_dir, tracker, display, Pieces(words))
             task = load_task(recipe, words, judge, progress)
             suites = load_suites(recipe, words)
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)

@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from aent.algorithm.aggregation import mini_batch_sequences
+from aent.algorithm.actuators import Driven
 from aent.algorithm.entropy_controls import Memory
 from aent.algorithm.mini_batches import penalty
-from aent.algorithm.terms import LossTerms
 from aent.data.batch import Batch
 from aent.data.rollout import Rollout, Verdict
-from aent.entropy.controllers import ControllerReport
+from aent.entropy.controllers import ControllerReport, held_interval
 from aent.evaluation.heldout import EvaluationResult
 from aent.orchestrator.gap import Gaps
 from aent.recipe.schema import Recipe
@@ -35,7 +33,7 @@ class StepDone:
 
     step: int
     batch: Batch
-    terms: LossTerms
+    driven: Driven  # its loss
     gaps: Gaps  # trainer against engine
     results: Sequence[MinibatchResult]
     report: ControllerReport
@@ -48,7 +46,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
     ``grad_norm`` are means over its mini-batches.
     """
-    batch, terms, results, report = done.batch, done.terms, done.results, done.report
+    batch, terms, results, report = done.batch, done.driven.terms, done.results, done.report
     tokens = sum(r.tokens for r in results)
     lengths = batch.response_lengths.double()
 
@@ -62,13 +60,10 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     policy, entropy = (
         math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
     )
-    bonus = report.coefficient * entropy
+    bonus = done.driven.bonus * entropy
     kl_weight = None if terms.reference is None else terms.reference.weight
-    aim = {"controller/low": report.low, "controller/high": report.high}
-    if math.isnan(report.low):  # a constant has none, an automatic band not yet
-        aim = {}
     return (
-        aim
+        aim_metrics(report, per_token(recipe.measured))
         | gap_metrics(recipe, done)
         | {
             "reward/mean": float(batch.reward[batch.own].mean()),
@@ -96,6 +91,8 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
             "gradient/entropy": entropy,
             "gradient/bonus_share": bonus / (bonus + policy) if bonus != 0 else 0.0,
             "gradient/product": per_update("gradient_product"),
+            "gradient/predicted_policy": -per_update("gradient_product"),
+            "gradient/predicted_bonus": done.driven.bonus * entropy**2,
             "gradient/neutral_coefficient": results[-1].neutral_coefficient,
             "policy/invalid_tokens": sum(r.invalid_rows for r in results),
             "update/loss": per_update("loss"),
@@ -104,6 +101,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
             "update/lr": results[-1].lr,
             "update/skipped": float(sum(r.update_skipped for r in results)),
             "controller/coefficient": report.coefficient,
+            "controller/bonus": done.driven.bonus,
             "controller/next_coefficient": report.next_coefficient,
             "controller/error": report.error,
             "controller/move": report.move,
@@ -121,6 +119,19 @@ def gap_metrics(recipe: Recipe, done: StepDone) -> dict[str, float]:
         behind = done.step - done.batch.versions[done.batch.loss_mask]
         found["staleness/mean"] = float(behind.double().mean())
     return {name: value for name, value in found.items() if value is not None}
+
+
+def aim_metrics(report: ControllerReport, entropy: float) -> dict[str, float]:
+    """Where the controller wants the entropy, and whether it is there; nothing where it wants it
+    nowhere (a constant does not, an automatic band not yet)."""
+    if math.isnan(report.low):
+        return {}
+    low, high = held_interval(report.low, report.high)
+    return {
+        "controller/low": report.low,
+        "controller/high": report.high,
+        "controller/in_band": float(low <= entropy <= high),
+    }
 
 
 def groups_without_signal(batch: Batch) -> float:
@@ -251,14 +262,6 @@ def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
         key.replace("evaluation/", f"evaluation/{name}/"): value
         for key, value in evaluation_metrics(result).items()
     }
-
-
-def response_entropies(batch: Batch, results: Sequence[MinibatchResult]) -> list[float]:
-    """Mean entropy of each of the step's responses, of the recipe's measure, in their order."""
-    entropies = torch.zeros(batch.num_sequences)
-    for chosen, result in zip(mini_batch_sequences(batch, len(results)), results):
-        entropies[chosen] = torch.tensor(result.response_entropy)
-    return entropies.tolist()
 
 
 def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,20 +10,29 @@ from pathlib import Path
 from aent.data.rollout import Rollout
 from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
+from aent.models.pieces import Pieces
 from aent.orchestrator.records import (
     StepDone,
     control_metrics,
     evaluation_metrics,
     grader_metrics,
     heldout_rows,
-    response_entropies,
     sample_rows,
     step_metrics,
     suite_metrics,
     time_metrics,
 )
+from aent.orchestrator.token_metrics import (
+    Mix,
+    by_class,
+    by_position,
+    distinct_answers,
+    split_change,
+    standard_error,
+)
+from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
-from aent.tracking import journal
+from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
 from aent.tracking.tracker import Tracker
@@ -36,20 +46,26 @@ class Report:
     run_dir: Path
     tracker: Tracker
     display: Display
+    pieces: Pieces
     rewards: list[float] = field(default_factory=list)  # mean of each step
     evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
+    in_band: list[float] = field(default_factory=list)  # 1 for each step with its entropy there
+    mix: Mix | None = None  # of the last step's tokens
 
     def resume(self, step: int) -> None:
         """Take up what earlier starts recorded of the run's first ``step`` steps."""
         path = self.run_dir / JOURNAL_FILE
-        rewards = {}
+        series: dict[str, dict[int, float]] = {}
         for point in journal.read(path) if path.exists() else ():
-            if point.key == "reward/mean" and point.step < step:
-                rewards[point.step] = point.value
-            elif point.key == "evaluation/accuracy" and point.step <= step:
-                self.evaluations[point.step] = point.value
-        self.rewards = [rewards[s] for s in sorted(rewards)]
+            if point.step < step + (point.key == "evaluation/accuracy"):
+                series.setdefault(point.key, {})[point.step] = point.value
+        self.rewards, self.in_band = (
+            [value for _, value in sorted(series.get(key, {}).items())]
+            for key in ("reward/mean", "controller/in_band")
+        )
+        self.evaluations = series.get("evaluation/accuracy", {})
+        self.mix = Mix.read({k: v[step - 1] for k, v in series.items() if step - 1 in v})
 
     def step(
         self,
@@ -64,15 +80,23 @@ class Report:
         seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
         probe_gap: between engine and trainer at the last weight update, nats.
         """
-        metrics = step_metrics(self.recipe, done, rollout) | control_metrics(done.memory)
-        metrics |= grader_metrics(rollout.verdicts)
+        recipe, batch = self.recipe, done.batch
+        record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
+        metrics = step_metrics(recipe, done, rollout) | control_metrics(done.memory)
+        metrics |= grader_metrics(rollout.verdicts) | self._entropy_metrics(record, metrics)
+        reader = recipe.task.graders[0].kind
+        metrics["response/distinct_answers"] = distinct_answers(rollout, reader)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s)
         self.tracker.log(done.step, metrics)
-        every = self.recipe.tracking.samples_every
+        every = recipe.tracking.samples_every
         if every and done.step % every == 0:
-            entropies = response_entropies(done.batch, done.results)
-            self.tracker.log_samples(done.step, sample_rows(rollout, entropies))
+            self.tracker.log_samples(done.step, sample_rows(rollout, record.response_means()))
+            title, measure = f"{recipe.name}, step {done.step}", recipe.measured.replace("_", " ")
+            self.tracker.log_page(
+                done.step,
+                lambda: heatmap.page(shown(record, rollout, self.pieces, title, measure)),
+            )
         self.tracker.refresh_figure()
         self.rewards.append(metrics["reward/mean"])
         for phase, value in seconds.items():
@@ -88,6 +112,21 @@ class Report:
                 sum(r.update_skipped for r in done.results),
             )
         )
+
+    def _entropy_metrics(self, record: TokenRecord, step: Mapping[str, float]) -> dict[str, float]:
+        """Where the step's entropy lies, what made it change, how sure it is, how long it has been
+        held."""
+        mix = by_class(record, self.pieces.token_class)
+        found = mix.metrics() | by_position(record)
+        if self.mix is not None:
+            found |= split_change(self.mix, mix)
+        self.mix = mix
+        if math.isfinite(error := standard_error(record)):
+            found["policy/entropy_error"] = error
+        if "controller/in_band" in step:
+            self.in_band.append(step["controller/in_band"])
+            found["controller/time_in_band"] = sum(self.in_band) / len(self.in_band)
+        return found
 
     def suite(self, step: int, name: str, result: EvaluationResult) -> None:
         """Log and show a suite's score after ``step`` steps."""

@@ -195,6 +195,67 @@ class ForkedRollouts(ControlSection):
     branches: int = Field(2, ge=1)  # responses that branch off at each of them
 
 
+class SampleSwitch(ControlSection):
+    """Entrocraft (arXiv 2604.26326): above a band good responses learn alone, below it bad ones."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
+
+    kind: Literal["sample_switch"]
+    low: float = Field(ge=0)  # mean entropy, nats
+    high: float = Field(gt=0)
+    anneal_to: float = Field(1.0, gt=0)  # at the last step the band is so many times this
+
+
+class SurpriseBoost(ControlSection):
+    """STARE (arXiv 2606.19236): larger advantages for surprising tokens, while entropy is low."""
+
+    ACTS_ON: ClassVar[Place] = "advantage"
+
+    kind: Literal["surprise_boost"]
+    share: float = Field(0.1, gt=0, lt=1)  # of the tokens with an advantage of that sign
+    positive: float = Field(1.1, gt=0)  # factor where the advantage is above 0
+    negative: float = Field(1.0, gt=0)  # and below; the paper's variant: .9
+    below: float = Field(0.3, gt=0)  # mean entropy, nats, from which on nothing is changed
+
+
+class EntropyChangeWeight(ControlSection):
+    """STEER (arXiv 2510.10150): less weight for tokens that would change the entropy much."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
+
+    kind: Literal["entropy_change_weight"]
+    strength: float = Field(1.0, gt=0)  # k, per nat
+    least: float = Field(0.8, ge=0, lt=1)  # weight, at least
+
+
+class EntropyChangeMask(ControlSection):
+    """Clip_B (arXiv 2602.03392): no policy loss for tokens that would change the entropy most."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
+
+    kind: Literal["entropy_change_mask"]
+    deviations: float = Field(3.0, gt=0)  # standard deviations from the mean, from which on
+
+
+class QuantileBaseline(ControlSection):
+    """QAE (arXiv 2509.22611): advantages over a quantile of the group's rewards, not their mean."""
+
+    ACTS_ON: ClassVar[Place] = "advantage"
+
+    kind: Literal["quantile_baseline"]
+    quantile: float = Field(0.4, gt=0, lt=1)
+
+
+class KeptGradient(ControlSection):
+    """CE-GPPO (arXiv 2509.20712): tokens that the clip cuts keep a share of their gradient."""
+
+    ACTS_ON: ClassVar[Place] = "gradient gate"
+
+    kind: Literal["kept_gradient"]
+    low: float = Field(0.25, ge=0)  # share of the gradient at the bound: ratios below 1 - clip_low
+    high: float = Field(1.0, ge=0)  # above 1 + clip_high
+
+
 EntropyControl = Annotated[
     TopEntropyTokens
     | ClipCov
@@ -212,7 +273,13 @@ EntropyControl = Annotated[
     | RolloutBudget
     | Reroll
     | MajorityReward
-    | ForkedRollouts,
+    | ForkedRollouts
+    | SampleSwitch
+    | SurpriseBoost
+    | EntropyChangeWeight
+    | EntropyChangeMask
+    | QuantileBaseline
+    | KeptGradient,
     Field(discriminator="kind"),
 ]
 

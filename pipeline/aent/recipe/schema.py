@@ -169,6 +169,11 @@ class ControllerSection(Section):
     initial: float = Field(ge=0)  # coefficient of step 0
     # which entropy it is given; default: the one that is paid for (entropy.measure)
     measure: Literal["clamped", "full"] | None = None
+    # what the coefficient is of: the bonus; the upper clip, whose bound is multiplied by 1 +
+    # coefficient; REPO-R's zeta on advantages; the bonus's share of the pull on the logits
+    drives: Literal["bonus", "upper_clip", "advantage_zeta", "gradient_share"] = mark(
+        "bonus", "same"
+    )
     low: float | None = None  # band, log_pi: nats
     high: float | None = None
     low_fraction: float | None = Field(None, ge=0)  # automatic_band: of the reference, which is
@@ -187,6 +192,10 @@ class ControllerSection(Section):
     min: float | None = Field(None, ge=0)  # box of the coefficient; log_pi: default [1e-3, 1]
     max: float | None = Field(None, ge=0)
     warmup_steps: int = Field(0, ge=0)  # steps before the first update that may move it
+    # target or band are multiplied by a factor that goes linearly from 1 to anneal_to in
+    # anneal_steps steps; default: they stay
+    anneal_to: float | None = Field(None, gt=0)
+    anneal_steps: int | None = Field(None, ge=1)
 
 
 class OptimizerSection(Section):
@@ -267,7 +276,7 @@ class TrackingSection(Section):
     # default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs
     uri: str | None = mark(None, "warn")  # the run's id must be known there too
     experiment: str = mark("aent", "warn")
-    samples_every: int = Field(1, ge=0)  # steps between tables of sampled responses; 0: never
+    samples_every: int = Field(1, ge=0)  # steps between tables and pages of responses; 0: never
     system_metrics_every_s: float = Field(10.0, ge=0)  # rank 0's machine: CPU, memory, GPUs; 0: off
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
 

@@ -94,6 +94,11 @@ def _entropy(axis, measured: Mapping[int, float] | None, label: str, metrics: Me
             words = f"band {last} to {above[-1]:.3g}"
             axis.fill_between(steps, below, above, color=GREEN, alpha=0.15, label=words)
     _line(axis, measured, BLUE, label, marker=".")
+    error = metrics.get("policy/entropy_error", {})
+    steps = sorted(step for step in measured or {} if step in error)
+    if measured and steps:
+        values, errors = [measured[s] for s in steps], [error[s] for s in steps]
+        axis.errorbar(steps, values, errors, color=BLUE, alpha=0.4, linestyle="", linewidth=1)
     axis.set_ylim(bottom=0)
     _finish(axis, "nats per token")
 

@@ -53,7 +53,7 @@ class Tracker:
         self.failures = 0  # of writing, drawing or sending
         self._journal = run_dir / JOURNAL_FILE
         self._metrics: dict[str, dict[int, float]] = {}  # by key and step; what the journal has
-        self._tables: set[str] = set()
+        self._files: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
         self._figure_due = self._unsent_figure = False
         self._drawn_at = -math.inf
@@ -105,11 +105,19 @@ class Tracker:
 
         It lies in ``run_dir/FOLDER`` and among MLflow's artifacts, one table a step.
         """
-        name = f"{folder}/step_{step:06d}.json"
-        if name in self._tables:  # executed again: the first table stays, as the first values do
+        self._keep(folder, f"step_{step:06d}.json", lambda: _table(rows))
+
+    def log_page(self, step: int, make: Callable[[], str]) -> None:
+        """Record a page of HTML, one a step, in ``run_dir/tokens`` and among MLflow's artifacts."""
+        self._keep("tokens", f"step_{step:06d}.html", make)
+
+    def _keep(self, folder: str, file: str, make: Callable[[], str]) -> None:
+        """Write what ``make`` makes into a file that the journal names."""
+        name = f"{folder}/{file}"
+        if name in self._files:  # executed again: the first one stays, as the first values do
             return
-        if self._try("write the samples", _write_table, self.run_dir / name, rows):
-            self._tables.add(name)
+        if self._try(f"write the {folder}", _write_new, self.run_dir / name, make):
+            self._files.add(name)
             self._append([File(journal.now(), name, folder)])
             self._points.wake()
 
@@ -163,7 +171,7 @@ class Tracker:
             if isinstance(entry, Point):
                 self._metrics.setdefault(entry.key, {}).setdefault(entry.step, entry.value)
             elif isinstance(entry, File):
-                self._tables.add(entry.file)
+                self._files.add(entry.file)
 
     def _append(self, new: Sequence[journal.Entry]) -> None:
         with self._lock:
@@ -268,12 +276,16 @@ class Tracker:
         return True
 
 
-def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as MLflow's tables are (columns, data); NaN becomes null."""
+def _write_new(path: Path, make: Callable[[], str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(make(), encoding="utf-8")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as MLflow's tables are (columns, data); NaN becomes null."""
     columns = list(rows[0]) if rows else []
     data = [[_json_value(row[c]) for c in columns] for row in rows]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"columns": columns, "data": data}), encoding="utf-8")
+    return json.dumps({"columns": columns, "data": data})
 
 
 def _json_value(value: Any) -> Any:

@@ -35,18 +35,26 @@ PAST = 0.9  # weight of the past in the averages of the neutral coefficient, per
 
 @dataclass
 class Neutral:
-    """Moving averages of <dL, dH> and ||dH||^2 over updates; their ratio is lambda*."""
+    """Moving averages over updates of <dL, dH> and ||dH||^2, whose ratio is lambda*, and of
+    ||dL||^2."""
 
     product: float = 0.0
     square: float = 0.0
+    policy_square: float = 0.0
 
-    def add(self, product: float, square: float) -> float:
+    def add(self, product: float, square: float, policy_square: float) -> float:
         """Count an update in, and return lambda*: NaN before any entropy had a gradient. An update
         whose gradients are not finite does not count."""
-        if math.isfinite(product) and math.isfinite(square):
+        if all(map(math.isfinite, (product, square, policy_square))):
             self.product = PAST * self.product + (1 - PAST) * product
             self.square = PAST * self.square + (1 - PAST) * square
+            self.policy_square = PAST * self.policy_square + (1 - PAST) * policy_square
         return self.product / self.square if self.square > 0 else math.nan
+
+    @property
+    def norm_ratio(self) -> float:
+        """||dL|| / ||dH||; NaN before any entropy had a gradient."""
+        return math.sqrt(self.policy_square / self.square) if self.square > 0 else math.nan
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -24,7 +24,7 @@ from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share
 from aent.trainer.model import PolicyModel
 from aent.trainer.packing import MicroBatch
-from aent.trainer.result import SUMMED
+from aent.trainer.result import PER_TOKEN, SUMMED
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class MicroBatchLoss:
 
     loss: Tensor  # scalar fp32, differentiable
     sums: Tensor  # [len(SUMMED)] float64
-    log_prob: Tensor  # [N] fp32, detached
-    entropy: Tensor  # [N] fp32, detached: the recipe's measure
+    tokens: Tensor  # [len(PER_TOKEN), N] fp32, detached
 
 
 def statistics(
@@ -141,8 +140,14 @@ def micro_batch_loss(
         "entropy_gradient_square": products[1],
         "gradient_product": products[2],
     }
+    told = {
+        "logprobs": log_prob,
+        "entropies": values["entropy"],
+        "clamped_entropies": values["clamped_entropy"],
+        "clipped": of_policy.clipped.float(),
+    }
     sums = torch.stack([values[name].double().sum() for name in SUMMED])
-    return MicroBatchLoss(loss, sums, log_prob, entropy.detach())
+    return MicroBatchLoss(loss, sums, torch.stack([told[name] for name in PER_TOKEN]))
 
 
 def gradient_products(

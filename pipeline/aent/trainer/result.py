@@ -33,7 +33,21 @@ SUMMED = tuple(field.name for field in fields(Sums))  # by ``loss.micro_batch_lo
 
 
 @dataclass
-class MinibatchResult(Sums):
+class Tokens:
+    """Of each token of one mini-batch, as computed in the forward that was learnt from: [T] fp32 on
+    the CPU, 0 off the mask."""
+
+    logprobs: Tensor  # tempered
+    entropies: Tensor  # nats, over the whole vocabulary
+    clamped_entropies: Tensor
+    clipped: Tensor  # 1 where the clip has cut the gradient, else 0
+
+
+PER_TOKEN = tuple(field.name for field in fields(Tokens))  # likewise
+
+
+@dataclass
+class MinibatchResult(Tokens, Sums):
     """What one mini-batch did, the same on every rank."""
 
     grad_norm: float  # before clipping
@@ -41,5 +55,3 @@ class MinibatchResult(Sums):
     update_skipped: bool  # the gradient norm was not finite: parameters untouched
     # at which the entropy would stay, by averages over the updates so far; NaN where unknown
     neutral_coefficient: float
-    logprobs: Tensor  # [T] fp32 CPU: tempered, as computed in this forward; 0 off the mask
-    response_entropy: list[float]  # mean per response [S], of the recipe's measure, nats

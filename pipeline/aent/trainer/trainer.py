@@ -31,7 +31,7 @@ from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, on_transformer_engine, open_bridge
 from aent.trainer.packing import MicroBatch, pack
 from aent.trainer.partition import make_units, partition
-from aent.trainer.result import SUMMED, MinibatchResult
+from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
 
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
 
@@ -82,6 +82,11 @@ class Trainer:
         self.neutral = Neutral()
 
     @property
+    def norm_ratio(self) -> float:
+        """||dL|| / ||dH|| over the updates so far (``gradient_share``), the same on every rank."""
+        return self.neutral.norm_ratio
+
+    @property
     def vocab_size(self) -> int:
         """The true V: without the padding of Megatron's embedding."""
         return self.bridge.vocab_size
@@ -103,17 +108,12 @@ class Trainer:
             if nuclei:
                 places = micro_batch.predicts
                 values.append(loss.nucleus_entropies(policy, hidden, places, self.recipe))
-            return _nothing(hidden), _one_token(), values
+            return _nothing(hidden), _one_token(), torch.stack(values)
 
         self.model.eval()
         parts = self._run(micro_batches, scores, forward_only=True)
         self.model.train()
-
-        def gather(which: int) -> Tensor:
-            values = [None if part is None else part[which] for part in parts]
-            return self._gather_tokens(batch, micro_batches, values).float()
-
-        return Scores(gather(0), gather(1), gather(2) if nuclei else None)
+        return Scores(*self._gather_tokens(batch, micro_batches, parts, 3 if nuclei else 2))
 
     def score(self, batch: Batch) -> Tensor:
         """The log-probs of ``score_tokens``, [T]."""
@@ -153,7 +153,7 @@ class Trainer:
             part = loss.micro_batch_loss(
                 policy, hidden, micro_batch, mini_batch, recipe, coefficient, update
             )
-            return part.loss, _one_token(), (part.sums, part.log_prob, part.entropy)
+            return part.loss, _one_token(), (part.sums, part.tokens)
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -230,13 +230,15 @@ class Trainer:
         )
 
     def _gather_tokens(
-        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor | None]
+        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor | None], rows: int
     ) -> Tensor:
-        """[T] float64 on the CPU of every rank, from each last-stage rank's response tokens."""
-        flat = torch.zeros(batch.tokens.numel(), dtype=torch.float64)
+        """[rows, T] fp32 on the CPU of every rank, 0 off the mask, from what each last-stage rank
+        has of its micro-batches' response tokens, [rows, N] each. One collective for all rows; a
+        token is one rank's, so the sum is exact."""
+        flat = torch.zeros(rows, batch.tokens.numel())
         for micro_batch, value in zip(micro_batches, values):
             if value is not None:
-                flat[micro_batch.index] = value.double().cpu()
+                flat[:, micro_batch.index] = value.float().cpu()
         return self._sum_over_ranks(flat)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -260,20 +262,20 @@ class Trainer:
             if part is not None:
                 sums += part[0].cpu()
         totals = dict(zip(SUMMED, self._sum_over_ranks(sums).tolist()))
-        log_probs, entropies = (
-            self._gather_tokens(batch, micro_batches, [part and part[i] for part in parts]).float()
-            for i in (1, 2)
+        tokens = self._gather_tokens(
+            batch, micro_batches, [part and part[1] for part in parts], len(PER_TOKEN)
         )
         return MinibatchResult(
             **totals | {"tokens": round(totals["tokens"])},
             neutral_coefficient=self.neutral.add(
-                totals["gradient_product"], totals["entropy_gradient_square"]
+                totals["gradient_product"],
+                totals["entropy_gradient_square"],
+                totals["policy_gradient_square"],
             ),
             grad_norm=update.grad_norm,
             lr=lr,
             update_skipped=update.skipped,
-            logprobs=log_probs,
-            response_entropy=(batch.sum_by_response(entropies) / batch.response_lengths).tolist(),
+            **dict(zip(PER_TOKEN, tokens)),
         )
 
 

@@ -12,7 +12,7 @@ the forward that is about to be learnt from; with one mini-batch a step that is 
 - ``advantages``,
 - ``token_weight``, a factor on each token's surrogate (denominators stay as they are),
 - ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``: what is added to the loss,
-- ``entropy_gate``: a gate of the gradient,
+- ``entropy_gate``, ``clipped_gradient``: a gate of the gradient,
 - ``entropy_weight``, ``smoothing``: the entropy bonus.
 
 What a control keeps from step to step is part of the checkpoint, and its numbers are recorded
@@ -52,6 +52,12 @@ CONTROLS: dict[str, Control] = {
     "reroll": Control("scores", plan=rollouts.with_reroll, apply=rollouts.reroll),
     "majority_reward": Control(plan=rollouts.by_majority),
     "forked_rollouts": Control(plan=rollouts.in_trees),
+    "sample_switch": Control("scores", apply=weights.sample_switch),
+    "surprise_boost": Control("scores", apply=advantages.surprise_boost),
+    "entropy_change_weight": Control("scores", apply=weights.entropy_change_weight),
+    "entropy_change_mask": Control("scores", apply=weights.entropy_change_mask),
+    "quantile_baseline": Control(apply=advantages.quantile_baseline),
+    "kept_gradient": Control("scores", apply=terms.kept_gradient),
 }
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
 from aent.algorithm.terms import LossTerms
-from aent.recipe.controls import AdvantageClip, EntropyAdvantage, ResponseEntropyAdvantage
+from aent.recipe.controls import (
+    AdvantageClip,
+    EntropyAdvantage,
+    QuantileBaseline,
+    ResponseEntropyAdvantage,
+    SurpriseBoost,
+)
 
 
 def entropy_advantage(terms: LossTerms, settings: EntropyAdvantage, context: Context) -> Effect:
@@ -53,3 +61,58 @@ def advantage_clip(terms: LossTerms, settings: AdvantageClip, _: Context) -> Eff
     """
     bounded = terms.advantages.clamp(-settings.bound, settings.bound)
     return Effect(replace(terms, advantages=bounded))
+
+
+def surprise_boost(terms: LossTerms, settings: SurpriseBoost, context: Context) -> Effect:
+    """STARE (arXiv 2606.19236): while the step's mean entropy is below ``below``, A x ``positive``
+    on the ``share`` of the tokens with A > 0 that were least likely (log pi_old), and A x
+    ``negative`` on that share of those with A < 0.
+
+    Certainty: STARE-style. Factors, share and threshold as in its public code (read), the second
+    factor being a variant of its own (.9); that the share is of the tokens of one sign is our
+    reading. Its adaptive factor (steps of .01, between .5 and 1.5) is not here.
+    """
+    entropy, mask = context.mean_entropy, context.batch.loss_mask
+    advantages = terms.advantages[mask]
+    if entropy < settings.below:
+        factor, surprise = torch.ones_like(advantages), -context.scores.logprobs[mask]
+        for chosen, value in (
+            (_most(surprise, advantages > 0, settings.share), settings.positive),
+            (_most(surprise, advantages < 0, settings.share), settings.negative),
+        ):
+            factor[chosen] = value
+        advantages = advantages * factor
+    changed = over_response(context.batch, advantages)
+    return Effect(replace(terms, advantages=changed), {"entropy": entropy})
+
+
+def _most(values: Tensor, among: Tensor, share: float) -> Tensor:
+    """Places of the largest ``share`` of the values [N] where ``among`` [N] is true."""
+    places = among.nonzero()[:, 0]
+    return places[values[places].topk(math.ceil(share * len(places))).indices]
+
+
+def quantile_baseline(terms: LossTerms, settings: QuantileBaseline, context: Context) -> Effect:
+    """QAE (arXiv 2509.22611): the baseline of a response is the ``quantile`` Q_K of its group's
+    rewards instead of their mean, (r - Q_K) / std where GRPO has (r - mean) / std. With rewards of
+    0 and 1 a group with a share of at most 1 - K right answers learns from those alone, another
+    from its wrong ones alone.
+
+    Q_K is the least value that at least K of the rewards do not exceed. A group's advantages are
+    its rewards, shifted and scaled, so A - Q_K(A) is that very advantage.
+
+    Certainty: from a note and the paper's text as we remember it; K = .4 is the paper's.
+    """
+    batch = context.batch
+    first = (
+        batch.cu_seqlens[1:] - 1
+    )  # a response's last token; all of its tokens have one advantage
+    advantages = terms.advantages[first]
+    baseline = torch.zeros_like(advantages)
+    for group in batch.group.unique():
+        members = ((batch.group == group) & batch.own).nonzero()[:, 0]
+        if len(members):
+            rank = math.ceil(settings.quantile * len(members))
+            baseline[members] = advantages[members].kthvalue(rank).values
+    shift = torch.where(batch.loss_mask, baseline[batch.sequence_of_token], 0.0)
+    return Effect(replace(terms, advantages=terms.advantages - shift))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from aent.algorithm import aggregation
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
-from aent.algorithm.terms import LossTerms
+from aent.algorithm.terms import ClippedGradient, LossTerms
 from aent.data.batch import Batch
-from aent.recipe.controls import AdvantageKl, KlCov, NucleusAnchor, ProbabilityPush
+from aent.recipe.controls import AdvantageKl, KeptGradient, KlCov, NucleusAnchor, ProbabilityPush
 
 
 def kl_cov(terms: LossTerms, settings: KlCov, context: Context) -> Effect:
@@ -99,6 +99,18 @@ def nucleus_anchor(terms: LossTerms, settings: NucleusAnchor, context: Context) 
     return Effect(
         replace(terms, nucleus_weight=slope * of_mini_batch), {"anchor": anchor, "mean": mean}
     )
+
+
+def kept_gradient(terms: LossTerms, settings: KeptGradient, context: Context) -> Effect:
+    """CE-GPPO (arXiv 2509.20712): a token that PPO's clip cuts has -beta (1 +- eps) / sg(r) r A in
+    the loss, beta ``low`` where r < 1 - eps and A < 0, ``high`` where r > 1 + eps and A > 0: the
+    gradient beta (1 +- eps) A of its log-prob instead of none.
+
+    Certainty: as in its public code (read); its betas are .25 and 1.
+    """
+    mask = context.batch.loss_mask.float()
+    kept = ClippedGradient(low=settings.low * mask, high=settings.high * mask)
+    return Effect(replace(terms, clipped_gradient=kept))
 
 
 def response_tokens(batch: Batch) -> list[Tensor]:

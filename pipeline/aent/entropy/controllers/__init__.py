@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from aent.entropy.controllers.aims import with_reference
+from aent.entropy.controllers.aims import annealing, with_reference
 from aent.entropy.controllers.checks import faults
 from aent.entropy.controllers.kinds import KINDS, Kind
 from aent.entropy.controllers.settings import ControllerSettings
@@ -26,6 +26,7 @@ from aent.entropy.controllers.state import (
     ControllerState,
     Measured,
     distance_outside,
+    held_interval,
 )
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "ControllerSettings",
     "ControllerState",
     "Kind",
+    "annealing",
     "describe",
     "distance_outside",
     "faults",
+    "held_interval",
     "initial_state",
     "update",
 ]  # fmt: skip
@@ -57,7 +60,8 @@ def update(
     the step count, so that the warm-up still ends at the same step.
     """
     kind, coefficient = KINDS[settings.kind], state.coefficient
-    low, high = kind.aim(settings, state, entropy) or (math.nan, math.nan)
+    factor = annealing(settings, state.step)
+    low, high = (factor * end for end in kind.aim(settings, state, entropy) or (math.nan, math.nan))
     if entropy is None or not math.isfinite(entropy):
         skipped = ControllerState(
             coefficient, state.step + 1, state.at_bound, state.steps_at_bound, state.memory
@@ -94,7 +98,13 @@ def describe(settings: ControllerSettings) -> str:
     if settings.kind == "automatic_band":
         start = f"{settings.initial:g} at first; after {max(first, settings.reference_steps or 0)} "
         start += "steps, "
-    return f"{start}{words}; kept in [{settings.min:g}, {settings.max:g}]"
+    annealed = ""
+    if settings.anneal_to is not None:
+        annealed = (
+            f"; where it wants the entropy falls or rises linearly to {settings.anneal_to:g} "
+        )
+        annealed += f"times that in {settings.anneal_steps} steps"
+    return f"{start}{words}{annealed}; kept in [{settings.min:g}, {settings.max:g}]"
 
 
 def _bound(settings: ControllerSettings, coefficient: float) -> str:

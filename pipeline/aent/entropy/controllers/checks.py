@@ -27,7 +27,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     kind, values = KINDS[name], with_defaults(values)
     yield from _missing(name, kind, values)
     for key, value in values.items():
-        if key in ("kind", "measure") or value is None:
+        if key in ("kind", "measure", "drives") or value is None:
             continue
         if key not in kind.fields and (key, value) != ("warmup_steps", 0):
             yield f"controller.{key} has no meaning with controller.kind={name}"
@@ -48,6 +48,9 @@ def _missing(name: str, kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
         if tuple(given) not in kind.either:
             groups = (" and ".join(f"controller.{key}" for key in group) for group in kind.either)
             yield f"controller.kind={name} needs either {', or '.join(groups)}"
+    for one, other in (("anneal_to", "anneal_steps"), ("anneal_steps", "anneal_to")):
+        if values[one] is not None and values[other] is None:
+            yield f"controller.{one} needs controller.{other} beside it"
 
 
 def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
@@ -73,8 +76,11 @@ def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
                 yield f"controller.{key}={values[key]:g} must be above 0: its logarithm is the aim"
     if values["smoothing"] is not None and values["smoothing"] >= 1:
         yield f"controller.smoothing={values['smoothing']:g} must be below 1"
-    if values["reference_steps"] == 0:
-        yield "controller.reference_steps=0 must be 1 or more"
+    for key in ("reference_steps", "anneal_steps"):
+        if values[key] == 0:
+            yield f"controller.{key}=0 must be 1 or more"
+    if values["anneal_to"] == 0:
+        yield "controller.anneal_to=0 must be above 0"
     measure = values["measure"]
     if measure not in (None, *MEASURES):
         yield f"controller.measure is {measure!r}, but must be one of {', '.join(MEASURES)}"

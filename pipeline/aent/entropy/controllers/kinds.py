@@ -29,8 +29,10 @@ class Kind:
     def fields(self) -> set[str]:
         """Every setting that means something to it."""
         waits = {"warmup_steps"} if self.waits else set()
+        aimed = set() if self.aim is aims.none else {"anneal_to", "anneal_steps"}
         choices = {name for group in self.either for name in group}
-        return {"kind", "initial", "measure", *self.needs, *self.defaults} | choices | waits
+        always = {"kind", "initial", "measure", "drives"}
+        return always | {*self.needs, *self.defaults} | choices | waits | aimed
 
 
 KINDS: dict[str, Kind] = {

@@ -69,6 +69,16 @@ class Measured:
         return distance_outside((self.low, self.high), self.entropy)
 
 
+# around a target, times it: where an entropy counts as held (.3 to .8 nats around .5)
+HELD_LOW, HELD_HIGH = 0.6, 1.6
+
+
+def held_interval(low: float, high: float) -> tuple[float, float]:
+    """Where an entropy counts as held, nats: in the aim itself where that is a band, and in
+    [.6 T, 1.6 T] where it is a target T, which no measured entropy equals."""
+    return (HELD_LOW * low, HELD_HIGH * high) if low == high else (low, high)
+
+
 def distance_outside(aim: tuple[float, float], entropy: float) -> float:
     """Return min(0, H - low) + max(0, H - high) in nats; 0 without an aim (NaN)."""
     low, high = aim

@@ -18,7 +18,9 @@ class SettingValues:
     warmup_steps: steps before the first update that may move it. ramp_steps: time constant with
     which the aim goes from the first entropy to where it is wanted. smoothing: weight of the past
     in the moving average of ln H, in [0, 1). measure: which entropy ``update`` is given, 'full' or
-    'clamped'; None: that of the loss.
+    'clamped'; None: that of the loss. drives: what the coefficient is of (nothing here depends on
+    it). anneal_to, anneal_steps: the aim is multiplied by a factor
+    that goes linearly from 1 to ``anneal_to`` in so many steps; None: it stays.
     """
 
     kind: str
@@ -38,3 +40,6 @@ class SettingValues:
     ramp_steps: float | None = None
     smoothing: float | None = None
     measure: str | None = None
+    drives: str = "bonus"
+    anneal_to: float | None = None
+    anneal_steps: int | None = None

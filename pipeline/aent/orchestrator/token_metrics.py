@@ -1,0 +1,117 @@
+"""Where a step's entropy lies: by position, by kind of token, and what made it change.
+
+Everything is of the controller's measure, so that the parts make up what it was given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aent.data.rollout import Rollout
+from aent.models.pieces import CLASSES
+from aent.orchestrator.token_record import TokenRecord
+from aent.tasks.verifiers import answer_in
+
+CLASS, SHARE = "entropy/class/", "entropy/class_share/"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The step's response tokens by class: what share of them, and their mean entropy (nats). Only
+    classes that occur."""
+
+    share: dict[str, float]
+    entropy: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        return {SHARE + name: value for name, value in self.share.items()} | {
+            CLASS + name: value for name, value in self.entropy.items()
+        }
+
+    @staticmethod
+    def read(metrics: Mapping[str, float]) -> Mix | None:
+        """Undo ``metrics``; None where they are not among these."""
+        parts = [
+            {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+            for prefix in (SHARE, CLASS)
+        ]
+        return Mix(*parts) if parts[0] else None
+
+
+def by_class(record: TokenRecord, token_class: Callable[[int], str]) -> Mix:
+    """The mix of a step's tokens."""
+    distinct, index = torch.unique(record.token, return_inverse=True)
+    number = torch.tensor([CLASSES.index(token_class(int(token))) for token in distinct])[index]
+    count = torch.bincount(number, minlength=len(CLASSES)).double()
+    total = torch.zeros(len(CLASSES), dtype=torch.float64).index_add(0, number, record.entropy)
+    there = [(name, i) for i, name in enumerate(CLASSES) if count[i]]
+    return Mix(
+        {name: float(count[i] / count.sum()) for name, i in there},
+        {name: float(total[i] / count[i]) for name, i in there},
+    )
+
+
+def split_change(before: Mix, now: Mix) -> dict[str, float]:
+    """The change of the mean entropy since the step before, in two parts that sum to it.
+
+    Of a class with shares w, w' and mean entropies h, h', (w + w') / 2 (h' - h) is what the *same*
+    kind of token has become, (h + h') / 2 (w' - w) what comes of *other* kinds of tokens being
+    written (Oaxaca's decomposition, with means of both steps). A class that only one of the steps
+    has counts as the latter with the entropy that it has there.
+    """
+    same = other = 0.0
+    for name in CLASSES:  # in one order: a step that is executed again has the same last bits
+        w, w_now = before.share.get(name, 0.0), now.share.get(name, 0.0)
+        h = before.entropy.get(name, now.entropy.get(name, 0.0))
+        h_now = now.entropy.get(name, h)
+        same += (w + w_now) / 2 * (h_now - h)
+        other += (h + h_now) / 2 * (w_now - w)
+    return {
+        "entropy/change": same + other,
+        "entropy/change_same": same,
+        "entropy/change_other": other,
+    }
+
+
+def by_position(record: TokenRecord) -> dict[str, float]:
+    """Mean entropy of the tokens from position 0, 1, 2, 4, 8, ... of their responses on, each up to
+    the next."""
+    first = _powers(record.position)
+    found = {}
+    for start in first.unique().tolist():
+        found[f"entropy/position/from_{start}"] = float(record.entropy[first == start].mean())
+    return found
+
+
+def _powers(position: Tensor) -> Tensor:
+    """The largest of 0, 1, 2, 4, ... that is not above it."""
+    exponent = torch.floor(torch.log2(position.clamp(min=1).double())).long()
+    return torch.where(position > 0, 2**exponent, 0)
+
+
+def standard_error(record: TokenRecord) -> float:
+    """Of the step's mean entropy, nats, over prompts: tokens of one prompt are not independent.
+
+    The mean is a ratio of sums over G prompts, so its error is
+    sqrt(G / (G - 1) sum_g (sum over its tokens of h - H)^2) / N. NaN for one prompt.
+    """
+    distinct, index = torch.unique(record.group, return_inverse=True)
+    groups = distinct.numel()
+    if groups < 2:
+        return math.nan
+    apart = record.entropy - record.entropy.mean()
+    sums = torch.zeros(groups, dtype=torch.float64).index_add(0, index, apart)
+    return math.sqrt(groups / (groups - 1) * float(sums.square().sum())) / record.entropy.numel()
+
+
+def distinct_answers(rollout: Rollout, verifier: str) -> float:
+    """How many answers the responses to a prompt give, the mean over prompts; none is one too."""
+    answers: dict[int, set[str | None]] = {}
+    for sample, response in zip(rollout.samples, rollout.responses):
+        answers.setdefault(sample.group, set()).add(answer_in(verifier, response))
+    return sum(map(len, answers.values())) / len(answers)

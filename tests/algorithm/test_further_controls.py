@@ -1,0 +1,162 @@
+"""Entropy controls published in 2025 and 2026, against their formulas in plain Python."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, pstdev
+
+import pytest
+import torch
+
+from aent.algorithm.entropy_controls.base import over_response
+from aent.algorithm.losses import InTraining, policy_loss
+from aent.recipe.schema import AlgorithmSection
+from algorithm import steps
+from algorithm.steps import Step, controlled, recipe_of
+from algorithm.test_entropy_controls import ADVANTAGES, N, applied, at_response, make_step
+
+
+def held_at(entropy: float) -> Step:
+    """A step with this mean entropy."""
+    return make_step().scored(entropies=[entropy] * N)
+
+
+# -- Entrocraft
+
+
+@pytest.mark.parametrize(
+    ("entropy", "number", "kept"),
+    [
+        (0.75, 0, lambda a: a > 0),
+        (0.45, 0, lambda a: a < 0),
+        (0.6, 0, lambda a: True),
+        (0.6, 9, lambda a: a > 0),  # the band has come from [.5, .7] to [.25, .35]
+        (0.3, 9, lambda a: True),
+    ],
+)
+def test_sample_switch_lets_one_sign_learn_outside_the_band(entropy, number, kept):
+    control = {"kind": "sample_switch", "low": 0.5, "high": 0.7, "anneal_to": 0.5}
+    step = applied(held_at(entropy), control, number=number)
+    assert step.response(step.terms.token_weight) == [float(kept(a)) for a in ADVANTAGES]
+
+
+# -- STARE
+
+
+def test_surprise_boost_multiplies_the_least_likely_of_each_sign():
+    """Of seven tokens with A > 0 the two least likely, of three with A < 0 one."""
+    logprobs = [-0.1, -2.0, -0.3, -0.5, -1.5, -0.2, -2.5, -0.9, -1.0, -0.7]
+    control = {"kind": "surprise_boost", "share": 0.2, "positive": 1.1, "negative": 0.9}
+    step = applied(held_at(0.2).scored(logprobs=logprobs), control)
+    want = list(ADVANTAGES)
+    for place, factor in ((1, 1.1), (6, 1.1), (4, 0.9)):
+        want[place] *= factor
+    assert step.response(step.terms.advantages) == pytest.approx(want)
+
+
+def test_surprise_boost_does_nothing_at_enough_entropy():
+    step = applied(held_at(0.31), {"kind": "surprise_boost"})
+    assert step.response(step.terms.advantages) == ADVANTAGES
+    alone = held_at(0.1).with_terms(
+        advantages=over_response(held_at(0.1).batch, torch.full((N,), -1.0))
+    )
+    unmoved = applied(alone, {"kind": "surprise_boost"})  # no token with A > 0
+    assert unmoved.response(unmoved.terms.advantages) == [-1.0] * N
+
+
+# -- STEER
+
+
+def test_entropy_change_weight_is_exponential_in_what_the_token_would_change():
+    control = {"kind": "entropy_change_weight", "strength": 0.3, "least": 0.8}
+    step = make_step()
+    got = applied(step, control)
+    values = zip(
+        step.response(step.scores.logprobs), step.response(step.scores.entropies), ADVANTAGES
+    )
+    want = [
+        max(0.8, math.exp(-0.3 * abs(a / math.exp(p) * math.exp(p) * (1 - math.exp(p)) * (p + h))))
+        for p, h, a in values
+    ]
+    assert 0.8 in want
+    assert max(want) > 0.9
+    assert got.response(got.terms.token_weight) == pytest.approx(want, rel=1e-5)
+
+
+# -- Clip_B
+
+
+def test_entropy_change_mask_drops_outliers():
+    step = make_step()
+    pairs = list(zip(step.response(step.scores.logprobs), step.response(step.scores.entropies)))
+    change = [math.exp(p) * (h + p) for p, h in pairs]
+    mean, spread = fmean(change), pstdev(change)
+    want = [float(abs(s - mean) < 1.2 * spread) for s in change]
+    assert 0 < want.count(0.0) < N
+    got = applied(step, {"kind": "entropy_change_mask", "deviations": 1.2})
+    assert got.response(got.terms.token_weight) == want
+    flat = step.scored(entropies=[0.5] * N, logprobs=[-0.5] * N)
+    same = applied(flat, {"kind": "entropy_change_mask"})
+    assert same.response(same.terms.token_weight) == [1.0] * N
+
+
+def test_what_a_token_takes_from_the_entropy_is_its_derivative():
+    """d H / d z_y of random logits, by autograd."""
+    z = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    log_p = z.log_softmax(0)
+    entropy = -(log_p.exp() * log_p).sum()
+    (slope,) = torch.autograd.grad(entropy, z)
+    change = log_p.exp() * (log_p + entropy)
+    torch.testing.assert_close(change.detach(), -slope)
+
+
+# -- QAE
+
+
+@pytest.mark.parametrize(
+    ("rewards", "baseline"),
+    [
+        ((1, 0, 0, 0, 0), 0),  # few right: they alone have an advantage
+        ((1, 1, 1, 0, 0), 0),  # a share of 1 - K right still
+        ((1, 1, 1, 1, 0), 1),  # more: the wrong one alone
+        ((1, 1, 1, 1, 1), 1),
+    ],
+)
+def test_quantile_baseline_of_right_and_wrong(rewards, baseline):
+    from aent.algorithm.mini_batches import loss_terms
+
+    samples = steps.samples((2, 1, 3, 1, 2), (0,) * 5, [float(r) for r in rewards])
+    recipe = recipe_of({"kind": "quantile_baseline", "quantile": 0.4}, algorithm={})
+    step = steps.make_step(samples, [0.0] * 9, torch.Generator(), 1.0)
+    plain = Step(step.batch, step.scores, loss_terms(step.batch, step.scores, None, recipe))
+    got, _ = controlled(plain, recipe)
+    mean = fmean(rewards)
+    spread = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 4) + 1e-6
+    per_response = [(r - baseline) / spread for r in rewards]
+    if len(set(rewards)) == 1:
+        per_response = [0.0] * 5
+    want = [a for a, n in zip(per_response, (2, 1, 3, 1, 2)) for _ in range(n)]
+    assert got.response(got.terms.advantages) == pytest.approx(want, rel=1e-4, abs=1e-6)
+
+
+# -- CE-GPPO
+
+
+def test_kept_gradient_is_that_at_the_bound_times_its_share():
+    step = applied(make_step(), {"kind": "kept_gradient", "low": 0.25, "high": 0.5})
+    terms = at_response(step)
+    ratio = torch.tensor([1.5, 1.1, 0.5, 0.5, 0.9, 1.6, 0.6, 1.0, 1.4, 0.3])
+    log_prob = (terms.old_logprobs + ratio.log()).requires_grad_()
+    settings = AlgorithmSection(clip_low=0.2, clip_high=0.3)
+    found = policy_loss(log_prob, InTraining(torch.zeros(N)), terms, settings)
+    (slope,) = torch.autograd.grad(found.loss.sum(), log_prob)
+    for place, (r, a) in enumerate(zip(ratio.tolist(), ADVANTAGES)):
+        if a > 0 and r > 1.3:
+            want = 0.5 * 1.3 * a
+        elif a < 0 and r < 0.8:
+            want = 0.25 * 0.8 * a
+        else:
+            want = r * a
+        assert slope[place].item() == pytest.approx(-want, rel=1e-5)
+        assert found.loss[place].item() == pytest.approx(-want, rel=1e-5)
+    assert found.clipped.sum() == 5
