@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
+from aent.cli.loading import Overrides, RecipeArgument, load_recipe
 from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
-from aent.cli.refusals import make_folder, refuse
+from aent.cli.refusals import refuse
+from aent.cli.slurm import slurm, status
 
 if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
-    from aent.slurm.render import Script
 
-T = TypeVar("T")
 app = typer.Typer(
     help="RL post-training of language models whose entropy is under control.",
     no_args_is_help=True,
@@ -26,47 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 CONFLICTS_SHOWN = 20  # of a public file's questions that have two answers
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe (YAML).", metavar="RECIPE")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Overrides: trainer.optimizer.lr=1e-5 ...", metavar="[key=value]..."),
-]
-
-
-def _load(
-    path: str,
-    overrides: list[str] | None,
-    check: bool = True,
-    machine: bool = True,
-    recorded: bool = False,
-) -> Recipe:
-    """The recipe, its run folder named, or one sentence per fault and exit code 2.
-
-    ``machine=False``: it is to run on another machine than this one. ``recorded``: a run has kept
-    it.
-    """
-    import time
-
-    from aent.recipe.load import RecipeError, load, load_recorded
-    from aent.runtime.environment import data_path
-
-    try:
-        read = load_recorded if recorded else load
-        recipe = read(data_path(path), overrides or [])
-    except RecipeError as error:
-        refuse(str(error).splitlines())
-    if check and recipe.run_dir is None and recipe.resume != "never":
-        refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
-    if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
-    if check:
-        from aent.checks.recipe import check as check_recipe
-
-        faults = check_recipe(recipe, machine=machine)
-        if faults:
-            refuse(faults)
-    return recipe
 
 
 @app.command()
@@ -82,7 +40,7 @@ def train(
 ) -> None:
     """Train a policy as the recipe says, on this machine."""
     arguments = [*(overrides or []), *(["resume=required"] if resume else [])]
-    loaded = _load(recipe, arguments, check=not dry_run)
+    loaded = load_recipe(recipe, arguments, check=not dry_run)
     if dry_run:
         return _dry_run(loaded)
     from aent.checks.engines import taken_ports
@@ -168,7 +126,7 @@ def evaluate(
     of_suite = [o for o in overrides or [] if o.partition("=")[0] in suites.CHANGEABLE]
     of_recipe = [o for o in overrides or [] if o not in of_suite]
     if source is not None:
-        loaded = _load(source, of_recipe, check=False, recorded=recipe is None)
+        loaded = load_recipe(source, of_recipe, check=False, recorded=recipe is None)
     elif suite is not None:
         loaded = _plain_recipe(of_recipe)
     else:
@@ -237,7 +195,7 @@ def data(
 def _check_data(files: list[Path], recipe: str | None) -> None:
     from aent.checks import data
 
-    loaded = None if recipe is None else _load(recipe, None, check=False)
+    loaded = None if recipe is None else load_recipe(recipe, None, check=False)
     try:
         for path in files:
             for line in data.of_file(path, loaded, Path("data")):
@@ -256,7 +214,7 @@ def doctor(
     """Say what this machine has, and which part will be used for each role."""
     from aent.cli import doctor as module
 
-    raise typer.Exit(module.run(_load(recipe, overrides, check=False) if recipe else None))
+    raise typer.Exit(module.run(load_recipe(recipe, overrides, check=False) if recipe else None))
 
 
 app.command()(replay)
@@ -266,104 +224,9 @@ app.command(name="mlflow-sync")(mlflow_sync)
 app.command()(compare)
 app.command()(report)
 
-slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
+app.command()(status)
 app.add_typer(slurm, name="slurm")
 app.add_typer(lab, name="lab")
-
-
-def _render(recipe: str, overrides: list[str] | None) -> Script:
-    from aent.slurm.render import render
-
-    try:
-        return render(_load(recipe, overrides, machine=False), recipe, overrides or [])
-    except ValueError as error:
-        refuse([f"cluster: {error}"])
-
-
-@slurm.command(name="render")
-def slurm_render(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Print the batch script of the recipe's job."""
-    print(_render(recipe, overrides).text, end="")
-
-
-@slurm.command(name="submit")
-def slurm_submit(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option(help="Print the script and the command; submit and write nothing.")
-    ] = False,
-) -> None:
-    """Submit the recipe's job; its script and its log are kept beside the run's folder."""
-    import shlex
-
-    from aent.slurm.render import SlurmError, submit
-
-    script = _render(recipe, overrides)
-    if dry_run:
-        print(f"{script.text}\n# {shlex.join(script.command)}")
-        return
-    make_folder(script.path.parent)
-    try:
-        print(f"job {submit(script)}: {script.path}")
-    except SlurmError as error:
-        print(f"aent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-TargetArgument = Annotated[
-    str, typer.Argument(help="A run folder, a Slurm job's number, or a recipe.", metavar="TARGET")
-]
-
-
-@app.command()
-def status(
-    target: TargetArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every five seconds.")] = False,
-) -> None:
-    """Say how a run stands: job, steps, ranks, engines, restarts, last error, logs."""
-    import time
-
-    from aent.slurm.status import report
-
-    while True:
-        lines = _asked(report, target)
-        print(("\033[H\033[2J" if watch else "") + "\n".join(lines), flush=True)
-        if not watch:
-            return
-        time.sleep(5)
-
-
-@slurm.command(name="cancel")
-def slurm_cancel(target: TargetArgument) -> None:
-    """End the job (scancel); MLflow's run is KILLED."""
-    from aent.slurm.status import cancel
-
-    print(f"job {_asked(cancel, target)}: cancelled")
-
-
-@slurm.command(name="logs")
-def slurm_logs(target: TargetArgument) -> None:
-    """Print the job's log as it grows; end it with Ctrl-C."""
-    import os
-
-    from aent.slurm.status import log_of
-
-    os.execvp("tail", ["tail", "--lines=+1", "--follow=name", _asked(log_of, target)])
-
-
-def _asked(ask: Callable[[str], T], target: str) -> T:
-    """The answer, or a sentence and exit code 2 (bad input) or 1 (Slurm said no)."""
-    from aent.recipe.load import RecipeError
-    from aent.slurm.render import SlurmError
-
-    try:
-        return ask(target)
-    except (RecipeError, ValueError) as error:
-        refuse(str(error).splitlines())
-    except SlurmError as error:
-        print(f"aent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
 
 
 def main() -> None:
