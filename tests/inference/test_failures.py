@@ -86,6 +86,8 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(
         model = models.make(34)  # what it has received of the broken update does no harm
         await link.sender.push(iter(models.named_tensors(model).items()), 99, other.expected)
         assert other.gap(model, await other.probe()) < 1e-4
+        tensors = models.named_tensors(served.model)  # for the tests of others
+        await link.sender.push(iter(tensors.items()), 100, other.expected)
 
     asyncio.run(scenario())
 
