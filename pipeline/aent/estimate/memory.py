@@ -37,8 +37,8 @@ LOGIT_COPIES = 2
 # trainer rank (torch, Megatron, transformers, NeMo), RANK_ZERO for what rank 0 has besides (clients
 # of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
 # without weights and key-value cache
-PROCESS_BYTES = int(0.67 * GIB)
-RANK_ZERO_BYTES = int(0.18 * GIB)
+PROCESS_BYTES = int(0.57 * GIB)
+RANK_ZERO_BYTES = int(0.30 * GIB)
 ENGINE_BYTES = int(2.0 * GIB)
 
 
