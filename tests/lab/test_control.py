@@ -26,7 +26,7 @@ def aent(*arguments: object):
 
 def test_a_step_is_what_the_formulas_say() -> None:
     """Entropy and both gradients with respect to the logits, in float64; Adam's first move."""
-    policy = plant._Plant(seed=3, learning_rate=1e-3)
+    policy = plant._Plant(seed=3, learning_rate=1e-3, drives="bonus")
     questions = tasks.questions_for_step(policy.task, 0, 16, 3)
     ids, last, rewards = policy.prompts.of(questions)
     assert rewards.sum(dim=1).tolist() == [1.0] * 16  # one token is the answer
