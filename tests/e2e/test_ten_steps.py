@@ -87,4 +87,7 @@ def test_ten_steps(name, shared_engine, tmp_path):
     assert all(len(found[key]) == STEPS and all(map(math.isfinite, found[key])) for key in kept)
 
 
-KEEP = ("entropy_smoothing", "probability_push", "nucleus_anchor", "temperature_schedule", "reroll")
+KEEP = (
+    "entropy_smoothing", "probability_push", "nucleus_anchor", "temperature_schedule", "reroll",
+    "sample_switch", "surprise_boost",
+)  # fmt: skip
