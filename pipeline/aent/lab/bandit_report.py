@@ -138,11 +138,6 @@ def last_scores(steps: Sequence[Step]) -> Scores:
     return scores
 
 
-def first_success(steps: Sequence[Step], level: float = 0.5) -> int | None:
-    """The first step with so high a mean reward."""
-    return next((number for number, step in enumerate(steps) if step.reward >= level), None)
-
-
 def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
     """Markdown: means over seeds of what each arm came to, and how its entropy was held."""
     lines = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,10 +14,8 @@ from aent.checkpoint.saving import Saving, Writer, begin
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings, ControllerState
 from aent.orchestrator.rank_zero import RankZero
-from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
-from aent.runtime.phases import Phases
 from aent.runtime.signals import StopRequest
 from aent.trainer import state
 
@@ -43,9 +40,6 @@ class Start:
 class Checkpoints:
     """On every rank; every method is collective."""
 
-    recipe: Recipe
-    run_dir: Path
-    phases: Phases
     stop: StopRequest
     zero: HeldByRankZero[RankZero]
     writer: Writer
@@ -54,11 +48,11 @@ class Checkpoints:
     def restore(self, settings: ControllerSettings) -> Start:
         """The state of the checkpoint that the run goes on from, everywhere; without one, the
         beginning."""
-        folder = resume.chosen(self.run_dir)
+        folder = resume.chosen(self.writer.run_dir)
         if folder is None:
             state_before = controllers.initial_state(settings)
             return Start(0, state_before, {}, resumed=False, fresh_from=0, gap=None)
-        with self.phases("restore"):
+        with self.writer.phases("restore"):
             saved = LoopState.read(folder)
             same_layout = state.load(self.writer.trainer, folder / TRAINER)
             fresh_from = self.zero.tell(
@@ -82,8 +76,8 @@ class Checkpoints:
         flags = torch.tensor([self.stop.received, writing], dtype=torch.int64)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=distributed.control_group())
         asked, writing = map(bool, flags)
-        last = step == self.recipe.steps
-        settings = self.recipe.checkpoint
+        last = step == self.writer.recipe.steps
+        settings = self.writer.recipe.checkpoint
         due = asked or (settings.every > 0 and (last or step % settings.every == 0))
         if self.saving is not None and (due or not writing):
             self._finish_saving()

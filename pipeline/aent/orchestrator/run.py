@@ -62,7 +62,7 @@ class Run:
                 trainer,
                 Sampler(recipe.rollout.max_staleness, phases, zero),
                 WeightSync(trainer, phases, zero),
-                Checkpoints(recipe, run_dir, phases, stop, zero, writer),
+                Checkpoints(stop, zero, writer),
                 zero,
             )
         finally:
