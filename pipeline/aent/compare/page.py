@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from html import escape
@@ -13,6 +11,7 @@ from typing import Any
 
 from aent.compare import charts
 from aent.compare.report import Report, Table
+from aent.tracking.pages import fill, script_data
 
 PAGE, MARKDOWN, CHARTS = "report.html", "report.md", "charts"
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -53,12 +52,9 @@ def html(report: Report) -> str:
         "tables": "\n".join(map(_html_table, report.tables)),
         "concluded": _html_list(report.concluded),
         "not_concluded": _html_list(report.not_concluded),
-        # "</" would end the element
-        "data": json.dumps(data(report), allow_nan=False).replace("</", "<\\/"),
+        "data": script_data(data(report)),
     }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    # in one pass: what a part says is no place for another
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+    return fill(TEMPLATE, parts)
 
 
 def data(report: Report) -> dict[str, Any]:

@@ -3,14 +3,14 @@ entropy."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from aent.tracking.pages import fill, script_data
 
 TEMPLATE = Path(__file__).with_name("heatmap.html")
 LISTED = 50  # pieces of text in the list of forking tokens
@@ -68,12 +68,9 @@ def page(step: Step) -> str:
         "title": escape(step.title),
         "facts": escape(facts),
         "forking": _table(forking(step.responses, step.forking_from)),
-        # "</" would end the element, "<!--" change how the parser reads on
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": script_data(data),
     }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    # in one pass: what a part says is no place for another
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+    return fill(TEMPLATE, parts)
 
 
 def forking(
