@@ -1,6 +1,7 @@
 """MLflow's store in a file: whole or not there, and a half-made one is named."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from aent.tracking import sqlite
-from aent.tracking.sqlite import StoreError, make_ready
+from aent.tracking.sqlite import Making, StoreError, make_ready
 from wording import naming
 
 
@@ -20,7 +21,11 @@ def test_a_store_is_made_whole_beside_what_a_dead_process_left(tmp_path):
     path = tmp_path / "mlflow.db"
     path.touch()  # nothing is in it
     (tmp_path / ".mlflow.db.new").write_bytes(b"cut short")
-    sqlite.make_ready_apart(path)
+    making = Making.begin(path, tmp_path / "logs" / "store.log")
+    while not making.done():
+        time.sleep(0.05)
+    shutil.rmtree(tmp_path / "logs")
+    assert Making.begin(path, tmp_path / "logs" / "store.log") is None
     assert [e.name for e in MlflowClient(f"sqlite:///{path}").search_experiments()] == ["Default"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
     inode = path.stat().st_ino
@@ -43,8 +48,17 @@ def test_a_half_made_store_is_named_with_how_to_mend_it(tmp_path, made):
 
 
 def test_a_folder_that_cannot_hold_it_is_one_sentence(tmp_path):
-    with pytest.raises(StoreError, match=naming(f"{tmp_path}/none/mlflow.db")):
-        make_ready(tmp_path / "none" / "mlflow.db")
+    for make in (make_ready, sqlite.make_ready_apart, sqlite.check):
+        with pytest.raises(StoreError, match=naming(f"{tmp_path}/none/mlflow.db")):
+            make(tmp_path / "none" / "mlflow.db")
+
+
+def test_a_store_that_cannot_be_made_meanwhile_is_the_same_sentence(tmp_path):
+    path = tmp_path / "none" / "mlflow.db"
+    making = Making.begin(path, tmp_path / "logs" / "store.log")
+    making.child.process.wait(timeout=300)
+    with pytest.raises(StoreError, match=naming(path)):
+        making.done()
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
 from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
-from aent.tracking.address import AddressError
-from aent.tracking.sqlite import StoreError
+from aent.tracking import sqlite
+from aent.tracking.address import AddressError, tracking_uri
+from aent.tracking.sqlite import Making, StoreError
 from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
@@ -83,11 +84,16 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
         return 2
     keepers: list[Keeper] = []
     ranks: list[Child] = []
+    store: Making | None = None
     failure: str | None = None
     with caught_signals() as signals:
         try:
+            if (path := sqlite.file_of(tracking_uri(recipe, run_dir))) is not None:
+                store = Making.begin(path, run_dir / "logs" / "mlflow-store.log")
             for index in range(recipe.rollout.engines):
                 keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
+            while store is not None and not signals.received and not store.done():
+                time.sleep(POLL_S)  # the engines start meanwhile
             with held():
                 for rank in start_ranks(recipe, model_path, run_dir):
                     ranks.append(rank)  # one by one: where the next does not start, this ends
@@ -100,7 +106,8 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
             shared.left |= {keeper.index: keeper for keeper in keepers}
             keepers = []
         try:
-            stop_all([*ranks, *(k.engine.child for k in keepers)], STOP_GRACE_S)
+            others = [k.engine.child for k in keepers] + ([store.child] if store else [])
+            stop_all([*ranks, *others], STOP_GRACE_S)
         except TimeoutError as error:  # MLflow has to hear of the end all the same
             failure = f"{failure}\naent: {error}" if failure else f"aent: {error}"
         return ended(run_dir, ranks, signals, failure)

@@ -33,18 +33,18 @@ DRIVEN = {
 
 def prepare(recipe: Recipe) -> tuple[Path, Path]:
     """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
-    MLflow's address), MLflow's store where it is a file, and a bundled model.
+    MLflow's address) and a bundled model.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
-    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.make_ready``, with
-    nothing written.
+    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.check``, with nothing
+    written.
     """
     run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     store = sqlite.file_of(address.tracking_uri(recipe, run_dir))
     if store is not None:
-        sqlite.make_ready_apart(store)
+        sqlite.check(store)
     run_dir.mkdir(parents=True, exist_ok=True)
     choose_start(recipe, run_dir)
     address.keep(recipe, run_dir)

@@ -32,7 +32,8 @@ from aent.runtime.files import NoLocksError, locked, write_whole
 from aent.slurm import starts
 from aent.slurm.lead import too_short
 from aent.slurm.sweep import SweepError, parent_run
-from aent.tracking.address import AddressError
+from aent.tracking import sqlite
+from aent.tracking.address import AddressError, tracking_uri
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> int:
                 write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
                 return 0
             run_dir, model_path = prepare(recipe)
+            if (store := sqlite.file_of(tracking_uri(recipe, run_dir))) is not None:
+                sqlite.make_ready_apart(store)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)
             if (told := too_short(recipe, run_dir)) is not None:

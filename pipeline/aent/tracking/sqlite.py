@@ -11,11 +11,15 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from aent.runtime.children import Child
 from aent.runtime.files import locked
 
 MAKE_S = 300.0  # for this process, or another one, to make a store
+APART_S = 2 * MAKE_S  # for a process that may wait for another one first
 BUSY_S = 10.0  # for another process that writes
 
 
@@ -34,7 +38,7 @@ def make_ready(path: Path) -> None:
     if _is_there(path):
         return _check(path)
     try:
-        with locked(path.with_name(f".{path.name}.lock"), MAKE_S, "make MLflow's store"):
+        with locked(_lock_file(path), MAKE_S, "make MLflow's store"):
             if not _is_there(path):
                 _make(path)
     except OSError as error:
@@ -43,18 +47,72 @@ def make_ready(path: Path) -> None:
 
 
 def make_ready_apart(path: Path) -> None:
-    """``make_ready`` in a process of its own where there is something to make: MLflow's import
-    costs seconds and memory that the caller does not want to spend. Raises StoreError."""
+    """``make_ready`` in a process of its own if there is something to make: MLflow's import costs
+    seconds and memory that the caller does not want to spend. Raises StoreError."""
+    check(path)
+    if _is_there(path):
+        return
+    try:
+        done = subprocess.run(_command(path), capture_output=True, text=True, timeout=APART_S)
+    except subprocess.TimeoutExpired:
+        raise _late(path) from None
+    if done.returncode:
+        raise _failed(path, done.stderr)
+
+
+@dataclass(frozen=True)
+class Making:
+    """A process that makes a store while its starter does something else."""
+
+    path: Path
+    child: Child
+    deadline: float  # of time.monotonic
+
+    @staticmethod
+    def begin(path: Path, log: Path) -> Making | None:
+        """Start it, its output in ``log``; None if the store is there."""
+        if _is_there(path):
+            return None
+        name = f"MLflow's store {path}"
+        child = Child.start(name, _command(path), env=os.environ, log_path=log)
+        return Making(path, child, time.monotonic() + APART_S)
+
+    def done(self) -> bool:
+        """Whether the store is made. Raises StoreError if that failed or has taken too long."""
+        code = self.child.poll()
+        if code is None and time.monotonic() > self.deadline:
+            raise _late(self.path)
+        if code:
+            raise _failed(self.path, self.child.tail(1) or self.child.describe_exit())
+        return code == 0
+
+
+def check(path: Path) -> None:
+    """Raise StoreError for a file that is no whole store, and for one that is not there and whose
+    folder cannot be written to."""
     if _is_there(path):
         return _check(path)
-    command = [sys.executable, "-m", "aent.tracking.sqlite", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2 * MAKE_S)
-    except subprocess.TimeoutExpired:
-        raise StoreError(f"MLflow's store {path} was not made within {2 * MAKE_S:.0f} s") from None
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise StoreError(why if str(path) in why else f"MLflow's store {path}: {why}")
+        _lock_file(path).touch()
+    except OSError as error:
+        raise StoreError(f"MLflow's store {path} cannot be made: {error}") from error
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _command(path: Path) -> list[str]:
+    return [sys.executable, "-m", "aent.tracking.sqlite", str(path)]
+
+
+def _late(path: Path) -> StoreError:
+    return StoreError(f"MLflow's store {path} was not made within {APART_S:.0f} s")
+
+
+def _failed(path: Path, said: str) -> StoreError:
+    why = (said.strip().splitlines() or ["no reason given"])[-1]
+    return StoreError(why if str(path) in why else f"MLflow's store {path}: {why}")
 
 
 def _is_there(path: Path) -> bool:
