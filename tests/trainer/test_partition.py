@@ -58,7 +58,7 @@ def test_pack_keeps_tokens_positions_and_what_predicts_what() -> None:
     assert (tokens[micro_batch.predicts + 1] == micro_batch.targets).all()
     assert (batch.tokens[micro_batch.index] == micro_batch.targets).all()
     assert micro_batch.index.tolist() == [11, 12, 2, 3, 4]
-    assert micro_batch.sequence.tolist() == [1, 1, 0, 0, 0]
+    assert micro_batch.sequence.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_pack_pads_with_a_sequence_of_its_own() -> None:

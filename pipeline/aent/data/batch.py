@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from aent.data.sample import Sample
 
 @dataclass(frozen=True)
 class Batch(Flat):
-    """S sequences of T tokens in all."""
+    """S sequences of T tokens in all. What is derived from its fields token by token is kept."""
 
     tokens: PerToken  # [T] int64
     loss_mask: PerToken  # [T] bool: response tokens that the policy wrote
@@ -41,12 +42,12 @@ class Batch(Flat):
     def num_sequences(self) -> int:
         return self.lengths.numel()
 
-    @property
+    @cached_property
     def cu_seqlens(self) -> Tensor:
         """[S + 1] int64, from 0 to T: where each sequence begins, and the last one ends."""
         return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
 
-    @property
+    @cached_property
     def sequence_of_token(self) -> Tensor:
         """[T] int64: the sequence that each token belongs to."""
         return torch.repeat_interleave(torch.arange(self.num_sequences), self.lengths)
@@ -66,7 +67,7 @@ class Batch(Flat):
         """[S] bool: responses of the policy at its own temperature."""
         return ~self.rerolled
 
-    @property
+    @cached_property
     def own_tokens(self) -> Tensor:
         """[T] bool: the tokens of those responses."""
         return self.loss_mask & self.own[self.sequence_of_token]

@@ -46,7 +46,14 @@ class Flat:
 
     def to(self, device: torch.device) -> Self:
         """Data per token on another device."""
-        return self.mapped(token=lambda value: value.to(device))
+        return self.mapped(token=lambda value: to_device(value, device))
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to ``device``; to a GPU from pinned memory, so that the host goes on."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 @cache

@@ -135,6 +135,12 @@ class ModelFacts:
         return sum(map(math.prod, self.layer_weights.values()))
 
     @property
+    def pairs_per_token(self) -> float:
+        """How many pairs of tokens that attend to one another cost as much as the matrix products
+        of one token, in each layer: 2 operations a parameter, 4 a pair, head and its dimension."""
+        return self.layer_parameters / (2 * self.heads * self.head_dim)
+
+    @property
     def embedding_parameters(self) -> int:
         return self.vocab * self.hidden
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from aent.algorithm.losses import InTraining, entropy_bonus, policy_loss
 from aent.algorithm.terms import LossTerms
+from aent.data.flat import to_device
 from aent.entropy import TokenStatistics
 from aent.recipe.schema import Recipe
 
@@ -69,7 +70,7 @@ def sampled_tokens(count: int, device: torch.device, *numbers: int) -> Tensor:
         state = (state * 1_000_003 + number) % 2**63
     generator.manual_seed(state)
     n = min(-(-count // ONE_IN), AT_MOST)
-    return torch.randperm(count, generator=generator)[:n].to(device)
+    return to_device(torch.randperm(count, generator=generator)[:n], device)
 
 
 def gradient_products(

@@ -17,6 +17,7 @@ from aent.algorithm.losses import (
     sequence_log_ratio,
 )
 from aent.algorithm.terms import LossTerms, MiniBatch
+from aent.data.flat import to_device
 from aent.entropy import TokenStatistics, linear_token_statistics, nucleus_entropy, token_statistics
 from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
@@ -46,10 +47,15 @@ class MicroBatchLoss:
 
 
 def statistics(
-    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe, *, clamped: bool
 ) -> TokenStatistics:
-    """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave."""
-    settings = _clamped_set(recipe) | _sharding(policy)
+    """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave.
+
+    clamped: whether the clamped entropy is wanted; if not, nobody looks for its tokens, and it is
+    the entropy. The other statistics are the same to the last bit.
+    """
+    everything = {"drop_fraction": None, "top_k": None}
+    settings = (_clamped_set(recipe) if clamped else everything) | _sharding(policy)
     targets = micro_batch.targets
     chosen, weight = policy.model.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
@@ -79,15 +85,18 @@ def nucleus_entropies(policy: Policy, hidden: Tensor, places: Tensor, recipe: Re
 def nucleus_term(
     policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
 ) -> Tensor | None:
-    """SIREN's term of the loss (``entropy_controls.terms.nucleus_anchor``), a scalar; None where no
-    token of this micro-batch has one. It computes the logits of its few tokens anew."""
+    """SIREN's term of the loss (``entropy_controls.terms.nucleus_anchor``), a scalar; None if no
+    token of this micro-batch has one. It computes the logits of its few tokens anew.
+
+    terms: of this micro-batch's tokens, on the CPU: to ask a device which they are would wait."""
     if terms.nucleus_weight is None:
         return None
     (chosen,) = terms.nucleus_weight.nonzero(as_tuple=True)
     if not len(chosen):
         return None
-    entropies = nucleus_entropies(policy, hidden, micro_batch.predicts[chosen], recipe)
-    return (terms.nucleus_weight[chosen] * entropies).sum()
+    weight = to_device(terms.nucleus_weight[chosen], hidden.device)
+    places = micro_batch.predicts[to_device(chosen, hidden.device)]
+    return (weight * nucleus_entropies(policy, hidden, places, recipe)).sum()
 
 
 def micro_batch_loss(
@@ -109,11 +118,12 @@ def micro_batch_loss(
         hidden: what ``run`` gave.
         update: number of the optimizer step, from 0.
     """
-    terms = mini_batch.terms.at(micro_batch.index).to(hidden.device)
-    stats = statistics(policy, hidden, micro_batch, recipe)
+    on_host = mini_batch.terms.at(micro_batch.index)
+    terms = on_host.to(hidden.device)
+    stats = statistics(policy, hidden, micro_batch, recipe, clamped=True)
     now = _in_training(stats, terms, micro_batch, recipe)
     products = gradient_products(policy, hidden, now, terms, micro_batch, recipe, update)
-    nuclei = nucleus_term(policy, hidden, micro_batch, terms, recipe)
+    nuclei = nucleus_term(policy, hidden, micro_batch, on_host, recipe)
     of_policy = policy_loss(stats.log_prob, now, terms, recipe.algorithm)
     loss = policy_term = (terms.policy_weight * of_policy.loss).sum()
     clamped = recipe.entropy.measure == "clamped"
@@ -191,10 +201,11 @@ def _behaviour(mini_batch: MiniBatch, micro_batch: MicroBatch, log_prob: Tensor)
     """[N] fp32: log-probs of what sampled each token; of a re-rolled response, which another policy
     sampled, those of the policy before the step's first update: it is no part of the gap."""
     batch, index, old = mini_batch.batch, micro_batch.index, mini_batch.terms.old_logprobs
+    device = log_prob.device
     sampled, own = (
-        x[index].to(log_prob.device) for x in (batch.behaviour_logprobs, batch.own_tokens)
+        to_device(x[index], device) for x in (batch.behaviour_logprobs, batch.own_tokens)
     )
-    before = log_prob if old is None else old[index].to(log_prob.device)
+    before = log_prob if old is None else to_device(old[index], device)
     return torch.where(own, sampled, before)
 
 

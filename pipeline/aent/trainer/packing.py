@@ -7,6 +7,7 @@ two attentions. A sequence that shares nothing is a unit with one response.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from aent.data.batch import Batch
+from aent.data.flat import to_device
 from aent.trainer.partition import Unit
 
 
@@ -51,25 +53,42 @@ class MicroBatch:
     packed: PackedSequences
     predicts: Tensor  # [N] int64: the place whose hidden state predicts each response token
     targets: Tensor  # [N] int64: the response tokens
-    sequence: Tensor  # [N] int64 in [0, N): which response of this micro-batch each belongs to
+    sequence: Tensor  # [N] int64 in [0, N): which response of this micro-batch, in packed order
     index: Tensor  # [N] int64, on the CPU: their places in the mini-batch
+
+
+@dataclass
+class Packing:
+    """The micro-batches of one rank, each packed when Megatron's schedule asks for it: on a GPU
+    while the one before runs. What was packed is not kept, but for the places of its tokens."""
+
+    batch: Batch
+    units: list[list[Unit]]  # of each micro-batch
+    multiple: int
+    device: torch.device
+    indices: list[Tensor] = field(default_factory=list)  # ``MicroBatch.index`` of those packed
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for units in self.units:
+            micro_batch = pack(self.batch, units, self.multiple, self.device)
+            self.indices.append(micro_batch.index)
+            yield micro_batch
 
 
 def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -> MicroBatch:
     """Pack these units of ``batch``, padded at the end to a multiple of ``multiple`` tokens.
 
     The padding is one more unit of token 0, without response tokens. No units at all (a
-    data-parallel rank without work) make a micro-batch of padding.
-
-    Raises:
-        ValueError: if a response token is the first of its sequence: nothing predicts it.
+    data-parallel rank without work) make a micro-batch of padding. The cost is that of these units,
+    whatever the size of the batch (``benchmarks/packing.py``), and nothing waits for the device.
     """
-    starts, ends = batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()
-    pieces = [torch.empty(0, dtype=torch.int64)]
-    layout = []
+    pieces, layout = [torch.empty(0, dtype=torch.int64)], []
     for unit in units:
-        first = starts[unit.sequences[0]]
-        responses = [torch.arange(starts[s] + unit.prompt, ends[s]) for s in unit.sequences]
+        first = unit.spans[0][0]
+        responses = [torch.arange(start + unit.prompt, end) for start, end in unit.spans]
         pieces += [torch.arange(first, first + unit.prompt), *responses]
         layout.append((unit.prompt, [len(r) for r in responses]))
     source = torch.cat(pieces)
@@ -77,19 +96,27 @@ def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -
     tokens = torch.nn.functional.pad(batch.tokens[source], (0, padding))
     predicted = batch.loss_mask[source].nonzero().squeeze(1)
     packed, previous = lay_out(layout + [(padding, [])] * (padding > 0), device)
-    assert packed.positions is not None
-    if (packed.positions.cpu()[predicted] == 0).any():
-        raise ValueError("loss_mask: the first token of a sequence is marked as a response token")
     index = source[predicted]
-    _, sequence = torch.unique(batch.sequence_of_token[index], return_inverse=True)
     return MicroBatch(
-        tokens=tokens[None].to(device),
+        tokens=to_device(tokens[None], device),
         packed=packed,
-        predicts=previous[predicted].to(device),
-        targets=batch.tokens[index].to(device),
-        sequence=sequence.to(device),
+        predicts=to_device(previous[predicted], device),
+        targets=to_device(batch.tokens[index], device),
+        sequence=to_device(_owners(layout)[predicted], device),
         index=index,
     )
+
+
+def _owners(layout: list[tuple[int, list[int]]]) -> Tensor:
+    """[T]: the number of the response that each packed token belongs to, 0 on prompts; responses
+    without a token have none."""
+    sizes, owners, count = [], [], 0
+    for prompt, responses in layout:
+        present = [n for n in responses if n]
+        sizes += [prompt, *present]
+        owners += [0, *range(count, count + len(present))]
+        count += len(present)
+    return torch.repeat_interleave(*(torch.tensor(x, dtype=torch.int64) for x in (owners, sizes)))
 
 
 def lay_out(
@@ -118,7 +145,7 @@ def lay_out(
     if any(len(responses) > 1 for _, responses in units):
         response = torch.where(positions < prompts[row], 0, first.cumsum(0))  # 0: of a prompt
         tensors["mask"] = _mask(response[padded_index].view(count, longest))
-    cu = cu_seqlens.to(device=device, dtype=torch.int32)
+    cu = to_device(cu_seqlens.int(), device)
     packed = PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=cu,
@@ -127,7 +154,7 @@ def lay_out(
         max_seqlen_kv=longest,
         batch_shape=(count, longest),
         longest=int(positions.max()) + 1,
-        **{name: value.to(device) for name, value in tensors.items()},
+        **{name: to_device(value, device) for name, value in tensors.items()},
     )
     return packed, previous
 

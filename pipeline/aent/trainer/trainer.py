@@ -29,7 +29,7 @@ from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, on_transformer_engine, open_bridge
-from aent.trainer.packing import MicroBatch, pack
+from aent.trainer.packing import MicroBatch, Packing
 from aent.trainer.partition import make_units, partition
 from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
 
@@ -57,6 +57,7 @@ class Trainer:
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
+        self.pairs_per_token = facts.pairs_per_token
         self.bridge = open_bridge(recipe, facts)
         policy = build_model(self.bridge, self.layout, model_path)
         self.config = policy.config
@@ -103,7 +104,7 @@ class Trainer:
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
-            stats = loss.statistics(policy, hidden, micro_batch, self.recipe)
+            stats = loss.statistics(policy, hidden, micro_batch, self.recipe, clamped=False)
             values = [stats.log_prob, stats.entropy]
             if nuclei:
                 places = micro_batch.predicts
@@ -182,12 +183,12 @@ class Trainer:
         """Write the policy as a Hugging Face folder, which appears when it is whole."""
         export.save_pretrained(self.exporter, self.model_path, path)
 
-    def _micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """This data-parallel rank's share, packed.
+    def _micro_batches(self, batch: Batch) -> Packing:
+        """This data-parallel rank's share.
 
         Raises:
             ValueError: for a token that the model's embedding has no row for: tensor parallelism
-                would take it for a token of zeros, and say nothing.
+                would take it for a token of zeros, and say nothing. As ``make_units`` too.
         """
         largest = int(batch.tokens.max())
         if largest >= self.vocab_size:
@@ -198,17 +199,19 @@ class Trainer:
         settings = self.recipe.trainer
         limit = settings.micro_batch_tokens
         units = make_units(batch, settings.share_prompts, limit)
-        shares = partition([unit.tokens for unit in units], self.layout.data, limit)
+        work = [unit.work(self.pairs_per_token) for unit in units]
+        shares = partition([unit.tokens for unit in units], self.layout.data, limit, work)
         mine = shares[self.layout.coordinates(dist.get_rank()).data]
         multiple = self.layout.tensor if self.config.sequence_parallel else 1
-        return [pack(batch, [units[u] for u in chosen], multiple, self.device) for chosen in mine]
+        chosen = [[units[u] for u in micro_batch] for micro_batch in mine]
+        return Packing(batch, chosen, multiple, self.device)
 
     def _policy(self, batch: Batch) -> loss.Policy:
         return loss.Policy(self.policy, self.vocab_size, batch.temperature)
 
     def _run(
         self,
-        micro_batches: list[MicroBatch],
+        micro_batches: Packing,
         loss_function: Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Any]],
         forward_only: bool,
     ) -> list[Any]:
@@ -230,15 +233,15 @@ class Trainer:
         )
 
     def _gather_tokens(
-        self, batch: Batch, micro_batches: list[MicroBatch], values: list[Tensor | None], rows: int
+        self, batch: Batch, micro_batches: Packing, values: list[Tensor | None], rows: int
     ) -> Tensor:
         """[rows, T] fp32 on the CPU of every rank, 0 off the mask, from what each last-stage rank
         has of its micro-batches' response tokens, [rows, N] each. One collective for all rows; a
         token is one rank's, so the sum is exact."""
         flat = torch.zeros(rows, batch.tokens.numel())
-        for micro_batch, value in zip(micro_batches, values):
+        for index, value in zip(micro_batches.indices, values):
             if value is not None:
-                flat[:, micro_batch.index] = value.float().cpu()
+                flat[:, index] = value.float().cpu()
         return self._sum_over_ranks(flat)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -252,7 +255,7 @@ class Trainer:
     def _result(
         self,
         batch: Batch,
-        micro_batches: list[MicroBatch],
+        micro_batches: Packing,
         parts: list[Any],
         update: optimizer.Update,
         lr: float,
