@@ -42,6 +42,23 @@ def test_balanced_by_tokens_not_by_sequences() -> None:
     assert [[sum([40, 10, 10, 10, 10][i] for i in m) for m in s] for s in shares] == [[40], [40]]
 
 
+def test_balanced_by_work_within_the_limit_of_tokens() -> None:
+    lengths = [40, 10, 10, 10, 10]
+    work = [10.0, 10.0, 10.0, 10.0, 40.0]  # the last one's tokens attend to many others, say
+    shares = partition(lengths, 2, 100, work)
+    assert [[sum(work[i] for i in m) for m in s] for s in shares] == [[40.0], [40.0]]
+    assert partition(lengths, 2, 100) != shares
+    parts = [m for share in partition(lengths, 2, 60, work) for m in share]
+    assert all(sum(lengths[i] for i in m) <= 60 for m in parts)
+
+
+def test_the_work_of_a_unit_is_its_tokens_and_the_pairs_that_its_mask_lets_see() -> None:
+    units = make_units(tiny.grouped_batch().batch, True, 100)
+    packed, _ = lay_out([(units[0].prompt, [4, 1, 7])], CPU)
+    seen = int((packed.mask == 0).sum())  # the diagonal whole, where the formula has halves
+    assert units[0].work(2.0) == units[0].tokens + (seen - units[0].tokens / 2) / 2.0
+
+
 def pack_alone(batch: Batch, sequences: list[int], multiple: int) -> MicroBatch:
     """These sequences, each a unit of its own."""
     units = make_units(batch, False, 100)
