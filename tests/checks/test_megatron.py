@@ -1,4 +1,4 @@
-"""``trainer.megatron`` against Megatron's own source."""
+"""``trainer.megatron``, ``ddp`` and ``optimizer.megatron`` against Megatron's own source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ FULL = {"recompute_granularity": "full", "recompute_method": "block", "recompute
 
 
 def faults_of(given: dict[str, Any]) -> list[str]:
-    data = {"name": "x", "model": {}, "controller": {"initial": 0}, "trainer": {"megatron": given}}
+    return faults_of_trainer({"megatron": given})
+
+
+def faults_of_trainer(trainer: dict[str, Any]) -> list[str]:
+    data = {"name": "x", "model": {}, "controller": {"initial": 0}, "trainer": trainer}
     return list(megatron.faults(Recipe.model_validate(data)))
 
 
@@ -60,11 +64,57 @@ def test_what_megatron_would_not_take_is_one_sentence(given: dict[str, Any], nam
     assert_names(fault, *names.split())
 
 
-def test_the_fields_are_those_of_the_class_that_is_imported() -> None:
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+SMALL = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}
+
+
+def test_fields_of_ddp_and_optimizer_pass() -> None:
+    optimizer = {"distributed": True, "megatron": SMALL | {"optimizer_offload_fraction": 0.5}}
+    assert faults_of_trainer({"ddp": OVERLAP, "optimizer": optimizer}) == []
+
+
+@pytest.mark.parametrize(
+    ("trainer", "names"),
+    [
+        (
+            {"ddp": {"overlap_grad_reduced": True}},
+            "trainer.ddp.overlap_grad_reduced overlap_grad_reduce",
+        ),
+        ({"ddp": {"bucket_size": "1"}}, "trainer.ddp.bucket_size int"),
+        ({"ddp": {"average_in_collective": True}}, "trainer.ddp.average_in_collective"),
+        (
+            {"ddp": {"overlap_param_gather": True}},
+            "trainer.ddp.overlap_param_gather trainer.optimizer.distributed",
+        ),
+        (
+            {"optimizer": {"megatron": SMALL}},
+            "trainer.optimizer.megatron.use_precision_aware_optimizer "
+            "trainer.optimizer.distributed",
+        ),
+        ({"optimizer": {"megatron": {"lr": 0.1}}}, "trainer.optimizer.megatron.lr"),
+        (
+            {"optimizer": {"megatron": {"exp_avg_dtype": "bf16"}}},
+            "trainer.optimizer.megatron.exp_avg_dtype bf16 bfloat16",
+        ),
+    ],
+)
+def test_what_ddp_and_optimizer_would_not_take(trainer: dict[str, Any], names: str) -> None:
+    (fault,) = faults_of_trainer(trainer)
+    assert_names(fault, *names.split())
+
+
+def test_the_fields_are_those_of_the_classes_that_are_imported() -> None:
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer import TransformerConfig
 
-    assert {f.name for f in fields(TransformerConfig)} == megatron.transformer_fields().keys()
-    assert megatron.transformer_fields().keys() >= megatron.OWN
+    for place, cls in (
+        (megatron.TRANSFORMER, TransformerConfig),
+        (megatron.DDP, DistributedDataParallelConfig),
+        (megatron.OPTIMIZER, OptimizerConfig),
+    ):
+        assert {f.name for f in fields(cls)} == megatron.known_fields(place).keys()
+        assert megatron.known_fields(place).keys() >= place.own
 
 
 def test_what_the_run_sets_itself_is_refused() -> None:

@@ -1,4 +1,5 @@
-"""``trainer.megatron``: further fields of Megatron's TransformerConfig, by their names.
+"""Further fields of Megatron's configurations, by their names: ``trainer.megatron``,
+``trainer.ddp`` and ``trainer.optimizer.megatron``.
 
 Names and types are read from Megatron's source, which costs no import of torch.
 """
@@ -10,6 +11,7 @@ import difflib
 import importlib.util
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from aent.recipe.schema import Recipe
 
-CONFIG = (
-    ("core/transformer/transformer_config.py", "TransformerConfig"),
-    ("core/model_parallel_config.py", "ModelParallelConfig"),
-)
+
+@dataclass(frozen=True)
+class Passed:
+    """One of Megatron's dataclasses that a recipe may say more of."""
+
+    field: str  # of the recipe
+    classes: tuple[tuple[str, str], ...]  # file and name: the dataclass and its bases
+    own: frozenset[str]  # what the run sets itself, or has no use for
+
+    @property
+    def name(self) -> str:
+        return self.classes[0][1]
+
+
+DTYPES = ("float32", "bfloat16", "float16", "uint8")  # uint8: the optimizer's fp8
 # what the model's config.json, the recipe's other fields or the trainer decide
 OWN = frozenset((
     "activation_func", "activation_func_clamp_value", "add_bias_linear", "add_qkv_bias",
@@ -41,25 +54,82 @@ OWN = frozenset((
     "timers", "use_cpu_initialization", "variable_seq_lengths",
     "virtual_pipeline_model_parallel_size", "window_attn_skip_freq", "window_size",
 ))  # fmt: skip
+OWN_DDP = frozenset((
+    "align_param_gather", "average_in_collective", "data_parallel_sharding_strategy",
+    "delay_wgrad_compute",
+    "fp8_param_gather", "fsdp_double_buffer", "fsdp_manual_registration", "grad_reduce_in_fp32",
+    "num_distributed_optimizer_instances", "outer_dp_sharding_strategy",
+    "reuse_grad_buf_for_mxfp8_param_ag", "use_custom_fsdp", "use_distributed_optimizer",
+    "use_megatron_fsdp",
+))  # fmt: skip
+OWN_OPTIMIZER = frozenset((
+    "adam_beta1", "adam_beta2", "adam_eps", "barrier_with_L1_time", "bf16", "clip_grad",
+    "config_logger_dir", "decoupled_lr", "decoupled_min_lr", "decoupled_weight_decay", "fp16",
+    "fp8_recipe", "lr", "min_lr", "optimizer", "overlap_param_gather",
+    "overlap_param_gather_with_optimizer_step", "params_dtype", "reuse_grad_buf_for_mxfp8_param_ag",
+    "timers", "use_distributed_optimizer", "weight_decay",
+))  # fmt: skip
+TRANSFORMER = Passed(
+    "trainer.megatron",
+    (
+        ("core/transformer/transformer_config.py", "TransformerConfig"),
+        ("core/model_parallel_config.py", "ModelParallelConfig"),
+    ),
+    OWN,
+)
+DDP = Passed(
+    "trainer.ddp",
+    (
+        (
+            "core/distributed/distributed_data_parallel_config.py",
+            "DistributedDataParallelConfig",
+        ),
+    ),
+    OWN_DDP,
+)
+OPTIMIZER = Passed(
+    "trainer.optimizer.megatron",
+    (("core/optimizer/optimizer_config.py", "OptimizerConfig"),),
+    OWN_OPTIMIZER,
+)
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
     """One sentence for each entry that Megatron, or this project, would not take."""
-    given = recipe.trainer.megatron
+    trainer = recipe.trainer
+    yield from _passed(TRANSFORMER, trainer.megatron)
+    yield from _recomputation(trainer.megatron)
+    yield from _passed(DDP, trainer.ddp)
+    yield from _passed(OPTIMIZER, trainer.optimizer.megatron)
+    if trainer.ddp.get("overlap_param_gather") and not trainer.optimizer.distributed:
+        yield "trainer.ddp.overlap_param_gather needs trainer.optimizer.distributed=true"
+    small = trainer.optimizer.megatron.get("use_precision_aware_optimizer")
+    if small and not trainer.optimizer.distributed:
+        yield (
+            "trainer.optimizer.megatron.use_precision_aware_optimizer needs "
+            "trainer.optimizer.distributed=true"
+        )
+
+
+def _passed(place: Passed, given: dict[str, Any]) -> Iterator[str]:
+    known = known_fields(place) if given else {}
     for name, value in given.items():
-        where = f"trainer.megatron.{name}"
-        if name in OWN:
+        where = f"{place.field}.{name}"
+        if name in place.own:
             yield f"{where} is set by the run itself (by the model or another field of the recipe)"
-        elif name not in transformer_fields():
-            nearest = difflib.get_close_matches(name, transformer_fields(), n=1)
+        elif name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            yield f"{where}: Megatron's TransformerConfig has no such field{hint}"
+            yield f"{where}: Megatron's {place.name} has no such field{hint}"
         else:
-            yield from _of_type(where, transformer_fields()[name], value)
-    yield from _recomputation(given)
+            yield from _of_type(where, known[name], value)
 
 
 def _of_type(where: str, annotation: str, value: Any) -> Iterator[str]:
+    if annotation == "torch.dtype":
+        if value not in DTYPES:
+            yield f"{where}={value!r} is not one of {', '.join(DTYPES)}"
+        return
     try:
         kind = eval(annotation, dict(vars(typing)))  # Megatron's own text, not the recipe's
         adapter = TypeAdapter(kind)
@@ -86,9 +156,9 @@ def _recomputation(given: dict[str, Any]) -> Iterator[str]:
 
 
 @cache
-def transformer_fields() -> dict[str, str]:
-    """Every field of the TransformerConfig that is installed, with its type as it is written."""
-    return {name: kind for place in CONFIG for name, kind in _fields(*place).items()}
+def known_fields(place: Passed) -> dict[str, str]:
+    """Every field of the dataclass that is installed, with its type as it is written."""
+    return {name: kind for each in place.classes for name, kind in _fields(*each).items()}
 
 
 def _fields(file: str, name: str) -> dict[str, str]:

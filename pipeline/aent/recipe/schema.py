@@ -208,6 +208,9 @@ class OptimizerSection(Section):
     weight_decay: float = mark(0.0, "warn", ge=0)
     clip_grad: float = mark(1.0, "warn", ge=0)  # global norm; 0: off
     distributed: bool = False  # Megatron's distributed optimizer (states sharded over DP)
+    # further fields of Megatron's OptimizerConfig by their names, a dtype by its own:
+    # {use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16}
+    megatron: dict[str, Any] = mark({}, "warn")
 
 
 class ScheduleSection(Section):
@@ -237,6 +240,9 @@ class TrainerSection(Section):
     # further fields of Megatron's TransformerConfig by their names: {recompute_granularity: full,
     # recompute_method: uniform, recompute_num_layers: 1}; what the run sets itself is refused
     megatron: dict[str, Any] = mark({}, "warn")
+    # further fields of Megatron's DistributedDataParallelConfig: {overlap_grad_reduce: true,
+    # overlap_param_gather: true, bucket_size: 40000000}
+    ddp: dict[str, Any] = mark({}, "warn")
     threads_per_rank: int | None = mark(None, "free", ge=1)  # CPU; default: cores / ranks, >= 1
     collective_timeout_s: float = mark(600.0, "free", gt=0)
     # a rank that gets no further for so long in one phase hangs; above all the other time-outs,

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from aent.runtime.early_reduction import written
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -128,8 +130,8 @@ class _AccumulatingEmbedding(torch.autograd.Function):
         return torch.nn.functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
         (ids,) = ctx.saved_tensors
         main_grad = ctx.weight.main_grad
         main_grad.index_add_(0, ids.flatten(), grad.flatten(0, 1).to(main_grad.dtype))
-        return None, None
+        return None, written(ctx.weight)

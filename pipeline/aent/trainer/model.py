@@ -21,6 +21,7 @@ from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
 from aent.trainer.bridge import DecoderBridge
 from aent.trainer.layers import adapt, local_block_spec
+from aent.trainer.overlap import announced, wait_for_parameters
 from aent.trainer.packing import MicroBatch, window_mask
 from aent.trainer.rotary import Rotary, rotary
 
@@ -93,10 +94,11 @@ class PolicyModel(GPTModel):
             chosen = chosen / scaling
         if not self.config.sequence_parallel:
             chosen = copy_to_tensor_model_parallel_region(chosen, group=group)
+        wait_for_parameters(self.output_layer)
         weight = self.output_layer.weight
         if weight is None:
             weight = self.shared_embedding_or_output_weight()
-        return chosen, weight
+        return announced(chosen, weight), weight
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """[N, V_padded / tp] logits from ``head_inputs``."""

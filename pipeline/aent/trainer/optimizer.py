@@ -40,8 +40,18 @@ def select_implementation(requested: Requested) -> Implementation:
 def build_optimizer(
     settings: OptimizerSection, model: DistributedDataParallel, dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """Adam with decoupled weight decay over this rank's shard of the parameters."""
+    """Adam with decoupled weight decay over this rank's shard of the parameters.
+
+    Raises ValueError for states of low precision by another Adam than Transformer Engine's.
+    """
     implementation = select_implementation(settings.implementation)
+    given = settings.megatron
+    small = given.get("use_precision_aware_optimizer") and not given.get("optimizer_cpu_offload")
+    if small and implementation != "transformer_engine":
+        raise ValueError(
+            "trainer.optimizer.megatron.use_precision_aware_optimizer needs Transformer Engine's "
+            f"optimizer, and this is {implementation}'s"
+        )
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -55,6 +65,8 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=settings.distributed,
+        overlap_param_gather=model.ddp_config.overlap_param_gather,
+        **{name: _value(given) for name, given in settings.megatron.items()},
     )
     optimizer = get_megatron_optimizer(config, [model])
     for group in optimizer.param_groups:
@@ -62,6 +74,11 @@ def build_optimizer(
             group["fused"], group["foreach"] = True, False  # one pass over memory, not a dozen
     apply_settings(optimizer, settings)
     return optimizer
+
+
+def _value(given: Any) -> Any:
+    """A field's value; of a type of torch's its name is written in a recipe."""
+    return getattr(torch, given) if isinstance(given, str) else given
 
 
 def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSection) -> None:

@@ -124,6 +124,7 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
     Each rank then calls the request's ``async_fn``, in any thread, and ``finish_save``. Until then
     the state must stay as it is, unless it was ``copied``.
     """
+    trainer.gather_parameters()
     sharded: dict[str, Any] = {
         "layout": asdict(trainer.layout),
         "optimizer_steps": trainer.learning_rate.moves,

@@ -25,6 +25,7 @@ from aent.layout.parallel import ParallelLayout
 from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
+from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
 from aent.trainer.gradient_share import Neutral
@@ -67,9 +68,13 @@ class Trainer:
             DistributedDataParallelConfig(
                 grad_reduce_in_fp32=True,
                 use_distributed_optimizer=recipe.trainer.optimizer.distributed,
+                **recipe.trainer.ddp,
             ),
             policy,
         )
+        if self.model.ddp_config.overlap_grad_reduce:
+            reduce_early(policy.parameters())
+            self.config.no_sync_func = self.model.no_sync  # but for a step's last micro-batch
         self.optimizer = optimizer.build_optimizer(
             recipe.trainer.optimizer, self.model, self.bridge.dtype
         )
@@ -125,6 +130,7 @@ class Trainer:
     def score_reference(self, batch: Batch) -> Tensor:
         """``score`` by the first weights, which take the policy's place for as long."""
         assert self.reference is not None, "algorithm.kl_coefficient is 0: no reference is kept"
+        self.gather_parameters()
         parameters = list(self.policy.parameters())
         current = [p.detach().clone() for p in parameters]
         try:
@@ -150,7 +156,8 @@ class Trainer:
 
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
-                return _nothing(hidden), _one_token(), None
+                unused, _ = policy.model.head_inputs(hidden, micro_batch.predicts)
+                return _nothing(unused), _one_token(), None
             part = loss.micro_batch_loss(
                 policy, hidden, micro_batch, mini_batch, recipe, coefficient, update
             )
@@ -165,6 +172,12 @@ class Trainer:
         self.learning_rate.move()
         return self._result(batch, micro_batches, parts, applied, lr)
 
+    def gather_parameters(self) -> None:
+        """Have all of this rank's parameters up to date, for whoever reads them without a forward:
+        with ``ddp.overlap_param_gather`` the next forward would gather them."""
+        if self.model.ddp_config.overlap_param_gather:
+            self.model.start_param_sync(force_sync=True)
+
     def _count_skipped(self, update: optimizer.Update) -> None:
         self.skipped_updates += update.skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if update.skipped else 0
@@ -177,10 +190,12 @@ class Trainer:
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) on rank 0; every rank iterates, in lockstep, to the
         end (the others get empty tensors). No lm_head.weight where embeddings are tied."""
+        self.gather_parameters()
         return iter(self.exporter)
 
     def save_pretrained(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder, which appears when it is whole."""
+        self.gather_parameters()
         export.save_pretrained(self.exporter, self.model_path, path)
 
     def _micro_batches(self, batch: Batch) -> Packing:

@@ -1,0 +1,41 @@
+"""Megatron's overlap of data-parallel communication with computation, for what is computed here in
+a way of its own: an output layer whose module is never called, and gradients that a backward adds
+to Megatron's buffer by itself.
+
+``trainer.ddp.overlap_grad_reduce``: DDP reduces a bucket when autograd has brought it a gradient of
+each of its parameters, so each must get one. ``trainer.ddp.overlap_param_gather``: DDP waits for a
+module's parameters in a hook before its forward, so the hook must run. Both are Megatron's
+(``megatron/core/distributed/distributed_data_parallel.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aent.runtime.early_reduction import written
+
+
+def announced(hidden: Tensor, weight: Tensor) -> Tensor:
+    """``hidden`` itself, for a function that adds the weight's gradient to Megatron's buffer: when
+    its backward has, DDP hears of it."""
+    return _Announced.apply(hidden, weight)
+
+
+class _Announced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        return grad, written(ctx.weight)
+
+
+def wait_for_parameters(module: torch.nn.Module) -> None:
+    """What calling the module would do first: DDP's hooks."""
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
