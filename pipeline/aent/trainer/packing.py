@@ -139,13 +139,14 @@ def lay_out(
     flat_index = row * longest + place - cu_seqlens[row]
     padded_index = torch.zeros(count * longest, dtype=torch.int64)
     padded_index[flat_index] = place
-    tensors: dict[str, Any] = {"positions": positions}
+    tensors = {"positions": positions}
     if count * longest != len(row):
         tensors |= {"flat_index": flat_index, "padded_index": padded_index}
     if any(len(responses) > 1 for _, responses in units):
         response = torch.where(positions < prompts[row], 0, first.cumsum(0))  # 0: of a prompt
         tensors["mask"] = _mask(response[padded_index].view(count, longest))
     cu = to_device(cu_seqlens.int(), device)
+    optional: dict[str, Any] = {name: to_device(value, device) for name, value in tensors.items()}
     packed = PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=cu,
@@ -154,7 +155,7 @@ def lay_out(
         max_seqlen_kv=longest,
         batch_shape=(count, longest),
         longest=int(positions.max()) + 1,
-        **{name: to_device(value, device) for name, value in tensors.items()},
+        **optional,
     )
     return packed, previous
 
