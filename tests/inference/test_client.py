@@ -140,7 +140,7 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flight, "RETRY_DELAYS_S", (0.01, 0.01))
     client = EngineClient(f"http://127.0.0.1:{free_port()}", "tiny")
     with pytest.raises(
-        EngineError, match=naming(f"{client.url}/inference/v1/generate", "ConnectError")
+        EngineError, match=naming(f"{client.url}/inference/v1/generate", "ConnectionRefusedError")
     ):
         Fleet([client]).generate_sync([GenerationRequest([1], 4)])
     with pytest.raises(EngineError, match=naming(client.url, "0 s")):

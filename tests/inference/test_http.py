@@ -8,16 +8,15 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 
-import httpx
+import aiohttp
 import pytest
 
 from aent.inference import http
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
-from aent.inference.http import OutOfFilesError, connection
+from aent.inference.http import EngineError, OutOfFilesError
 from inference.stand_in import COMPLETION, standing_in
 from wording import naming
 
@@ -39,45 +38,52 @@ def test_requests_share_connections() -> None:
         assert 1 <= server.connections <= 4
 
 
-def test_a_loop_closes_its_clients_when_it_ends() -> None:
-    async def twice() -> list[httpx.AsyncClient]:
-        clients = []
+def test_a_loop_closes_its_session_when_it_ends() -> None:
+    async def twice(url: str) -> list[aiohttp.ClientSession]:
+        sessions = []
         for _ in range(2):
-            async with connection("http://a") as client:
-                clients.append(client)
-        return clients
+            assert (await http.ask("GET", f"{url}/health")).status == 200
+            sessions.append(await http._session())
+        return sessions
 
-    first, again = asyncio.run(twice())
-    assert first is again
-    assert first.is_closed
-    assert asyncio.run(twice())[0] is not first
+    with standing_in(lambda *_: (200, {})) as server:
+        first, again = asyncio.run(twice(server.url))
+        assert first is again
+        assert first.closed
+        assert server.connections == 1
+        assert asyncio.run(twice(server.url))[0] is not first
 
 
-def test_many_requests_at_once_have_clients_of_few_connections() -> None:
-    async def open_many(count: int) -> list[httpx.AsyncClient]:
-        async with AsyncExitStack() as stack:
-            opened = [await stack.enter_async_context(connection("http://a")) for _ in range(count)]
-        async with connection("http://a") as client:
-            assert client is opened[0]  # the first that is free again
-        return opened
+def test_a_connection_is_looked_at_before_anything_is_sent_through_it() -> None:
+    async def ask_twice(url: str) -> None:
+        async def opened() -> None:
+            looks.append(len(server.asked))
 
-    opened = asyncio.run(open_many(2 * http.POOL + 1))
-    assert [sum(c is client for c in opened) for client in dict.fromkeys(opened)] == [
-        http.POOL,
-        http.POOL,
-        1,
-    ]
+        for _ in range(2):
+            await http.ask("GET", f"{url}/a", opened=opened)
+
+    looks: list[int] = []
+    with standing_in(lambda *_: (200, {})) as server:
+        asyncio.run(ask_twice(server.url))
+        assert looks == [0]  # once, for the one connection
+        assert server.asked == ["/a", "/a"]
+
+
+def test_a_connection_that_is_not_trusted_is_not_used() -> None:
+    async def refuse() -> None:
+        raise EngineError("a stranger")
+
+    with standing_in(lambda *_: (200, {})) as server:
+        with pytest.raises(EngineError, match="stranger"):
+            asyncio.run(http.ask("GET", f"{server.url}/a", opened=refuse))
+        assert server.asked == []
 
 
 def test_the_soft_limit_is_raised(limits: tuple[int, int]) -> None:
     hard = limits[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
 
-    async def connect() -> None:
-        async with connection("http://a"):
-            pass
-
-    asyncio.run(connect())
+    asyncio.run(http._session())
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = http.OPEN_FILES
     assert soft == (wanted if hard == resource.RLIM_INFINITY else min(hard, wanted))

@@ -10,21 +10,24 @@ another batch the logits differ in their last bits, so a token may differ now an
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 from aent.inference.completion import Completion, GenerationRequest, version_of
 from aent.inference.http import (
+    Answer,
     EngineError,
     OutOfFilesError,
     RefusedError,
     TransientError,
-    connection,
+    ask,
     error_of_status,
     out_of_files,
 )
@@ -100,7 +103,7 @@ class EngineClient:
         if not answer.headers.get("content-type", "").startswith("application/json"):
             return answer.text or None
         try:
-            return answer.json()
+            return json.loads(answer.body)
         except ValueError:
             raise self.error(f"{path}: the answer is no JSON: {answer.text[:100]!r}") from None
 
@@ -112,46 +115,30 @@ class EngineClient:
         timeout_s: float | None,
         body: dict[str, Any] | None = None,
         params: dict[str, Any] | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         """The answer of one route, a success. Raises EngineError as ``call`` does."""
-        trace = {"trace": self._asking_for_proof()} if self.has_to_prove and path != HEALTH else {}
+        # where a connection is opened nothing is sent before the server at its address has shown
+        # that it is the engine
+        prove = partial(self._look, HEALTH_S) if self.has_to_prove and path != HEALTH else None
         try:
-            async with asyncio.timeout(timeout_s), connection(self.url) as http:
-                answer = await http.request(
-                    method,
-                    self.url + path,
-                    json=body,
-                    params=params,
-                    headers=headers,
-                    extensions=trace,
+            async with asyncio.timeout(timeout_s):
+                answer = await ask(
+                    method, self.url + path, json=body, params=params, headers=headers, opened=prove
                 )
         except TimeoutError:
             words = f"{path}: no answer within {timeout_s:.0f} s"
             raise self.error(words, TransientError) from None
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             if why := out_of_files(error):
                 raise self.error(f"{path}: {why}", OutOfFilesError) from error
-            words = f"{path}: {type(error).__name__} {error}".rstrip()
+            cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            words = f"{path}: {type(cause).__name__} {cause}".rstrip()
             raise self.error(words, TransientError) from error
-        if not answer.is_success:
+        if not 200 <= answer.status < 300:
             first = answer.text.strip().partition("\n")[0][:500]
-            kind = error_of_status(answer.status_code)
-            raise self.error(f"{path}: status {answer.status_code}: {first}", kind)
+            kind = error_of_status(answer.status)
+            raise self.error(f"{path}: status {answer.status}: {first}", kind)
         return answer
-
-    def _asking_for_proof(self) -> Callable[[str, Any], Awaitable[None]]:
-        """A trace of one request (httpcore's): where a connection is opened for it, nothing is sent
-        before the server at its address has shown that it is the engine."""
-        opened = False
-
-        async def trace(event: str, details: Any) -> None:
-            nonlocal opened
-            if event == "connection.connect_tcp.complete":
-                opened = True
-            elif opened and event == "http11.send_request_headers.started":
-                await self._look(HEALTH_S)
-
-        return trace
 
     async def _look(self, timeout_s: float) -> None:
         """Raise EngineError unless the server is well, and the engine that it is taken for."""

@@ -1,25 +1,24 @@
 """How engines are reached over HTTP: connections that are kept, and errors told apart.
 
-Each event loop keeps its connections to an engine, so that a thousand requests share some instead
-of opening one each. A client looks at all of its connections whenever a request begins or ends, so
-an engine with hundreds of requests at once has several clients of a few connections.
+Each event loop keeps one session, so that a thousand requests share its connections instead of
+opening one each. aiohttp's: a request costs its client a fifth of the processor time of httpx's
+(``benchmarks/requests.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import resource
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import httpx
+import aiohttp
 
 KEEPALIVE_S = 3.0  # without a request; vLLM's server closes after 5 s, and none must meet that
-POOL = 16  # requests at once by one client
 OPEN_FILES = 65_536  # of this process, where the hard limit allows it
 TOO_MANY_REQUESTS = 429
 
@@ -42,59 +41,77 @@ class OutOfFilesError(RefusedError):
     """This process may open no more connections, to any server."""
 
 
-@dataclass
-class _Pool:
-    """A client with some of an engine's connections."""
+@dataclass(frozen=True)
+class Answer:
+    """A whole one."""
 
-    client: httpx.AsyncClient
-    busy: int = 0  # requests under way
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
 
 
-@asynccontextmanager
-async def connection(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client for one request to the engine at ``url``; the running event loop keeps it, with its
-    connections, and closes it before it is closed itself."""
+async def ask(
+    method: str,
+    url: str,
+    *,
+    json: Any = None,
+    params: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    opened: Callable[[], Awaitable[None]] | None = None,
+) -> Answer:
+    """One request, by the session of the running event loop, which closes it before it ends itself.
+
+    opened: awaited if a connection had to be opened for this request, before anything is sent.
+
+    Raises aiohttp.ClientError, OSError, and what ``opened`` raises.
+    """
+    session = await _session()
+    told = {k: str(v).lower() if isinstance(v, bool) else v for k, v in (params or {}).items()}
+    async with session.request(
+        method, url, json=json, params=told, headers=headers, trace_request_ctx=opened
+    ) as answer:
+        return Answer(answer.status, answer.headers, await answer.read())
+
+
+async def _session() -> aiohttp.ClientSession:
     loop = asyncio.get_running_loop()
-    if loop not in _pools:
+    if loop not in _sessions:
         _raise_open_files()
-        # asyncio.run closes the generators that are left, and so these clients, with the loop
+        # asyncio.run closes the generators that are left, and so this session, with the loop
         _generators[loop] = _kept_open()
-        _pools[loop] = await anext(_generators[loop])
-    pools = _pools[loop].setdefault(url, [])
-    pool = next((pool for pool in pools if pool.busy < POOL), None)
-    if pool is None:
-        pool = _Pool(_new_client(url))
-        pools.append(pool)
-    pool.busy += 1
-    try:
-        yield pool.client
-    finally:
-        pool.busy -= 1
+        _sessions[loop] = await anext(_generators[loop])
+    return _sessions[loop]
 
 
-def _new_client(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        timeout=None,
-        trust_env=False,  # engines are reached directly, never through a proxy of the environment
-        verify=url.startswith("https"),  # else reading certificates takes as long as the rest
-        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
-    )
-
-
-_Pools = dict[str, list[_Pool]]
-_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pools] = WeakKeyDictionary()
-_generators: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[_Pools]] = (
+_sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
+_generators: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[aiohttp.ClientSession]] = (
     WeakKeyDictionary()
 )
 
 
-async def _kept_open() -> AsyncGenerator[_Pools]:
-    pools: _Pools = {}
+async def _kept_open() -> AsyncGenerator[aiohttp.ClientSession]:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(_tell_opened)
+    session = aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None),  # ours are around it
+        trust_env=False,  # engines are reached directly, never through a proxy of the environment
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
+    )
     try:
-        yield pools
+        yield session
     finally:
-        for pool in itertools.chain.from_iterable(pools.values()):
-            await pool.client.aclose()
+        await session.close()
+
+
+async def _tell_opened(_session: Any, context: SimpleNamespace, _params: Any) -> None:
+    if context.trace_request_ctx is not None:
+        await context.trace_request_ctx()
 
 
 def _raise_open_files() -> None:

@@ -1,0 +1,91 @@
+"""What a request for generation costs the client: processor time, at once and in all.
+
+    .venv/bin/python benchmarks/requests.py [--tokens 256] [REQUESTS ...]
+
+A stand-in server in a process of its own answers each request after a moment with as many tokens,
+log-probs and weight versions as a response has. One Fleet asks it for all of them; the client's
+processor time per request is to be the same for 256 and for 8,192 of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import resource
+import time
+from multiprocessing.connection import Connection
+
+from aiohttp import web
+
+from aent.inference.client import EngineClient
+from aent.inference.completion import GenerationRequest
+from aent.inference.fleet import Fleet
+
+PROMPT = list(range(200))
+ANSWER_S = 0.5
+
+
+def serve(pipe: Connection, tokens: int) -> None:
+    content = [
+        {"token": f"token_id:{i}", "logprob": -1.0 - i / 1000, "bytes": None, "top_logprobs": []}
+        for i in range(tokens)
+    ]
+    choice = {
+        "index": 0,
+        "token_ids": list(range(tokens)),
+        "finish_reason": "length",
+        "logprobs": {"content": content},
+        "weight_versions": [{"start": 0, "end": tokens, "version": "3"}],
+    }
+    body = json.dumps({"request_id": "x", "choices": [choice]}).encode()
+
+    async def generate(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.sleep(ANSWER_S)
+        return web.Response(body=body, content_type="application/json")
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/inference/v1/generate", generate)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        await site.start()
+        pipe.send(runner.addresses[0][1])
+        await asyncio.Event().wait()
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    asyncio.run(run())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("requests", nargs="*", type=int, default=[256, 2048, 8192])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=2048)
+    given = parser.parse_args()
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(theirs, given.tokens), daemon=True
+    )
+    server.start()
+    url = f"http://127.0.0.1:{ours.recv()}"
+    print(f"{given.tokens} tokens a response, {given.concurrency} requests at once")
+    print("requests  wall, s  client's processor time, ms a request")
+    for count in given.requests:
+        fleet = Fleet([EngineClient(url, concurrency=given.concurrency)])
+        asked = [GenerationRequest(PROMPT, given.tokens, seed=i) for i in range(count)]
+        begin, spent = time.perf_counter(), time.process_time()
+        done = fleet.generate_sync(asked)
+        spent, wall = time.process_time() - spent, time.perf_counter() - begin
+        assert len(done) == count
+        assert all(len(each.token_ids) == given.tokens for each in done)
+        print(f"{count:<9} {wall:<8.1f} {spent / count * 1e3:.2f}", flush=True)
+    server.terminate()
+
+
+if __name__ == "__main__":
+    main()
