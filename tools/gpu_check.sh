@@ -3,7 +3,7 @@
 # Exit codes: 0 all passed, 1 a check failed, 2 no usable GPU. --rehearse runs on a CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD/benchmarks"
+export PYTHONPATH="$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 rehearse=no
 for word in "$@"; do
   case "$word" in --rehearse | -h | --help) rehearse=yes ;; esac

@@ -99,8 +99,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def environment_of(rehearse: bool, scratch: str) -> dict[str, str]:
     """Of the sections: this checkout's package, tests and checks; no network is asked for."""
-    paths = os.pathsep.join(str(ROOT / part) for part in ("benchmarks", "pipeline", "tests"))
-    environment = os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TMPDIR": scratch}
+    paths = [str(ROOT / part) for part in ("benchmarks", "pipeline", "tests")]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     if rehearse:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     return environment
