@@ -102,6 +102,7 @@ def environment_of(rehearse: bool, scratch: str) -> dict[str, str]:
     paths = [str(ROOT / part) for part in ("benchmarks", "pipeline", "tests")]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}
+    environment["NVIDIA_TF32_OVERRIDE"] = "0"  # fp32 is fp32, also where an image says otherwise
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     if rehearse:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
