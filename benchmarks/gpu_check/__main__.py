@@ -71,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts["packages"] = carried(args.wheels, Path(scratch) / "site")
         environment["PYTHONPATH"] = f"{scratch}/site{os.pathsep}{environment['PYTHONPATH']}"
         rows: list[Row] = []
-        args.out.mkdir(parents=True, exist_ok=True)
         with (args.out / "gpu-check.log").open("w") as log:
             for section in plan(args.rehearse):
                 began = time.monotonic()
@@ -96,7 +95,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the same code on a CPU, at small sizes, kernels in Triton's interpreter",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {args.out} cannot be made: {error.strerror}")
+    return args
 
 
 def environment_of(rehearse: bool, scratch: str) -> dict[str, str]:
