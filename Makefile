@@ -1,5 +1,6 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu lint lock clean
+.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu gpu-check \
+  gpu-check-wheels lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -48,6 +49,17 @@ test-gpu:
 	  fi; \
 	done; \
 	echo "test-gpu: no GPU that torch can use here (tried .venv/bin/python and python3)" >&2; exit 1
+
+# Kernels and trainer on a machine with a GPU, within eight minutes; nothing of ours need be installed
+# there. OUT is where the report goes. make itself answers 2 to any failure: where the exit code
+# counts, call tools/gpu_check.sh (1: a check failed, 2: no usable GPU).
+OUT ?= runs/gpu-check
+gpu-check:
+	@tools/gpu_check.sh --out "$(OUT)"
+
+# What gpu-check's machine may lack, to be carried there: where there is a network, beforehand.
+gpu-check-wheels: install
+	@PYTHONPATH=benchmarks .venv/bin/python -m gpu_check.wheels
 
 lint: install
 	.venv/bin/ruff check .

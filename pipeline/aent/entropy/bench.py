@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def plain(logits: Tensor, targets: Tensor) -> Tensor:
     log_p = logits.float().log_softmax(dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1)
     return (log_p.gather(1, targets[:, None])[:, 0] + 0.01 * entropy).sum()
+
+
+def liger(logits: Tensor, targets: Tensor) -> Tensor:
+    """Liger's fused cross-entropy, which writes the gradient over the logits in its forward."""
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy(logits, targets, reduction="sum")
 
 
 def obvious(drop: float) -> Loss:
@@ -72,6 +80,9 @@ def contenders(
     found: dict[str, tuple[Loss, str | None]] = {}
     if group is None:
         found["cross-entropy"] = (lambda x, t: cross_entropy(x, t, reduction="sum"), None)
+        on_triton = args.device != "cpu" or "triton" in args.backends
+        if on_triton and find_spec("liger_kernel"):
+            found["Liger's cross-entropy"] = (liger, None)
         found["plain"] = (plain, None)
         found["plain, compiled"] = (torch.compile(plain), None)
         found["obvious clamped"] = (obvious(drop), None)

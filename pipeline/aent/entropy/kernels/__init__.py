@@ -27,7 +27,8 @@ def choose(x: Tensor) -> Backend:
     """
     from aent.entropy.kernels import c_path, torch_path
 
-    if x.is_cuda and x.shape[1] and _forced != "torch" and find_spec("triton"):
+    on_gpu = x.is_cuda and x.shape[1] and _forced != "torch" and find_spec("triton")
+    if on_gpu or _forced == "triton":
         from aent.entropy.kernels import triton_path
 
         return triton_path
@@ -40,7 +41,8 @@ def choose(x: Tensor) -> Backend:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Use one backend for all that it serves: "torch", or a variant of the C library.
+    """Use one backend for all that it serves: "torch", "triton" (on a CPU that is its interpreter,
+    where TRITON_INTERPRET=1 was set before anything imported it), or a variant of the C library.
 
     For tests and benchmarks; raises OSError where the library cannot be built.
     """

@@ -20,13 +20,14 @@ LOWEST = tl.constexpr(-1000.0)
 def ordered(v, SIGN: tl.constexpr, UNSIGNED: tl.constexpr):
     """Numbers to unsigned integers of the same order; -0.0 gets the integer of 0.0."""
     bits = tl.where(v == 0, 0.0, v).to(UNSIGNED, bitcast=True)
-    return tl.where(bits >= SIGN, ~bits, bits | SIGN)
+    # not ~bits: triton 3.7's interpreter fails at it with numpy 2
+    return tl.where(bits >= SIGN, bits ^ (2 * SIGN - 1), bits | SIGN)
 
 
 @triton.jit
 def number(key, SIGN: tl.constexpr, FLOAT: tl.constexpr):
     """Undo ``ordered``."""
-    return tl.where(key >= SIGN, key ^ SIGN, ~key).to(FLOAT, bitcast=True)
+    return tl.where(key >= SIGN, key ^ SIGN, key ^ (2 * SIGN - 1)).to(FLOAT, bitcast=True)
 
 
 @triton.jit

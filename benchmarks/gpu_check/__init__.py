@@ -1,0 +1,1 @@
+"""``make gpu-check``: does what was written without a GPU work on one, and how fast?"""
