@@ -7,10 +7,11 @@ import os
 
 import pytest
 
+from aent.launch import starts
 from aent.recipe.load import dump, load
 from aent.runtime import failures
 from aent.runtime.phases import Phases
-from aent.slurm import starts, status
+from aent.slurm import status
 from aent.slurm.render import SlurmError
 from aent.tracking import journal
 from wording import assert_names, naming
@@ -31,7 +32,7 @@ def run_dir(tmp_path):
             points.append(journal.Point(step, journal.now(), f"time/{key}", value))
     journal.append(folder / journal.JOURNAL_FILE, points)
     for checkpoint in (None, "step_000002"):
-        starts.note(folder, {"job": "7", "checkpoint": checkpoint})
+        starts.note(folder, "7", checkpoint)
     phases = Phases.of(folder, 2, 600.0)
     phases.step = 3
     phases.begin("train")

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aent.checkpoint import rollout_files
 from aent.entropy.controllers import ControllerState
 from aent.runtime.files import read_again
+from aent.runtime.log import log
 
 if TYPE_CHECKING:
     from aent.algorithm.entropy_controls import Memory
@@ -105,7 +105,7 @@ def pick(run_dir: Path) -> Path:
         if not fault:
             return folder
         names.append(folder.name)
-        print(f"aent: checkpoint {folder} is skipped: {fault}", file=sys.stderr)
+        log.warning(f"aent: checkpoint {folder} is skipped: {fault}")
         if not ending:
             _set_aside(folder)
     there = f"only damaged ones ({', '.join(names)})" if names else "none"
@@ -185,5 +185,5 @@ def prune(run_dir: Path, keep: int) -> None:
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            print(f"aent: {folder} cannot be removed: {error}", file=sys.stderr, flush=True)
+            log.warning(f"aent: {folder} cannot be removed: {error}")
     rollout_files.forget(run_dir, before=whole[-keep:][0].step)

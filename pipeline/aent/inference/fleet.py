@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.flight import EngineFlight, Flight
 from aent.inference.http import EngineError
+from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
 
@@ -122,9 +122,7 @@ class Fleet:
             raise EngineError(
                 f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
             )
-        print(
+        log.warning(
             f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
-            f"requests: {error}",
-            file=sys.stderr,
-            flush=True,
+            f"requests: {error}"
         )

@@ -32,6 +32,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
+from aent.runtime.log import log
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
@@ -166,7 +167,7 @@ class Report:
             "memory": f"{', '.join(f'{peak:.2f}' for peak in gib.values())} GiB at most, by rank "
             f"(estimated {', '.join(estimated)})",
         }
-        print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
+        log.info(summary(self.rewards, self.evaluations, self.seconds, places))
 
     def suspend(self) -> None:
         """Send what MLflow has not yet; its run stays open for the start that goes on."""

@@ -8,10 +8,11 @@ work hangs says there for how long it has got no further.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from aent.runtime.log import log
 
 BEAT_S = 2.0
 LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
@@ -77,11 +78,9 @@ class Watch:
     def _say_blind(self, error: OSError) -> None:
         if not self._told and time.monotonic() - self._seen > BLIND_S:
             self._told = True
-            print(
+            log.warning(
                 f"aent: for {time.monotonic() - self._seen:.0f} s nobody has seen whether the "
-                f"ranks live ({error}); the run goes on",
-                file=sys.stderr,
-                flush=True,
+                f"ranks live ({error}); the run goes on"
             )
 
     def _judge(self, beats: dict[int, tuple[float, dict]]) -> str | None:

@@ -17,8 +17,10 @@ from pathlib import Path
 from aent.inference import engine, registry
 from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
+from aent.launch import starts
 from aent.recipe.load import load
 from aent.runtime import children
+from aent.runtime.log import begin, log
 from aent.runtime.network import own_address
 from aent.runtime.rank import keep_to_given_gpus
 
@@ -47,13 +49,13 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
         keeper = Keeper.start(recipe, run_dir, index, own)
         while not leaving:
             if keeper.look():
-                print(f"aent: engine {index} serves at {keeper.engine.url}", flush=True)
+                log.info(f"aent: engine {index} serves at {keeper.engine.url}")
             time.sleep(POLL_S)
         return 0
     except (EngineError, OSError, ValueError) as error:
         if keeper is None:
             registry.publish_failure(run_dir, index, f"engine {index}: {error}")
-        print(f"aent: engine {index}: {error}", file=sys.stderr)
+        log.error(f"aent: engine {index}: {error}")
         return 1
     finally:
         if keeper is not None:
@@ -61,4 +63,5 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
 
 
 if __name__ == "__main__":
+    begin(f"engine {os.environ['SLURM_PROCID']}", starts.attempt(Path(sys.argv[1])))
     sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aent.launch import starts
 from aent.recipe.load import RecipeError, load
 from aent.runtime import failures, heartbeats
 from aent.runtime.environment import data_path
-from aent.slurm import starts
 from aent.slurm.render import SlurmError, slurm
 from aent.tracking import journal
 from aent.tracking.display import clock

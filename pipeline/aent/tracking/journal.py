@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from aent.runtime.log import log
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -101,7 +102,7 @@ def ends_line(path: Path, position: int) -> bool:
 def _tell_damaged(path: Path, position: int) -> None:
     if (path, position) not in _told:
         _told.add((path, position))
-        print(f"aent: {path}: damaged line before byte {position} is left out", file=sys.stderr)
+        log.warning(f"aent: {path}: damaged line before byte {position} is left out")
 
 
 _told: set[tuple[Path, int]] = set()

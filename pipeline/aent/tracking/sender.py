@@ -12,6 +12,7 @@ from pathlib import Path
 from aent.recipe.load import load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tracking import journal
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.journal import JOURNAL_FILE, Point, Status
@@ -95,10 +96,9 @@ class Sender:
             self._keys.add(key)
         elif key not in self._refused:
             self._refused.add(key)
-            print(
+            log.warning(
                 f"aent: the metric {key} stays in the journal: one is called {other} already, and "
-                "not every store takes both",
-                file=sys.stderr,
+                "not every store takes both"
             )
         return other is None
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tracking import figures, journal
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.background import Background
@@ -153,11 +154,9 @@ class Tracker:
         return False
 
     def _say_left(self, what: str, timeout_s: float) -> None:
-        print(
+        log.warning(
             f"aent: MLflow ({self.look}) did not take {what} within {timeout_s:g} s; when it is "
-            f"back: aent mlflow-sync {self.run_dir}",
-            file=sys.stderr,
-            flush=True,
+            f"back: aent mlflow-sync {self.run_dir}"
         )
 
     # -- the journal
@@ -198,12 +197,10 @@ class Tracker:
                 ),
             )
             then, now = repeated[worst]
-            print(
+            log.warning(
                 f"aent: step {step} was executed again: {len(differences)} of {len(repeated)} "
                 f"values differ from the journal's, {worst} by {differences[worst]:.3g} ({then!r} "
-                f"in the journal, {now!r} now); the journal's stay",
-                file=sys.stderr,
-                flush=True,
+                f"in the journal, {now!r} now); the journal's stay"
             )
 
     # -- in the background
@@ -237,7 +234,7 @@ class Tracker:
     def _say_again(self, what: str, text: str) -> None:
         if what in self._reported:
             self._reported.discard(what)
-            print(f"aent: {text}", file=sys.stderr, flush=True)
+            log.warning(f"aent: {text}")
 
     def _draw(self) -> None:
         with self._lock:
@@ -266,11 +263,9 @@ class Tracker:
             if what not in self._reported:
                 self._reported.add(what)
                 why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
-                print(
+                log.warning(
                     f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
-                    f"in {self._journal})",
-                    file=sys.stderr,
-                    flush=True,
+                    f"in {self._journal})"
                 )
             return False
         return True
@@ -313,7 +308,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         elif everything_sent(run_dir):
             return True
     except OSError as error:
-        print(f"aent: {path} does not say that the run is {status}: {error}", file=sys.stderr)
+        log.warning(f"aent: {path} does not say that the run is {status}: {error}")
         return False
     command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
     started = time.monotonic()
@@ -336,8 +331,5 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         lacks = f"does not have every file of {run_dir}"
         if not points_sent(run_dir):
             lacks = f"does not know that {run_dir} is {status}"
-        print(
-            f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}",
-            file=sys.stderr,
-        )
+        log.warning(f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}")
     return not why

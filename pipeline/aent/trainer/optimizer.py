@@ -14,9 +14,16 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from aent.recipe.schema import OptimizerSection, Recipe
-from aent.runtime.environment import Implementation, optimizer_implementation
+from aent.runtime.environment import Implementation, optimizer_implementation, why_not
+from aent.runtime.log import log
 
 Requested = Literal["auto", "transformer_engine", "apex", "torch"]
+# those that ``auto`` would rather have
+BETTER: dict[Implementation, tuple[Implementation, ...]] = {
+    "transformer_engine": (),
+    "apex": ("transformer_engine",),
+    "torch": ("transformer_engine", "apex"),
+}
 
 
 def select_implementation(requested: Requested) -> Implementation:
@@ -26,6 +33,8 @@ def select_implementation(requested: Requested) -> Implementation:
     what it finds, and keeps the class in its optimizer module.
     """
     chosen = optimizer_implementation(requested)
+    because = "; ".join(filter(None, map(why_not, BETTER[chosen]))) if requested == "auto" else ""
+    log.info(f"aent: Adam: {chosen}" + (f" ({because})" if because else ""))
     if chosen == "transformer_engine":
         from transformer_engine.pytorch.optimizers import FusedAdam as adam
     elif chosen == "apex":
