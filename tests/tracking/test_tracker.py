@@ -431,3 +431,18 @@ def test_system_metrics_go_through_the_journal_and_count_on_after_a_resume(run_d
     assert [step for step, _ in logged] == list(range(len(logged)))
     assert len(logged) >= 2
     assert history(run_dir, "system/system_memory_usage_megabytes")[0][1] > 0
+
+
+def test_a_tag_goes_through_the_journal_and_its_newest_text_counts(run_dir, recipe):
+    tracker = Tracker(run_dir, recipe)
+    tracker.log(0, {"reward/mean": 0.5})
+    tracker.tag("aent.alert.reward", "since step 0: it is nan")
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.tag("aent.alert.reward", "over with step 1" + "." * 6000)
+    assert tracker.finish("FINISHED")
+    client, run_id = client_of(run_dir)
+    assert client.get_run(run_id).data.tags["aent.alert.reward"].startswith("over with step 1..")
+    assert [value for _, value in history(run_dir, "reward/mean")] == [0.5, 0.5]
+    told = journal.tags(run_dir / journal.JOURNAL_FILE)
+    assert [tag.text[:16] for tag in told.values()] == ["over with step 1"]
+    assert journal.tags(run_dir / "none") == {}

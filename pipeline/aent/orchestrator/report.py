@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aent.checkpoint.lead import own_lead
 from aent.data.rollout import Rollout
 from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
+from aent.orchestrator.alerts import Alerts
 from aent.orchestrator.records import (
     StepDone,
     control_metrics,
@@ -53,6 +56,10 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
     in_band: list[float] = field(default_factory=list)  # 1 for each step with its entropy there
     mix: Mix | None = None  # of the last step's tokens
+    alerts: Alerts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.alerts = Alerts(self.recipe.alerts, own_lead())
 
     def resume(self, step: int) -> None:
         """Take up what earlier starts recorded of the run's first ``step`` steps."""
@@ -66,6 +73,8 @@ class Report:
             for key in ("reward/mean", "controller/in_band")
         )
         self.evaluations = series.get("evaluation/accuracy", {})
+        for done in sorted(series.get("time/total", {})):  # what was told then is not told again
+            self.alerts.look(done, {k: v[done] for k, v in series.items() if done in v})
         self.mix = Mix.read({k: v[step - 1] for k, v in series.items() if step - 1 in v})
 
     def step(
@@ -90,6 +99,7 @@ class Report:
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s)
         self.tracker.log(done.step, metrics)
+        self._alert(done.step, metrics)
         every = recipe.tracking.samples_every
         if every and done.step % every == 0:
             self.tracker.log_samples(done.step, sample_rows(rollout, record.response_means()))
@@ -113,6 +123,12 @@ class Report:
                 sum(r.update_skipped for r in done.results),
             )
         )
+
+    def _alert(self, step: int, metrics: Mapping[str, float]) -> None:
+        for alert in self.alerts.look(step, metrics):
+            over = alert.over is not None
+            self.display.message(f"aent: alert {alert}", logging.INFO if over else logging.WARNING)
+            self.tracker.tag(alert.tag, str(alert))
 
     def _entropy_metrics(self, record: TokenRecord, step: Mapping[str, float]) -> dict[str, float]:
         """Where the step's entropy lies, what made it change, how sure it is, how long it has been

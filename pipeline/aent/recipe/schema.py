@@ -281,6 +281,18 @@ class TrackingSection(Section):
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
 
 
+class AlertsSection(Section):
+    """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/metrics.md),
+    beside a reward that is not finite; 0 turns one off."""
+
+    RESUME: ClassVar[Resume] = "free"
+    at_bound_steps: int = Field(20, ge=0)  # the coefficient at a bound for so many steps in a row
+    # a step of so many times the median of those before it
+    slow_step: float = Field(2.0, ge=0)
+    # trainer or engines idle for more than this share of the newest steps' time
+    idle_share: float = Field(0.9, ge=0, le=1)
+
+
 class ClusterSection(Section):
     """The Slurm job that `aent slurm` makes of a recipe; everything else ignores it."""
 
@@ -328,6 +340,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    alerts: AlertsSection = AlertsSection()
     cluster: ClusterSection = ClusterSection()
 
     @property

@@ -43,9 +43,17 @@ class Status(NamedTuple):
     status: str
 
 
-Entry = Point | File | Status
+class Tag(NamedTuple):
+    """The run's tag ``tag`` is ``text`` from now on."""
+
+    time: int
+    tag: str
+    text: str
+
+
+Entry = Point | File | Status | Tag
 _KINDS: dict[frozenset[str], type[Entry]] = {
-    frozenset(kind._fields): kind for kind in (Point, File, Status)
+    frozenset(kind._fields): kind for kind in (Point, File, Status, Tag)
 }
 
 
@@ -111,6 +119,13 @@ _told: set[tuple[Path, int]] = set()
 def read(path: Path) -> list[Point]:
     """Every metric point of the journal."""
     return [entry for entry, _ in entries(path) if isinstance(entry, Point)]
+
+
+def tags(path: Path) -> dict[str, Tag]:
+    """The newest of each tag; empty of a journal that is not there."""
+    if not path.is_file():
+        return {}
+    return {entry.tag: entry for entry, _ in entries(path) if isinstance(entry, Tag)}
 
 
 def last_status(path: Path) -> str | None:

@@ -25,7 +25,7 @@ from aent.runtime.log import log
 from aent.tracking import figures, journal
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.background import Background
-from aent.tracking.journal import JOURNAL_FILE, File, Point
+from aent.tracking.journal import JOURNAL_FILE, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
 from aent.tracking.sender import Sender, everything_sent, points_sent
 from aent.tracking.store import RUN_ID_FILE, known_run_id
@@ -97,6 +97,11 @@ class Tracker:
         self._append(new)
         if repeated:
             self._compare(step, repeated)
+        self._points.wake()
+
+    def tag(self, tag: str, text: str) -> None:
+        """Record a tag of the run; the newest text counts."""
+        self._append([Tag(journal.now(), tag, text)])
         self._points.wake()
 
     def log_samples(
