@@ -84,11 +84,13 @@ class Report:
         seconds: Mapping[str, float],
         engines_busy_s: float,
         probe_gap: float,
+        load: Mapping[str, float],
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line.
 
         seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
         probe_gap: between engine and trainer at the last weight update, nats.
+        load: what the engines say of themselves, by the metrics' names.
         """
         recipe, batch = self.recipe, done.batch
         record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
@@ -97,7 +99,7 @@ class Report:
         reader = recipe.task.graders[0].kind
         metrics["response/distinct_answers"] = distinct_answers(rollout, reader)
         metrics["policy/probe_gap"] = probe_gap
-        metrics |= time_metrics(done.batch, seconds, engines_busy_s)
+        metrics |= time_metrics(done.batch, seconds, engines_busy_s) | load
         self.tracker.log(done.step, metrics)
         self._alert(done.step, metrics)
         every = recipe.tracking.samples_every

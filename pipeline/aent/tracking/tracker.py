@@ -37,7 +37,7 @@ Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIGURE_EVERY_S = 10.0  # at most
 ANSWER_S = 10  # for one answer, when a run has died
 # what differs when a step is executed again: how long it took
-UNREPEATABLE = ("time/", "system/", "tokens/per_s")
+UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
 
 
 class Tracker:
