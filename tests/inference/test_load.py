@@ -9,7 +9,8 @@ import pytest
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest
 from aent.inference.fleet import Fleet
-from aent.inference.load import COUNTERS, GAUGES, Load, read
+from aent.inference.load import Load
+from aent.inference.vllm_metrics import COUNTERS, GAUGES, read
 from inference.stand_in import standing_in
 from plugins.servers import Served
 

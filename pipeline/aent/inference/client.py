@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from aent.inference import load
+from aent.inference import vllm_metrics
 from aent.inference.completion import Completion, GenerationRequest, version_of
 from aent.inference.http import (
     EngineError,
@@ -257,7 +257,7 @@ class EngineClient:
 
     async def tokens_written(self) -> float:
         """How many tokens it has computed, of prompts and of responses, since it was started."""
-        values = load.read(await self.metrics())
+        values = vllm_metrics.read(await self.metrics())
         if "generated" not in values:
             raise self.error("/metrics: no vllm:generation_tokens_total")
         return values["generated"] + values.get("prompts", 0.0)

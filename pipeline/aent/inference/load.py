@@ -1,47 +1,23 @@
-"""How busy engines are, in vLLM's own words: its metrics at /metrics, Prometheus' text format.
+"""How busy a run's engines are, from step to step, by their own metrics (``vllm_metrics``).
 
-Names and meanings are those of vLLM 0.32.0 (``vllm/v1/metrics/loggers.py``). A server that is not
-ours alone (``rollout.urls``) counts everybody's requests.
+A server that is not ours alone (``rollout.urls``) counts everybody's requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aent.inference.http import EngineError
+from aent.inference.vllm_metrics import COUNTERS, read
 
 if TYPE_CHECKING:
     from aent.inference.client import EngineClient
 
 # how often, while requests are in flight: soon at first, for short responses
 FIRST_S, OFTENEST_S = 0.25, 5.0
-COUNTERS = {  # since the server was started
-    "generated": "vllm:generation_tokens_total",
-    "prompts": "vllm:prompt_tokens_total",
-    "preemptions": "vllm:num_preemptions_total",
-    "queried": "vllm:prefix_cache_queries_total",  # tokens that were looked for in the cache
-    "hits": "vllm:prefix_cache_hits_total",
-}
-GAUGES = {
-    "running": "vllm:num_requests_running",
-    "waiting": "vllm:num_requests_waiting",
-    "kv_use": "vllm:kv_cache_usage_perc",  # a share, in spite of its name
-}
-
-
-def read(text: str) -> dict[str, float]:
-    """Counters and gauges of a server's answer by our names, summed over what else labels tell
-    apart (the engines of vLLM's own data parallelism); those that are missing are left out."""
-    found: dict[str, float] = {}
-    for name, theirs in (COUNTERS | GAUGES).items():
-        values = re.findall(rf"^{theirs}(?:\{{.*\}})? (\S+)$", text, re.M)
-        if values:
-            found[name] = sum(map(float, values))
-    return found
 
 
 @dataclass

@@ -20,7 +20,7 @@ def main(run_dir: Path, model_path: Path) -> int:
     from aent.orchestrator import loop
     from aent.orchestrator.run import Run
     from aent.recipe.load import load
-    from aent.runtime import failures, log
+    from aent.runtime import failures, log, node_metrics
     from aent.runtime.phases import Phases
     from aent.runtime.rank import keep_to_given_gpus, read_place
 
@@ -29,7 +29,10 @@ def main(run_dir: Path, model_path: Path) -> int:
     recipe = load(run_dir / "recipe.yaml", [])
     keep_to_given_gpus()
     phases = Phases.of(run_dir, rank, recipe.trainer.phase_timeout_s)
+    first_here = os.environ["LOCAL_RANK"] == "0"
+    every_s = recipe.tracking.system_metrics_every_s if first_here else 0.0
     with (
+        node_metrics.reported(run_dir, every_s),
         failures.recorded(run_dir, rank),
         phases.beating(),
         Run.open(recipe, run_dir, model_path, stop, phases) as run,

@@ -15,7 +15,7 @@ from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
-from aent.runtime import failures, heartbeats
+from aent.runtime import failures, heartbeats, node_metrics
 from aent.runtime.environment import device_kind
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
@@ -59,6 +59,7 @@ def prepare(recipe: Recipe, job: str | None = None) -> tuple[Path, Path]:
     registry.clear(run_dir)
     failures.clear(run_dir)
     heartbeats.clear(run_dir)
+    node_metrics.clear(run_dir)
     say_what_starts(recipe, run_dir, model_path)
     return run_dir, model_path
 

@@ -277,7 +277,7 @@ class TrackingSection(Section):
     uri: str | None = mark(None, "warn")  # the run's id must be known there too
     experiment: str = mark("aent", "warn")
     samples_every: int = Field(1, ge=0)  # steps between tables and pages of responses; 0: never
-    system_metrics_every_s: float = Field(10.0, ge=0)  # rank 0's machine: CPU, memory, GPUs; 0: off
+    system_metrics_every_s: float = Field(10.0, ge=0)  # every machine: CPU, memory, GPUs; 0: off
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
 
 

@@ -41,9 +41,20 @@ def places(run_dir: Path) -> dict[int, str]:
     told = {}
     for rank, (silent_s, beat) in beats.items():
         told[rank] = f"step {beat['step']}, {beat['phase']} for {time.time() - beat['since']:.0f} s"
+        life = f"last sign of life {silent_s:.0f} s ago"
         if silent_s > 3 * BEAT_S:
-            told[rank] += f", no sign of life for {silent_s:.0f} s"
+            life = f"no sign of life for {silent_s:.0f} s"
+        told[rank] += f", {life}"
     return told
+
+
+def silence_of(run_dir: Path) -> float | None:
+    """Seconds since the last sign of life of any rank; None where none has begun or is left."""
+    try:
+        beats = _beats(run_dir, _clock(run_dir))
+    except OSError:
+        return None
+    return min((silent for silent, _ in beats.values()), default=None)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.runtime import node_metrics
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
 from aent.tracking import figures, journal
@@ -29,7 +30,6 @@ from aent.tracking.journal import JOURNAL_FILE, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
 from aent.tracking.sender import Sender, everything_sent, points_sent
 from aent.tracking.store import RUN_ID_FILE, known_run_id
-from aent.tracking.system_metrics import sample_system
 from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -253,10 +253,12 @@ class Tracker:
         with self._lock:
             before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
         number = max(before, default=-1) + 1  # of the sample: these metrics' own step
-        samples = sample_system()
+        seen: dict[str, float] = {}  # when each machine was looked at
         while not self._watched.wait(every):
-            if not self._try("read the system", lambda n: self.log(n, next(samples)), number):
-                return
+            for name, (when, values) in node_metrics.newest(self.run_dir).items():
+                if seen.get(name) != when:
+                    seen[name] = when
+                    self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
             number += 1
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
