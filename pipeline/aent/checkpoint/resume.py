@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from aent.tracking.journal import JOURNAL_FILE
 START_FILE = "start.json"
 
 
-def choose_start(recipe: Recipe, run_dir: Path) -> None:
+def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | None = None) -> None:
     """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
 
     Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
     changed recipe, or a changed file of a grader's function, the rollouts that were recorded for
     later steps are dropped: they are another policy's, or otherwise rewarded.
+
+    digests: of checkpoint files that were hashed just now (``folders.pick``).
 
     Raises:
         CheckpointError: one sentence per line: no whole checkpoint, or a change of the recipe that
@@ -37,7 +40,7 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
     folder = None
     files = trial.fingerprints(recipe.task)
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
-        folder = folders.pick(run_dir)
+        folder = folders.pick(run_dir, digests)
         state = _read_state(folder)
         changed = accept_changes(recipe, folder) | _say_changed_files(run_dir, files)
         log.info(f"aent: resumes after {state.step} steps, from {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from aent.checkpoint.resume import choose_start, chosen
@@ -33,11 +34,13 @@ DRIVEN = {
 }
 
 
-def prepare(recipe: Recipe, job: str | None = None) -> tuple[Path, Path]:
+def prepare(
+    recipe: Recipe, job: str | None = None, digests: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
     """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
     MLflow's address), MLflow's store where it is a file, and a bundled model; note the start.
 
-    job: Slurm's number, in a job of its own.
+    job: Slurm's number, in a job of its own. digests: as of ``choose_start``.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
     ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.make_ready``, with
@@ -50,7 +53,7 @@ def prepare(recipe: Recipe, job: str | None = None) -> tuple[Path, Path]:
     if store is not None:
         sqlite.make_ready_apart(store)
     run_dir.mkdir(parents=True, exist_ok=True)
-    choose_start(recipe, run_dir)
+    choose_start(recipe, run_dir, digests)
     checkpoint = chosen(run_dir)
     starts.note(run_dir, job, checkpoint and checkpoint.name)
     address.keep(recipe, run_dir)

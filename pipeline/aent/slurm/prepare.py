@@ -32,6 +32,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.runtime.files import NoLocksError, locked, write_whole
 from aent.runtime.log import log, logged
+from aent.slurm import hashes
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
@@ -79,7 +80,8 @@ def main(arguments: list[str]) -> int:
             if finished(recipe):
                 write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
                 return 0
-            run_dir, model_path = prepare(recipe, os.environ.get("SLURM_JOB_ID"))
+            digests = hashes.take(run_folder(recipe).absolute())
+            run_dir, model_path = prepare(recipe, os.environ.get("SLURM_JOB_ID"), digests)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)
             say_how_early(recipe, run_dir)
