@@ -85,8 +85,9 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
     """Have Adam allocate its moments, as the first update would find them: zeros, and no step
     counted. Nothing where it has them.
 
-    By a step of rate 0 on gradients of 0, which leaves every weight as it is: whoever's Adam it is
-    (Transformer Engine's and apex's were not run here), it allocates what it is going to hold.
+    By steps of rate 0 on gradients of 0, which leave every weight as it is: whoever's Adam it is
+    (Transformer Engine's and apex's were not run here), it allocates what it is going to hold. One
+    parameter at a time: gradients of all would need room that the run never needs.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
@@ -95,11 +96,12 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
         before = [(group["lr"], group["weight_decay"]) for group in inner.param_groups]
         for group in inner.param_groups:
             group["lr"] = group["weight_decay"] = 0.0
-            for parameter in group["params"]:
-                if parameter.numel() > 0:  # fused kernels do not take empty ones
-                    parameter.grad = torch.zeros_like(parameter)
-        inner.step()
         inner.zero_grad()
+        for parameter in (p for group in inner.param_groups for p in group["params"]):
+            if parameter.numel() > 0:  # fused kernels do not take empty ones
+                parameter.grad = torch.zeros_like(parameter)
+                inner.step()
+                parameter.grad = None
         for group, (lr, weight_decay) in zip(inner.param_groups, before):
             group["lr"], group["weight_decay"] = lr, weight_decay
             if "step" in group:  # apex's and Transformer Engine's
