@@ -54,8 +54,12 @@ def noted(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def attempt(run_dir: Path) -> int:
-    """The number of the newest start, from 1; 0 before the first."""
-    return len(noted(run_dir))
+    """The number of the newest start, from 1; 0 before the first, or where the file system does not
+    say."""
+    try:
+        return len(noted(run_dir))
+    except OSError:
+        return 0
 
 
 def end(run_dir: Path, why: str) -> None:
