@@ -224,10 +224,10 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
     states = [loaded] if len(parts) == 1 else [loaded[index] for index in sorted(loaded)]
     for part, state in zip(parts, states):
         moments = state.pop("param_state", None)  # of a distributed optimizer
+        if moments is None and isinstance(part.optimizer, torch.optim.AdamW):
+            # Megatron saves one count of steps for all parameters, but not a count of 0
+            state.get("optimizer", state)["state"].setdefault("common_step", torch.zeros(()))
         part.load_state_dict(state)
-        if isinstance(part.optimizer, torch.optim.AdamW):  # Megatron does not save a count of 0
-            for parameter, kept in part.optimizer.state.items():
-                kept.setdefault("step", torch.zeros((), device=parameter.device))
         if moments is not None:
             # torch's Adam counts steps beside each moment, where Megatron expects none: it would
             # look for them in the file, and gives all parameters one counter, which all then move
