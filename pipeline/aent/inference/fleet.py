@@ -66,7 +66,9 @@ class Fleet:
         waiting = deque(enumerate(requests))
         flight = Flight(self.lose, waiting, engines, progress, self.timeline)
         done: dict[int, Completion] = {}
-        watch = self.load and asyncio.create_task(self.load.watch(self.clients))
+        watch = None
+        if self.load is not None:
+            watch = asyncio.create_task(self.load.watch(self.clients))
         try:
             while len(done) < len(requests):
                 flight.send()
