@@ -68,6 +68,6 @@ def test_idle_shares_are_those_of_five_steps():
 
 def test_a_job_whose_signal_comes_too_late_for_a_step_and_a_checkpoint_is_told():
     saved = {"time/total": 150.0, "time/checkpoint": 120.0, "time/publish": 20.0}
-    assert told([{}, saved], lead_s=150) == []
-    (begun,) = told([{}, saved], lead_s=149)
-    assert_names(begun, "since step 1", "10 s", "140 s", "149 s", "--signal=B:USR1@180")
+    assert told([{}, saved], lead_s=210) == []  # 60 s of it are SAVE_MARGIN's
+    (begun,) = told([{}, saved], lead_s=209)
+    assert_names(begun, "since step 1", "10 s", "140 s", "209 s", "--signal=B:USR1@240")

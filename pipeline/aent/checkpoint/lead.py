@@ -15,6 +15,7 @@ from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
 LEAD_S = 300  # --signal of slurm/train.sbatch
+MARGIN_S = 60  # its SAVE_MARGIN: so long before the job's end what is not saved is given up
 VARIABLE = "AENT_SIGNAL_LEAD"  # of the job's tasks: the seconds of its own --signal
 LAST = 10  # steps that are looked at
 SPARE = 1.2  # of the proposal: no step is as long as another
@@ -52,19 +53,20 @@ class Took:
 
     def fits(self, lead_s: float) -> bool:
         """Whether a step that has just begun when Slurm's signal comes, and the checkpoint after
-        it, end before the job does."""
-        return self.step + self.save <= lead_s
+        it, end before the batch script gives them up."""
+        return self.step + self.save <= lead_s - margin()
 
     def describe(self, lead_s: float, every: int) -> str:
         """What that means for ``checkpoint.every`` and for the signal's lead, in a sentence."""
         told = (
             f"a step takes up to {self.step:.0f} s and a checkpoint {self.save:.0f} s; Slurm asks "
-            f"the job to end {lead_s:.0f} s before its limit"
+            f"the job to end {lead_s:.0f} s before its limit, and {margin()} s before it what is "
+            "not saved is given up (SAVE_MARGIN)"
         )
         if not self.fits(lead_s):
             told += (
-                ", which is too late: what was not saved by then is lost (set cluster.flags: "
-                f"[--signal=B:USR1@{SPARE * (self.step + self.save):.0f}])"
+                ": too late for a step and a checkpoint (set cluster.flags: "
+                f"[--signal=B:USR1@{SPARE * (self.step + self.save) + margin():.0f}])"
             )
         if every:
             told += (
@@ -85,6 +87,12 @@ def signal_lead(recipe: Recipe) -> int:
         if given := re.fullmatch(r"--signal=.*@(\d+)", flag):
             return int(given[1])
     return LEAD_S
+
+
+def margin() -> int:
+    """Seconds of the batch script's SAVE_MARGIN, where whoever sent the job has exported it."""
+    given = os.environ.get("SAVE_MARGIN", "")
+    return int(given) if given.isdecimal() else MARGIN_S
 
 
 def own_lead() -> int | None:

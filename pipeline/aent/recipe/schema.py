@@ -282,7 +282,7 @@ class TrackingSection(Section):
 
 
 class AlertsSection(Section):
-    """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/metrics.md),
+    """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/tracking.md),
     beside a reward that is not finite; 0 turns one off."""
 
     RESUME: ClassVar[Resume] = "free"
