@@ -40,7 +40,7 @@ class Job:
     @property
     def steps_done(self) -> int:
         """The newest step that its log shows, counted from 1."""
-        return int(re.findall(r"^step +(\d+)/", self.log, re.MULTILINE)[-1])
+        return int(re.findall(r"\] step +(\d+)/", self.log)[-1])
 
     def wait(self) -> str:
         """Its last state; fails, with its log, if it has none in time."""

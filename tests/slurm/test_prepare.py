@@ -2,23 +2,20 @@
 
 import errno
 import fcntl
-import json
 import os
 
 import pytest
 
-from aent.checkpoint import resume
 from aent.checkpoint.folders import CheckpointError
+from aent.launch import starts
 from aent.recipe.load import load
-from aent.slurm import starts
 from aent.slurm.prepare import BusyError, count_start, finished, main, only_job
 from wording import assert_names, naming
 
 
 def start(run_dir, checkpoint, most=2):
     """One start of the job from this checkpoint."""
-    folder = checkpoint and str(run_dir / "checkpoints" / checkpoint)
-    (run_dir / resume.START_FILE).write_text(json.dumps({"checkpoint": folder}))
+    starts.note(run_dir, os.environ["SLURM_JOB_ID"], checkpoint)
     count_start(run_dir, most)
 
 
@@ -35,7 +32,7 @@ def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_pa
 
 
 def test_a_folder_is_for_one_job_at_a_time(tmp_path, capfd, monkeypatch):
-    starts.note(tmp_path, {"job": "7", "checkpoint": None})
+    starts.note(tmp_path, "7", None)
     (tmp_path / "recipe.yaml").touch()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     job = [str(tmp_path), "--nodes=1", "--gpus-per-node=0", "--alive=7 8", "recipes/cpu/tiny.yaml"]
@@ -44,7 +41,7 @@ def test_a_folder_is_for_one_job_at_a_time(tmp_path, capfd, monkeypatch):
     assert_names(said, tmp_path, "job 7")
     assert not (tmp_path / "job.env").exists()
     with only_job(tmp_path, ["8"]):  # job 7 is over, however it ended
-        starts.note(tmp_path, {"job": "8", "checkpoint": None})
+        starts.note(tmp_path, "8", None)
     with only_job(tmp_path, ["8", "9"]):  # a requeued job is the same one
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -74,11 +71,11 @@ def test_a_run_is_finished_when_its_policy_is_there_and_no_step_is_missing(tmp_p
 
 @pytest.mark.parametrize("torn", [b'{"job": "7', b"\0" * 30 + b"\n", b"[1]\n\xff\n"])
 def test_a_torn_line_among_the_starts_is_none(tmp_path, torn):
-    starts.note(tmp_path, {"job": "7", "checkpoint": None})
+    starts.note(tmp_path, "7", None)
     with (tmp_path / starts.STARTS_FILE).open("ab") as file:
         file.write(torn)
     assert [s["job"] for s in starts.noted(tmp_path)] == ["7"]
-    starts.note(tmp_path, {"job": "8", "checkpoint": "step_000010"})
+    starts.note(tmp_path, "8", "step_000010")
     assert [s["job"] for s in starts.noted(tmp_path)] == ["7", "8"]
     assert starts.noted(tmp_path / "none") == []
 

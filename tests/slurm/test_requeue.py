@@ -10,7 +10,11 @@ import sys
 import pytest
 
 from aent.inference import registry
+from aent.launch import starts
+from aent.runtime import node_metrics
+from aent.slurm import hashes
 from slurm.conftest import PATIENT, TINY, TWO_NODES
+from wording import assert_names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -48,8 +52,12 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     job.wait_for("aent: requeued")
     job.wait_for("aent: resumes after")
     steps = int(job.log.split("aent: resumes after ")[1].split()[0])
+    assert_names(starts.noted(job.run_dir)[1]["after"], job.number, "asked to end")
+    assert not (job.run_dir / hashes.FOLDER).exists()  # prepare has read what the nodes hashed
     job.wait_for(f"step {steps + 4:2}/60")
     assert_same_curve(job, sweep[0])
+    machines = {file.stem for file in (job.run_dir / node_metrics.FOLDER).glob("*.json")}
+    assert machines == {"node0", "node1", "node2"}
 
     stopped = job.tasks("aent.launch.rank")[3]
     stopped.send_signal(signal.SIGSTOP)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 
+from aent.launch import starts
 from aent.recipe.load import dump, load
 from aent.runtime import failures
 from aent.runtime.phases import Phases
-from aent.slurm import starts, status
+from aent.slurm import status
 from aent.slurm.render import SlurmError
 from aent.tracking import journal
 from wording import assert_names, naming
@@ -24,14 +26,21 @@ def run_dir(tmp_path):
     folder = tmp_path / "run"
     (folder / "engines").mkdir(parents=True)
     (folder / "heartbeats").mkdir()
-    (folder / "recipe.yaml").write_text(dump(load(TINY, [f"run_dir={folder}", "steps=10"])))
+    (folder / "recipe.yaml").write_text(
+        dump(load(TINY, [f"run_dir={folder}", "steps=10", "rollout.engines=3"]))
+    )
     points = [journal.Status(1, "RUNNING")]
     for step, total in enumerate((9.0, 4.0, 5.0)):
         for key, value in {"total": total, "trainer_idle": total / 2, "engines_idle": 1.0}.items():
             points.append(journal.Point(step, journal.now(), f"time/{key}", value))
+    starts.note(folder, "7", None)
+    starts.end(folder, "job 7: preempted")
+    starts.note(folder, "7", "step_000002")
+    starts.note(folder, "7", "step_000002")
+    for text in ("since step 1: it is nan", "over with step 2: it is nan"):
+        points.append(journal.Tag(1, "aent.alert.reward", text))
+    points.append(journal.Tag(1, "aent.other", "not an alert"))
     journal.append(folder / journal.JOURNAL_FILE, points)
-    for checkpoint in (None, "step_000002"):
-        starts.note(folder, {"job": "7", "checkpoint": checkpoint})
     phases = Phases.of(folder, 2, 600.0)
     phases.step = 3
     phases.begin("train")
@@ -61,11 +70,40 @@ def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs):
     assert_names(told[0], run_dir, "tiny", "RUNNING")
     assert_names(told[1], "step 3 of 10", "5.0 s", "0:35 left")
     assert_names(told[2], "trainer 50%", "engines 17%")
-    assert_names(told[3], "2 time", "job 7", "squeue")
-    assert_names(told[4], "job 7", "step_000002")
+    assert told[3] == "alert over with step 2: it is nan"
+    assert_names(told[4], "3 time", "job 7", "squeue")
+    assert_names(told[5], "attempt 2", "step_000002", "job 7: preempted")
+    assert_names(told[6], "attempt 3", "step_000002", "nobody")
+    assert_names(told[7], "rank 2", "step 3", "train", "sign of life", "0 s ago")
+    assert_names(told[8], "engine 0", "http://n1:8000")
     text = "\n".join(told)
-    assert_names(text, "rank 2", "step 3", "train", "engine 0", "http://n1:8000", "engine 1: lost")
+    assert_names(text, "engine 1: lost", "engine 2: not ready")
     assert_names(text, "OSError: disk full", run_dir / "logs")
+
+
+def test_a_run_whose_start_has_ended_or_whose_ranks_are_silent_says_so(run_dir, programs):
+    long_ago = time.time() - 1000
+    os.utime(run_dir / "heartbeats" / "rank2.json", (long_ago, long_ago))
+    assert_names(status.report(str(run_dir))[0], "RUNNING", "no rank", "16:40")
+    starts.end(run_dir, "aent: engine 1 died; its last lines:\n  frame\nCUDA out of memory\n")
+    ended = "engine 1 died; its last lines: ... CUDA out of memory"
+    assert status.report(str(run_dir))[0].endswith(ended)
+    starts.note(run_dir, None, "step_000002")  # aent train, in the job's folder
+    told = status.report(str(run_dir))
+    assert not any(ended in line for line in told[:1])
+    assert any("attempt 4" in line and ended in line for line in told)
+    programs(scancel=f"echo $* >{run_dir}/cancelled")
+    assert status.cancel(str(run_dir)) == "7"
+
+
+def test_jobs_of_a_recipe_that_squeue_has_forgotten_are_asked_of_sacct(run_dir, programs):
+    programs(squeue=":", sacct="echo '7|FAILED|00:00:12|1:0|n1'; echo '9|COMPLETED|1|0:0|n2'")
+    told = status.report(os.path.abspath(TINY))
+    assert_names(told[0], "job 7", "FAILED", "00:00:12")
+    assert_names("\n".join(told), "job 9", "COMPLETED")
+    programs(squeue=":", sacct=":")
+    (said,) = status.report(os.path.abspath(TINY))
+    assert_names(said, "tiny", "squeue", "sacct")
 
 
 def test_a_job_that_waits_says_why_and_a_forgotten_one_is_asked_of_sacct(run_dir, programs):

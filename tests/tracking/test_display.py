@@ -1,7 +1,6 @@
 """The display in a pipe and in a terminal, and the summary's arithmetic."""
 
 import contextlib
-import io
 import math
 import os
 import pty
@@ -21,13 +20,12 @@ def line(step: int, seconds: float = 10.0) -> StepLine:
     return StepLine(step, 0.125 * step, 0.75, 0.0125, 2000, phases)
 
 
-def test_plain_lines_without_a_terminal():
-    out = io.StringIO()
-    with Display(steps=10, file=out) as display:
+def test_plain_lines_without_a_terminal(capsys):
+    with Display(steps=10) as display:
         display.step(line(0, seconds=50))
         display.step(line(1))
         display.message("evaluation: [0.5]")
-    assert out.getvalue().splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "step  1/10  reward 0.000  entropy 0.750  coefficient 0.0125  40 tokens/s  left 7:30  "
         "| sample 25.0 score 0.0 train 24.0 sync 1.0 s",
         "step  2/10  reward 0.125  entropy 0.750  coefficient 0.0125  200 tokens/s  left 1:20  "
@@ -36,11 +34,10 @@ def test_plain_lines_without_a_terminal():
     ]
 
 
-def test_skipped_updates_are_shown():
-    out = io.StringIO()
-    with Display(steps=10, file=out) as display:
+def test_skipped_updates_are_shown(capsys):
+    with Display(steps=10) as display:
         display.step(replace(line(0), skipped=2))
-    assert re.search(r"\b2\b.*skip", out.getvalue(), re.IGNORECASE)
+    assert re.search(r"\b2\b.*skip", capsys.readouterr().out, re.IGNORECASE)
 
 
 def read_to_the_end(reader: int, pieces: list[bytes]) -> None:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from aent.recipe.load import dump, flatten, load
 from aent.recipe.schema import Recipe
+from aent.runtime import node_metrics
 from aent.tracking import journal, store
 from aent.tracking.address import tracking_uri
 from aent.tracking.journal import File, Point, Status
@@ -419,15 +420,37 @@ def test_a_sweeps_run_lies_under_its_parent_and_slurm_is_named(run_dir, recipe, 
 def test_system_metrics_go_through_the_journal_and_count_on_after_a_resume(run_dir, recipe):
     tracking = recipe.tracking.model_copy(update={"system_metrics_every_s": 0.05})
     watched = recipe.model_copy(update={"tracking": tracking})
+    (run_dir / "system").mkdir()
+    other = {"time": 1.0, "values": {"gpu_0_utilization_percentage": 90.0}}
+    (run_dir / "system" / "node7.json").write_text(json.dumps(other))
     for _ in range(2):
         tracker = Tracker(run_dir, watched)
         before = len(journal.read(run_dir / "journal.jsonl"))
         deadline = time.monotonic() + 300
-        while len(journal.read(run_dir / "journal.jsonl")) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        with node_metrics.reported(run_dir, 0.05):
+            while len(journal.read(run_dir / "journal.jsonl")) < before + 8:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         assert tracker.finish("FINISHED", timeout_s=300)
-    logged = history(run_dir, "system/cpu_utilization_percentage")
-    assert [step for step, _ in logged] == list(range(len(logged)))
-    assert len(logged) >= 2
-    assert history(run_dir, "system/system_memory_usage_megabytes")[0][1] > 0
+    here = f"system/{node_metrics.host()}"
+    logged = history(run_dir, f"{here}/cpu_utilization_percentage")
+    assert len({step for step, _ in logged}) == len(logged) >= 2
+    assert history(run_dir, f"{here}/system_memory_usage_megabytes")[0][1] > 0
+    # a machine whose file stays as it is is heard of once a start
+    told = history(run_dir, "system/node7/gpu_0_utilization_percentage")
+    assert [value for _, value in told] == [90.0, 90.0]
+
+
+def test_a_tag_goes_through_the_journal_and_its_newest_text_counts(run_dir, recipe):
+    tracker = Tracker(run_dir, recipe)
+    tracker.log(0, {"reward/mean": 0.5})
+    tracker.tag("aent.alert.reward", "since step 0: it is nan")
+    tracker.log(1, {"reward/mean": 0.5})
+    tracker.tag("aent.alert.reward", "over with step 1" + "." * 6000)
+    assert tracker.finish("FINISHED")
+    client, run_id = client_of(run_dir)
+    assert client.get_run(run_id).data.tags["aent.alert.reward"].startswith("over with step 1..")
+    assert [value for _, value in history(run_dir, "reward/mean")] == [0.5, 0.5]
+    told = journal.tags(run_dir / journal.JOURNAL_FILE)
+    assert [tag.text[:16] for tag in told.values()] == ["over with step 1"]
+    assert journal.tags(run_dir / "none") == {}

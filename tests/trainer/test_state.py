@@ -99,6 +99,10 @@ def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
                     request.async_fn()
                 except OSError as error:
                     out["unwritable"] = str(error)
+            out["bytes", name] = [
+                sum(f.stat().st_size for f in (target / kind).glob("*.distcp"))
+                for kind in ("untrained", "trained")
+            ]
             fresh = Trainer(recipe, Path(path))
             state.load(fresh, target / "untrained")
             out["untrained", name] = [fresh.train_minibatch(b, LAMBDA).loss for b in BATCHES]
@@ -160,6 +164,14 @@ def test_state_matters_for_the_losses(ranks: list[dict]) -> None:
     first, second = trained[0][0], trained[1][0]
     assert untrained[2:] == [first, second]  # trained from the state before the first update
     assert abs(untrained[0] - first) > 1e-2
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_the_checkpoint_before_the_first_update_is_as_large_as_one_after(
+    ranks: list[dict], name: str
+) -> None:
+    first, later = ranks[0]["bytes", name]
+    assert 0.98 * later < first < 1.02 * later
 
 
 def test_recipe_rules_over_the_saved_rate(ranks: list[dict]) -> None:

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aent.checkpoint import rollout_files
 from aent.entropy.controllers import ControllerState
 from aent.runtime.files import read_again
+from aent.runtime.log import log
 
 if TYPE_CHECKING:
     from aent.algorithm.entropy_controls import Memory
@@ -88,24 +89,26 @@ def found(run_dir: Path) -> list[Found]:
     return sorted(Found(int(name[1]), name[2] or "", p) for name, p in named if name)
 
 
-def pick(run_dir: Path) -> Path:
+def pick(run_dir: Path, digests: Mapping[str, str] | None = None) -> Path:
     """The newest whole checkpoint. Newer ones that are damaged or half-written are named on stderr
     and set aside, under the name they had with ``.damaged``.
+
+    digests: SHA-256 by path of files that were hashed just now; the others are hashed here.
 
     Raises:
         CheckpointError: if there is none, or if the file system does not read one: that is no
             damage, and an older one would throw its steps away.
     """
-    names = []
+    names, known = [], digests or {}
     for _, ending, folder in reversed(found(run_dir)):
         if ending == DAMAGED:  # found by an earlier start
             names.append(folder.stem)
             continue
-        fault = "it was not finished" if ending == PARTIAL else _damage_if_read(folder)
+        fault = "it was not finished" if ending == PARTIAL else _damage_if_read(folder, known)
         if not fault:
             return folder
         names.append(folder.name)
-        print(f"aent: checkpoint {folder} is skipped: {fault}", file=sys.stderr)
+        log.warning(f"aent: checkpoint {folder} is skipped: {fault}")
         if not ending:
             _set_aside(folder)
     there = f"only damaged ones ({', '.join(names)})" if names else "none"
@@ -115,9 +118,9 @@ def pick(run_dir: Path) -> Path:
     )
 
 
-def _damage_if_read(folder: Path) -> str:
+def _damage_if_read(folder: Path, digests: Mapping[str, str]) -> str:
     try:
-        return read_again(lambda: damage(folder))
+        return read_again(lambda: damage(folder, digests))
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {folder} cannot be read ({error}): resume when the file system reads it "
@@ -134,17 +137,25 @@ def _set_aside(folder: Path) -> None:
         raise CheckpointError(f"checkpoint {folder} cannot be set aside: {error}") from error
 
 
-def damage(folder: Path) -> str:
+def written_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's files by their names, as it was written. Raises OSError, ValueError
+    where the file of sums is not what was written."""
+    lines = (folder / SUMS).read_text().splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+def damage(folder: Path, digests: Mapping[str, str] | None = None) -> str:
     """What is wrong with a checkpoint's files, as a clause; empty if they are as written.
 
-    Raises OSError where they cannot be read.
+    digests: as of ``pick``. Raises OSError where files cannot be read.
     """
+    known = digests or {}
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        sums = written_sums(folder)
         with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
-            digests = pool.map(checksum, [folder / name for name in sums])
-            for name, digest in zip(sums, digests):
+            paths = [folder / name for name in sums]
+            found = pool.map(lambda path: known.get(str(path)) or checksum(path), paths)
+            for name, digest in zip(sums, found):
                 if digest != sums[name]:
                     return f"{name} is not what was written (SHA-256)"
     except FileNotFoundError as error:
@@ -185,5 +196,5 @@ def prune(run_dir: Path, keep: int) -> None:
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            print(f"aent: {folder} cannot be removed: {error}", file=sys.stderr, flush=True)
+            log.warning(f"aent: {folder} cannot be removed: {error}")
     rollout_files.forget(run_dir, before=whole[-keep:][0].step)

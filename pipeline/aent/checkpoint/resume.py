@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tasks import trial
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
@@ -23,12 +24,14 @@ from aent.tracking.journal import JOURNAL_FILE
 START_FILE = "start.json"
 
 
-def choose_start(recipe: Recipe, run_dir: Path) -> None:
+def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | None = None) -> None:
     """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
 
     Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
     changed recipe, or a changed file of a grader's function, the rollouts that were recorded for
     later steps are dropped: they are another policy's, or otherwise rewarded.
+
+    digests: of checkpoint files that were hashed just now (``folders.pick``).
 
     Raises:
         CheckpointError: one sentence per line: no whole checkpoint, or a change of the recipe that
@@ -37,26 +40,24 @@ def choose_start(recipe: Recipe, run_dir: Path) -> None:
     folder = None
     files = trial.fingerprints(recipe.task)
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
-        folder = folders.pick(run_dir)
+        folder = folders.pick(run_dir, digests)
         state = _read_state(folder)
         changed = accept_changes(recipe, folder) | _say_changed_files(run_dir, files)
-        print(f"aent: resumes after {state.step} steps, from {folder}", flush=True)
+        log.info(f"aent: resumes after {state.step} steps, from {folder}")
         if changed:
             rollout_files.forget(run_dir, from_step=state.step)
         _keep_policy(run_dir, folder)
         path = run_dir / JOURNAL_FILE
         if (path.stat().st_size if path.exists() else 0) < state.journal_bytes:
-            print(
+            log.warning(
                 f"aent: {path} is shorter than when the checkpoint was made: points of steps "
-                "before it are missing",
-                file=sys.stderr,
+                "before it are missing"
             )
     first = started(run_dir) if recipe.resume != "never" else None
     if first is None and _read_start(run_dir) == {}:
-        print(
+        log.warning(
             f"aent: {run_dir / START_FILE} was not whole and is written anew: a chat template that "
-            "writes a date writes today's from here on",
-            file=sys.stderr,
+            "writes a date writes today's from here on"
         )
     start = {
         "checkpoint": folder and str(folder),
@@ -76,10 +77,9 @@ def _say_changed_files(run_dir: Path, files: dict[str, str]) -> bool:
         function for function in files if before.get(function, files[function]) != files[function]
     ]
     for function in changed:
-        print(
+        log.info(
             f"aent: changed: task.graders: the file of {function} is not that of the run's last "
-            "start: this may change what is learnt",
-            flush=True,
+            "start: this may change what is learnt"
         )
     return bool(changed)
 
@@ -156,7 +156,7 @@ def accept_changes(recipe: Recipe, folder: Path) -> bool:
         raise CheckpointError("\n".join(f"{c} (cannot change in a run)" for c in refused))
     for change in found:
         warning = ": this may change what is learnt" if change.rule == "warn" else ""
-        print(f"aent: changed: {change}{warning}", flush=True)
+        log.info(f"aent: changed: {change}{warning}")
     return any(c.rule == "warn" for c in found)
 
 
@@ -173,4 +173,4 @@ def _keep_policy(run_dir: Path, folder: Path) -> None:
     if policy.exists():
         shutil.rmtree(aside, ignore_errors=True)  # the same, where a run ends there once more
         os.replace(policy, aside)
-        print(f"aent: the policy of an earlier end is {aside} now", flush=True)
+        log.info(f"aent: the policy of an earlier end is {aside} now")

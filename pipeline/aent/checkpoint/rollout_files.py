@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ import numpy as np
 from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.runtime.files import read_again
+from aent.runtime.log import log
 
 FOLDER = "rollouts"
 NAME = re.compile(r"step_(\d{6,})\.npz")
@@ -84,7 +84,7 @@ def read(run_dir: Path, step: int) -> Rollout | None:
         with np.load(content) as arrays:
             return _rollout(dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        print(f"aent: {path} is damaged ({error}): step {step} is sampled anew", file=sys.stderr)
+        log.warning(f"aent: {path} is damaged ({error}): step {step} is sampled anew")
         return None
 
 
@@ -131,7 +131,7 @@ def forget(run_dir: Path, *, before: int = 0, from_step: int | None = None) -> N
             try:
                 path.unlink()
             except OSError as error:
-                print(f"aent: {path} cannot be removed: {error}", file=sys.stderr, flush=True)
+                log.warning(f"aent: {path} cannot be removed: {error}")
 
 
 def recorded(run_dir: Path) -> dict[int, Path]:

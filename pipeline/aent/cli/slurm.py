@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aent.slurm.render import Script
 
 T = TypeVar("T")
+WATCH_S = 5.0  # between two looks of aent status --watch
 slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
 
 
@@ -70,14 +71,18 @@ def status(
     """Say how a run stands: job, steps, ranks, engines, restarts, last error, logs."""
     import time
 
+    from aent.slurm.render import SlurmError
     from aent.slurm.status import report
 
-    while True:
-        lines = _asked(report, target)
-        print(("\033[H\033[2J" if watch else "") + "\n".join(lines), flush=True)
-        if not watch:
-            return
-        time.sleep(5)
+    lines, told = _asked(report, target), ""
+    while watch:
+        print("\033[H\033[2J" + "\n".join([*lines, told]), flush=True)
+        time.sleep(WATCH_S)
+        try:
+            lines, told = report(target), ""
+        except (SlurmError, OSError, ValueError) as error:  # Slurm, or the file system, is away
+            told = f"aent: the above is not up to date: {error}"
+    print("\n".join(lines))
 
 
 @slurm.command(name="cancel")

@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 
+from aent.inference import vllm_metrics
 from aent.inference.completion import Completion, GenerationRequest, version_of
 from aent.inference.http import (
     Answer,
@@ -235,7 +236,7 @@ class EngineClient:
 
     async def block_size(self) -> int:
         """Tokens of one block of its key-value cache (only whole blocks are ever reused)."""
-        metrics = str(await self.call("GET", "/metrics"))
+        metrics = await self.metrics(self.call_timeout_s)
         found = re.search(r'^vllm:cache_config_info\{.*?[{,]block_size="(\d+)"', metrics, re.M)
         if found is None:
             raise self.error("/metrics: vllm:cache_config_info has no block_size")
@@ -243,13 +244,14 @@ class EngineClient:
 
     async def tokens_written(self) -> float:
         """How many tokens it has computed, of prompts and of responses, since it was started."""
-        metrics = str(await self.call("GET", "/metrics", timeout_s=LOOK_S))
-        counts = re.findall(
-            r"^vllm:(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", metrics, re.M
-        )
-        if not counts:
+        values = vllm_metrics.read(await self.metrics())
+        if "generated" not in values:
             raise self.error("/metrics: no vllm:generation_tokens_total")
-        return sum(map(float, counts))
+        return values["generated"] + values.get("prompts", 0.0)
+
+    async def metrics(self, timeout_s: float = LOOK_S) -> str:
+        """vLLM's own metrics, in Prometheus' text format. Raises EngineError as ``call``."""
+        return str(await self.call("GET", "/metrics", timeout_s=timeout_s))
 
     def error(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
         """An error that names this server and ends with the last lines of its log."""

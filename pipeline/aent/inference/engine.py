@@ -26,6 +26,7 @@ from aent.inference.token_gate import FILE_VARIABLE, TokenGate
 from aent.recipe.schema import Recipe
 from aent.runtime.children import STARTED_BY, Child, free_port
 from aent.runtime.environment import device_kind
+from aent.runtime.log import begin_section
 from aent.runtime.network import port_problem
 
 READY_POLL_S = 0.2
@@ -291,6 +292,7 @@ def start(settings: EngineSettings) -> Engine:
     elif (why := port_problem(settings.host, settings.port)) is not None:
         raise EngineError(f"rollout.engine.port: port {settings.port} {why}")
     argv, env = command(settings)
+    begin_section(settings.log_path, f"vLLM server on port {settings.port}")
     child = Child.start(
         f"vLLM server on port {settings.port}", argv, env=env, log_path=settings.log_path
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.flight import EngineFlight, Flight
 from aent.inference.http import EngineError
+from aent.inference.load import Load
+from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
 
@@ -28,6 +29,7 @@ class Fleet:
     min_engines: int | None = None  # with fewer it fails; None: with any lost
     on_loss: Callable[[EngineClient], None] = lambda client: None
     timeline: Timeline = field(default_factory=Timeline)  # of its requests
+    load: Load | None = None  # what servers say of themselves meanwhile; None: nobody asks
     busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
     size: int = field(init=False)  # with none lost
     # by address: the weight version with which it was taken back last
@@ -64,6 +66,9 @@ class Fleet:
         waiting = deque(enumerate(requests))
         flight = Flight(self.lose, waiting, engines, progress, self.timeline)
         done: dict[int, Completion] = {}
+        watch = None
+        if self.load is not None:
+            watch = asyncio.create_task(self.load.watch(self.clients))
         try:
             while len(done) < len(requests):
                 flight.send()
@@ -73,6 +78,9 @@ class Fleet:
                     if on_completion is not None:
                         on_completion(index, completion)
         finally:
+            if watch is not None:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
             for engine in flight.engines:
                 flight.stop(engine)
             await asyncio.gather(*flight.cancelled, return_exceptions=True)
@@ -122,9 +130,7 @@ class Fleet:
             raise EngineError(
                 f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
             )
-        print(
+        log.warning(
             f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
-            f"requests: {error}",
-            file=sys.stderr,
-            flush=True,
+            f"requests: {error}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.http import EngineError, RefusedError, TransientError
+from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Flight:
                 return await engine.client.complete(request)
             except TransientError as error:
                 if engine.retries == 0:
-                    print(f"aent: sent again: {_first_line(error)}", file=sys.stderr, flush=True)
+                    log.warning(f"aent: sent again: {_first_line(error)}")
                 engine.retries += 1
             await asyncio.sleep(delay_s * self._jitter.uniform(0.5, 1.0))
         return await engine.client.complete(request)
@@ -165,7 +165,7 @@ class Flight:
         if engine.sent_again or not await client.is_healthy():
             self._lose(engine, silence)
             return
-        print(f"aent: sent again: {_first_line(silence)}", file=sys.stderr, flush=True)
+        log.warning(f"aent: sent again: {_first_line(silence)}")
         self.waiting.extendleft(reversed(self.stop(engine)))
         engine.sent_again = True
         self.on_progress()

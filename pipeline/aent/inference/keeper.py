@@ -8,7 +8,6 @@ gives it those of the run before it asks it for anything (``orchestrator.engines
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from aent.inference import engine, registry
 from aent.inference.engine import Engine, EngineSettings
 from aent.inference.http import EngineError
 from aent.recipe.schema import Recipe
+from aent.runtime.log import log
 
 RESTARTS = 3  # of one engine: what is lost more often is not lost by chance
 
@@ -103,10 +103,8 @@ class Keeper:
             registry.publish_failure(self.run_dir, self.index, f"engine {self.index}: {error}")
             raise error
         self.restarts -= 1
-        print(
+        log.warning(
             f"aent: engine {self.index} {what} and is started again (at most {self.restarts} more "
-            f"times); its log: {self.settings.log_path}",
-            file=sys.stderr,
-            flush=True,
+            f"times); its log: {self.settings.log_path}"
         )
         self._start()

@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
 from aent.runtime.files import read_again
+from aent.runtime.log import log
 
 POLL_S = 0.2
 
@@ -78,11 +78,9 @@ def give_up(run_dir: Path, url: str) -> None:
             if json.loads(path.read_text()).get("url") == url:
                 path.with_suffix(".lost").write_text(url)
         except OSError as error:
-            print(
+            log.warning(
                 f"aent: {path.with_suffix('.lost')} cannot be written ({error}): nobody starts the "
-                f"engine {url} again",
-                file=sys.stderr,
-                flush=True,
+                f"engine {url} again"
             )
 
 

@@ -7,7 +7,6 @@ interruption nobody knows what an engine is in the middle of.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from aent.inference.engine import STOP_GRACE_S, EngineSettings
 from aent.inference.keeper import Keeper
 from aent.recipe.schema import Recipe
 from aent.runtime.children import stop_all
+from aent.runtime.log import log
 
 
 @dataclass
@@ -52,4 +52,4 @@ class SharedEngines:
         try:
             stop_all(children, STOP_GRACE_S)
         except TimeoutError as error:
-            print(f"aent: {error}", file=sys.stderr, flush=True)
+            log.warning(f"aent: {error}")

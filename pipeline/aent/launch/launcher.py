@@ -20,12 +20,15 @@ from aent.inference import engine
 from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
+from aent.launch import starts
 from aent.launch.start import prepare, rank_environment
 from aent.layout.parallel import ParallelLayout
+from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, free_port, stop_all
+from aent.runtime.log import log, logged
 from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking import sqlite
@@ -76,12 +79,18 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     With ``shared`` the run takes over the engines that are left there, and leaves its own there if
     it ends well.
     """
-    try:
-        run_dir, model_path = prepare(recipe)
-    except (CheckpointError, StoreError, AddressError, OSError) as error:
-        lines = redacted(str(error)).splitlines()
-        print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
-        return 2
+    with logged("launcher", starts.attempt(run_folder(recipe)) + 1):
+        try:
+            run_dir, model_path = prepare(recipe)
+        except (CheckpointError, StoreError, AddressError, OSError) as error:
+            for line in redacted(str(error)).splitlines():
+                log.error(f"aent: {line}")
+            return 2
+        return _run(recipe, run_dir, model_path, shared)
+
+
+def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines | None) -> int:
+    """Start, watch and end the run's processes; return its exit code."""
     keepers: list[Keeper] = []
     ranks: list[Child] = []
     store: Making | None = None
@@ -116,17 +125,23 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
 def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | None) -> int:
     """Say how the run has ended, to MLflow too where no rank could; return the exit code."""
     if failure is not None:
-        print(redacted(failure), file=sys.stderr)
+        log.error(redacted(failure))
+        starts.end(run_dir, redacted(failure))
     if signals.received:
-        print(f"aent: stopped by {signal.Signals(signals.received).name}", file=sys.stderr)
+        told = f"stopped by {signal.Signals(signals.received).name}"
+        log.warning(f"aent: {told}")
+        starts.end(run_dir, told)
         mark_ended(run_dir, "KILLED", ENDED_S)
         return 128 + signals.received
     if failure is not None:
         mark_ended(run_dir, "FAILED")
         return 1
     if all(rank.poll() == CHECKPOINTED for rank in ranks):
-        print("aent: stopped by SIGUSR1, with a checkpoint: --resume goes on", file=sys.stderr)
+        told = "stopped by SIGUSR1, with a checkpoint"
+        log.warning(f"aent: {told}: --resume goes on")
+        starts.end(run_dir, told)
         return CHECKPOINTED
+    starts.end(run_dir, "finished")
     return 0
 
 
@@ -189,7 +204,7 @@ def look_after(
             except EngineError as error:
                 if spare_engines == 0 or not keeper.has_served:
                     return f"aent: {error}"
-                print(f"aent: engine {keeper.index} is given up: {error}", file=sys.stderr)
+                log.warning(f"aent: engine {keeper.index} is given up: {error}")
                 keepers.remove(keeper)
         dead = [r for r in ranks if r.poll() not in (None, 0, CHECKPOINTED)]
         if dead:

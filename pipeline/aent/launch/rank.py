@@ -16,18 +16,23 @@ def main(run_dir: Path, model_path: Path) -> int:
     children.die_with_parent()
     gc.disable()  # a start makes a million objects that stay: looking for garbage takes 2 s
     stop = signals.listen()  # before the imports, which take seconds: the signal would kill us
+    from aent.launch import starts
     from aent.orchestrator import loop
     from aent.orchestrator.run import Run
     from aent.recipe.load import load
-    from aent.runtime import failures
+    from aent.runtime import failures, log, node_metrics
     from aent.runtime.phases import Phases
     from aent.runtime.rank import keep_to_given_gpus, read_place
 
-    recipe = load(run_dir / "recipe.yaml", [])
     rank = read_place()
+    log.begin_rank(rank, starts.attempt(run_dir))
+    recipe = load(run_dir / "recipe.yaml", [])
     keep_to_given_gpus()
     phases = Phases.of(run_dir, rank, recipe.trainer.phase_timeout_s)
+    first_here = os.environ["LOCAL_RANK"] == "0"
+    every_s = recipe.tracking.system_metrics_every_s if first_here else 0.0
     with (
+        node_metrics.reported(run_dir, every_s),
         failures.recorded(run_dir, rank),
         phases.beating(),
         Run.open(recipe, run_dir, model_path, stop, phases) as run,

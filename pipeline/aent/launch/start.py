@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from aent.checkpoint.resume import choose_start
+from aent.checkpoint.resume import choose_start, chosen
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.inference import registry
+from aent.launch import starts
 from aent.layout.parallel import ParallelLayout
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
-from aent.runtime import failures, heartbeats
+from aent.runtime import failures, heartbeats, node_metrics
 from aent.runtime.environment import device_kind
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tasks import trial
 from aent.tracking import address, sqlite
 
@@ -31,9 +34,13 @@ DRIVEN = {
 }
 
 
-def prepare(recipe: Recipe) -> tuple[Path, Path]:
+def prepare(
+    recipe: Recipe, job: str | None = None, digests: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
     """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
-    MLflow's address) and a bundled model.
+    MLflow's address) and a bundled model; note the start.
+
+    job: Slurm's number, in a job of its own. digests: as of ``choose_start``.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
     ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.check``, with nothing
@@ -46,13 +53,16 @@ def prepare(recipe: Recipe) -> tuple[Path, Path]:
     if store is not None:
         sqlite.check(store)
     run_dir.mkdir(parents=True, exist_ok=True)
-    choose_start(recipe, run_dir)
+    choose_start(recipe, run_dir, digests)
+    checkpoint = chosen(run_dir)
+    starts.note(run_dir, job, checkpoint and checkpoint.name)
     address.keep(recipe, run_dir)
     write_whole(run_dir / "recipe.yaml", dump(recipe))
     registry.make_token(run_dir)
     registry.clear(run_dir)
     failures.clear(run_dir)
     heartbeats.clear(run_dir)
+    node_metrics.clear(run_dir)
     say_what_starts(recipe, run_dir, model_path)
     return run_dir, model_path
 
@@ -60,15 +70,16 @@ def prepare(recipe: Recipe) -> tuple[Path, Path]:
 def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
     """Before the silence of a start: what is being started, and where it writes."""
     layout = ParallelLayout.of(recipe.trainer)
-    print(
+    look = address.look_command(address.tracking_uri(recipe, run_dir))
+    for line in (
         f"aent: {recipe.name}: {layout.num_ranks} trainer ranks ({layout}), "
-        f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}\n"
-        f"{say_what_controls(recipe)}\n"
-        f"{say_who_grades(recipe)}\n"
-        f"aent: run folder {run_dir} (logs in logs/)\n"
-        f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",
-        flush=True,
-    )
+        f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}",
+        *say_what_controls(recipe).splitlines(),
+        *say_who_grades(recipe).splitlines(),
+        f"aent: run folder {run_dir} (logs in logs/)",
+        f"aent: MLflow: {look}",
+    ):
+        log.info(line)
 
 
 def say_who_grades(recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, TransientError
+from aent.inference.load import Load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 from aent.runtime.network import LOOPBACK, is_local, own_address
@@ -58,6 +59,7 @@ class Engines:
             found,
             recipe.rollout.min_engines,
             on_loss=lambda client: registry.give_up(run_dir, client.url),
+            load=Load(),
         )
         sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
         asyncio.run(sender.connect())
@@ -130,6 +132,14 @@ class Engines:
         """Seconds since the last call in which an engine had requests to answer: the mean."""
         busy_s, self.fleet.busy_s = self.fleet.busy_s, 0.0
         return busy_s / len(self.fleet.clients)
+
+    def take_load(self, busy_s: float) -> dict[str, float]:
+        """What the engines say of themselves, as metrics of the step (``inference.load``)."""
+        load = self.fleet.load
+        if load is None:
+            return {}
+        asyncio.run(load.look(self.fleet.clients, in_flight=False))
+        return load.take(busy_s)
 
 
 async def find_engines(

@@ -9,6 +9,7 @@ from aent.data.question import Question
 from aent.evaluation import suites
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import Recipe, TaskSection
+from aent.runtime.log import log
 from aent.tasks.judge import JudgePool
 from aent.tasks.verifiers import as_number
 
@@ -39,10 +40,9 @@ def _without_long(
     kept = tasks.without_long_prompts(task, length, recipe.rollout.max_prompt_tokens)
     dropped = len(task.train) + len(task.heldout) - len(kept.train) - len(kept.heldout)
     if dropped:
-        print(
+        log.info(
             f"aent: {dropped} questions of {task.name} have more than rollout.max_prompt_tokens="
-            f"{recipe.rollout.max_prompt_tokens} tokens and are left out",
-            flush=True,
+            f"{recipe.rollout.max_prompt_tokens} tokens and are left out"
         )
     return kept
 
@@ -65,10 +65,9 @@ def _without_unreadable(
     if not bad:
         return task
     rows = ", ".join(str(q.row) for q in bad[:5]) + (", ..." if len(bad) > 5 else "")
-    print(
+    log.info(
         f"aent: {len(bad)} questions of {task.name} have an answer that math_verify (task.graders) "
-        f"cannot read (row {rows}) and are left out",
-        flush=True,
+        f"cannot read (row {rows}) and are left out"
     )
     left_out = {q.index for q in bad}
     return tasks.without(task, left_out, "math_verify (task.graders) reads no answer")

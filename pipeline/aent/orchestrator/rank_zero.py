@@ -85,7 +85,8 @@ class RankZero:
         """Log and show the step, whose phases took so many ``seconds``."""
         assert self.rollouts.newest is not None
         busy_s, gap = self.engines.take_busy_s(), self.engines.probe.gap
-        self.report.step(done, self.rollouts.newest, seconds, busy_s, gap)
+        load = self.engines.take_load(busy_s)
+        self.report.step(done, self.rollouts.newest, seconds, busy_s, gap, load)
 
     def close(self) -> None:
         """End the judges and give the terminal back."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aent.checkpoint.lead import own_lead
 from aent.data.rollout import Rollout
 from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
+from aent.orchestrator.alerts import Alerts
 from aent.orchestrator.records import (
     StepDone,
     control_metrics,
@@ -32,6 +35,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
+from aent.runtime.log import log
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
@@ -52,6 +56,10 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
     in_band: list[float] = field(default_factory=list)  # 1 for each step with its entropy there
     mix: Mix | None = None  # of the last step's tokens
+    alerts: Alerts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.alerts = Alerts(self.recipe.alerts, own_lead())
 
     def resume(self, step: int) -> None:
         """Take up what earlier starts recorded of the run's first ``step`` steps."""
@@ -65,6 +73,8 @@ class Report:
             for key in ("reward/mean", "controller/in_band")
         )
         self.evaluations = series.get("evaluation/accuracy", {})
+        for done in sorted(series.get("time/total", {})):  # what was told then is not told again
+            self.alerts.look(done, {k: v[done] for k, v in series.items() if done in v})
         self.mix = Mix.read({k: v[step - 1] for k, v in series.items() if step - 1 in v})
 
     def step(
@@ -74,11 +84,13 @@ class Report:
         seconds: Mapping[str, float],
         engines_busy_s: float,
         probe_gap: float,
+        load: Mapping[str, float],
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line.
 
         seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
         probe_gap: between engine and trainer at the last weight update, nats.
+        load: what the engines say of themselves, by the metrics' names.
         """
         recipe, batch = self.recipe, done.batch
         record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
@@ -87,8 +99,9 @@ class Report:
         reader = recipe.task.graders[0].kind
         metrics["response/distinct_answers"] = distinct_answers(rollout, reader)
         metrics["policy/probe_gap"] = probe_gap
-        metrics |= time_metrics(done.batch, seconds, engines_busy_s)
+        metrics |= time_metrics(done.batch, seconds, engines_busy_s) | load
         self.tracker.log(done.step, metrics)
+        self._alert(done.step, metrics)
         every = recipe.tracking.samples_every
         if every and done.step % every == 0:
             self.tracker.log_samples(done.step, sample_rows(rollout, record.response_means()))
@@ -112,6 +125,12 @@ class Report:
                 sum(r.update_skipped for r in done.results),
             )
         )
+
+    def _alert(self, step: int, metrics: Mapping[str, float]) -> None:
+        for alert in self.alerts.look(step, metrics):
+            over = alert.over is not None
+            self.display.message(f"aent: alert {alert}", logging.INFO if over else logging.WARNING)
+            self.tracker.tag(alert.tag, str(alert))
 
     def _entropy_metrics(self, record: TokenRecord, step: Mapping[str, float]) -> dict[str, float]:
         """Where the step's entropy lies, what made it change, how sure it is, how long it has been
@@ -166,7 +185,7 @@ class Report:
             "memory": f"{', '.join(f'{peak:.2f}' for peak in gib.values())} GiB at most, by rank "
             f"(estimated {', '.join(estimated)})",
         }
-        print(summary(self.rewards, self.evaluations, self.seconds, places), flush=True)
+        log.info(summary(self.rewards, self.evaluations, self.seconds, places))
 
     def suspend(self) -> None:
         """Send what MLflow has not yet; its run stays open for the start that goes on."""

@@ -283,8 +283,20 @@ class TrackingSection(Section):
     uri: str | None = mark(None, "warn")  # the run's id must be known there too
     experiment: str = mark("aent", "warn")
     samples_every: int = Field(1, ge=0)  # steps between tables and pages of responses; 0: never
-    system_metrics_every_s: float = Field(10.0, ge=0)  # rank 0's machine: CPU, memory, GPUs; 0: off
+    system_metrics_every_s: float = Field(10.0, ge=0)  # every machine: CPU, memory, GPUs; 0: off
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
+
+
+class AlertsSection(Section):
+    """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/tracking.md),
+    beside a reward that is not finite; 0 turns one off."""
+
+    RESUME: ClassVar[Resume] = "free"
+    at_bound_steps: int = Field(20, ge=0)  # the coefficient at a bound for so many steps in a row
+    # a step of so many times the median of those before it
+    slow_step: float = Field(2.0, ge=0)
+    # trainer or engines idle for more than this share of the newest steps' time
+    idle_share: float = Field(0.9, ge=0, le=1)
 
 
 class ClusterSection(Section):
@@ -334,6 +346,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    alerts: AlertsSection = AlertsSection()
     cluster: ClusterSection = ClusterSection()
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import runpy
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import Literal
 import psutil
 
 Implementation = Literal["transformer_engine", "apex", "torch"]
-
-logger = logging.getLogger(__name__)
 
 
 def data_path(relative: str) -> Path:
@@ -106,25 +103,16 @@ def optimizer_implementation(
 ) -> Implementation:
     """Return whose Adam the trainer uses.
 
-    ``auto`` takes the first that can be used of Transformer Engine, NVIDIA apex, torch, and logs
-    the choice with its reasons. Raises RuntimeError, with the reason, where a named one cannot be
-    used here.
+    ``auto`` takes the first that can be used of Transformer Engine, NVIDIA apex, torch.
+    Raises RuntimeError, with the reason, where a named one cannot be used here.
     """
     if requested != "auto":
         problem = why_not(requested)
         if problem:
             raise RuntimeError(f"trainer.optimizer.implementation is {requested}, but {problem}")
         return requested
-    reasons: list[str] = []
     candidates: tuple[Implementation, ...] = ("transformer_engine", "apex", "torch")
-    for candidate in candidates:
-        problem = why_not(candidate)
-        if not problem:
-            because = f" ({'; '.join(reasons)})" if reasons else ""
-            logger.info("optimizer implementation: %s%s", candidate, because)
-            return candidate
-        reasons.append(problem)
-    raise AssertionError("torch can always be used")
+    return next(candidate for candidate in candidates if not why_not(candidate))
 
 
 def attention_implementation() -> Literal["transformer_engine", "torch"]:

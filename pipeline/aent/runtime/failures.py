@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.recipe.redact import redacted
+from aent.runtime.log import log
 
 FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank has failed
 LINES = 40  # of the traceback, shown: an engine's error has 25 of its log
@@ -48,7 +48,7 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
         try:
             _fill(place, json.dumps(record).encode())
         except OSError as why:  # the traceback, above, is in this rank's own log, if anything is
-            print(f"aent: {place} cannot be written: {why}", file=sys.stderr)
+            log.warning(f"aent: {place} cannot be written: {why}")
         raise
     finally:
         with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def _reserve(place: Path) -> None:
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(b" " * ROOM)
     except OSError as error:
-        print(f"aent: {place} cannot be written: {error}", file=sys.stderr)
+        log.warning(f"aent: {place} cannot be written: {error}")
 
 
 def _fill(place: Path, text: bytes) -> None:

@@ -8,10 +8,11 @@ work hangs says there for how long it has got no further.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from aent.runtime.log import log
 
 BEAT_S = 2.0
 LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
@@ -40,9 +41,20 @@ def places(run_dir: Path) -> dict[int, str]:
     told = {}
     for rank, (silent_s, beat) in beats.items():
         told[rank] = f"step {beat['step']}, {beat['phase']} for {time.time() - beat['since']:.0f} s"
+        life = f"last sign of life {silent_s:.0f} s ago"
         if silent_s > 3 * BEAT_S:
-            told[rank] += f", no sign of life for {silent_s:.0f} s"
+            life = f"no sign of life for {silent_s:.0f} s"
+        told[rank] += f", {life}"
     return told
+
+
+def silence_of(run_dir: Path) -> float | None:
+    """Seconds since the last sign of life of any rank; None where none has begun or is left."""
+    try:
+        beats = _beats(run_dir, _clock(run_dir))
+    except OSError:
+        return None
+    return min((silent for silent, _ in beats.values()), default=None)
 
 
 @dataclass
@@ -77,11 +89,9 @@ class Watch:
     def _say_blind(self, error: OSError) -> None:
         if not self._told and time.monotonic() - self._seen > BLIND_S:
             self._told = True
-            print(
+            log.warning(
                 f"aent: for {time.monotonic() - self._seen:.0f} s nobody has seen whether the "
-                f"ranks live ({error}); the run goes on",
-                file=sys.stderr,
-                flush=True,
+                f"ranks live ({error}); the run goes on"
             )
 
     def _judge(self, beats: dict[int, tuple[float, dict]]) -> str | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aent.runtime import heartbeats, timeline
+from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
 
@@ -131,4 +131,4 @@ class Phases:
     def _tell(self, error: OSError) -> None:
         if not self._told:
             self._told = True
-            print(f"aent: {self.heartbeat}: {error} (the rank goes on)", file=sys.stderr)
+            log.warning(f"aent: {self.heartbeat}: {error} (the rank goes on)")

@@ -4,12 +4,13 @@ which ``aent timeline`` makes a picture (``analysis.timeline``)."""
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from aent.runtime.log import log
 
 FOLDER = "timeline"
 LIMIT = 1000  # events of a step: one of 8,192 requests would be a megabyte otherwise
@@ -69,4 +70,4 @@ class Timeline:
         except OSError as error:
             if not self._told:
                 self._told = True
-                print(f"aent: {self._path}: {error} (the rank goes on)", file=sys.stderr)
+                log.warning(f"aent: {self._path}: {error} (the rank goes on)")

@@ -19,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 
+from aent.launch import starts
+from aent.runtime.log import begin, log
 from aent.runtime.network import own_address
 from aent.runtime.rank import given_gpus
 
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--disk-gib", type=float, default=10.0, help="free in the run folder")
     parser.add_argument("--shm-gib", type=float, default=1.0, help="free in /dev/shm")
     given = parser.parse_args(arguments)
-    name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    name = node_name()
     nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
     with_ranks = given.trainer_nodes is None or place < given.trainer_nodes
     gpus = given.gpus if with_ranks else given.engine_gpus
@@ -55,8 +57,13 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         faults.append(str(error))
     for fault in faults:
-        print(f"aent: preflight: {name}: {fault}", file=sys.stderr)
+        log.error(f"aent: preflight: {name}: {fault}")
     return 1 if faults else 0
+
+
+def node_name() -> str:
+    """This machine's, as Slurm calls it."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def gpu_faults(wanted: int, free_share: float) -> list[str]:
@@ -149,4 +156,5 @@ def _accept(server: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    begin(f"preflight of {node_name()}", starts.attempt(Path(sys.argv[1])))
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR is re
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -16,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
-from aent.checkpoint import folders, resume
+from aent.checkpoint import folders, lead
 from aent.checkpoint.folders import CheckpointError
 from aent.checks.recipe import check
 from aent.estimate.disk import disk_bytes
+from aent.launch import starts
 from aent.launch.start import prepare, rank_environment
 from aent.layout.nodes import Layout, idle_gpus, layout
 from aent.layout.parallel import ParallelLayout
@@ -29,8 +31,8 @@ from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.runtime.files import NoLocksError, locked, write_whole
-from aent.slurm import starts
-from aent.slurm.lead import too_short
+from aent.runtime.log import log, logged
+from aent.slurm import hashes
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking import sqlite
 from aent.tracking.address import AddressError, tracking_uri
@@ -69,30 +71,40 @@ def main(arguments: list[str]) -> int:
     except (RecipeError, ValueError, SweepError) as error:
         faults = str(error).splitlines()
     if faults:
-        print("\n".join(f"aent: {redacted(fault)}" for fault in faults), file=sys.stderr)
+        for fault in faults:
+            log.error(f"aent: {redacted(fault)}")
         return 2
     if idle is not None:
-        print(f"aent: {idle}", file=sys.stderr)
+        log.warning(f"aent: {idle}")
     try:
         with only_job(run_folder(recipe), given.alive.split()):
             if finished(recipe):
                 write_whole(run_folder(recipe) / JOB_FILE, "FINISHED=1\n")
                 return 0
-            run_dir, model_path = prepare(recipe)
+            digests = hashes.take(run_folder(recipe).absolute())
+            run_dir, model_path = prepare(recipe, os.environ.get("SLURM_JOB_ID"), digests)
             if (store := sqlite.file_of(tracking_uri(recipe, run_dir))) is not None:
                 sqlite.make_ready_apart(store)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)
-            if (told := too_short(recipe, run_dir)) is not None:
-                print(f"aent: {told}", file=sys.stderr)
+            say_how_early(recipe, run_dir)
             written = [each for each in folders.found(run_dir) if not each.ending]
             disk = disk_bytes(recipe, len(written))
-            write_whole(run_dir / JOB_FILE, job_environment(recipe, place, model_path, disk))
+            text = job_environment(recipe, run_dir, place, model_path, disk)
+            write_whole(run_dir / JOB_FILE, text)
     except (BusyError, CheckpointError, StoreError, AddressError, OSError) as error:
-        lines = redacted(str(error)).splitlines()
-        print("\n".join(f"aent: {line}" for line in lines), file=sys.stderr)
+        for line in redacted(str(error)).splitlines():
+            log.error(f"aent: {line}")
         return 2
     return 0
+
+
+def say_how_early(recipe: Recipe, run_dir: Path) -> None:
+    """What the run's steps and checkpoints took so far, against the job's signal."""
+    if (took := lead.Took.in_folder(run_dir)) is not None:
+        lead_s = lead.signal_lead(recipe)
+        level = logging.INFO if took.fits(lead_s) else logging.WARNING
+        log.log(level, f"aent: {took.describe(lead_s, recipe.checkpoint.every)}")
 
 
 class BusyError(RuntimeError):
@@ -114,7 +126,7 @@ def only_job(run_dir: Path, alive: Sequence[str]) -> Iterator[None]:
         try:
             held.enter_context(lock)
         except NoLocksError as error:
-            print(f"aent: {error}: another job that starts now is not noticed", file=sys.stderr)
+            log.warning(f"aent: {error}: another job that starts now is not noticed")
         last = starts.noted(run_dir)[-1:]
         owner = last[0].get("job") if last else None
         if owner in alive and owner != os.environ.get("SLURM_JOB_ID"):
@@ -134,16 +146,10 @@ def finished(recipe: Recipe) -> bool:
 
 
 def count_start(run_dir: Path, max_requeues: int) -> None:
-    """Note this start of the job in ``run_dir/starts.jsonl``.
-
-    Raises CheckpointError if the job was requeued more than ``max_requeues`` times in a row without
-    a checkpoint between them.
-    """
-    folder = resume.chosen(run_dir)
-    start = {"job": os.environ.get("SLURM_JOB_ID"), "checkpoint": folder.name if folder else None}
-    starts.note(run_dir, start)
-    before = reversed(starts.noted(run_dir))
-    in_a_row = len(list(takewhile(lambda earlier: earlier == start, before)))
+    """Raise CheckpointError if the job whose start was noted last was requeued more than
+    ``max_requeues`` times in a row without a checkpoint between them."""
+    newest, *before = [(s.get("job"), s.get("checkpoint")) for s in starts.noted(run_dir)[::-1]]
+    in_a_row = 1 + len(list(takewhile(lambda earlier: earlier == newest, before)))
     if in_a_row > max_requeues + 1:
         raise CheckpointError(
             f"the job was requeued {in_a_row - 1} times in a row without coming to another "
@@ -151,10 +157,13 @@ def count_start(run_dir: Path, max_requeues: int) -> None:
         )
 
 
-def job_environment(recipe: Recipe, place: Layout, model_path: Path, disk: int) -> str:
+def job_environment(
+    recipe: Recipe, run_dir: Path, place: Layout, model_path: Path, disk: int
+) -> str:
     """What the batch script sources; ``disk``: bytes that the run's folder needs."""
     values = {
         "FINISHED": "",
+        "ATTEMPT": str(starts.attempt(run_dir)),
         "MODEL_PATH": str(model_path),
         "DISK_GIB": f"{disk / 2**30 + SPARE_GIB:.1f}",
         "RANKS": str(ParallelLayout.of(recipe.trainer).num_ranks),
@@ -166,10 +175,13 @@ def job_environment(recipe: Recipe, place: Layout, model_path: Path, disk: int) 
     }
     lines = ["# written by aent.slurm.prepare for the batch script"]
     lines += [f"{name}={shlex.quote(value)}" for name, value in values.items()]
-    for name, value in rank_environment(recipe, place.ranks_per_node).items():
+    exported = rank_environment(recipe, place.ranks_per_node)
+    exported[lead.VARIABLE] = str(lead.signal_lead(recipe))
+    for name, value in exported.items():
         lines.append(f"export {name}={shlex.quote(value)}")
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with logged("prepare", starts.attempt(Path(sys.argv[1])) + 1):
+        sys.exit(main(sys.argv[1:]))

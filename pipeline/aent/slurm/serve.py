@@ -17,8 +17,10 @@ from pathlib import Path
 from aent.inference import engine, registry
 from aent.inference.http import EngineError
 from aent.inference.keeper import Keeper
+from aent.launch import starts
 from aent.recipe.load import load
-from aent.runtime import children
+from aent.runtime import children, node_metrics
+from aent.runtime.log import begin, log
 from aent.runtime.network import own_address
 from aent.runtime.rank import keep_to_given_gpus
 
@@ -31,6 +33,9 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     keep_to_given_gpus()
     recipe = load(run_dir / "recipe.yaml")
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
+    # nodes with ranks have one that does it
+    first_here = first_gpu == 0 and place == 0
+    every_s = recipe.tracking.system_metrics_every_s if first_here else 0.0
     first_gpu += place * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
     leaving = False
@@ -45,15 +50,16 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     try:
         own = dataclasses.replace(settings, host=own_address())
         keeper = Keeper.start(recipe, run_dir, index, own)
-        while not leaving:
-            if keeper.look():
-                print(f"aent: engine {index} serves at {keeper.engine.url}", flush=True)
-            time.sleep(POLL_S)
+        with node_metrics.reported(run_dir, every_s):
+            while not leaving:
+                if keeper.look():
+                    log.info(f"aent: engine {index} serves at {keeper.engine.url}")
+                time.sleep(POLL_S)
         return 0
     except (EngineError, OSError, ValueError) as error:
         if keeper is None:
             registry.publish_failure(run_dir, index, f"engine {index}: {error}")
-        print(f"aent: engine {index}: {error}", file=sys.stderr)
+        log.error(f"aent: engine {index}: {error}")
         return 1
     finally:
         if keeper is not None:
@@ -61,4 +67,5 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
 
 
 if __name__ == "__main__":
+    begin(f"engine {os.environ['SLURM_PROCID']}", starts.attempt(Path(sys.argv[1])))
     sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

@@ -11,12 +11,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from aent.launch import starts
+from aent.orchestrator.alerts import IDLE
 from aent.recipe.load import RecipeError, load
 from aent.runtime import failures, heartbeats
 from aent.runtime.environment import data_path
-from aent.slurm import starts
 from aent.slurm.render import SlurmError, slurm
 from aent.tracking import journal
 from aent.tracking.display import clock
@@ -27,7 +29,9 @@ SQUEUE = "%i|%T|%M|%L|%D|%R|%o"
 SACCT = "JobID,State,Elapsed,ExitCode,NodeList"
 LAST = 10  # steps whose times are told
 SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", "array.sbatch")  # of no one run
-IDLE = {"trainer": "time/trainer_idle", "engines": "time/engines_idle"}
+ALERT = "aent.alert."  # how the tags of alerts begin (orchestrator.alerts)
+SILENT_S = 120.0  # as the launcher and the batch script have it
+FORGOTTEN = "now-7days"  # of what sacct is asked, where squeue knows no job of a name
 
 
 @dataclass(frozen=True)
@@ -72,28 +76,31 @@ def job(number: str) -> Job:
     except SlurmError as error:
         if "nvalid job id" not in str(error):
             raise
-    rows = slurm(["sacct", "-X", "-n", "-P", f"--jobs={number}", f"--format={SACCT}"]).splitlines()
-    if not rows:
+    if not (found := forgotten(f"--jobs={number}")):
         raise SlurmError(f"neither squeue nor sacct knows job {number}")
-    found_number, state, ran, code, nodes = rows[0].split("|", 4)
-    return Job(found_number, state, f" after {ran} on {nodes}, exit code {code}", None)
+    return found[0]
+
+
+def forgotten(*query: str) -> list[Job]:
+    """Those that sacct has for these flags, oldest first. Raises SlurmError."""
+    rows = slurm(["sacct", "-X", "-n", "-P", *query, f"--format={SACCT}"]).splitlines()
+    found = []
+    for row in rows:
+        number, state, ran, code, nodes = row.split("|", 4)
+        found.append(Job(number, state, f" after {ran} on {nodes}, exit code {code}", None))
+    return found
 
 
 def of_run(run_dir: Path) -> list[str]:
     """Lines about the run in this folder. Raises RecipeError: its recipe cannot be read."""
     recipe = load(run_dir / "recipe.yaml")
     path = run_dir / JOURNAL_FILE
-    status = (journal.last_status(path) if path.exists() else None) or "not begun"
-    lines = [f"run {run_dir}: {recipe.name}, {status}"]
+    lines = [f"run {run_dir}: {recipe.name}, {_state(run_dir)}"]
     lines += _steps(path, recipe.steps)
-    begun = starts.noted(run_dir)
-    if begun:
-        lines.append(f"Slurm has started it {len(begun)} time(s), the last time as " + _job(begun))
-    for again in begun[1:]:
-        at = again.get("checkpoint") or "the first step"
-        lines.append(f"  started again: job {again.get('job')}, from {at}")
+    lines += [f"alert {tag.text}" for tag in journal.tags(path).values() if ALERT in tag.tag]
+    lines += _starts(run_dir)
     lines += [f"rank {rank}: {place}" for rank, place in heartbeats.places(run_dir).items()]
-    lines += _engines(run_dir)
+    lines += _engines(run_dir, recipe.rollout.engines)
     if why := failures.first(run_dir):
         lines.append(why)
     lines.append(f"logs: {run_dir / 'logs'}")
@@ -101,9 +108,37 @@ def of_run(run_dir: Path) -> list[str]:
     return [*lines, *([f"log of its jobs: {log}"] if log.exists() else [])]
 
 
-def _job(begun: list[dict[str, str | None]]) -> str:
-    """The last job, with what Slurm says of it, if Slurm is here."""
-    number = str(begun[-1].get("job"))
+def _state(run_dir: Path) -> str:
+    """MLflow's word for it, and what speaks against that: a run whose ranks and launcher were
+    killed has nobody who says so."""
+    status = journal.last_status(run_dir / JOURNAL_FILE) or "not begun"
+    if why := starts.why_ended(run_dir):
+        return f"{status}; its last start has ended: {why}"
+    silent_s = heartbeats.silence_of(run_dir)
+    if status == "RUNNING" and silent_s is not None and silent_s > SILENT_S:
+        return f"{status}, but no rank shows a sign of life for {clock(silent_s)}: is it gone?"
+    return status
+
+
+def _starts(run_dir: Path) -> Iterator[str]:
+    """How often it was started, where, and why each start but the last has ended."""
+    begun = starts.noted(run_dir)
+    if not begun:
+        return
+    last = begun[-1]
+    place = _job(last["job"]) if last.get("job") else f"on {last.get('host', 'this machine')}"
+    yield f"started {len(begun)} time(s), the last time as {place}"
+    for number, again in enumerate(begun[1:], 2):
+        when = datetime.fromtimestamp(again["time"]) if "time" in again else None
+        yield (
+            f"  attempt {number}{f', {when:%Y-%m-%d %H:%M:%S}' if when else ''}, from "
+            f"{again.get('checkpoint') or 'the first step'}, after: "
+            f"{again.get('after') or starts.UNTOLD}"
+        )
+
+
+def _job(number: str) -> str:
+    """A job, with what Slurm says of it, if Slurm is here."""
     try:
         return str(job(number))
     except SlurmError as error:
@@ -136,15 +171,18 @@ def _steps(path: Path, steps: int) -> Iterator[str]:
     yield f"idle in the last {len(recent)} step(s): {', '.join(shares)}"
 
 
-def _engines(run_dir: Path) -> Iterator[str]:
-    """Where each engine listens, or that the trainer has given it up."""
-    for file in sorted((run_dir / "engines").glob("*.json")):
+def _engines(run_dir: Path, count: int) -> Iterator[str]:
+    """Of each engine that the run starts: where it listens, that the trainer has given it up, or
+    that it is not ready yet."""
+    for index in range(count):
+        file = run_dir / "engines" / f"{index}.json"
         try:
             entry = json.loads(file.read_text())
-        except (OSError, ValueError):  # just being replaced
+        except (OSError, ValueError):  # not there, or just being replaced
+            yield f"engine {index}: not ready"
             continue
         lost = file.with_suffix(".lost").exists()
-        yield f"engine {file.stem}: {'lost' if lost else entry.get('url', entry)}"
+        yield f"engine {index}: {'lost' if lost else entry.get('url') or entry.get('error')}"
 
 
 def report(target: str) -> list[str]:
@@ -162,8 +200,9 @@ def report(target: str) -> list[str]:
         raise ValueError(f"{target} is no run folder: it has no recipe.yaml")
     name = load(data_path(target)).name
     known = jobs("--me", f"--name={name}")
+    known = known or forgotten(f"--name={name}", f"--starttime={FORGOTTEN}")
     if not known:
-        return [f"no job of yours called {name} is known to Slurm (squeue)"]
+        return [f"no job of yours called {name} is known to squeue, nor of 7 days to sacct"]
     return [line for one in known for line in (str(one), *_of_job(one))]
 
 
@@ -185,9 +224,10 @@ def job_of(target: str) -> str:
         return target
     folder = Path(target).expanduser()
     if folder.is_dir():
-        if not (begun := starts.noted(folder)):
+        begun = [start["job"] for start in starts.noted(folder) if start.get("job")]
+        if not begun:
             raise ValueError(f"{target}: no Slurm job has begun a run there")
-        return str(begun[-1].get("job"))
+        return str(begun[-1])
     name = load(data_path(target)).name
     alive = jobs("--me", "--states=PENDING,RUNNING,SUSPENDED", f"--name={name}")
     if len(alive) != 1:

@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from aent.launch import starts
 from aent.runtime.heartbeats import LOOK_S, Watch
+from aent.runtime.log import begin, log
 from aent.slurm import finish
 
 VERDICT_FILE = "verdict"
@@ -27,7 +29,7 @@ def main(run_dir: Path, silence_s: float) -> int:
     while not (run_dir / VERDICT_FILE).exists():
         if time.monotonic() >= next_look:
             if (told := watch.look()) is not None:
-                print(f"aent: {told}", file=sys.stderr)
+                log.error(f"aent: {told}")
                 return 3
             next_look = time.monotonic() + LOOK_S
         time.sleep(POLL_S)
@@ -36,4 +38,5 @@ def main(run_dir: Path, silence_s: float) -> int:
 
 
 if __name__ == "__main__":
+    begin("watch", starts.attempt(Path(sys.argv[1])))
     sys.exit(main(Path(sys.argv[1]), float(sys.argv[2])))

@@ -14,6 +14,7 @@ from pathlib import Path
 from aent.recipe.redact import HIDDEN, redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 
 ADDRESS_FILE = "mlflow_uri"
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -51,7 +52,7 @@ def keep(recipe: Recipe, run_dir: Path) -> None:
     if recipe.tracking.uri or os.environ.get(VARIABLE):
         write_whole(run_dir / ADDRESS_FILE, uri + "\n", mode=0o600)
     elif _started_with(run_dir):
-        print(f"aent: {VARIABLE} is not set: MLflow is {redacted(uri)}, as before", flush=True)
+        log.info(f"aent: {VARIABLE} is not set: MLflow is {redacted(uri)}, as before")
 
 
 def fault(recipe: Recipe) -> str:

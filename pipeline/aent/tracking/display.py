@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from aent.runtime.log import OWN_ONLY, log
 
 ROWS = 12  # steps visible in the live table, which has room in 80 columns
 LONGEST = 2  # phases of a step that it names
@@ -41,7 +44,7 @@ class StepLine:
 
 @dataclass
 class Display:
-    """A live table where ``file`` is a terminal, one plain line per step otherwise.
+    """A live table where ``file`` is a terminal, one line of the log per step otherwise.
 
     Use as a context manager, which gives the terminal back whatever happens.
     """
@@ -77,15 +80,12 @@ class Display:
         self._lines.append(line)
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
-        else:
-            self.message(self._plain(line))
+        log.info(self._plain(line), extra={OWN_ONLY: self._live is not None})
 
-    def message(self, text: str) -> None:
-        """Say something above the table, or between the lines."""
-        if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=self.file, flush=True)
+    def message(self, text: str, level: int = logging.INFO) -> None:
+        """Say something between the lines, or above the table: it shows there what is written to
+        standard output."""
+        log.log(level, text)
 
     def time_left_s(self) -> float:
         """Mean time of a step (the first left out: it warms up) times the steps to come."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from aent.runtime.log import log
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -42,9 +43,17 @@ class Status(NamedTuple):
     status: str
 
 
-Entry = Point | File | Status
+class Tag(NamedTuple):
+    """The run's tag ``tag`` is ``text`` from now on."""
+
+    time: int
+    tag: str
+    text: str
+
+
+Entry = Point | File | Status | Tag
 _KINDS: dict[frozenset[str], type[Entry]] = {
-    frozenset(kind._fields): kind for kind in (Point, File, Status)
+    frozenset(kind._fields): kind for kind in (Point, File, Status, Tag)
 }
 
 
@@ -101,7 +110,7 @@ def ends_line(path: Path, position: int) -> bool:
 def _tell_damaged(path: Path, position: int) -> None:
     if (path, position) not in _told:
         _told.add((path, position))
-        print(f"aent: {path}: damaged line before byte {position} is left out", file=sys.stderr)
+        log.warning(f"aent: {path}: damaged line before byte {position} is left out")
 
 
 _told: set[tuple[Path, int]] = set()
@@ -110,6 +119,13 @@ _told: set[tuple[Path, int]] = set()
 def read(path: Path) -> list[Point]:
     """Every metric point of the journal."""
     return [entry for entry, _ in entries(path) if isinstance(entry, Point)]
+
+
+def tags(path: Path) -> dict[str, Tag]:
+    """The newest of each tag; empty of a journal that is not there."""
+    if not path.is_file():
+        return {}
+    return {entry.tag: entry for entry, _ in entries(path) if isinstance(entry, Tag)}
 
 
 def last_status(path: Path) -> str | None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from aent.recipe.load import load_recorded
 from aent.recipe.schema import Recipe
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tracking import journal
 from aent.tracking.address import look_command, tracking_uri
-from aent.tracking.journal import JOURNAL_FILE, Point, Status
+from aent.tracking.journal import JOURNAL_FILE, Point, Status, Tag
 from aent.tracking.sent import Sent
 from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
 from aent.tracking.uploads import Uploader, files_left
@@ -46,7 +47,7 @@ class Sender:
         batch: list[Point] = []
         position = self._sent.position
         for entry, end in journal.entries(self._journal, position):
-            if batch and (isinstance(entry, Status) or len(batch) == POINTS_PER_BATCH):
+            if batch and (isinstance(entry, Status | Tag) or len(batch) == POINTS_PER_BATCH):
                 store.log_points(batch)
                 self._sent.arrived(store.run_id, position)
                 batch = []
@@ -55,6 +56,9 @@ class Sender:
             elif isinstance(entry, Status):
                 store.set_status(entry.status, entry.time)
                 self._sent.arrived(store.run_id, end)
+            elif isinstance(entry, Tag):
+                store.set_tag(entry.tag, entry.text)
+                self._sent.arrived(store.run_id, end)
             position = end
         if batch:
             store.log_points(batch)
@@ -62,9 +66,9 @@ class Sender:
             self._sent.arrived(store.run_id, position)
 
     def left(self) -> int:
-        """How many points and statuses of the journal MLflow has not taken."""
+        """How many points, tags and statuses of the journal MLflow has not taken."""
         later = journal.entries(self._journal, self._sent.position)
-        return sum(isinstance(entry, Point | Status) for entry, _ in later)
+        return sum(isinstance(entry, Point | Status | Tag) for entry, _ in later)
 
     def _open(self) -> Store:
         """The run in MLflow: the one whose id the folder knows, else a new one."""
@@ -95,10 +99,9 @@ class Sender:
             self._keys.add(key)
         elif key not in self._refused:
             self._refused.add(key)
-            print(
+            log.warning(
                 f"aent: the metric {key} stays in the journal: one is called {other} already, and "
-                "not every store takes both",
-                file=sys.stderr,
+                "not every store takes both"
             )
         return other is None
 

@@ -29,6 +29,7 @@ PARAMS_PER_BATCH = 100
 POINTS_PER_BATCH = 1000
 KEY_LENGTH = 250
 PARAM_LENGTH = 6000
+TAG_LENGTH = 5000
 TABLE_FOLDERS = ("samples", "heldout")
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells MLflow's pages which artifacts are tables
 TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
@@ -108,6 +109,10 @@ class Store:
             tables = [t for t in self._tables if t != table] + [table]
             self._tables = sorted(tables, key=lambda t: t["path"])[-TABLES_IN_TAG:]
             self.client.set_tag(self.run_id, TABLES_TAG, json.dumps(self._tables))
+
+    def set_tag(self, tag: str, text: str) -> None:
+        """A tag of the run; the newest text counts."""
+        self.client.set_tag(self.run_id, tag, text[:TAG_LENGTH])
 
     def set_status(self, status: str, time_ms: int) -> None:
         """RUNNING, or one of MLflow's terminal ones, reached at ``time_ms``."""

@@ -20,15 +20,16 @@ from typing import Any, Literal
 
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.runtime import node_metrics
 from aent.runtime.files import write_whole
+from aent.runtime.log import log
 from aent.tracking import figures, journal
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.background import Background
-from aent.tracking.journal import JOURNAL_FILE, File, Point
+from aent.tracking.journal import JOURNAL_FILE, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
 from aent.tracking.sender import Sender, everything_sent, points_sent
 from aent.tracking.store import RUN_ID_FILE, known_run_id
-from aent.tracking.system_metrics import sample_system
 from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -36,7 +37,7 @@ Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIGURE_EVERY_S = 10.0  # at most
 ANSWER_S = 10  # for one answer, when a run has died
 # what differs when a step is executed again: how long it took
-UNREPEATABLE = ("time/", "system/", "tokens/per_s")
+UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
 
 
 class Tracker:
@@ -98,6 +99,11 @@ class Tracker:
             self._compare(step, repeated)
         self._points.wake()
 
+    def tag(self, tag: str, text: str) -> None:
+        """Record a tag of the run; the newest text counts."""
+        self._append([Tag(journal.now(), tag, text)])
+        self._points.wake()
+
     def log_samples(
         self, step: int, rows: Sequence[dict[str, Any]], folder: Table = "samples"
     ) -> None:
@@ -153,11 +159,9 @@ class Tracker:
         return False
 
     def _say_left(self, what: str, timeout_s: float) -> None:
-        print(
+        log.warning(
             f"aent: MLflow ({self.look}) did not take {what} within {timeout_s:g} s; when it is "
-            f"back: aent mlflow-sync {self.run_dir}",
-            file=sys.stderr,
-            flush=True,
+            f"back: aent mlflow-sync {self.run_dir}"
         )
 
     # -- the journal
@@ -198,12 +202,10 @@ class Tracker:
                 ),
             )
             then, now = repeated[worst]
-            print(
+            log.warning(
                 f"aent: step {step} was executed again: {len(differences)} of {len(repeated)} "
                 f"values differ from the journal's, {worst} by {differences[worst]:.3g} ({then!r} "
-                f"in the journal, {now!r} now); the journal's stay",
-                file=sys.stderr,
-                flush=True,
+                f"in the journal, {now!r} now); the journal's stay"
             )
 
     # -- in the background
@@ -237,7 +239,7 @@ class Tracker:
     def _say_again(self, what: str, text: str) -> None:
         if what in self._reported:
             self._reported.discard(what)
-            print(f"aent: {text}", file=sys.stderr, flush=True)
+            log.warning(f"aent: {text}")
 
     def _draw(self) -> None:
         with self._lock:
@@ -251,10 +253,12 @@ class Tracker:
         with self._lock:
             before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
         number = max(before, default=-1) + 1  # of the sample: these metrics' own step
-        samples = sample_system()
+        seen: dict[str, float] = {}  # when each machine was looked at
         while not self._watched.wait(every):
-            if not self._try("read the system", lambda n: self.log(n, next(samples)), number):
-                return
+            for name, (when, values) in node_metrics.newest(self.run_dir).items():
+                if seen.get(name) != when:
+                    seen[name] = when
+                    self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
             number += 1
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
@@ -266,11 +270,9 @@ class Tracker:
             if what not in self._reported:
                 self._reported.add(what)
                 why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
-                print(
+                log.warning(
                     f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
-                    f"in {self._journal})",
-                    file=sys.stderr,
-                    flush=True,
+                    f"in {self._journal})"
                 )
             return False
         return True
@@ -313,7 +315,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         elif everything_sent(run_dir):
             return True
     except OSError as error:
-        print(f"aent: {path} does not say that the run is {status}: {error}", file=sys.stderr)
+        log.warning(f"aent: {path} does not say that the run is {status}: {error}")
         return False
     command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
     started = time.monotonic()
@@ -336,8 +338,5 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         lacks = f"does not have every file of {run_dir}"
         if not points_sent(run_dir):
             lacks = f"does not know that {run_dir} is {status}"
-        print(
-            f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}",
-            file=sys.stderr,
-        )
+        log.warning(f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}")
     return not why

@@ -7,12 +7,12 @@ deadline. What has arrived is remembered in the run's folder (``mlflow_uploaded`
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
+from aent.runtime.log import log
 from aent.tracking import journal
 from aent.tracking.address import tracking_uri
 from aent.tracking.background import within
@@ -58,7 +58,7 @@ class Uploader:
 
     def _upload(self, store: Store, path: Path, folder: str | None) -> None:
         if not path.is_file():
-            print(f"aent: {path} is gone: MLflow will not have it", file=sys.stderr)
+            log.warning(f"aent: {path} is gone: MLflow will not have it")
             return
         self._in_time(f"the upload of {path}", lambda: store.upload(path, folder))
 

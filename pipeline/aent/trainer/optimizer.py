@@ -14,9 +14,16 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from aent.recipe.schema import OptimizerSection, Recipe
-from aent.runtime.environment import Implementation, optimizer_implementation
+from aent.runtime.environment import Implementation, optimizer_implementation, why_not
+from aent.runtime.log import log
 
 Requested = Literal["auto", "transformer_engine", "apex", "torch"]
+# those that ``auto`` would rather have
+BETTER: dict[Implementation, tuple[Implementation, ...]] = {
+    "transformer_engine": (),
+    "apex": ("transformer_engine",),
+    "torch": ("transformer_engine", "apex"),
+}
 
 
 def select_implementation(requested: Requested) -> Implementation:
@@ -26,6 +33,8 @@ def select_implementation(requested: Requested) -> Implementation:
     what it finds, and keeps the class in its optimizer module.
     """
     chosen = optimizer_implementation(requested)
+    because = "; ".join(filter(None, map(why_not, BETTER[chosen]))) if requested == "auto" else ""
+    log.info(f"aent: Adam: {chosen}" + (f" ({because})" if because else ""))
     if chosen == "transformer_engine":
         from transformer_engine.pytorch.optimizers import FusedAdam as adam
     elif chosen == "apex":
@@ -87,6 +96,36 @@ def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSection) -> 
         # Megatron leaves this to its own training loop's scheduler: vectors are not decayed
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["betas"], group["eps"] = tuple(settings.betas), settings.eps
+
+
+def allocate_state(optimizer: MegatronOptimizer) -> None:
+    """Have Adam allocate its moments, as the first update would find them: zeros, and no step
+    counted. Nothing where it has them.
+
+    By steps of rate 0 on gradients of 0, which leave every weight as it is: whoever's Adam it is
+    (Transformer Engine's and apex's were not run here), it allocates what it is going to hold. One
+    parameter at a time: gradients of all would need room that the run never needs.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = part.optimizer
+        if inner.state:
+            continue
+        before = [(group["lr"], group["weight_decay"]) for group in inner.param_groups]
+        for group in inner.param_groups:
+            group["lr"] = group["weight_decay"] = 0.0
+        inner.zero_grad()
+        for parameter in (p for group in inner.param_groups for p in group["params"]):
+            if parameter.numel() > 0:  # fused kernels do not take empty ones
+                parameter.grad = torch.zeros_like(parameter)
+                inner.step()
+                parameter.grad = None
+        for group, (lr, weight_decay) in zip(inner.param_groups, before):
+            group["lr"], group["weight_decay"] = lr, weight_decay
+            if "step" in group:  # apex's and Transformer Engine's
+                group["step"] = 0
+        for state in inner.state.values():
+            if "step" in state:  # torch's
+                state["step"].zero_()
 
 
 @dataclass

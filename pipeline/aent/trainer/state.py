@@ -123,8 +123,12 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
 
     Each rank then calls the request's ``async_fn``, in any thread, and ``finish_save``. Until then
     the state must stay as it is, unless it was ``copied``.
+
+    The optimizer's state is part of it from the start: a checkpoint before the first update shows
+    that both fit, in memory and on disk.
     """
     trainer.gather_parameters()
+    optimizers.allocate_state(trainer.optimizer)
     sharded: dict[str, Any] = {
         "layout": asdict(trainer.layout),
         "optimizer_steps": trainer.learning_rate.moves,
@@ -133,7 +137,7 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
         "model": trainer.policy.sharded_state_dict(metadata=dict(METADATA)),
         "rng": _rng_object(rng_state()),
     }
-    if _has_state(trainer.optimizer):  # not before the first update
+    if _has_state(trainer.optimizer):  # a rank may own no parameter
         sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
             sharded["model"], metadata=dict(METADATA)
         )
@@ -221,6 +225,9 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
     states = [loaded] if len(parts) == 1 else [loaded[index] for index in sorted(loaded)]
     for part, state in zip(parts, states):
         moments = state.pop("param_state", None)  # of a distributed optimizer
+        if moments is None and isinstance(part.optimizer, torch.optim.AdamW):
+            # Megatron saves one count of steps for all parameters, but not a count of 0
+            state.get("optimizer", state)["state"].setdefault("common_step", torch.zeros(()))
         part.load_state_dict(state)
         if moments is not None:
             # torch's Adam counts steps beside each moment, where Megatron expects none: it would

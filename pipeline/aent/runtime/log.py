@@ -1,0 +1,105 @@
+"""What a process of a run says: Python's logging, by the logger ``aent``.
+
+A command says plain sentences: notices on standard output, warnings and errors on standard error.
+A process of a run calls ``begin`` first: from then on each line has time, level, process and
+attempt (the number of this start of the run, from 1), and a start begins a section of its logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+log = logging.getLogger("aent")
+
+OWN_ONLY = "own_only"  # true of a record (extra) that a person sees in another form
+FORMAT = "%(asctime)s %(levelname)s [%(process_name)s, attempt %(attempt)d] %(message)s"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of a run this is."""
+
+    process: str
+    attempt: int
+    own: TextIO | None = None  # its own log, which has every line; None: its two streams
+    shown: bool = True  # lines also go to standard output, where a person looks
+
+
+class _Handler(logging.Handler):
+    """To the streams that ``sys`` has when a line is written (a live display replaces them)."""
+
+    place: Place | None = None  # None: a command
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One that cannot be written (a full disk, a closed pipe) ends nobody."""
+        if self.place is not None:
+            record.process_name, record.attempt = self.place.process, self.place.attempt
+        try:
+            text = self.format(record)
+            for stream in self._streams(record):
+                print(text, file=stream, flush=True)
+        except (OSError, ValueError):
+            pass
+
+    def _streams(self, record: logging.LogRecord) -> list[TextIO]:
+        own = self.place.own if self.place is not None else None
+        if getattr(record, OWN_ONLY, False):
+            return [] if own is None else [own]
+        if self.place is not None and own is not None:
+            return [sys.stdout, own] if self.place.shown else [own]
+        return [sys.stderr if record.levelno >= logging.WARNING else sys.stdout]
+
+    def be(self, place: Place | None) -> None:
+        self.place = place
+        self.setFormatter(None if place is None else logging.Formatter(FORMAT))
+
+
+_handler = _Handler()
+log.addHandler(_handler)
+log.setLevel(logging.INFO)
+log.propagate = False
+
+
+def begin(process: str, attempt: int) -> None:
+    """Every line of this process says when, how grave, where and at which start of the run."""
+    _handler.be(Place(process, attempt))
+
+
+@contextmanager
+def logged(process: str, attempt: int) -> Iterator[None]:
+    """``begin``, a section on standard output, and plain sentences again at the end."""
+    begin(process, attempt)
+    print(title(process), flush=True)
+    try:
+        yield
+    finally:
+        _handler.be(None)
+
+
+def begin_rank(rank: int, attempt: int) -> None:
+    """``begin`` of a trainer rank: every line goes to its own log (its standard error), those of
+    rank 0 also to its standard output, which a person sees. The log begins a section."""
+    _handler.be(Place(f"rank {rank}", attempt, sys.stderr, rank == 0))
+    print(title(f"rank {rank}"), file=sys.stderr, flush=True)
+
+
+def begin_section(path: Path, process: str) -> None:
+    """Begin a section of a log that another process writes on; nothing where this one is of no run.
+    Raises OSError."""
+    if _handler.place is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(title(process) + "\n")
+
+
+def title(process: str) -> str:
+    """The line that begins a start's section in a log. Needs ``begin``."""
+    assert _handler.place is not None
+    now = logging.Formatter().formatTime(logging.makeLogRecord({}))
+    return f"======== attempt {_handler.place.attempt}, {process}: {now} ========"
