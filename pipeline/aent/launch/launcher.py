@@ -29,8 +29,8 @@ from aent.runtime.children import Child, free_port, stop_all
 from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking.address import AddressError
+from aent.tracking.ended import mark_ended
 from aent.tracking.sqlite import StoreError
-from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left

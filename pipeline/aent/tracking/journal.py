@@ -42,9 +42,18 @@ class Status(NamedTuple):
     status: str
 
 
-Entry = Point | File | Status
+class Entity(NamedTuple):
+    """What MLflow has a page of its own for: ``content`` is a file with it, relative to the run's
+    folder, whole by now."""
+
+    time: int
+    entity: str  # traces, datasets or policy
+    content: str
+
+
+Entry = Point | File | Status | Entity
 _KINDS: dict[frozenset[str], type[Entry]] = {
-    frozenset(kind._fields): kind for kind in (Point, File, Status)
+    frozenset(kind._fields): kind for kind in (Point, File, Status, Entity)
 }
 
 
