@@ -168,11 +168,15 @@ def _info(id_: str, traced: Traced, step: TracedStep, experiment: str, run_id: s
 
 
 def _assessments(id_: str, traced: Traced, step: TracedStep, run_id: str) -> Iterator[Feedback]:
-    """The reward, each grader's, and each part of a grader's; those that are numbers."""
+    """The reward, each grader's, and each part of a grader's; those that are numbers.
+
+    MLflow's page shows what follows a name's last slash, so there is none in these.
+    """
 
     def feedback(
-        name: str, value: float | None, span: str, source: AssessmentSource, error: str = ""
-    ) -> Feedback:
+        key: str, name: str, value: float | None, span: str, source: AssessmentSource,
+        error: str = "",
+    ) -> Feedback:  # fmt: skip
         found = Feedback(
             name=name,
             value=value,
@@ -184,21 +188,22 @@ def _assessments(id_: str, traced: Traced, step: TracedStep, run_id: str) -> Ite
             last_update_time_ms=step.time,
             metadata={AssessmentMetadataKey.SOURCE_RUN_ID: run_id},
         )
-        found.assessment_id = "a-" + _hash(32, id_, name)
+        found.assessment_id = "a-" + _hash(32, id_, key)
         return found
 
     total = AssessmentSource(source_type="CODE", source_id="task.graders")
     if traced.reward is not None:
-        yield feedback("reward", traced.reward, "response", total)
+        yield feedback("reward", "reward", traced.reward, "response", total)
     for grade in traced.grades:
-        name = f"grader/{grade.name}"
+        key = f"grader/{grade.name}"
         kind = "LLM_JUDGE" if grade.kind == "judge" else "CODE"
         source = AssessmentSource(source_type=kind, source_id=grade.name)
         if grade.error or grade.reward is not None:
-            yield feedback(name, grade.reward, name, source, grade.error)
+            yield feedback(key, grade.name, grade.reward, key, source, grade.error)
         for part, value in grade.parts.items():
             if value is not None:
-                yield feedback(f"{name}/part/{part}", value, name, source)
+                name = f"{grade.name}.{part}"
+                yield feedback(f"{key}/part/{part}", name, value, key, source)
 
 
 def _refusal(client: TracingClient, said: str) -> Exception:

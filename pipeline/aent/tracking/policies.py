@@ -17,6 +17,7 @@ from aent.tracking.client import NotTaken, is_unknown_route
 from aent.tracking.store import Store
 
 FOLDER_TAG, KEY_TAG = "aent.folder", "aent.policy_key"
+VERSIONS_TAG = "mlflow.modelVersions"
 WEIGHTS = ".safetensors"
 BYTES_PER_S = 10e6  # an upload that is slower than this has come to a halt
 
@@ -158,8 +159,17 @@ def _register(store: Store, model: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = store.client.search_model_versions(f"name = '{name}' and run_id = '{store.run_id}'")
+    query = f"name = '{name}' and run_id = '{store.run_id}'"
+    versions = store.client.search_model_versions(query)
     if model.artifact_location not in {version.source for version in versions}:
         store.client.create_model_version(
             name, model.artifact_location, store.run_id, model_id=model.model_id
         )
+        versions = store.client.search_model_versions(query)
+    # a server writes this tag, by which the model's page names its versions; a SQL store does not
+    shown = [
+        {"name": name, "version": version.version}
+        for version in versions
+        if version.source == model.artifact_location
+    ]
+    store.client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(shown)})
