@@ -204,6 +204,19 @@ def test_what_a_server_has_no_place_for_is_one_sentence_and_no_failure(
     assert len(client.get_run(run_id).inputs.dataset_inputs) == 2
 
 
+@pytest.mark.parametrize("entity", ["traces", "datasets", "policy"])
+def test_a_damaged_file_is_named_and_costs_itself_only(run_dir, recipe, capfd, entity) -> None:
+    record(run_dir, entity, "traces/a.json", "")
+    record(run_dir, "traces", "traces/b.json", traced_step(1).to_json())
+    Sender(run_dir, recipe).send()
+    sender = EntitySender(run_dir, recipe)
+    assert sender.patience() == 0
+    sender.send()
+    assert_names(capfd.readouterr().err, run_dir / "traces/a.json")
+    client, run_id = client_of(run_dir)
+    assert len(client.search_traces(locations=[client.get_run(run_id).info.experiment_id])) == 2
+
+
 def test_how_long_the_end_waits_grows_with_what_is_to_be_uploaded(run_dir, recipe) -> None:
     folder = made_policy(run_dir)
     with (folder / "model.safetensors").open("r+b") as file:

@@ -8,6 +8,7 @@ what is sent twice is there once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -66,9 +67,10 @@ class EntitySender:
         """Seconds that the bytes of those left may take."""
         seconds = 0.0
         for entry in _later(self.run_dir):
-            path = self.run_dir / entry.content
-            if entry.entity == "policy" and path.is_file():
-                seconds += SavedPolicy.from_json(path.read_text()).seconds
+            if entry.entity == "policy":
+                with contextlib.suppress(OSError, ValueError, TypeError):  # told where it is sent
+                    text = (self.run_dir / entry.content).read_text(encoding="utf-8")
+                    seconds += SavedPolicy.from_json(text).seconds
         return seconds
 
     def _send(self, store: Store, entry: Entity) -> None:
@@ -76,7 +78,14 @@ class EntitySender:
         if not path.is_file():
             print(f"aent: {path} is gone: MLflow will not have it", file=sys.stderr)
             return
-        seconds, work = self._work(store, entry.entity, path.read_text(encoding="utf-8"))
+        try:
+            seconds, work = self._work(store, entry.entity, path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError) as error:  # a loss of power leaves empty files
+            print(
+                f"aent: {path} is damaged ({type(error).__name__}): MLflow will not have it",
+                file=sys.stderr,
+            )
+            return
         try:
             within(ENTITY_S + seconds, f"sending {path}", work)
         except NotTaken as error:
