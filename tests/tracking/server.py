@@ -30,7 +30,10 @@ class Server:
         argv += ["--port", str(self.port), "--workers", "1"]
         argv += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
         argv += ["--artifacts-destination", str(self.folder / "artifacts")]
-        env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        # the processes of MLflow's own jobs cost seconds each, and nobody here has jobs
+        env = os.environ | {
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 argv, stdout=log, stderr=log, env=env, start_new_session=True
