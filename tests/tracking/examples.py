@@ -16,7 +16,7 @@ def traced(step: int, sample: int, error: str = "") -> Traced:
     """A response to one prompt of two."""
     grades = (
         TracedGrade("right", "math_verify", 1.0, 0.0 if error else 1.0, {}, error, 0.25),
-        TracedGrade("form", "python", 0.5, 0.75, {"short": 0.5, "polite": 0.25}, "", 1.5),
+        TracedGrade("form", "python", 0.5, 0.75, {"short": 0.5}, "", 1.5),
         TracedGrade("opinion", "judge", 2.0, None, {}, "", 0.0),
     )
     return Traced(

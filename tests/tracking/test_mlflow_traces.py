@@ -67,7 +67,7 @@ def test_a_trace_has_the_response_its_grading_and_its_rewards(store) -> None:
         "grader/right", "grader/form", "grader/opinion",
     ]  # fmt: skip
     assert {span.parent_id for span in whole.data.spans[1:]} == {root.span_id}
-    assert form.outputs == {"reward": 0.75, "short": 0.5, "polite": 0.25}
+    assert form.outputs == {"reward": 0.75, "short": 0.5}
     assert (form.attributes["kind"], form.attributes["weight"]) == ("python", 0.5)
     assert form.end_time_ns - form.start_time_ns == 1.5e9
     assert form.end_time_ns == root.end_time_ns == (TIME + 3) * 1_000_000
@@ -81,7 +81,6 @@ def test_a_trace_has_the_response_its_grading_and_its_rewards(store) -> None:
         "right": (1.0, right.span_id),
         "form": (0.75, form.span_id),
         "form.short": (0.5, form.span_id),
-        "form.polite": (0.25, form.span_id),
     }
     (judged,) = (a for a in failed.info.assessments if a.name == "right")
     assert judged.error.error_message == "timeout"
@@ -114,7 +113,7 @@ def test_a_trace_with_assessments_of_a_person_keeps_them(store) -> None:
         mlflow.set_tracking_uri(None)
     mlflow_traces.send(store, traced_step(0))
     said = [a.name for a in traces_of(store)[id_].info.assessments]
-    assert sorted(said) == ["form", "form.polite", "form.short", "mine", "reward", "right"]
+    assert sorted(said) == ["form", "form.short", "mine", "reward", "right"]
 
 
 def test_the_mlflow_that_is_installed_is_the_one_that_this_was_written_for() -> None:
