@@ -85,6 +85,41 @@ def test_mlflow_holds_recipe_samples_and_figure(recorded):
     assert len(client.list_artifacts(run.info.run_id, "samples")) == STEPS
 
 
+def test_mlflow_has_traces_data_sets_and_the_policy(finished, recorded):
+    """Four responses of each step, of different prompts, as the tables have them."""
+    client, run = recorded
+    place, run_id = [run.info.experiment_id], run.info.run_id
+    chosen = f"metadata.`mlflow.sourceRun` = '{run_id}'"
+    traces = client.search_traces(locations=place, filter_string=chosen, max_results=500)
+    assert len(traces) == 4 * STEPS
+    for step in range(STEPS):
+        table = json.loads((finished.run_dir / f"samples/step_{step:06d}.json").read_text())
+        rows = [dict(zip(table["columns"], row)) for row in table["data"]]
+        of_step = [t for t in traces if t.info.trace_metadata["aent.step"] == str(step)]
+        assert len({t.info.trace_metadata["aent.group"] for t in of_step}) == 4
+        for trace in of_step:
+            row = rows[int(trace.info.trace_metadata["aent.sample"])]
+            root, grading = trace.data.spans
+            for name, column in (("entropy", "entropy"), ("length", "tokens"),
+                                 ("weight_version", "version"), ("reward", "reward")):  # fmt: skip
+                assert root.attributes[name] == row[column]
+            assert root.outputs["choices"][0]["message"]["content"] == row["response"]
+            assert (grading.name, grading.outputs) == (
+                "grader/last_number", {"reward": row["reward"]}
+            )  # fmt: skip
+            said = {a.name: a.value for a in trace.info.assessments}
+            assert said == {"reward": row["reward"], "last_number": row["reward"]}
+    rows_of = {
+        i.tags[0].value: json.loads(i.dataset.profile)["num_rows"]
+        for i in run.inputs.dataset_inputs
+    }
+    assert rows_of == {"training": 64, "evaluation": 8}
+    (model,) = client.search_logged_models(place, f"source_run_id = '{run_id}'")
+    assert (model.name, model.tags["aent.folder"]) == (
+        f"tiny-{STEPS}", str(finished.run_dir / "policy")
+    )  # fmt: skip
+
+
 def test_controller_follows_the_papers_rule(recorded):
     """lambda(t+1) = clip(lambda(t) - step_size * distance outside the band), from the log."""
     _, run = recorded

@@ -9,7 +9,7 @@ import http.server
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,9 @@ class Proxy:
     certificate: Path
     free: threading.Event = field(default_factory=threading.Event)  # else artifacts hang
     asked: list[str] = field(default_factory=list)  # paths, of requests with the right password
+    hanging: str = "mlflow-artifacts"  # a part of the paths that hang
+    # called when the server has answered, and the one who asked does not know it yet
+    taken: Callable[[str, str], None] = lambda method, path: None
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
@@ -81,12 +84,13 @@ def proxy(behind: str, folder: Path) -> Iterator[Proxy]:
             if self.headers.get("Authorization") != wanted:
                 return self.send(401, {}, b"who are you?")
             found.asked.append(self.path)
-            if "mlflow-artifacts" in self.path and not found.free.wait(600):
+            if found.hanging in self.path and not found.free.wait(600):
                 return self.send(504, {}, b"")
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", *HOP)}
             reply = httpx.request(
                 self.command, behind + self.path, content=body, headers=headers, timeout=60
             )
+            found.taken(self.command, self.path)
             self.send(reply.status_code, dict(reply.headers), reply.content)
 
         do_GET = do_POST = do_PUT = do_PATCH = answer

@@ -9,22 +9,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 
 from aent.cli.main import app
 from aent.recipe.load import dump, load
 from aent.recipe.schema import Recipe
-from aent.runtime.children import free_port
 from aent.tracking import journal, uploads
 from aent.tracking.sender import everything_sent
 from aent.tracking.tracker import Tracker
-from tracking.proxy import NAME, PASSWORD, Proxy, proxy
+from tracking.proxy import NAME, PASSWORD
+from tracking.server import PATIENCE_S, wait_until
 from wording import assert_names
 
 pytestmark = pytest.mark.slow
@@ -35,58 +32,6 @@ model: {bundled: tiny-qwen2}
 controller: {initial: 0}
 tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT}
 """
-PATIENCE_S = 300
-
-
-class Server:
-    """``mlflow server`` with a SQLite store, on a port of its own; may die and come back."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        argv += ["--port", str(self.port), "--workers", "1"]
-        argv += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
-        argv += ["--artifacts-destination", str(self.folder / "artifacts")]
-        env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                argv, stdout=log, stderr=log, env=env, start_new_session=True
-            )
-        wait_until(self.answers, "the server answers")
-
-    def answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.uri}/health", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
-        time.sleep(0.1)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    found = Server(tmp_path_factory.mktemp("server"))
-    yield found
-    found.kill()
 
 
 @pytest.fixture
@@ -227,19 +172,6 @@ def test_what_a_frozen_server_missed_at_the_end_is_sent_by_mlflow_sync(run_dir, 
         assert done.exit_code == 0, done.output
         assert "FINISHED" in done.stdout
     assert_whole(run_dir, steps=5)
-
-
-@pytest.fixture
-def before(server, tmp_path, monkeypatch) -> Iterator[Proxy]:
-    """A proxy before the server, whose certificate and password are in the environment."""
-    if not server.answers():
-        server.start()
-    with proxy(server.uri, tmp_path) as found:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.uri)
-        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(found.certificate))
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        yield found
 
 
 def test_a_server_behind_tls_and_a_password_gets_all(run_dir, before, capfd):

@@ -18,10 +18,11 @@ from aent.recipe.schema import Recipe
 from aent.runtime import node_metrics
 from aent.tracking import journal, store
 from aent.tracking.address import tracking_uri
+from aent.tracking.ended import mark_ended
 from aent.tracking.journal import File, Point, Status
 from aent.tracking.sender import Sender, everything_sent
 from aent.tracking.store import Store
-from aent.tracking.tracker import Tracker, mark_ended
+from aent.tracking.tracker import Tracker
 from wording import assert_names
 
 RECIPE = """
@@ -36,14 +37,6 @@ ROW = {"prompt": "1 + 1?", "response": "2", "reward": 1.0, "entropy": math.nan, 
 @pytest.fixture(autouse=True)
 def _no_server(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> bytes:
-    """A new store's file: its migrations take seconds, so they run once."""
-    folder = tmp_path_factory.mktemp("store")
-    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
-    return (folder / "mlflow.db").read_bytes()
 
 
 @pytest.fixture

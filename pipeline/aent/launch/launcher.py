@@ -33,8 +33,8 @@ from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking import sqlite
 from aent.tracking.address import AddressError, tracking_uri
+from aent.tracking.ended import mark_ended
 from aent.tracking.sqlite import Making, StoreError
-from aent.tracking.tracker import mark_ended
 
 POLL_S = 0.1
 STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left

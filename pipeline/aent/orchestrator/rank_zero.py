@@ -11,6 +11,7 @@ from aent.checkpoint import resume
 from aent.checkpoint.folders import LoopState
 from aent.models import tokenizer
 from aent.models.pieces import Pieces
+from aent.orchestrator import entities
 from aent.orchestrator.engines import Engines
 from aent.orchestrator.evaluator import Evaluator
 from aent.orchestrator.questions import load_suites, load_task
@@ -56,6 +57,7 @@ class RankZero:
             display = opened.enter_context(Display(recipe.steps))
             report = Report(recipe, run_dir, tracker, display, Pieces(words))
             task = load_task(recipe, words, judge, progress)
+            entities.log_datasets(tracker, recipe, task)
             suites = load_suites(recipe, words)
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message

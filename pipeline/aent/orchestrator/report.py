@@ -13,6 +13,7 @@ from aent.data.rollout import Rollout
 from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
+from aent.orchestrator import entities
 from aent.orchestrator.alerts import Alerts
 from aent.orchestrator.records import (
     StepDone,
@@ -104,7 +105,9 @@ class Report:
         self._alert(done.step, metrics)
         every = recipe.tracking.samples_every
         if every and done.step % every == 0:
-            self.tracker.log_samples(done.step, sample_rows(rollout, record.response_means()))
+            means = record.response_means()
+            self.tracker.log_samples(done.step, sample_rows(rollout, means))
+            entities.log_traces(self.tracker, recipe, done.step, rollout, means)
             title, measure = f"{recipe.name}, step {done.step}", recipe.measured.replace("_", " ")
             self.tracker.log_page(
                 done.step,
@@ -176,6 +179,7 @@ class Report:
         self.display.stop()
         gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
         self.tracker.log(self.recipe.steps - 1, gib)
+        entities.log_policy(self.tracker, self.recipe, self.run_dir / "policy")
         self.tracker.finish("FINISHED")
         estimated = [f"{rank.total / GIB:.2f}" for rank in estimate(self.recipe).per_rank]
         places = {

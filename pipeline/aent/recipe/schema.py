@@ -282,7 +282,10 @@ class TrackingSection(Section):
     # default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs
     uri: str | None = mark(None, "warn")  # the run's id must be known there too
     experiment: str = mark("aent", "warn")
-    samples_every: int = Field(1, ge=0)  # steps between tables and pages of responses; 0: never
+    samples_every: int = Field(1, ge=0)  # steps between tables, pages and traces; 0: never
+    traces: int = Field(4, ge=0, le=64)  # responses of such a step that are MLflow traces
+    # name in MLflow's model registry of the trained policy, which is uploaded with its weights
+    register_as: str | None = Field(None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$")
     system_metrics_every_s: float = Field(10.0, ge=0)  # every machine: CPU, memory, GPUs; 0: off
     parent_run_id: str | None = None  # MLflow run under which this one is shown (a sweep's)
 

@@ -11,7 +11,7 @@ from typing import Literal
 from aent.launch import starts
 from aent.runtime import failures, heartbeats
 from aent.runtime.log import begin, log
-from aent.tracking.tracker import Status, mark_ended
+from aent.tracking.ended import Status, mark_ended
 
 # for MLflow to hear of it; a job that is cancelled is killed 30 s later (Slurm's KillWait), some of
 # which its steps have taken

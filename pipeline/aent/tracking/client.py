@@ -1,10 +1,20 @@
-"""MLflow's client, imported late: it takes seconds."""
+"""MLflow's client, imported late: it takes seconds; and what a server may say to it."""
 
 from __future__ import annotations
 
 import logging
 import os
 from typing import Any
+
+
+class NotTaken(Exception):
+    """The server has no place for such a thing: told once, and no failure of a run. Its text says
+    why of the server: "it is MLflow 2.9"."""
+
+
+def is_unknown_route(error: Exception) -> bool:
+    """Whether MLflow's error says that the server, or a proxy before it, has no such route."""
+    return getattr(error, "error_code", "") in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
 
 
 def mlflow_client(uri: str) -> Any:

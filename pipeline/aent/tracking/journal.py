@@ -51,9 +51,18 @@ class Tag(NamedTuple):
     text: str
 
 
-Entry = Point | File | Status | Tag
+class Entity(NamedTuple):
+    """What MLflow has a page of its own for: ``content`` is a file with it, relative to the run's
+    folder, whole by now."""
+
+    time: int
+    entity: str  # traces, datasets or policy
+    content: str
+
+
+Entry = Point | File | Status | Tag | Entity
 _KINDS: dict[frozenset[str], type[Entry]] = {
-    frozenset(kind._fields): kind for kind in (Point, File, Status, Tag)
+    frozenset(kind._fields): kind for kind in (Point, File, Status, Tag, Entity)
 }
 
 

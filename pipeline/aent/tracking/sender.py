@@ -15,6 +15,7 @@ from aent.runtime.files import write_whole
 from aent.runtime.log import log
 from aent.tracking import journal
 from aent.tracking.address import look_command, tracking_uri
+from aent.tracking.entities import EntitySender, entities_left
 from aent.tracking.journal import JOURNAL_FILE, Point, Status, Tag
 from aent.tracking.sent import Sent
 from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
@@ -114,8 +115,8 @@ def points_sent(run_dir: Path) -> bool:
 
 
 def everything_sent(run_dir: Path) -> bool:
-    """Whether MLflow has the whole journal, and the files that it names."""
-    return points_sent(run_dir) and files_left(run_dir) == 0
+    """Whether MLflow has the whole journal, and what lies in the files that it names."""
+    return points_sent(run_dir) and files_left(run_dir) == 0 and entities_left(run_dir) == 0
 
 
 def sync(run_dir: Path, from_start: bool = True) -> str:
@@ -127,7 +128,17 @@ def sync(run_dir: Path, from_start: bool = True) -> str:
     if not (run_dir / JOURNAL_FILE).is_file():
         raise FileNotFoundError(f"{run_dir} is no run folder: it has no {JOURNAL_FILE}")
     Sender(run_dir, recipe, from_start).send()
-    Uploader(run_dir, recipe, from_start).send(figure=True)
+    failures = []
+    for rest in (
+        EntitySender(run_dir, recipe, from_start).send,
+        lambda: Uploader(run_dir, recipe, from_start).send(figure=True),
+    ):
+        try:  # neither waits for the other
+            rest()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     status = journal.last_status(run_dir / JOURNAL_FILE)
     run_id = known_run_id(run_dir)
     look = look_command(tracking_uri(recipe, run_dir))

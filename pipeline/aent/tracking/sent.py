@@ -29,6 +29,11 @@ class Sent:
         if self.position and not journal.ends_line(journal_path, self.position):
             self.position = 0
 
+    def passed(self, position: int) -> None:
+        """Nothing of this kind lies before ``position``: not to be looked for again by this
+        process."""
+        self.position = position
+
     def arrived(self, run_id: str, position: int) -> None:
         """Remember that MLflow has everything before ``position``."""
         self.position = position

@@ -17,7 +17,7 @@ from typing import Any
 from aent.recipe.load import Scalar, dump, flatten
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
-from aent.tracking import sqlite
+from aent.tracking import journal, sqlite
 from aent.tracking.address import check_supported, tracking_uri
 from aent.tracking.client import mlflow_client
 from aent.tracking.journal import JOURNAL_FILE, Point
@@ -66,8 +66,10 @@ class Store:
         )
         run = found[0] if found else None
         if run is None:
+            # a run that has begun before its server did is not shown to end before it starts
+            began = next((e.time for e, _ in journal.entries(run_dir / JOURNAL_FILE) if e), None)
             tags = {RUN_KEY_TAG: key}
-            run = store.client.create_run(experiment, run_name=recipe.name, tags=tags)
+            run = store.client.create_run(experiment, began, tags, recipe.name)
         store.run_id = run.info.run_id
         return store
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,21 +20,19 @@ from aent.recipe.schema import Recipe
 from aent.runtime import node_metrics
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
-from aent.tracking import figures, journal
+from aent.tracking import figures, journal, repeated_step
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.background import Background
-from aent.tracking.journal import JOURNAL_FILE, File, Point, Tag
+from aent.tracking.ended import Status
+from aent.tracking.entities import EntityKind, EntitySender
+from aent.tracking.journal import JOURNAL_FILE, Entity, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
-from aent.tracking.sender import Sender, everything_sent, points_sent
+from aent.tracking.sender import Sender
 from aent.tracking.store import RUN_ID_FILE, known_run_id
 from aent.tracking.uploads import FIGURE_FILE, Uploader
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIGURE_EVERY_S = 10.0  # at most
-ANSWER_S = 10  # for one answer, when a run has died
-# what differs when a step is executed again: how long it took
-UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
 
 
 class Tracker:
@@ -66,7 +61,9 @@ class Tracker:
         self._try("read the journal", self._read_journal)
         self._append([StatusEntry(journal.now(), "RUNNING")])
         self._sender, self._uploader = Sender(run_dir, recipe), Uploader(run_dir, recipe)
+        self._entity_sender = EntitySender(run_dir, recipe)
         self._uploads = Background("uploads", self._upload)
+        self._entities = Background("entities", self._send_entities)
         self._points = Background("tracking", self._send)
         self._figure = Background("figure", self._draw_if_due)
         self._points.wake()  # open the run at once
@@ -95,8 +92,8 @@ class Tracker:
                     known[step] = float(value)
                     new.append(Point(step, time_ms, key, float(value)))
         self._append(new)
-        if repeated:
-            self._compare(step, repeated)
+        if text := repeated_step.difference(step, repeated):
+            log.warning(f"aent: {text}")
         self._points.wake()
 
     def tag(self, tag: str, text: str) -> None:
@@ -111,20 +108,26 @@ class Tracker:
 
         It lies in ``run_dir/FOLDER`` and among MLflow's artifacts, one table a step.
         """
-        self._keep(folder, f"step_{step:06d}.json", lambda: _table(rows))
+        name = f"{folder}/step_{step:06d}.json"
+        self._keep(File(journal.now(), name, folder), name, lambda: _table(rows))
 
     def log_page(self, step: int, make: Callable[[], str]) -> None:
         """Record a page of HTML, one a step, in ``run_dir/tokens`` and among MLflow's artifacts."""
-        self._keep("tokens", f"step_{step:06d}.html", make)
+        name = f"tokens/step_{step:06d}.html"
+        self._keep(File(journal.now(), name, "tokens"), name, make)
 
-    def _keep(self, folder: str, file: str, make: Callable[[], str]) -> None:
-        """Write what ``make`` makes into a file that the journal names."""
-        name = f"{folder}/{file}"
+    def log_entity(self, entity: EntityKind, name: str, make: Callable[[], str]) -> None:
+        """Record something that MLflow has pages for (``entities``): ``make`` makes the text of the
+        file ``name`` in ``run_dir``, from which it is sent."""
+        self._keep(Entity(journal.now(), entity, name), name, make)
+
+    def _keep(self, entry: File | Entity, name: str, make: Callable[[], str]) -> None:
+        """Write what ``make`` makes into the file that the entry names."""
         if name in self._files:  # executed again: the first one stays, as the first values do
             return
-        if self._try(f"write the {folder}", _write_new, self.run_dir / name, make):
+        if self._try(f"write the {name.partition('/')[0]}", _write_new, self.run_dir / name, make):
             self._files.add(name)
-            self._append([File(journal.now(), name, folder)])
+            self._append([entry])
             self._points.wake()
 
     def refresh_figure(self) -> None:
@@ -137,8 +140,8 @@ class Tracker:
         stays RUNNING).
 
         Returns whether MLflow has everything: points and status within ``timeout_s``, and then
-        files within as much again. If not, what it lacks is said on stderr, and ``aent
-        mlflow-sync`` sends it.
+        files, traces and data sets within as much again, the policy within what its bytes may take.
+        If not, what it lacks is said on stderr, and ``aent mlflow-sync`` sends it.
         """
         self._watched.set()
         self._watcher.join(timeout_s)
@@ -150,13 +153,20 @@ class Tracker:
         self._figure.join(timeout_s)
         has_points = self._points.join(timeout_s)
         self._uploads.end()
+        self._entities.end()
         if not has_points:
             self._say_left(f"{self._sender.left()} entries of the journal", timeout_s)
-        elif not self._uploads.join(timeout_s):
+            return False
+        patience = timeout_s + self._entity_sender.patience()
+        deadline = time.monotonic() + patience
+        has_files = self._uploads.join(timeout_s)
+        if not has_files:
             self._say_left(f"{self._uploader.left()} files, or the figure,", timeout_s)
-        else:
-            return True
-        return False
+        has_entities = self._entities.join(max(deadline - time.monotonic(), 0.0))
+        if not has_entities:
+            what = f"{self._entity_sender.left()} of its traces, data sets and policies"
+            self._say_left(what, patience)
+        return has_files and has_entities
 
     def _say_left(self, what: str, timeout_s: float) -> None:
         log.warning(
@@ -176,37 +186,14 @@ class Tracker:
                 self._metrics.setdefault(entry.key, {}).setdefault(entry.step, entry.value)
             elif isinstance(entry, File):
                 self._files.add(entry.file)
+            elif isinstance(entry, Entity):
+                self._files.add(entry.content)
 
     def _append(self, new: Sequence[journal.Entry]) -> None:
         with self._lock:
             self._unwritten += new
             if self._try("write the journal", journal.append, self._journal, self._unwritten):
                 self._unwritten = []
-
-    def _compare(self, step: int, repeated: dict[str, tuple[float, float]]) -> None:
-        differences = {
-            key: abs(then - now)
-            for key, (then, now) in repeated.items()
-            if then != now
-            and not (math.isnan(then) and math.isnan(now))
-            and not key.startswith(UNREPEATABLE)
-        }
-        if differences:
-            # relative to the value; NaN against a number comes first
-            worst = max(
-                differences,
-                key=lambda k: (
-                    math.inf
-                    if math.isnan(differences[k])
-                    else differences[k] / max(map(abs, repeated[k]))
-                ),
-            )
-            then, now = repeated[worst]
-            log.warning(
-                f"aent: step {step} was executed again: {len(differences)} of {len(repeated)} "
-                f"values differ from the journal's, {worst} by {differences[worst]:.3g} ({then!r} "
-                f"in the journal, {now!r} now); the journal's stay"
-            )
 
     # -- in the background
 
@@ -215,6 +202,7 @@ class Tracker:
             return False
         self._say_again("send to MLflow", "MLflow takes points again, and has all")
         self._uploads.wake()
+        self._entities.wake()
         return True
 
     def _upload(self) -> bool:
@@ -225,6 +213,15 @@ class Tracker:
             self._unsent_figure |= figure
             return False
         self._say_again("upload to MLflow", "MLflow takes files again, and has all")
+        return True
+
+    def _send_entities(self) -> bool:
+        if not known_run_id(self.run_dir):  # the points come first
+            return not self._entities.ended
+        what = "send traces, data sets or the policy to MLflow"
+        if not self._try(what, self._entity_sender.send):
+            return False
+        self._say_again(what, "MLflow takes traces, data sets and policies again, and has all")
         return True
 
     def _draw_if_due(self) -> bool:
@@ -292,51 +289,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# -- after the ranks died
-
-
-def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
-    """Give the run this status unless it has a final one; for another process than rank 0's, which
-    is dead by now.
-
-    Also sends what the dead process had not sent; a run that ended before MLflow heard of it is
-    made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``: the
-    import alone takes seconds, on a loaded machine many. A silent server is waited for no longer
-    than ``ANSWER_S``. Returns whether it went well; a failure (a full disk too) is one line on
-    stderr, and ``aent mlflow-sync`` is left to do.
-    """
-    path = run_dir / JOURNAL_FILE
-    try:
-        journal.drop_torn_line(path)
-        if journal.last_status(path) in (None, "RUNNING"):
-            journal.append(path, [StatusEntry(journal.now(), status)])
-        elif everything_sent(run_dir):
-            return True
-    except OSError as error:
-        log.warning(f"aent: {path} does not say that the run is {status}: {error}")
-        return False
-    command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            env={"MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_S), **os.environ},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            start_new_session=True,
-        )
-        why = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
-    except subprocess.TimeoutExpired:
-        why = f"no answer within {time.monotonic() - started:.0f} s"
-    except OSError as error:  # no memory for another process
-        why = str(error)
-    if why:
-        last = redacted(why.splitlines()[-1])
-        lacks = f"does not have every file of {run_dir}"
-        if not points_sent(run_dir):
-            lacks = f"does not know that {run_dir} is {status}"
-        log.warning(f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}")
-    return not why

@@ -49,6 +49,8 @@ class Uploader:
             if isinstance(entry, File):
                 self._upload(store, self.run_dir / entry.file, entry.folder)
                 self._sent.arrived(store.run_id, end)
+            else:
+                self._sent.passed(end)
         if figure and (self.run_dir / FIGURE_FILE).is_file():
             self._upload(store, self.run_dir / FIGURE_FILE, None)
 

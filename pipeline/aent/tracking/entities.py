@@ -1,0 +1,144 @@
+"""From the journal to MLflow: traces, data sets and the policy, which MLflow has pages for.
+
+Apart from points (``sender``) and files (``uploads``): a server that is slow with these, or does
+not know them, keeps nothing else. Each has a deadline. What has arrived is remembered in the run's
+folder (``mlflow_entities``); each is written under an id of its own or is looked for first, so that
+what is sent twice is there once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from aent.recipe.redact import redacted
+from aent.recipe.schema import Recipe
+from aent.runtime.log import log
+from aent.tracking import datasets, journal, policies
+from aent.tracking.address import tracking_uri
+from aent.tracking.background import within
+from aent.tracking.client import NotTaken
+from aent.tracking.journal import JOURNAL_FILE, Entity
+from aent.tracking.policies import SavedPolicy
+from aent.tracking.sent import Sent
+from aent.tracking.store import Store, known_run_id
+from aent.tracking.traced import TracedStep
+
+EntityKind = Literal["traces", "datasets", "policy"]
+ENTITIES_FILE = "mlflow_entities"
+ENTITY_S = 300.0  # for one, and what its bytes take (``policies``)
+
+
+class EntitySender:
+    """Feeds one run, which MLflow knows already, from ``run_dir``.
+
+    from_start: begin with the first one, whatever was sent before.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
+        self.run_dir, self.recipe = run_dir, recipe
+        self._from_start = from_start
+        self._store: Store | None = None
+        self._sent = Sent(run_dir / ENTITIES_FILE)
+        self._refused: set[str] = set()
+
+    def send(self) -> None:
+        """Send everything that the journal names by now; on an error, a later call goes on there.
+
+        What the server has no place for is told once and left out. Raises TimeoutError naming what
+        took longer than its deadline, and what MLflow raises.
+        """
+        store = self._open()
+        for entry, end in journal.entries(self.run_dir / JOURNAL_FILE, self._sent.position):
+            if isinstance(entry, Entity):
+                self._send(store, entry)
+                self._sent.arrived(store.run_id, end)
+            else:
+                self._sent.passed(end)
+
+    def left(self) -> int:
+        """How many of the journal's MLflow has not taken."""
+        return entities_left(self.run_dir)
+
+    def patience(self) -> float:
+        """Seconds that the bytes of those left may take."""
+        seconds = 0.0
+        for entry in _later(self.run_dir):
+            if entry.entity == "policy":
+                with contextlib.suppress(OSError, ValueError, TypeError):  # told where it is sent
+                    text = (self.run_dir / entry.content).read_text(encoding="utf-8")
+                    seconds += SavedPolicy.from_json(text).seconds
+        return seconds
+
+    def _send(self, store: Store, entry: Entity) -> None:
+        path = self.run_dir / entry.content
+        if not path.is_file():
+            log.warning(f"aent: {path} is gone: MLflow will not have it")
+            return
+        try:
+            seconds, work = self._work(store, entry.entity, path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError) as error:  # a loss of power leaves empty files
+            log.warning(
+                f"aent: {path} is damaged ({type(error).__name__}): MLflow will not have it"
+            )
+            return
+        try:
+            within(ENTITY_S + seconds, f"sending {path}", work)
+        except NotTaken as error:
+            self._tell(entry.entity, str(error))
+        except TimeoutError:
+            self._store = None  # what hangs has its client
+            raise
+
+    def _work(self, store: Store, entity: str, text: str) -> tuple[float, Callable[[], None]]:
+        """(seconds that its bytes may take, what sends it)."""
+        if entity == "traces":
+            from aent.tracking import mlflow_traces  # it imports MLflow, which takes seconds
+
+            step = TracedStep.from_json(text)
+            return 0.0, lambda: mlflow_traces.send(store, step)
+        if entity == "datasets":
+            described = json.loads(text)
+            return 0.0, lambda: datasets.send(store, described)
+        policy = SavedPolicy.from_json(text)
+        if not policy.is_there(self.run_dir):
+            return 0.0, lambda: self._say_gone(policy)
+        return policy.seconds, lambda: policies.send(store, self.run_dir, policy)
+
+    def _say_gone(self, policy: SavedPolicy) -> None:
+        log.warning(
+            f"aent: {self.run_dir / policy.folder} is no longer the policy after {policy.steps} "
+            "steps: MLflow will not have that one"
+        )
+
+    def _tell(self, entity: str, why: str) -> None:
+        if entity not in self._refused:
+            self._refused.add(entity)
+            uri = redacted(tracking_uri(self.recipe, self.run_dir))
+            log.warning(
+                f"aent: MLflow ({uri}) does not take the run's {entity}: {why}; they stay in "
+                f"{self.run_dir}"
+            )
+
+    def _open(self) -> Store:
+        if self._store is None:
+            run_id = known_run_id(self.run_dir)
+            self._store = Store(tracking_uri(self.recipe, self.run_dir), run_id)
+            if not self._from_start:
+                self._sent.read(run_id)
+        return self._store
+
+
+def entities_left(run_dir: Path) -> int:
+    """How many of the journal's MLflow has not taken."""
+    return len(_later(run_dir))
+
+
+def _later(run_dir: Path) -> list[Entity]:
+    sent = Sent(run_dir / ENTITIES_FILE)
+    sent.read(known_run_id(run_dir))
+    later = journal.entries(run_dir / JOURNAL_FILE, sent.position)
+    return [entry for entry, _ in later if isinstance(entry, Entity)]

@@ -1,0 +1,38 @@
+"""A step that is executed again after a resume: how its values differ from the journal's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+# what differs each time: how long it took
+UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
+
+
+def difference(step: int, repeated: Mapping[str, tuple[float, float]]) -> str:
+    """One sentence about the value that differs most, relative to its size; empty where none does.
+
+    repeated: (the journal's, the new one), by metric.
+    """
+    differences = {
+        key: abs(then - now)
+        for key, (then, now) in repeated.items()
+        if then != now
+        and not (math.isnan(then) and math.isnan(now))
+        and not key.startswith(UNREPEATABLE)
+    }
+    if not differences:
+        return ""
+
+    def relative(key: str) -> float:  # NaN against a number comes first
+        if math.isnan(differences[key]):
+            return math.inf
+        return differences[key] / max(map(abs, repeated[key]))
+
+    worst = max(differences, key=relative)
+    then, now = repeated[worst]
+    return (
+        f"step {step} was executed again: {len(differences)} of {len(repeated)} values differ from "
+        f"the journal's, {worst} by {differences[worst]:.3g} ({then!r} in the journal, {now!r} "
+        "now); the journal's stay"
+    )

@@ -1,0 +1,64 @@
+"""A real MLflow server that may die and come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from aent.runtime.children import free_port
+
+PATIENCE_S = 300
+
+
+class Server:
+    """``mlflow server`` with a SQLite store, on a port of its own; may die and come back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        argv += ["--port", str(self.port), "--workers", "1"]
+        argv += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        argv += ["--artifacts-destination", str(self.folder / "artifacts")]
+        # the processes of MLflow's own jobs cost seconds each, and nobody here has jobs
+        env = os.environ | {
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        wait_until(self.answers, "the server answers")
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.uri}/health", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.1)
