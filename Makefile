@@ -1,5 +1,5 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu lint lock clean
+.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu lint lock contracts clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -59,6 +59,11 @@ lint: install
 # Keeps the locked versions where cpu.in allows them; remove lines from the lock to move them on.
 lock: install
 	tools/lock.sh
+
+# What vLLM, Transformer Engine and apex have of that which is called there, read from their sources;
+# CONTRACTS="--apex DIR" and the like name sources that are here already.
+contracts: install
+	.venv/bin/python tools/contracts.py $(CONTRACTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info pipeline/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
