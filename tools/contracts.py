@@ -16,6 +16,7 @@ import ast
 import importlib.metadata
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -60,9 +61,8 @@ def main(arguments: list[str]) -> int:
                 "vllm": of_vllm(given.vllm or installed_vllm()),
                 "pins": pins(),
             }
-        except (LookupError, OSError, ValueError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None)
-            print(f"contracts: {error}{': ' + said[-500:] if said else ''}", file=sys.stderr)
+        except (LookupError, OSError, ValueError) as error:
+            print(f"contracts: {error}", file=sys.stderr)
             return 1
     MANIFEST.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     print(f"contracts: {MANIFEST.relative_to(calls.ROOT)} written")
@@ -227,7 +227,7 @@ def fetched_apex(folder: Path) -> Path:
         ["fetch", "--quiet", "--depth=1", APEX_URL, apex_commit()],
         ["checkout", "--quiet", "FETCH_HEAD"],
     ):
-        _run(["git", "-C", str(folder), *arguments])
+        _run(["git", "-C", str(folder), *arguments], "a folder with apex at that commit: --apex")
     return folder
 
 
@@ -257,11 +257,20 @@ def _pinned(package: str, name: str) -> str:
 
 
 def _pip(*arguments: str) -> str:
-    return _run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments])
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    return _run(command, "pip has to reach an index that has the builds for GPUs")
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=True)
+def _run(command: list[str], otherwise: str) -> str:
+    """What a command prints. Raises ValueError with its words, and what would do instead."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{shlex.join(command)}: not done in {FETCH_S:.0f} s ({otherwise})"
+        ) from None
+    if done.returncode:
+        raise ValueError(f"{shlex.join(command)}: {done.stderr.strip()[-500:]} ({otherwise})")
     return done.stdout
 
 
