@@ -181,6 +181,17 @@ def test_steps_in_containers(job: FakeJob, kind: str) -> None:
         assert names["prepare"] == names["rank"] != names["serve"]
 
 
+def test_an_image_whose_digest_cannot_be_kept_costs_no_job(job: FakeJob) -> None:
+    image = job.folder / "trainer.sif"
+    image.write_bytes(b"an image")
+    settings = {"CONTAINER": "apptainer", "IMAGE": str(image), "ENGINE_IMAGE": "docker://engines"}
+    code, log = job.run(**settings, CACHE="/proc/cache")
+    assert code == 0, log
+    assert "/proc/cache" in log
+    seen = job.step("rank")[2]
+    assert (seen["AENT_IMAGE_DIGEST"], seen["AENT_ENGINE_IMAGE_DIGEST"]) == ("", "")
+
+
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 60
     while not condition():
