@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,16 @@ def in_containers(tmp_path, monkeypatch):
     """Jobs run by ``apptainer.sh``: home and /tmp are empty but for what is mounted."""
     (tmp_path / "apptainer").symlink_to(Path(__file__).with_name("apptainer.sh"))
     (tmp_path / "image.sif").write_bytes(b"an image")
-    own = dict.fromkeys(str(Path(p).resolve()) for p in (ROOT, sys.prefix, sys.base_prefix))
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's default
+    compiled.mkdir(exist_ok=True)
+    places = (ROOT, sys.prefix, sys.base_prefix, compiled)
+    own = dict.fromkeys(str(Path(place).resolve()) for place in places)
     settings = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "CONTAINER": "apptainer",
         "IMAGE": str(tmp_path / "image.sif"),
         "ENGINE_IMAGE": str(tmp_path / "image.sif"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled),
         "MOUNTS": ",".join(f"{path}:{path}" for path in own),
     }
     for name, value in settings.items():
