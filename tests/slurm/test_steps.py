@@ -88,11 +88,11 @@ def seen(job: Job, kind: str) -> list[list[str]]:
 
 
 def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder: Path) -> None:
+    """One of them in containers; MLflow is to hear of the end of both."""
     shared = ("--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=4", "--nodelist=node0")
-    two = ("--gpus-per-node=2",), ("--gres=gpu:2",)
     jobs = [
-        send(cluster, folder, f"shared{n}", *shared, *flags, ONCE="1")
-        for n, flags in enumerate(two)
+        send(cluster, folder, "shared0", *shared, "--gpus-per-node=2", ONCE="1"),
+        send(cluster, folder, "shared1", *shared, "--gres=gpu:2", ONCE="1", **contained(folder)),
     ]
     whole = send(cluster, folder, "whole", "--nodes=2", "--gpus-per-node=4")
     assert whole.wait() == "COMPLETED", whole.log
@@ -116,7 +116,19 @@ def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder:
     for job in jobs:
         assert job.wait() == "CANCELLED", job.log
         assert (job.run_dir / "verdict").read_text() == "KILLED\n"
+    assert (folder / ".cache" / "digests").is_dir()  # of the image
     cluster.wait_until_idle()
+
+
+def contained(folder: Path) -> dict[str, str]:
+    """Settings of a job whose steps run by ``apptainer.sh``, where nothing of /tmp is seen but the
+    folder that the job is sent from."""
+    (folder / "apptainer").write_text(Path(__file__).with_name("apptainer.sh").read_text())
+    (folder / "apptainer").chmod(0o755)
+    (folder / "image").write_bytes(b"an image")
+    path = f"{folder}:{os.environ['PATH']}"
+    images = dict.fromkeys(("IMAGE", "ENGINE_IMAGE"), str(folder / "image"))
+    return {"PATH": path, "CONTAINER": "apptainer", "MOUNTS": f"{folder}:{folder}", **images}
 
 
 def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: Path) -> None:
