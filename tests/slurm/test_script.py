@@ -159,6 +159,7 @@ def test_steps_in_containers(job: FakeJob, kind: str) -> None:
         cache = job.folder / ".cache"  # beside the run, on a file system that all nodes see
         assert (seen["PYTHONNOUSERSITE"], seen["XDG_CACHE_HOME"]) == ("1", str(cache))
         assert seen["TORCHINDUCTOR_CACHE_DIR"] == f"{cache}/torchinductor"
+        assert seen["XDG_CONFIG_HOME"] == f"{cache}/config"  # home may be read-only
         if kind == "apptainer":
             flag = f"apptainer exec --pwd {job.folder} --bind {mounts} --nv {where} true -m aent."
             assert command.startswith(flag)
@@ -167,7 +168,7 @@ def test_steps_in_containers(job: FakeJob, kind: str) -> None:
         names[step] = given.pop("--container-name")
         ours = set(given.pop("--container-env").split(","))
         assert {"MASTER_PORT", "NCCL_SOCKET_IFNAME", "PYTHONNOUSERSITE", "XDG_CACHE_HOME"} <= ours
-        assert "TORCHINDUCTOR_CACHE_DIR" in ours
+        assert {"TORCHINDUCTOR_CACHE_DIR", "XDG_CONFIG_HOME"} <= ours
         assert ("HF_HUB_OFFLINE" in ours) == (step != "prepare")
         assert "NCCL_DEBUG" not in ours
         assert given == {
