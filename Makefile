@@ -1,6 +1,6 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
 .PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu gpu-check \
-  gpu-check-wheels lint lock clean
+  gpu-check-wheels lint lock contracts clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
@@ -17,8 +17,10 @@ test: install
 # Everything that needs no GPU, in three parts, within an hour. Stopped and called again on the same
 # files, it goes on with what has not passed yet.
 test-all: install
-	@tools/debian_packages.sh test-all "chromium slurmctld slurmd sbatch munged ip buildah debootstrap" \
-	  chromium fonts-dejavu-core slurmctld slurmd slurm-client munge iproute2 buildah debootstrap
+	@tools/debian_packages.sh test-all \
+	  "chromium slurmctld slurmd sbatch munged ip buildah debootstrap jq mksquashfs gcc make" \
+	  chromium fonts-dejavu-core slurmctld slurmd slurm-client munge iproute2 buildah debootstrap \
+	  jq squashfs-tools gcc make libbsd-dev libslurm-dev
 	tools/test_all.sh
 
 test-fast: install
@@ -34,11 +36,14 @@ test-cluster: install
 	  slurmctld slurmd slurm-client munge iproute2
 	.venv/bin/python -m pytest -m cluster -rs tests/slurm
 
-# Builds the CPU image and runs the tiny recipe in it, then the engines' on a CPU base: some fifteen
-# minutes and 15 GB of disk, root, buildah, debootstrap and package sources; prints the reason where
-# it cannot.
+# Builds the CPU image and runs the tiny recipe in it, as it is and under enroot and pyxis on a Slurm
+# cluster, then the engines' on a CPU base: some twenty minutes and 20 GB of disk, root, buildah,
+# debootstrap and package sources; prints the reason where it cannot.
 test-containers: install
-	@tools/debian_packages.sh test-containers "buildah debootstrap ip" buildah debootstrap iproute2
+	@tools/debian_packages.sh test-containers \
+	  "buildah debootstrap ip slurmctld slurmd sbatch munged jq mksquashfs gcc make" \
+	  buildah debootstrap iproute2 slurmctld slurmd slurm-client munge jq squashfs-tools gcc make \
+	  libbsd-dev libslurm-dev
 	.venv/bin/python -m pytest -m containers -rs tests/containers
 
 # Runs with the first Python whose torch sees a GPU: .venv's, or the one of the container.
@@ -71,6 +76,11 @@ lint: install
 # Keeps the locked versions where cpu.in allows them; remove lines from the lock to move them on.
 lock: install
 	tools/lock.sh
+
+# What vLLM, Transformer Engine and apex have of that which is called there, read from their sources;
+# CONTRACTS="--apex DIR" and the like name sources that are here already.
+contracts: install
+	.venv/bin/python tools/contracts.py $(CONTRACTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info pipeline/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,5 @@
-"""Whether the trainer's image has what a run on GPUs needs; at its build, where there is no GPU."""
+"""Whether the trainer's image has what a run on GPUs needs; at its build, where there is no GPU.
+``check_trainer.py NCCL``: the version that the engines' image has."""
 
 from __future__ import annotations
 
@@ -27,9 +28,22 @@ def transformer_engine_fault(version: str, wanted: list[str]) -> str | None:
     return None
 
 
-def faults() -> Iterator[str]:
+def nccl_fault(version: tuple[int, ...], wanted: str) -> str | None:
+    """Whether torch calls the NCCL of the engines' image, to the patch."""
+    loaded = ".".join(map(str, version))
+    if loaded == wanted:
+        return None
+    return (
+        f"torch calls NCCL {loaded}, the engines' image has {wanted}, and weights travel by NCCL "
+        "of one version: give the engines' by --build-arg NCCL=, or choose another BASE_IMAGE"
+    )
+
+
+def faults(wanted_nccl: str) -> Iterator[str]:
     """One sentence each."""
     import torch  # the extensions are linked with it
+
+    from aent.weights import nccl
 
     for name in EXTENSIONS:
         try:
@@ -40,12 +54,15 @@ def faults() -> Iterator[str]:
     version = importlib.metadata.version("transformer-engine")
     if (fault := transformer_engine_fault(version, wanted)) is not None:
         yield fault
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, NCCL {nccl}: the engines' image")
-    print("needs the same NCCL, to the patch (docs/engines.md)")
+    try:
+        if (fault := nccl_fault(nccl.loaded_version(), wanted_nccl)) is not None:
+            yield fault
+    except RuntimeError as error:  # torch has it built in
+        yield f"{error}: which NCCL torch has is not known here; choose a BASE_IMAGE that loads it"
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, NCCL {wanted_nccl}")
 
 
 if __name__ == "__main__":
-    found = list(faults())
+    found = list(faults(sys.argv[1]))
     print("\n".join(found), file=sys.stderr)
     sys.exit(bool(found))

@@ -29,4 +29,8 @@ RUN --mount=type=secret,id=pip.conf,uid=10001 --mount=type=secret,id=ca.pem,uid=
     PIP_CONFIG_FILE=/run/secrets/pip.conf make install && rm -rf /home/aent/.cache
 ENV PATH=/home/aent/aent/.venv/bin:$PATH
 RUN aent doctor recipes/cpu/tiny.yaml
+
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision=${GIT_COMMIT}
+ENV AENT_GIT_COMMIT=${GIT_COMMIT}
 CMD ["aent", "train", "recipes/cpu/quickstart.yaml"]

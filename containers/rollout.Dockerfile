@@ -19,18 +19,21 @@ COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm
 # everything that this part imports is a dependency of vLLM as well; typer and rich are for `aent`
-COPY containers/locks/cpu.lock.txt /tmp/lock.txt
+COPY containers/locks/cpu.lock.txt containers/beside_base.sh /tmp/
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     export PIP_CONFIG_FILE=/run/secrets/pip.conf && \
-    grep -E '^(typer|rich|psutil|pyyaml)==' /tmp/lock.txt >/tmp/needed.txt && \
-    python3 -m pip install --no-cache-dir -r /tmp/needed.txt && \
+    /tmp/beside_base.sh /tmp/cpu.lock.txt typer rich psutil pyyaml && \
     python3 -m pip install --no-cache-dir --no-deps . && \
-    rm /tmp/lock.txt /tmp/needed.txt
+    rm /tmp/cpu.lock.txt /tmp/beside_base.sh
 
 RUN useradd --create-home --uid 10001 aent
 USER 10001
 WORKDIR /home/aent
 RUN aent doctor
+
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision=${GIT_COMMIT}
+ENV AENT_GIT_COMMIT=${GIT_COMMIT}
 
 # /health is the one route that asks for no token
 ENV AENT_HEALTH_URL=http://127.0.0.1:8000/health

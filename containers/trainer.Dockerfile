@@ -6,7 +6,7 @@
 # Package sources other than the public ones: build secrets, see README.md beside this file.
 #
 # Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU.
-# Transformer Engine of the range that megatron-core names (2.9 to 2.11), which the build checks
+# 25.12 has Transformer Engine 2.10, of the range that megatron-core names (the build checks it)
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.12-py3
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -17,6 +17,14 @@ LABEL org.opencontainers.image.title="aent trainer" \
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /opt/aent
 
+# NCCL of the engines' image (that of vLLM's torch: containers/contracts.json), for weights go from one
+# image to the other by it; beside the base's own, which torch finds behind it. (25.12 has 2.28.9.)
+ARG NCCL=2.29.7
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
+    PIP_CONSTRAINT='' PIP_CONFIG_FILE=/run/secrets/pip.conf python3 -m pip install --no-cache-dir --no-deps \
+      --target /opt/nccl "nvidia-nccl-cu13==${NCCL}"
+ENV LD_LIBRARY_PATH=/opt/nccl/nvidia/nccl/lib:${LD_LIBRARY_PATH}
+
 # apex: the base image's, else built from source (the package of that name on PyPI is another one)
 ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
@@ -25,19 +33,23 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
 # What the base image has stays as it is; everything else has the version of the CPU lock, with which
-# the tests run.
-COPY containers/locks/cpu.lock.txt containers/beside_base.sh containers/check_trainer.py /tmp/
+# the tests run, but for the few of trainer.txt.
+COPY containers/locks/cpu.lock.txt containers/locks/trainer.txt containers/beside_base.sh containers/check_trainer.py /tmp/
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
-    PIP_CONFIG_FILE=/run/secrets/pip.conf /tmp/beside_base.sh /tmp/cpu.lock.txt '.[trainer,tasks]' && \
-    python3 /tmp/check_trainer.py && \
-    rm /tmp/cpu.lock.txt /tmp/beside_base.sh /tmp/check_trainer.py
+    PIP_CONFIG_FILE=/run/secrets/pip.conf /tmp/beside_base.sh /tmp/trainer.txt,/tmp/cpu.lock.txt '.[trainer,tasks]' && \
+    python3 /tmp/check_trainer.py "${NCCL}" && \
+    rm /tmp/cpu.lock.txt /tmp/trainer.txt /tmp/beside_base.sh /tmp/check_trainer.py
 
 RUN useradd --create-home --uid 10001 aent
 USER 10001
 WORKDIR /home/aent
 RUN aent doctor
+
+ARG GIT_COMMIT=
+LABEL org.opencontainers.image.revision=${GIT_COMMIT}
+ENV AENT_GIT_COMMIT=${GIT_COMMIT}
 CMD ["aent", "--help"]

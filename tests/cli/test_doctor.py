@@ -163,6 +163,17 @@ def test_the_builds_of_an_image_for_gpus_are_named(monkeypatch):
         assert "NCCL 2.28.9" in rows["torch build"]
         assert rows["attention"] == "Transformer Engine 2.10.0+769ed778"
         assert rows["optimizer"].endswith(named)
+        assert rows["Transformer Engine"] == versions["transformer_engine"]
+        assert rows["NVIDIA apex"] == versions["apex"]
+
+
+def test_the_driver_is_named(monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf 'NVIDIA H200, 143771 MiB, 570.12\\n%.0s' 1 2\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    one = "NVIDIA H200, 143771 MiB, driver 570.12"
+    assert doctor.driver_gpus() == f"{one}; {one}"
 
 
 def test_an_import_that_dies_or_hangs_costs_only_itself():

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[2]
 # with a registry, for "debian" alone may be another name's short form
 BASE, CPU_IMAGE = "localhost/aent-debian", "localhost/aent-cpu"
+COMMIT = "c0ffee"  # that the images are told to be built from
 SUITE = "bookworm"  # whose Python is the one of the lock
 PACKAGES = ("buildah", "debootstrap", "iproute2")
 BUILD_S = 1500.0
@@ -140,7 +141,8 @@ class Store:
         """Build a Dockerfile of containers/ from this checkout; what the steps printed."""
         return self.buildah(
             *("build", "--isolation=chroot", "--format=docker", "--pull-never", *flags),
-            *(f"--build-arg=BASE_IMAGE={base}", f"--file={ROOT}/containers/{file}"),
+            *(f"--build-arg=BASE_IMAGE={base}", f"--build-arg=GIT_COMMIT={COMMIT}"),
+            f"--file={ROOT}/containers/{file}",
             *(f"--tag={name}", str(ROOT)),
             timeout_s=BUILD_S,
         )

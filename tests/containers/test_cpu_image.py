@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from containers.building import CPU_IMAGE, ROOT, Built
+from containers.building import COMMIT, CPU_IMAGE, ROOT, Built
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 DOCTOR = "aent doctor recipes/cpu/tiny.yaml"
@@ -25,6 +25,8 @@ def test_labels_user_and_command(built):
     image = built.store.inspect(CPU_IMAGE)
     assert image["Labels"]["org.opencontainers.image.title"] == "aent on a CPU"
     assert image["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert image["Labels"]["org.opencontainers.image.revision"] == COMMIT
+    assert f"AENT_GIT_COMMIT={COMMIT}" in image["Env"]
     assert image["User"] == "10001"
     assert image["Cmd"][:2] == ["aent", "train"]
     assert (ROOT / image["Cmd"][2]).is_file()

@@ -61,13 +61,16 @@ KillWait=30
 MinJobAge=0
 MpiDefault=none
 MailProg=/bin/true
+DebugFlags=NO_CONF_HASH
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=100000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=grace Nodes=ALL GraceTime=60 MaxTime=INFINITE State=UP
-PartitionName=urgent Nodes=ALL PriorityTier=2 MaxTime=INFINITE State=UP
+PartitionName=batch Nodes={all} Default=YES MaxTime=INFINITE State=UP
+PartitionName=grace Nodes={all} GraceTime=60 MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes={all} PriorityTier=2 MaxTime=INFINITE State=UP
+PartitionName=bound Nodes=node{bound} MaxTime=INFINITE State=UP
 """
+CORES = len(os.sched_getaffinity(0))  # that this machine has for the node whose tasks are bound
 
 
 def why_not() -> str:
@@ -88,11 +91,13 @@ def why_not() -> str:
 
 @dataclass
 class Cluster:
-    """Made by ``running``."""
+    """Made by ``running``. Beside its nodes there is one, number ``nodes``, in the partition
+    ``bound``, that has this machine's real cores and binds each task to its own of them."""
 
     folder: Path
     nodes: int
     gpus: int  # of each node: device files that nothing can compute on
+    plugins: str = ""  # lines of plugstack.conf
     init: Child = field(init=False)
     machines: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -134,7 +139,7 @@ ip link set lo up
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip addr add {self.address(node)}/24 dev eth0
 ip link set eth0 up
-exec slurmd -D -N {name}"""
+exec slurmd -D -N {name} -f {self.conf(node)}"""
         machine = subprocess.Popen(
             self._inside(*NAMESPACES, script),
             stdin=subprocess.DEVNULL,
@@ -153,6 +158,9 @@ exec slurmd -D -N {name}"""
         pid = inside.split()[-2]
         self.run(*f"ip link add v{node} type veth peer name eth0 netns {pid}".split())
         self.run(*f"ip link set v{node} master bridge up".split())
+
+    def conf(self, node: int) -> Path:
+        return self.folder / ("bound.conf" if node == self.nodes else "slurm.conf")
 
     def address(self, node: int) -> str:
         return f"{NETWORK}.{10 + node}"
@@ -173,17 +181,20 @@ exec slurmd -D -N {name}"""
             (folder / name).mkdir(mode=0o755)
         for gpu in range(self.gpus):
             os.mknod(folder / f"gpu{gpu}", 0o20666, os.makedev(1, 3))
-        names = [f"node{n}" for n in range(self.nodes)]
-        conf = SLURM_CONF.format(folder=folder, control=CONTROL)
+        names = [f"node{n}" for n in range(self.nodes + 1)]
+        everyone = f"node[0-{self.nodes - 1}]"
+        conf = SLURM_CONF.format(folder=folder, control=CONTROL, all=everyone, bound=self.nodes)
         for n, name in enumerate(names):
-            conf += (
-                f"NodeName={name} NodeAddr={self.address(n)} CPUs=8 RealMemory=4000 "
-                f"Gres=gpu:{self.gpus} State=UNKNOWN\n"
-            )
+            has = f"CPUs=8 Gres=gpu:{self.gpus}" if n < self.nodes else f"CPUs={CORES}"
+            address = self.address(n)
+            conf += f"NodeName={name} NodeAddr={address} {has} RealMemory=4000 State=UNKNOWN\n"
         (folder / "slurm.conf").write_text(conf)
+        bound = conf.replace("TaskPlugin=task/none", "TaskPlugin=task/affinity")
+        (folder / "bound.conf").write_text(bound)
         (folder / "gres.conf").write_text(
             f"NodeName=node[0-{self.nodes - 1}] Name=gpu File={folder}/gpu[0-{self.gpus - 1}]\n"
         )
+        (folder / "plugstack.conf").write_text(self.plugins)
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         hosts = [f"{CONTROL} control", *(f"{self.address(n)} {x}" for n, x in enumerate(names))]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
@@ -207,7 +218,7 @@ exec slurmctld -D"""
             log_path=folder / "init.out",
         )
         self._wait_for(lambda: self.run("scontrol", "ping", check=False).returncode == 0)
-        for node in range(self.nodes):
+        for node in range(self.nodes + 1):
             self.power_on(node)
         self.wait_until_idle()
 
@@ -222,10 +233,9 @@ exec slurmctld -D"""
         self._wait_for(self._idle)
 
     def _idle(self) -> bool:
-        answer = self.run(
-            "sinfo", "--noheader", "--Node", "--states=idle", "--partition=batch", check=False
-        )
-        return len(answer.stdout.split("\n")) - 1 == self.nodes
+        partitions = "--partition=batch,bound"
+        answer = self.run("sinfo", "--noheader", "--Node", "--states=idle", partitions, check=False)
+        return len(answer.stdout.split("\n")) - 1 == self.nodes + 1
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_S
@@ -239,9 +249,9 @@ exec slurmctld -D"""
 
 
 @contextmanager
-def running(folder: Path, nodes: int, gpus: int = 4) -> Iterator[Cluster]:
+def running(folder: Path, nodes: int, gpus: int = 4, plugins: str = "") -> Iterator[Cluster]:
     """A cluster whose nodes are idle; ``folder`` must exist, its path short and without spaces."""
-    cluster = Cluster(folder, nodes, gpus)
+    cluster = Cluster(folder, nodes, gpus, plugins)
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
         cluster._start()

@@ -11,7 +11,7 @@ import pytest
 
 from aent.checks.recipe import check
 from aent.recipe.load import load
-from aent.slurm.render import render, render_array
+from aent.slurm.render import render, render_several
 from slurm.conftest import ROOT
 from wording import assert_names, naming
 
@@ -138,7 +138,7 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
         (TINY, ["seed=0"], load(TINY, ["run_dir=/runs/a b", "cluster.gpus_per_node=0"])),
         (TINY, ["seed=1", "name=x y"], load(TINY, ["run_dir=/runs/c", "cluster.gpus_per_node=0"])),
     ]
-    script = render_array(runs, tmp_path / "all runs", "aent compare")
+    (script,) = render_several(runs, tmp_path / "all runs", "aent compare")
     assert script.path == tmp_path / "all runs" / "array.sbatch"
     asked = directives(script.text)
     assert {
@@ -159,13 +159,32 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
         assert done.stdout == f"{said}|{tmp_path}/all runs\n", done.stderr
 
 
-def test_runs_that_are_not_one_array_are_refused(tmp_path):
-    one, other = load(TINY), load(TINY, ["cluster.nodes=2"])
-    with pytest.raises(ValueError, match="cluster"):
-        render_array([(TINY, [], one), (TINY, [], other)], tmp_path, "")
-    apart = load(TINY, ["cluster.engine_nodes=1"])
-    with pytest.raises(ValueError, match="heterogeneous"):
-        render_array([(TINY, [], apart)], tmp_path, "")
+@pytest.mark.parametrize(
+    ("groups", "hetjobs"),  # of two runs
+    [(([], ["cluster.nodes=2"]), 0), ((["cluster.engine_nodes=1"],) * 2, 1)],
+)
+def test_runs_that_no_array_can_have_are_a_job_each(tmp_path, groups, hetjobs):
+    runs = []
+    for number, own in enumerate(groups):
+        overrides = ["cluster.gpus_per_node=0", *own]
+        runs.append((TINY, own, load(TINY, [f"run_dir={tmp_path}/line-{number}", *overrides])))
+    scripts = render_several(runs, tmp_path, "aent slurm sweep")
+    assert len(scripts) == 2
+    for number, script in enumerate(scripts):
+        assert script.path == tmp_path / f"line-{number}.sbatch"
+        asked = directives(script.text)
+        assert asked.count("hetjob") == hetjobs
+        assert f"--output={tmp_path}/line-{number}.log" in asked
+        assert not [flag for flag in asked if flag.startswith("--array")]
+        assert f"\nexport SWEEP_DIR={tmp_path}\n" in script.text
+        assert f"\nexport RUN_DIR={tmp_path}/line-{number}\n" in script.text
+
+
+def test_a_run_of_several_that_does_not_fit_is_named(tmp_path):
+    sizes = (8, 4)
+    runs = [load(TINY, [f"run_dir=line-{n}", f"cluster.gpus_per_node={n}"]) for n in sizes]
+    with pytest.raises(ValueError, match=naming("line-4", "5 GPUs")):
+        render_several([(TINY, [], run) for run in runs], tmp_path, "")
 
 
 def test_without_slurm_submit_says_so(tmp_path, monkeypatch):

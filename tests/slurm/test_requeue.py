@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import json
+import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from aent.inference import registry
 from aent.launch import starts
+from aent.models.model_source import resolve
+from aent.recipe.schema import ModelSection
 from aent.runtime import node_metrics
 from aent.slurm import hashes
-from slurm.conftest import PATIENT, TINY, TWO_NODES
+from slurm.conftest import PATIENT, ROOT, TINY, TWO_NODES
 from wording import assert_names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -70,8 +78,31 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     assert job.mlflow()[1].info.status == "FAILED"
 
 
-def test_a_lost_node_costs_one_step_at_most(cluster, submit, sweep):
-    job = submit(*TWO_NODES, *LONG)
+@pytest.fixture
+def in_containers(tmp_path, monkeypatch):
+    """Jobs run by ``apptainer.sh``: home and /tmp are empty but for what is mounted."""
+    (tmp_path / "apptainer").symlink_to(Path(__file__).with_name("apptainer.sh"))
+    (tmp_path / "image.sif").write_bytes(b"an image")
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's default
+    compiled.mkdir(exist_ok=True)
+    places = (ROOT, sys.prefix, sys.base_prefix, compiled)
+    own = dict.fromkeys(str(Path(place).resolve()) for place in places)
+    settings = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CONTAINER": "apptainer",
+        "IMAGE": str(tmp_path / "image.sif"),
+        "ENGINE_IMAGE": str(tmp_path / "image.sif"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled),
+        "MOUNTS": ",".join(f"{path}:{path}" for path in own),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_lost_node_costs_one_step_at_most(cluster, submit, sweep, tmp_path, in_containers):
+    """In containers, with a model by its path from the folder that the job is sent from."""
+    shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), tmp_path / "model")
+    job = submit(*TWO_NODES, *LONG, "model.bundled=null", "model.path=model")
     job.wait_for("step  2/60")
     token = registry.read_token(job.run_dir / "token")
     logs = [job.log, *(p.read_text() for p in (job.run_dir / "logs").iterdir())]
@@ -88,4 +119,8 @@ def test_a_lost_node_costs_one_step_at_most(cluster, submit, sweep):
     finally:
         cluster.power_on(1)
     job.cancel()
-    assert job.mlflow()[1].info.status == "KILLED"
+    run = job.mlflow()[1]
+    assert run.info.status == "KILLED"
+    digest = hashlib.sha256(b"an image").hexdigest()
+    assert run.data.tags["aent.image"] == str(tmp_path / "image.sif")
+    assert run.data.tags["aent.engine_image_digest"] == f"sha256:{digest}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import time
 from pathlib import Path
@@ -142,34 +143,56 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
 def test_steps_in_containers(job: FakeJob, kind: str) -> None:
     settings = job.folder / "cluster.env"
     settings.write_text("export NCCL_SOCKET_IFNAME=ib0\n#export NCCL_DEBUG=INFO\n")
-    images = {"IMAGE": "/i/t", "ENGINE_IMAGE": "/i/e", "MOUNTS": "/data:/data"}
+    image = job.folder / "trainer.sqsh"
+    image.write_bytes(b"an image")
+    digest = "sha256:" + hashlib.sha256(b"an image").hexdigest()
+    engines = f"registry#engines@{digest}"
+    images = {"IMAGE": str(image), "ENGINE_IMAGE": engines, "MOUNTS": "/data:/data"}
     code, log = job.run(
         CONTAINER=kind, CLUSTER_ENV=str(settings), SLURM_GPUS_PER_NODE="4", **images
     )
     assert code == 0, log
     names = {}
-    for step, image in (("prepare", "/i/t"), ("rank", "/i/t"), ("serve", "/i/e")):
+    for step, where in (("prepare", str(image)), ("rank", str(image)), ("serve", engines)):
         flags, command, seen = job.step(step)
         mounts = f"/data:/data,{job.folder}:{job.folder}"
         cache = job.folder / ".cache"  # beside the run, on a file system that all nodes see
         assert (seen["PYTHONNOUSERSITE"], seen["XDG_CACHE_HOME"]) == ("1", str(cache))
+        assert seen["TORCHINDUCTOR_CACHE_DIR"] == f"{cache}/torchinductor"
+        assert seen["XDG_CONFIG_HOME"] == f"{cache}/config"  # home may be read-only
         if kind == "apptainer":
-            flag = f"apptainer exec --pwd {job.folder} --bind {mounts} --nv {image} true -m aent."
+            flag = f"apptainer exec --pwd {job.folder} --bind {mounts} --nv {where} true -m aent."
             assert command.startswith(flag)
             continue
         given = dict(flag.split("=", 1) for flag in flags if flag.startswith("--container"))
         names[step] = given.pop("--container-name")
         ours = set(given.pop("--container-env").split(","))
         assert {"MASTER_PORT", "NCCL_SOCKET_IFNAME", "PYTHONNOUSERSITE", "XDG_CACHE_HOME"} <= ours
+        assert {"TORCHINDUCTOR_CACHE_DIR", "XDG_CONFIG_HOME"} <= ours
         assert ("HF_HUB_OFFLINE" in ours) == (step != "prepare")
         assert "NCCL_DEBUG" not in ours
         assert given == {
-            "--container-image": image,
+            "--container-image": where,
             "--container-workdir": str(job.folder),
             "--container-mounts": mounts,
         }
+    told = {k: v for k, v in job.step("rank")[2].items() if k.startswith("AENT_")}
+    assert told.pop("AENT_IMAGE") == str(job.folder / "trainer.sqsh")
+    assert told.pop("AENT_ENGINE_IMAGE") == engines
+    assert told == {"AENT_IMAGE_DIGEST": digest, "AENT_ENGINE_IMAGE_DIGEST": digest}
     if kind == "pyxis":  # an image is unpacked once on each node
         assert names["prepare"] == names["rank"] != names["serve"]
+
+
+def test_an_image_whose_digest_cannot_be_kept_costs_no_job(job: FakeJob) -> None:
+    image = job.folder / "trainer.sif"
+    image.write_bytes(b"an image")
+    settings = {"CONTAINER": "apptainer", "IMAGE": str(image), "ENGINE_IMAGE": "docker://engines"}
+    code, log = job.run(**settings, CACHE="/proc/cache")
+    assert code == 0, log
+    assert "/proc/cache" in log
+    seen = job.step("rank")[2]
+    assert (seen["AENT_IMAGE_DIGEST"], seen["AENT_ENGINE_IMAGE_DIGEST"]) == ("", "")
 
 
 def wait_until(condition) -> None:

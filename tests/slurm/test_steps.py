@@ -1,12 +1,11 @@
-"""What only a real Slurm shows of the batch script: the devices of its tasks, a preemption with a
-grace time, the signal before the time limit. The steps do nothing but what a test tells them, so
-that these take seconds.
-
-Which cores a task gets is not looked at: task/affinity wants as many real ones as a node has."""
+"""What only a real Slurm shows of the batch script: devices and cores of its tasks, a preemption
+with a grace time, the signal before the time limit, requeues to their end. The steps do nothing but
+what a test tells them, so that these take seconds."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from slurm.cluster import Cluster
-from slurm.conftest import SLURM
+from slurm.cluster import CORES, Cluster
+from slurm.conftest import ROOT, SLURM, TINY
 from slurm.jobs import Job
+from wording import assert_names
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -26,10 +26,13 @@ NOBODY = "65534"
 STEPS = r"""#!/bin/bash
 run=$3
 seen() {
-  echo "$1 $SLURM_PROCID $(hostname) $SLURM_LOCALID ${CUDA_VISIBLE_DEVICES-unset}" >>"$run/seen"
+  cores=$(sed -n 's/^Cpus_allowed_list:\s*//p' /proc/self/status)
+  place="$SLURM_PROCID $(hostname) $SLURM_LOCALID"
+  echo "$1 $place ${CUDA_VISIBLE_DEVICES-unset} $cores" >>"$run/seen"
 }
 case $2 in
   aent.slurm.prepare)
+    [ -z "${REAL_PREPARE:-}" ] || exec "$REAL_PREPARE" "$@"
     mkdir -p "$run/logs" "$run/heartbeats"
     nodes=${4#--nodes=}
     printf '%s\n' FINISHED= MODEL_PATH=/m DISK_GIB=1 RANKS=$((2 * nodes)) RANKS_PER_NODE=2 \
@@ -40,6 +43,7 @@ case $2 in
   aent.launch.rank)
     trap 'exit 85' USR1
     seen rank
+    [ -z "${LEAVES:-}" ] || exit 85
     [ -z "${ONCE:-}" ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; } ;;
 esac
 """
@@ -59,13 +63,19 @@ def folder() -> Iterator[Path]:
 
 
 def send(
-    cluster: Cluster, folder: Path, name: str, *flags: str, user: str = "0", **env: str
+    cluster: Cluster,
+    folder: Path,
+    name: str,
+    *flags: str,
+    user: str = "0",
+    recipe: str = "recipe.yaml",
+    **env: str,
 ) -> Job:
     """A job of that user whose run and log lie in the folder."""
     own = {"RUN_DIR": str(folder / name), "PYTHON": str(folder / "steps"), **env}
     settings = [f"{key}={value}" for key, value in own.items()]
     as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "env", *settings]
-    script = [str(folder / "train.sbatch"), "recipe.yaml"]
+    script = [str(folder / "train.sbatch"), recipe]
     log = folder / f"{name}.log"
     command = ["sbatch", "--parsable", f"--output={log}", *flags, *script]
     number = cluster.run(*as_user, *command, cwd=folder).stdout.strip()
@@ -78,11 +88,11 @@ def seen(job: Job, kind: str) -> list[list[str]]:
 
 
 def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder: Path) -> None:
+    """One of them in containers; MLflow is to hear of the end of both."""
     shared = ("--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=4", "--nodelist=node0")
-    two = ("--gpus-per-node=2",), ("--gres=gpu:2",)
     jobs = [
-        send(cluster, folder, f"shared{n}", *shared, *flags, ONCE="1")
-        for n, flags in enumerate(two)
+        send(cluster, folder, "shared0", *shared, "--gpus-per-node=2", ONCE="1"),
+        send(cluster, folder, "shared1", *shared, "--gres=gpu:2", ONCE="1", **contained(folder)),
     ]
     whole = send(cluster, folder, "whole", "--nodes=2", "--gpus-per-node=4")
     assert whole.wait() == "COMPLETED", whole.log
@@ -106,7 +116,19 @@ def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder:
     for job in jobs:
         assert job.wait() == "CANCELLED", job.log
         assert (job.run_dir / "verdict").read_text() == "KILLED\n"
+    assert (folder / ".cache" / "digests").is_dir()  # of the image
     cluster.wait_until_idle()
+
+
+def contained(folder: Path) -> dict[str, str]:
+    """Settings of a job whose steps run by ``apptainer.sh``, where nothing of /tmp is seen but the
+    folder that the job is sent from."""
+    (folder / "apptainer").write_text(Path(__file__).with_name("apptainer.sh").read_text())
+    (folder / "apptainer").chmod(0o755)
+    (folder / "image").write_bytes(b"an image")
+    path = f"{folder}:{os.environ['PATH']}"
+    images = dict.fromkeys(("IMAGE", "ENGINE_IMAGE"), str(folder / "image"))
+    return {"PATH": path, "CONTAINER": "apptainer", "MOUNTS": f"{folder}:{folder}", **images}
 
 
 def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: Path) -> None:
@@ -123,13 +145,46 @@ def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: P
     cluster.wait_until_idle()
 
 
-def test_the_signal_before_the_time_limit_is_a_requeue(cluster: Cluster, folder: Path) -> None:
+@pytest.mark.skipif(CORES < 2, reason="this machine has one core")
+def test_each_task_is_bound_to_cores_of_its_own(cluster: Cluster, folder: Path) -> None:
+    """Whatever the job was sent from was bound to."""
+    flags = ("--partition=bound", "--nodes=1", "--gpus-per-node=0")
+    leaks = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_TYPE": "mask_cpu:"}
+    job = send(cluster, folder, "run", *flags, ONCE="1", SLURM_CPUS_PER_TASK="1", **leaks)
+    wait_until(lambda: len((job.run_dir / "seen").read_text().splitlines()) == 3)
+    cluster.run("scancel", job.number)
+    assert job.wait() == "CANCELLED", job.log
+    (engine,), ranks = seen(job, "engine"), seen(job, "rank")
+    first, second = (cores_of(rank[4]) for rank in ranks)
+    assert len(first) == len(second) == CORES // 2
+    assert not first & second
+    assert len(cores_of(engine[4])) == CORES
+    cluster.wait_until_idle()
+
+
+def cores_of(listed: str) -> set[int]:
+    """Of a list such as 0-3,8."""
+    ends = (part.split("-") for part in listed.split(","))
+    return {core for end in ends for core in range(int(end[0]), int(end[-1]) + 1)}
+
+
+def test_a_time_limit_is_a_requeue_and_requeues_without_progress_have_an_end(
+    cluster: Cluster, folder: Path
+) -> None:
+    """Two jobs at once, for the limit takes its time."""
     flags = ("--nodes=1", "--gpus-per-node=0", "--time=2", "--signal=B:USR1@100")
     job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1", SAVE_MARGIN="5")
+    prepare = {"REAL_PREPARE": sys.executable, "MAX_REQUEUES": "1", "LEAVES": "1"}
+    flags = ("--nodes=1", "--gpus-per-node=0")
+    other = send(cluster, folder, "other", *flags, recipe=str(ROOT / TINY), **prepare)
     assert job.wait() == "COMPLETED", job.log
     assert "aent: asked to end" in job.log
     assert cluster.show(job.number)["Restarts"] == "1"
     assert os.stat(job.run_dir).st_uid == int(NOBODY)
+    assert other.wait() == "FAILED", other.log
+    assert other.log.count("aent: requeued") == 2
+    assert cluster.show(other.number)["Restarts"] == "2"
+    assert_names(other.log, "MAX_REQUEUES=1", "2 times in a row")
     cluster.wait_until_idle()
 
 

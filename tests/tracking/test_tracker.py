@@ -400,6 +400,8 @@ def test_a_sweeps_run_lies_under_its_parent_and_slurm_is_named(run_dir, recipe, 
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "gpu[01-04]")
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "cpu7")
+    monkeypatch.setenv("AENT_IMAGE", "/images/trainer.sqsh")
+    monkeypatch.setenv("AENT_IMAGE_DIGEST", "sha256:ab")
     tracking = recipe.tracking.model_copy(update={"parent_run_id": "f" * 32})
     tracker = Tracker(run_dir, recipe.model_copy(update={"tracking": tracking}))
     assert tracker.finish("FINISHED", timeout_s=300)
@@ -408,6 +410,17 @@ def test_a_sweeps_run_lies_under_its_parent_and_slurm_is_named(run_dir, recipe, 
     assert tags["mlflow.parentRunId"] == "f" * 32
     assert tags["aent.slurm_job_id"] == "4711"
     assert tags["aent.hosts"] == "gpu[01-04],cpu7"
+    assert (tags["aent.image"], tags["aent.image_digest"]) == ("/images/trainer.sqsh", "sha256:ab")
+
+
+def test_the_commit_is_the_checkouts_or_else_that_of_the_image(monkeypatch, tmp_path):
+    monkeypatch.setenv("AENT_GIT_COMMIT", "c0ffee")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert dict(store._git_tags())["mlflow.source.git.commit"] == head.stdout.strip()
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "aent" / "tracking" / "store.py"))
+    assert dict(store._git_tags()) == {"mlflow.source.git.commit": "c0ffee"}
+    monkeypatch.delenv("AENT_GIT_COMMIT")
+    assert dict(store._git_tags()) == {}
 
 
 def test_system_metrics_go_through_the_journal_and_count_on_after_a_resume(run_dir, recipe):

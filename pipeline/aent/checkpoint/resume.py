@@ -141,6 +141,15 @@ def has_begun(run_dir: Path) -> bool:
     return trained or bool(rollout_files.recorded(run_dir))
 
 
+def begun_otherwise(run_dir: Path, recipe: Recipe) -> list[str]:
+    """In which fields that matter a run in ``run_dir`` was begun with another recipe; empty where
+    none has begun. Raises RecipeError."""
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        return []
+    return [str(c) for c in changes(load_recorded(path), recipe) if c.rule != "free"]
+
+
 def accept_changes(recipe: Recipe, folder: Path) -> bool:
     """Say what differs from the checkpoint's recipe; return whether it may change what is learnt.
 

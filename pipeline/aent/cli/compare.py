@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aent.cli.refusals import make_folder, refuse
+from aent.cli.submitting import hand_over
 
 
 def compare(
@@ -24,10 +24,11 @@ def compare(
         "runs/comparison"
     ),
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="As a Slurm job array: see the cluster section.")
+        bool,
+        typer.Option("--slurm", help="As Slurm jobs, in an array if possible: see cluster."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Say what would run (of an array: its script); start nothing.")
+        bool, typer.Option(help="Say what would run (of Slurm jobs: their scripts); start nothing.")
     ] = False,
 ) -> None:
     """Run every arm with every seed; stopped and started again, go on with what is not finished."""
@@ -38,7 +39,7 @@ def compare(
     from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
     from aent.runtime.files import folder_problem
-    from aent.slurm.render import SlurmError, render_array, submit
+    from aent.slurm.render import render_several
 
     overrides = [a for a in arms if "=" in a and not Path(a).exists()]
     sources = [a for a in arms if a not in overrides]
@@ -66,17 +67,10 @@ def compare(
         print("every run is finished")
         return
     try:
-        script = render_array(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
-        if dry_run:
-            print(f"{script.text}\n# {shlex.join(script.command)}")
-            return
-        make_folder(out)
-        print(f"job {submit(script)}: {script.path}")
+        scripts = render_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
     except ValueError as error:
         refuse([f"cluster: {error}"])
-    except SlurmError as error:
-        print(f"aent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    hand_over(scripts, dry_run)
 
 
 def report(

@@ -26,6 +26,7 @@ from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look,
 
 GIB = 2**30
 VLLM_CPU_LIBRARY = "libnuma.so.1"  # that vLLM's kernels for the CPU are linked with
+GPU_PARTS = ("transformer_engine", "apex")
 NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA apex", "torch": "torch"}
 
 
@@ -109,7 +110,13 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
         ("entropy on CPU", roles.entropy),
         ("attention", attention),
         ("optimizer", optimizer),
+        *((NAMES[part], _found(part, roles)) for part in GPU_PARTS if roles.device == "cuda"),
     ]
+
+
+def _found(implementation: str, roles: Roles) -> str:
+    """Its build's version, or why it cannot be used."""
+    return roles.why_not[implementation] or environment.installed_version(implementation) or "here"
 
 
 def _versioned(implementation: str) -> str:
@@ -168,7 +175,8 @@ def driver_gpus() -> str:
         return f"not known: nvidia-smi failed ({error})"
     if answer.returncode:
         return f"not known: nvidia-smi says {' '.join((answer.stdout + answer.stderr).split())}"
-    return "; ".join(answer.stdout.split("\n")[:-1]) or "none"
+    gpus = [line.rpartition(", ") for line in answer.stdout.splitlines()]
+    return "; ".join(f"{gpu}, driver {driver}" for gpu, _, driver in gpus) or "none"
 
 
 def compiler() -> str:

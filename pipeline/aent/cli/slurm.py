@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
-from aent.cli.refusals import make_folder, refuse
+from aent.cli.refusals import refuse
+from aent.cli.submitting import hand_over
 
 if TYPE_CHECKING:
     from aent.slurm.render import Script
@@ -43,20 +45,43 @@ def slurm_submit(
     ] = False,
 ) -> None:
     """Submit the recipe's job; its script and its log are kept beside the run's folder."""
+    hand_over([_render(recipe, overrides)], dry_run)
+
+
+@slurm.command(name="sweep")
+def slurm_sweep(
+    recipe: RecipeArgument,
+    variants: Annotated[Path, typer.Argument(help="A file with a line of overrides for each run.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; default: runs/ and VARIANTS' name.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the scripts and the commands; submit and write nothing.")
+    ] = False,
+) -> None:
+    """Submit a run for each line of VARIANTS, those that are finished left out: a job array, or a
+    job each where they have engines' nodes of their own, or differ in what they ask for."""
     import shlex
 
-    from aent.slurm.render import SlurmError, submit
+    from aent.recipe.load import RecipeError
+    from aent.slurm.render import render_several
+    from aent.slurm.sweep import planned
 
-    script = _render(recipe, overrides)
-    if dry_run:
-        print(f"{script.text}\n# {shlex.join(script.command)}")
-        return
-    make_folder(script.path.parent)
+    folder = out or Path("runs") / variants.stem
     try:
-        print(f"job {submit(script)}: {script.path}")
-    except SlurmError as error:
-        print(f"aent: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        runs = planned(recipe, variants, overrides or [], folder)
+    except RecipeError as error:
+        refuse(str(error).splitlines())
+    if not runs:
+        print("every run is finished")
+        return
+    said = shlex.join(["aent", "slurm", "sweep", recipe, str(variants), *(overrides or [])])
+    try:
+        scripts = render_several(runs, folder, said)
+    except ValueError as error:
+        refuse([f"cluster: {error}"])
+    hand_over(scripts, dry_run)
 
 
 TargetArgument = Annotated[

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent.recipe.changes import changes
-from aent.recipe.load import RecipeError, load, load_recorded
+from aent.checkpoint.resume import begun_otherwise
+from aent.recipe.load import RecipeError, load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tracking import journal
@@ -98,8 +98,6 @@ def _made_otherwise(runs: Sequence[PlannedRun]) -> list[str]:
     """What a run in its folder was begun with, where that was another thing than is planned."""
     faults = []
     for run in runs:
-        path = run.run_dir / "recipe.yaml"
-        if path.is_file():
-            found = [c for c in changes(load_recorded(path), run.recipe) if c.rule != "free"]
-            faults += [f"{run.run_dir}: {change}: name another folder (--out)" for change in found]
+        found = begun_otherwise(run.run_dir, run.recipe)
+        faults += [f"{run.run_dir}: {change}: name another folder (--out)" for change in found]
     return faults

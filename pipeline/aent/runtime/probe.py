@@ -55,12 +55,17 @@ _ROLES = f"""
 import json, torch
 from aent.entropy import kernels
 from aent.runtime import environment as e
+from aent.weights import nccl
+def loaded():
+    try:
+        return ".".join(map(str, nccl.loaded_version()))
+    except RuntimeError as error:
+        return f"not known ({{error}})"
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
 print("{_MARK}" + json.dumps(dict(
     device=e.device_kind(),
     gpus=[[g.name, g.total_memory] for g in gpus],
-    build=f"CUDA {{torch.version.cuda}}, NCCL {{'.'.join(map(str, torch.cuda.nccl.version()))}}"
-    if torch.version.cuda else "CPU",
+    build=f"CUDA {{torch.version.cuda}}, NCCL {{loaded()}}" if torch.version.cuda else "CPU",
     simd=torch.backends.cpu.get_cpu_capability(),
     entropy=kernels.cpu_path(),
     attention=e.attention_implementation(),

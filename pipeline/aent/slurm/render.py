@@ -25,8 +25,16 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 SQUEUE_TIMEOUT_S = 60.0
 
 
+# source and overrides, as the command line named them, and the recipe they come to
+ScriptedRun = tuple[str, Sequence[str], Recipe]
+
+
 class SlurmError(RuntimeError):
     """Slurm is not here, or said no; the message has its words."""
+
+
+class SubmittedError(SlurmError):
+    """The script's job waits or runs."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,15 @@ class Script:
         return ["sbatch", "--parsable", str(self.path)]
 
 
-def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
+def render(
+    recipe: Recipe, source: str, overrides: Sequence[str], sweep: Path | None = None
+) -> Script:
     """A header above the unchanged ``slurm/train.sbatch`` (``train_het.sbatch`` with engine nodes).
 
     Args:
         recipe: checked; its ``run_dir`` is named.
         source: the recipe as the command line named it; overrides as well.
+        sweep: folder of the sweep or the comparison that the run is part of.
 
     Raises ValueError, with the reason, where the recipe does not fit the nodes.
     """
@@ -57,29 +68,35 @@ def render(recipe: Recipe, source: str, overrides: Sequence[str]) -> Script:
     settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
     settings += [f"set -- {_arguments(source, overrides)}"]
     said = f"aent slurm render {shlex.join([source, *overrides])}"
+    if sweep is not None:
+        settings += [f"export SWEEP_DIR={shlex.quote(str(sweep.absolute()))}"]
+        said += f" # of the sweep in {sweep.absolute()}"
     return Script(_text(said, recipe, flags, settings), _beside(run_dir, ".sbatch"))
 
 
-def render_array(
-    runs: Sequence[tuple[str, Sequence[str], Recipe]], folder: Path, said: str
-) -> Script:
-    """One job array whose tasks are these runs, below one run in MLflow (``slurm.sweep``).
+def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list[Script]:
+    """Runs below one run in MLflow (``slurm.sweep``): tasks of one job array; a job each where they
+    cannot be, for Slurm has no arrays of heterogeneous jobs, or of jobs that differ.
 
     Args:
         runs: source and overrides, as the command line named them, and the checked recipe of each.
-        folder: of the comparison; the script and the tasks' logs are kept there.
+        folder: of the sweep or the comparison; an array's script and its logs are kept there.
         said: the command, for the script's head.
 
-    Raises ValueError, with the reason, where the runs do not fit the nodes, or not one array.
+    Raises ValueError, with the reason, where the runs do not fit the nodes.
     """
-    folder, first = folder.absolute(), runs[0][2]
-    for source, _, recipe in runs:
-        cluster = recipe.cluster
-        if cluster != first.cluster:
-            raise ValueError(f"{source} has another cluster section than {runs[0][0]}: not one job")
-        if cluster.engine_nodes:
-            raise ValueError(f"{source}: engine_nodes: Slurm has no arrays of heterogeneous jobs")
-        layout(recipe, *nodes_of(cluster))
+    for _, _, recipe in runs:
+        try:
+            layout(recipe, *nodes_of(recipe.cluster))
+        except ValueError as error:
+            raise ValueError(f"{run_folder(recipe)}: {error}") from None
+    cluster = runs[0][2].cluster
+    if cluster.engine_nodes or any(recipe.cluster != cluster for _, _, recipe in runs):
+        return [render(recipe, source, overrides, folder) for source, overrides, recipe in runs]
+    return [_array(runs, folder.absolute(), said)]
+
+
+def _array(runs: Sequence[ScriptedRun], folder: Path, said: str) -> Script:
     log = _quoted(folder / "task-%a.log", keep="%a.log")
     name = re.sub(r"\s", "_", folder.name)
     flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
@@ -88,7 +105,7 @@ def render_array(
         run_dir = shlex.quote(str(_run_dir(recipe)))
         settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
     settings += ["esac", "export RUN_DIR"]
-    return Script(_text(said, first, flags, settings), folder / "array.sbatch")
+    return Script(_text(said, runs[0][2], flags, settings), folder / "array.sbatch")
 
 
 def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
@@ -219,12 +236,12 @@ def submit(script: Script) -> str:
     Two jobs of one script would work in one folder: the second is refused as long as the first,
     which keeps its number when it is requeued, waits or runs.
 
-    Raises SlurmError.
+    Raises SubmittedError in that case, and SlurmError.
     """
     for line in slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
         number, _, command = line.partition("|")
         if Path(command).resolve() == script.path.resolve():
-            raise SlurmError(f"job {number} waits or runs already: {script.path}")
+            raise SubmittedError(f"job {number} waits or runs already: {script.path}")
     script.path.write_text(script.text)
     return slurm(script.command).strip().partition(";")[0]
 

@@ -186,7 +186,7 @@ def _tags(recipe: Recipe) -> dict[str, str]:
         tags["mlflow.parentRunId"] = recipe.tracking.parent_run_id
     with contextlib.suppress(KeyError, OSError):  # a user id without a name
         tags["mlflow.user"] = getpass.getuser()
-    return tags | dict(_git_tags())
+    return tags | dict(_image_tags()) | dict(_git_tags())
 
 
 def _hosts() -> str:
@@ -195,8 +195,17 @@ def _hosts() -> str:
     return ",".join(lists) or socket.gethostname()
 
 
+def _image_tags() -> Iterator[tuple[str, str]]:
+    """The containers' images of a Slurm job and their digests, as its batch script knows them."""
+    for whose in ("", "engine_"):
+        for what in ("image", "image_digest"):
+            if value := os.environ.get(f"AENT_{whose}{what}".upper()):
+                yield f"aent.{whose}{what}", value
+
+
 def _git_tags() -> Iterator[tuple[str, str]]:
-    """The commit this package was checked out at, if it was."""
+    """The commit this package was checked out at; of an installed one that its image was built
+    from, where the build was told it."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -205,8 +214,11 @@ def _git_tags() -> Iterator[tuple[str, str]]:
             command, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    try:
         git("ls-files", "--error-unmatch", "__init__.py")  # not some other repository around us
         yield "mlflow.source.git.commit", git("rev-parse", "HEAD")
         dirty = git("status", "--porcelain", "--untracked-files=no", ".")
         yield "aent.uncommitted_changes", "true" if dirty else "false"
+    except (OSError, subprocess.SubprocessError):
+        if commit := os.environ.get("AENT_GIT_COMMIT"):
+            yield "mlflow.source.git.commit", commit
