@@ -17,7 +17,13 @@ from aent.algorithm.losses import (
     sequence_log_ratio,
 )
 from aent.algorithm.terms import LossTerms, MiniBatch
-from aent.entropy import TokenStatistics, linear_token_statistics, nucleus_entropy, token_statistics
+from aent.entropy import (
+    TokenStatistics,
+    linear_token_statistics,
+    min_p_divergence,
+    nucleus_entropy,
+    token_statistics,
+)
 from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
@@ -46,10 +52,10 @@ class MicroBatchLoss:
 
 
 def statistics(
-    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe, slopes: bool = False
 ) -> TokenStatistics:
     """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave."""
-    settings = _clamped_set(recipe) | _sharding(policy)
+    settings = _clamped_set(recipe) | _sharding(policy) | {"slopes": slopes}
     targets = micro_batch.targets
     chosen, weight = policy.model.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
@@ -90,6 +96,25 @@ def nucleus_term(
     return (terms.nucleus_weight[chosen] * entropies).sum()
 
 
+def proxy_term(
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
+) -> Tensor | None:
+    """Lp-Reg's term of the loss (``entropy_controls.terms.low_probability_kl``), a scalar; None
+    where no token of this micro-batch has one. It computes the logits of its few tokens anew."""
+    if terms.proxy_weight is None:
+        return None
+    (chosen,) = terms.proxy_weight.nonzero(as_tuple=True)
+    if not len(chosen):
+        return None
+    ratio = recipe.control("low_probability_kl").ratio
+    total = torch.zeros((), device=hidden.device)
+    for part in chosen.split(CHUNK_TOKENS):
+        logits = policy.model.logits(*policy.model.head_inputs(hidden, micro_batch.predicts[part]))
+        kl = min_p_divergence(logits, micro_batch.targets[part], ratio, **_sharding(policy))
+        total = total + (terms.proxy_weight[part] * kl).sum()
+    return total
+
+
 def micro_batch_loss(
     policy: Policy,
     hidden: Tensor,
@@ -100,7 +125,7 @@ def micro_batch_loss(
     update: int,
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy bonus, each a weighted sum over this micro-batch's
-    tokens, and the nuclei's term.
+    tokens, and the terms of nuclei and proxies.
 
     The weights have the whole mini-batch's denominators, so its loss is the plain sum of these over
     micro-batches and data-parallel ranks. With coefficient 0 no graph is kept for an entropy.
@@ -113,7 +138,7 @@ def micro_batch_loss(
     stats = statistics(policy, hidden, micro_batch, recipe)
     now = _in_training(stats, terms, micro_batch, recipe)
     products = gradient_products(policy, hidden, now, terms, micro_batch, recipe, update)
-    nuclei = nucleus_term(policy, hidden, micro_batch, terms, recipe)
+    more = [make(policy, hidden, micro_batch, terms, recipe) for make in (nucleus_term, proxy_term)]
     of_policy = policy_loss(stats.log_prob, now, terms, recipe.algorithm)
     loss = policy_term = (terms.policy_weight * of_policy.loss).sum()
     clamped = recipe.entropy.measure == "clamped"
@@ -121,8 +146,9 @@ def micro_batch_loss(
     if coefficient != 0:
         bonus = entropy_bonus(entropy, terms.smoothing)
         loss = policy_term - coefficient * (terms.entropy_weight * bonus).sum()
-    if nuclei is not None:
-        loss = loss + nuclei
+    for term in more:
+        if term is not None:
+            loss = loss + term
     log_prob = stats.log_prob.detach()
     gap = log_prob - _behaviour(mini_batch, micro_batch, log_prob)
     values = {
