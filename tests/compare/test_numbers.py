@@ -50,5 +50,6 @@ def test_a_prediction_is_held_against_the_step_after_it() -> None:
 @pytest.mark.parametrize("change", [[0.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 1.0]])
 def test_too_few_steps_or_none_that_differ_say_nothing(change: list[float]) -> None:
     assert numbers.prediction(predicting([1.0] * len(change), change)) is None
-    assert numbers.prediction(SimpleNamespace(metrics={})) is None
-    assert numbers.relative_noise(SimpleNamespace(metrics={}, measured_entropy={0: 1.0})) is None
+    without: Any = SimpleNamespace(metrics={}, measured_entropy={0: 1.0})
+    assert numbers.prediction(without) is None
+    assert numbers.relative_noise(without) is None

@@ -23,6 +23,7 @@ from aent.entropy.arguments import (
     first_derivative_only,
     kept_count,
 )
+from aent.entropy.kernels.pages import with_large_pages
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import TokenStatistics, gathered
@@ -195,7 +196,7 @@ def _logits(
     least: without tokens an empty one.
     """
     tokens = hidden.shape[0]
-    buffer = hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0])
+    buffer = with_large_pages(hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0]))
     for first in range(0, max(tokens, 1), chunk_tokens):
         rows = slice(first, min(first + chunk_tokens, tokens))
         logits = buffer[: rows.stop - first]

@@ -22,6 +22,7 @@ from aent.entropy.arguments import (
     first_derivative_only,
     kept_count,
 )
+from aent.entropy.kernels.pages import with_large_pages
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.selection import VocabShard
 
@@ -186,7 +187,9 @@ class _TokenStatistics(torch.autograd.Function):
                 "a second one needs inplace_backward=False"
             )
         logits, targets, *saved = ctx.saved_tensors
-        grad = logits.detach() if ctx.inplace_backward else torch.empty_like(logits)
+        grad = logits.detach()
+        if not ctx.inplace_backward:
+            grad = with_large_pages(torch.empty_like(logits))
         if ctx.softcap is not None:
             logits = capped(grad.copy_(logits), ctx.softcap)
         upstream = (g_log_prob, g_entropy, g_clamped)

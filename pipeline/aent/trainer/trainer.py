@@ -112,8 +112,7 @@ class Trainer:
             if nuclei:
                 places = micro_batch.predicts
                 values.append(loss.nucleus_entropies(policy, hidden, places, self.recipe))
-            if slopes:
-                values += [stats.covariance, stats.entropy_slope]
+            values += [v for v in (stats.covariance, stats.entropy_slope) if v is not None]
             return _nothing(hidden), _one_token(), torch.stack(values)
 
         self.model.eval()
