@@ -134,7 +134,7 @@ def test_the_bonus_has_a_share_of_the_gradient_while_it_has_a_coefficient(record
 
 
 def test_what_was_predicted_of_the_entropy_stands_beside_what_it_did(recorded):
-    """By a step of length 1 against each gradient: -<dL, dH>, and the coefficient times ||dH||^2."""
+    """By a step of length 1 against each gradient: -<dL, dH> and coefficient x ||dH||^2."""
     products, norms, coefficients = (
         series(recorded, name)
         for name in ("gradient/product", "gradient/entropy", "controller/coefficient")
