@@ -141,3 +141,10 @@ def test_a_softcap_is_as_if_autograd_had_applied_it():
     torch.testing.assert_close(got, want)
     grads = torch.autograd.grad(got, leaf)[0], torch.autograd.grad(want, other)[0]
     torch.testing.assert_close(*grads)
+
+
+def test_there_are_no_second_derivatives() -> None:
+    logits = torch.randn(3, 50, requires_grad=True)
+    total = min_p_divergence(logits, logits.argmax(dim=1), 0.1).sum()
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(total, logits, create_graph=True)

@@ -325,11 +325,12 @@ def test_on_a_gpu_as_by_torch_operations(
     for backend in (torch_path, triton_path):
         monkeypatch.setattr(kernels, "choose", lambda x, chosen=backend: chosen)
         leaf = logits.clone().requires_grad_()
-        stats = token_statistics(leaf, targets, 0.8, vocab_size=151_900)
+        stats = token_statistics(leaf, targets, 0.8, vocab_size=151_900, slopes=True)
         (stats.log_prob + 0.7 * stats.entropy - 1.3 * stats.clamped_entropy).sum().backward()
         assert leaf.grad is not None
         terms = stats.log_prob, stats.entropy, stats.clamped_entropy, stats.kept_mass
-        results.append([*(t.detach() for t in terms), leaf.grad.float()])
+        slopes = stats.covariance, stats.entropy_slope
+        results.append([*(t.detach() for t in terms), *slopes, leaf.grad.float()])
     for by_triton, by_torch in zip(results[1], results[0]):
         tol = 1e-2 if dtype == torch.bfloat16 else 1e-4
         torch.testing.assert_close(by_triton, by_torch, rtol=tol, atol=1e-6)
