@@ -228,6 +228,10 @@ def test_entropy_budget_spends_no_more_than_it_is_given(spend):
     assert kept["lowered"] == pytest.approx(lowered, rel=1e-5)
     assert kept["factor"] == pytest.approx(factor, rel=1e-5)
     assert kept["bonus"] == pytest.approx(sum(m * m * s for m, s in zip(of_mean, slope)), rel=1e-5)
+    halves = recipe_of({"kind": "entropy_budget", "spend": spend}, trainer={"mini_batches": 2})
+    _, by_half = controlled(step, halves)  # a mean over mini-batches, as gradient/ has it
+    assert by_half["entropy_budget"]["raised"] == pytest.approx(raised / 2, rel=1e-5)
+    assert by_half["entropy_budget"]["factor"] == pytest.approx(factor, rel=1e-5)
     before, after = step.response(half), got.response(got.terms.token_weight)
     for x, w, then in zip(change, before, after):
         assert then == pytest.approx(w * (factor if x < 0 else 1), rel=1e-5, abs=1e-9)

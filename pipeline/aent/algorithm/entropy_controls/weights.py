@@ -142,20 +142,23 @@ def entropy_budget(terms: LossTerms, settings: EntropyBudget, context: Context) 
 
     What a token's update does to the step's mean entropy is exact to first order, for a step of
     length 1 along the policy loss's gradient on the logits by the old policy: (weight in the mean
-    entropy) (weight in the policy loss) A <d log pi, dH>. Over all tokens it is what
-    ``gradient/predicted_policy`` estimates; what a bonus of coefficient 1 would add is kept too.
+    entropy) (weight in the policy loss) A <d log pi, dH>, over the number of mini-batches, whose
+    weights each add up to 1. Over all tokens it is what ``gradient/predicted_policy`` estimates;
+    what a bonus of coefficient 1 would add is kept too.
 
     Certainty: ours; no publication has it.
     """
     mask = context.batch.loss_mask
     assert context.scores.entropy_slopes is not None
+    of_loss = terms.policy_weight[mask] * terms.advantages[mask]
     of_mean = terms.entropy_weight[mask].double()
-    change = of_mean * terms.policy_weight[mask] * terms.advantages[mask] * context.covariances
+    count = context.recipe.trainer.mini_batches
+    change = of_mean * of_loss * context.covariances / count
     if terms.surrogate_factor is not None:
         change = change * terms.surrogate_factor[mask]
     raised, lowered = float(change.clamp(min=0).sum()), float(-change.clamp(max=0).sum())
     factor = min(1.0, settings.spend * raised / lowered) if lowered else 1.0
     weight = torch.where(change < 0, factor, 1.0).float()
-    bonus = float((of_mean.square() * context.scores.entropy_slopes[mask]).sum())
+    bonus = float((of_mean.square() * context.scores.entropy_slopes[mask]).sum()) / count
     kept = {"raised": raised, "lowered": lowered, "factor": factor, "bonus": bonus}
     return Effect(terms.weighed(over_response(context.batch, weight)), kept)
