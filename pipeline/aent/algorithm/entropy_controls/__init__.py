@@ -29,7 +29,7 @@ from aent.algorithm.entropy_controls import advantages, coefficient, rollouts, t
 from aent.algorithm.entropy_controls.base import Context, Control, Memory, Need
 from aent.algorithm.entropy_controls.plan import Plan
 from aent.algorithm.terms import LossTerms
-from aent.recipe.controls import ControlSection
+from aent.recipe.controls import EntropyControl
 from aent.recipe.schema import Recipe
 
 CONTROLS: dict[str, Control] = {
@@ -105,7 +105,7 @@ def _has(terms: LossTerms, context: Context, needed: Need) -> bool:
     return context.scored is not None and getattr(context.scored, needed) is not None
 
 
-def need_of(settings: ControlSection) -> Need | None:
+def need_of(settings: EntropyControl) -> Need | None:
     """What a control with these settings asks for."""
     if getattr(settings, "exact", False):
         return "covariances"
