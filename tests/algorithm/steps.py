@@ -58,6 +58,8 @@ def make_step(
         logprobs=over_response(batch, -3 * torch.rand(n, generator=g)),
         entropies=over_response(batch, 2 * torch.rand(n, generator=g)),
         nucleus_entropies=over_response(batch, torch.rand(n, generator=g)),
+        covariances=over_response(batch, torch.rand(n, generator=g) - 0.5),
+        entropy_slopes=over_response(batch, torch.rand(n, generator=g)),
     )
     terms = LossTerms(
         advantages=over_response(batch, torch.tensor(advantages)),

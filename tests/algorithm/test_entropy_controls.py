@@ -194,13 +194,14 @@ REQUIRED = {
     "reroll": {"target": 1.0},
     "sample_switch": {"low": 0.5, "high": 0.7},
 }
+PARTS = ("nucleus_entropies", "covariances", "entropy_slopes")
 NEEDY = [(kind, c.needs) for kind, c in entropy_controls.CONTROLS.items() if c.needs is not None]
 
 
 @pytest.mark.parametrize(("kind", "needed"), NEEDY)
 def test_a_step_that_was_not_scored_is_refused(kind, needed):
     step = make_step()
-    less = None if needed == "scores" else replace(step.scores, nucleus_entropies=None)
+    less = None if needed == "scores" else replace(step.scores, **dict.fromkeys(PARTS))
     step = replace(step, scores=less)
     with pytest.raises(ValueError, match=rf"{kind}.*\b{needed}\b"):
         applied(step, {"kind": kind} | REQUIRED.get(kind, {}))

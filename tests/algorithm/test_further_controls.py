@@ -160,3 +160,86 @@ def test_kept_gradient_is_that_at_the_bound_times_its_share():
         assert slope[place].item() == pytest.approx(-want, rel=1e-5)
         assert found.loss[place].item() == pytest.approx(-want, rel=1e-5)
     assert found.clipped.sum() == 5
+
+
+# -- Lp-Reg
+
+
+def test_low_probability_kl_weighs_the_least_likely_of_those_with_a_negative_advantage():
+    """Of three tokens with A < 0 two thirds; places 4 and 9, the least likely ones of them."""
+    logprobs = [-0.1, -9.0, -0.3, -0.5, -2.5, -0.2, -8.0, -0.9, -1.0, -1.7]
+    step = make_step().scored(logprobs=logprobs)
+    control = {"kind": "low_probability_kl", "share": 0.67, "coefficient": 0.5}
+    got = applied(step, control)
+    weight = got.response(got.terms.policy_weight)
+    want = [0.5 * w if place in (4, 9) else 0.0 for place, w in enumerate(weight)]
+    assert got.response(got.terms.proxy_weight) == pytest.approx(want)
+    few = applied(step, {"kind": "low_probability_kl"})  # a hundredth: one at least
+    assert few.terms.proxy_weight.count_nonzero() == 1
+    alone = step.with_terms(advantages=over_response(step.batch, torch.ones(N)))
+    assert not applied(alone, control).terms.proxy_weight.any()
+
+
+# -- exact covariances
+
+
+def test_exact_changes_are_the_advantage_times_the_covariance():
+    step = make_step()
+    c, a = step.response(step.scores.covariances), ADVANTAGES
+
+    def weight(**control: object) -> list[float]:
+        got = applied(step, control)
+        return got.response(got.terms.token_weight)
+
+    want = [max(0.5, math.exp(-2 * abs(x * y))) for x, y in zip(a, c)]
+    steer = weight(kind="entropy_change_weight", strength=2, least=0.5, exact=True)
+    assert steer == pytest.approx(want, rel=1e-5)
+
+    falls = [-x * y for x, y in zip(a, c)]
+    low, high = sorted(falls)[4], sorted(falls)[8]
+    cut = weight(kind="clip_cov", share=1 - 1e-9, low=low - 1e-6, high=high - 1e-6, exact=True)
+    assert cut == [float(not low - 1e-6 < f < high - 1e-6) for f in falls]
+
+    mean, spread = fmean(c), pstdev(c)
+    mask = weight(kind="entropy_change_mask", deviations=1.2, exact=True)
+    assert mask == [float(abs(x - mean) < 1.2 * spread) for x in c]
+    assert 0 < mask.count(0.0) < N
+
+
+@pytest.mark.parametrize("spend", [0.0, 0.5, 1.0, 50.0])
+def test_entropy_budget_spends_no_more_than_it_is_given(spend):
+    """Its factor makes the falls, added up, ``spend`` times the rises: changes of the step's mean
+    entropy under the policy loss's gradient."""
+    half = over_response(make_step().batch, torch.linspace(0.2, 1.0, N))
+    step = make_step().with_terms(token_weight=half)
+    got, kept = controlled(step, recipe_of({"kind": "entropy_budget", "spend": spend}))
+    kept = kept["entropy_budget"]
+    terms, scores = at_response(step), step.scores
+    c, slope = step.response(scores.covariances), step.response(scores.entropy_slopes)
+    of_mean, of_loss = terms.entropy_weight.tolist(), terms.policy_weight.tolist()
+    change = [
+        m * p * w * a * x
+        for m, p, w, a, x in zip(of_mean, of_loss, terms.token_weight.tolist(), ADVANTAGES, c)
+    ]
+    raised, lowered = sum(x for x in change if x > 0), -sum(x for x in change if x < 0)
+    assert raised > 0 < lowered
+    factor = min(1.0, spend * raised / lowered)
+    assert kept["raised"] == pytest.approx(raised, rel=1e-5)
+    assert kept["lowered"] == pytest.approx(lowered, rel=1e-5)
+    assert kept["factor"] == pytest.approx(factor, rel=1e-5)
+    assert kept["bonus"] == pytest.approx(sum(m * m * s for m, s in zip(of_mean, slope)), rel=1e-5)
+    halves = recipe_of({"kind": "entropy_budget", "spend": spend}, trainer={"mini_batches": 2})
+    _, by_half = controlled(step, halves)  # a mean over mini-batches, as gradient/ has it
+    assert by_half["entropy_budget"]["raised"] == pytest.approx(raised / 2, rel=1e-5)
+    assert by_half["entropy_budget"]["factor"] == pytest.approx(factor, rel=1e-5)
+    before, after = step.response(half), got.response(got.terms.token_weight)
+    for x, w, then in zip(change, before, after):
+        assert then == pytest.approx(w * (factor if x < 0 else 1), rel=1e-5, abs=1e-9)
+
+
+def test_entropy_budget_leaves_a_step_alone_that_lowers_nothing():
+    step = make_step()
+    given = step.scored(covariances=[math.copysign(0.1, a) for a in ADVANTAGES])
+    got, kept = controlled(given, recipe_of({"kind": "entropy_budget"}))
+    assert kept["entropy_budget"]["factor"] == 1
+    assert got.response(got.terms.token_weight) == [1.0] * N

@@ -186,6 +186,7 @@ FAULTS = [
     ),
     (["entropy_controls=[{kind: clip_cov}, {kind: clip_cov}]"], "entropy_controls[1] clip_cov"),
     (["entropy_controls=[{kind: clip_cov, low: 5}]"], "entropy_controls[0] clip_cov low 5 high"),
+    (["entropy_controls=[{kind: clip_cov, low: 0, exact: true}]"], "clip_cov exact low high"),
     (
         ["entropy_controls=[{kind: sample_switch, low: .7, high: .5}]"],
         "entropy_controls[0] sample_switch low 0.7 high 0.5",

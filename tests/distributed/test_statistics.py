@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from aent.entropy import kernels, token_statistics
 from aent.entropy.kernels.torch_path import kept_mask
+from aent.entropy.rows import forward_rows
 from aent.entropy.selection import VocabShard
-from aent.entropy.statistics import forward_rows
 from distributed.ranks import run_ranks
 from entropy import reference
 from wording import assert_names
@@ -110,8 +110,9 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
     leaf = logits[:, start : start + widths[rank]].clone().requires_grad_()
     group = dist.group.WORLD
     stats = token_statistics(
-        leaf, targets, case.temperature, top_k=case.k, vocab_size=case.vocab, tp_group=group
-    )
+        leaf, targets, case.temperature, top_k=case.k, vocab_size=case.vocab, tp_group=group,
+        slopes=True,
+    )  # fmt: skip
     terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
     sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
     assert leaf.grad is not None
@@ -124,7 +125,10 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
         inner = real.to(saved.threshold.dtype)
         mask = kept_mask(inner, saved.threshold, saved.cut, shard.start).bool()
         threshold = saved.threshold.double().numpy()
-    values = torch.stack([*terms, stats.kept_mass]).detach()
+    assert stats.covariance is not None
+    assert stats.entropy_slope is not None
+    slopes = stats.covariance, stats.entropy_slope
+    values = torch.stack([*terms, stats.kept_mass, *slopes]).detach()
     return {
         "values": values.double().numpy(),
         "grad": leaf.grad.double().numpy(),
@@ -177,7 +181,8 @@ def test_every_sharding_equals_the_reference(ranks: int) -> None:
 
         problem = (logits, targets, case.temperature, case.k, case.vocab)
         tol = 1e-11 if case.dtype == torch.float64 else 2e-5
-        expected = torch.stack(reference.statistics(*problem)).numpy()
+        slopes = reference.slopes(logits, targets, case.temperature, case.vocab)
+        expected = torch.stack([*reference.statistics(*problem), *slopes]).numpy()
         np.testing.assert_allclose(
             parts[0]["values"], expected, rtol=tol, atol=tol, err_msg=str(case)
         )
@@ -192,7 +197,8 @@ def test_every_sharding_equals_the_reference(ranks: int) -> None:
 
 
 def traffic(rank: int, ranks: int) -> list[tuple[int, int]]:
-    """(rounds, bytes a token) of forwards over vocabularies and K of several sizes."""
+    """(rounds, bytes a token) of forwards over vocabularies and K of several sizes; of the last
+    one, with sums of squares as well."""
     sizes: list[int] = []
     names = ("all_reduce", "all_gather")
     plain = {name: getattr(dist, name) for name in names}
@@ -216,7 +222,9 @@ def traffic(rank: int, ranks: int) -> list[tuple[int, int]]:
         sizes.clear()
         forward_rows(logits, torch.zeros(rows, dtype=torch.int64), 1.0, k, shard)
         found.append((len(sizes), sum(sizes) // rows))
-    return found
+    sizes.clear()
+    forward_rows(logits, torch.zeros(rows, dtype=torch.int64), 1.0, k, shard, slopes=True)
+    return [*found, (len(sizes), sum(sizes) // rows)]
 
 
 @pytest.mark.slow
@@ -224,4 +232,4 @@ def traffic(rank: int, ranks: int) -> list[tuple[int, int]]:
 def test_traffic_does_not_depend_on_the_vocabulary_or_k(ranks: int) -> None:
     """Four rounds and 404 + 68 t bytes a token, as sharded.py says; no row needs the search."""
     for rank in run_ranks(traffic, ranks):
-        assert rank == [(4, 404 + 68 * ranks)] * 4
+        assert rank == [(4, 404 + 68 * ranks)] * 4 + [(4, 404 + 80 * ranks)]

@@ -31,7 +31,8 @@ CONTROLS = (
     "{kind: rollout_budget, low: 2, high: 6}, {kind: entropy_advantage}, "
     "{kind: response_entropy_advantage}, {kind: advantage_clip, bound: 1}, "
     "{kind: clip_cov, share: .05, low: -9, high: 9}, {kind: kl_cov, share: .05}, "
-    "{kind: entropy_ratio_clip}, {kind: advantage_kl}, {kind: top_entropy_tokens, share: .5}]"
+    "{kind: entropy_ratio_clip}, {kind: advantage_kl}, {kind: top_entropy_tokens, share: .5}, "
+    "{kind: entropy_budget, spend: 1e9}, {kind: low_probability_kl, share: .2}]"
 )
 RUN = (
     f"steps={STEPS}", "task.heldout=4", "task.size=8", "checkpoint.every=2", "checkpoint.keep=3",
@@ -120,6 +121,9 @@ def test_entropy_controls_did_what_they_are_for(undisturbed):
     # half of the tokens by top_entropy_tokens, a twentieth of all by clip_cov
     assert all(0.5 < share <= 0.55 for share in values["policy/masked_share"])
     assert any(0 < share < 1 for share in values["policy/kl_clamped_share"])
+    budget = [values[f"control/entropy_budget/{name}"] for name in ("raised", "lowered", "bonus")]
+    assert max(budget[0]) + max(budget[1]) > 0
+    assert min(budget[2]) > 0
     assert max(values["policy/clip_fraction"]) > 0
     assert max(values["policy/kl_reference"]) > 0
     sizes = set()

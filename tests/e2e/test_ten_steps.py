@@ -43,6 +43,7 @@ SETTINGS = {
     "sample_switch": "low: .1, high: .2",
     "surprise_boost": "below: 9",
     "entropy_change_mask": "deviations: 1",
+    "low_probability_kl": "share: .2",
 }
 NEEDED = {
     "advantage_kl": ["algorithm.kl_coefficient=.05"],
@@ -89,5 +90,5 @@ def test_ten_steps(name, shared_engine, tmp_path):
 
 KEEP = (
     "entropy_smoothing", "probability_push", "nucleus_anchor", "temperature_schedule", "reroll",
-    "sample_switch", "surprise_boost",
+    "sample_switch", "surprise_boost", "entropy_budget",
 )  # fmt: skip

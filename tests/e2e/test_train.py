@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ STEP_METRICS = {
     "controller/coefficient", "controller/next_coefficient", "controller/low", "controller/high",
     "controller/error", "controller/move", "controller/at_bound", "controller/steps_at_bound",
     "gradient/policy", "gradient/entropy", "gradient/bonus_share", "gradient/product",
-    "gradient/neutral_coefficient",
+    "gradient/neutral_coefficient", "gradient/predicted_policy", "gradient/predicted_bonus",
     "time/sample", "time/train", "time/sync", "time/trainer_idle", "time/engines_busy",
     "tokens/per_s",
 }  # fmt: skip
@@ -165,6 +166,20 @@ def test_the_bonus_has_a_share_of_the_gradient_while_it_has_a_coefficient(record
     shares = series(recorded, "gradient/bonus_share")
     for coefficient, share in zip(series(recorded, "controller/coefficient"), shares):
         assert (0 < share <= 1) if coefficient > 0 else share == 0
+
+
+def test_what_was_predicted_of_the_entropy_stands_beside_what_it_did(recorded):
+    """By a step of length 1 against each gradient: -<dL, dH> and coefficient x ||dH||^2."""
+    products, norms, coefficients = (
+        series(recorded, name)
+        for name in ("gradient/product", "gradient/entropy", "controller/coefficient")
+    )
+    raised = [c * norm**2 for c, norm in zip(coefficients, norms)]
+    assert series(recorded, "gradient/predicted_bonus") == pytest.approx(raised, rel=1e-6)
+    assert series(recorded, "gradient/predicted_policy") == [-p for p in products]
+    entropies = series(recorded, "policy/clamped_entropy")
+    moves = [after - before for before, after in itertools.pairwise(entropies)]
+    assert series(recorded, "entropy/change") == pytest.approx(moves, abs=1e-5)
 
 
 def test_policy_is_a_hugging_face_folder_that_training_has_changed(finished):

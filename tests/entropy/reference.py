@@ -32,6 +32,19 @@ def statistics(
     return log_prob, entropy(log_p), entropy(log_q), mass
 
 
+def slopes(
+    logits: Tensor, targets: Tensor, temperature: float, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """<d log_prob, d entropy> and ||d entropy||^2 by the tempered logits, from autograd's two
+    gradients; float64 [N]."""
+    z = (logits.detach()[:, :vocab_size].double() / temperature).requires_grad_()
+    log_prob, entropy, *_ = statistics(z, targets, 1.0, vocab_size, vocab_size)
+    of_log_prob, of_entropy = (
+        torch.autograd.grad(value.sum(), z, retain_graph=True)[0] for value in (log_prob, entropy)
+    )
+    return (of_log_prob * of_entropy).sum(dim=1), of_entropy.square().sum(dim=1)
+
+
 def gradient(
     logits: Tensor,
     targets: Tensor,

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
 from wording import naming
 
-NAMES = ("log_prob", "entropy", "clamped_entropy", "kept_mass")
+NAMES = (
+    "log_prob", "entropy", "clamped_entropy", "kept_mass", "covariance", "entropy_slope",
+)  # fmt: skip
 WIDTH, COLUMNS, VOCAB = 16, 120, 113
 
 
@@ -40,7 +42,7 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("chunk", [1, 4, 5, 11, 1024])
 def test_equals_the_statistics_of_the_logits(dtype: torch.dtype, chunk: int) -> None:
     *inputs, targets = problem(11, dtype)
-    settings: dict[str, Any] = {"temperature": 0.8, "vocab_size": VOCAB}
+    settings: dict[str, Any] = {"temperature": 0.8, "vocab_size": VOCAB, "slopes": True}
     hidden, weight = leaves(*inputs)
     got = linear_token_statistics(hidden, weight, targets, chunk_tokens=chunk, **settings)
     total(got).backward()

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aent.entropy import TokenStatistics, kernels, selection, token_statistics
 from aent.entropy.kernels import c_path
 from aent.entropy.kernels.torch_path import kept_mask
+from aent.entropy.rows import forward_rows
 from aent.entropy.selection import VocabShard
-from aent.entropy.statistics import forward_rows
 from entropy import reference
 from wording import naming
 
@@ -52,6 +52,12 @@ def check_against_reference(
         got = getattr(stats, name)
         assert got.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(got.detach().double(), want, rtol=tol, atol=tol, msg=name)
+    slopes = reference.slopes(logits, targets, temperature, vocab)
+    for name, want in zip(("covariance", "entropy_slope"), slopes):
+        got = getattr(stats, name)
+        assert got.dtype == stats.entropy.dtype
+        assert not got.requires_grad
+        torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol, msg=name)
     assert (stats.entropy >= 0).all()
     assert (stats.clamped_entropy >= 0).all()
 
@@ -83,13 +89,19 @@ def check_an_example(data: st.DataObject) -> None:
     if not logits.isinf().any():
         targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(seed))
 
-    stats = token_statistics(logits, targets, temperature, top_k=k, vocab_size=vocab)
+    settings = {"top_k": k, "vocab_size": vocab}
+    stats = token_statistics(logits, targets, temperature, slopes=True, **settings)
     check_against_reference(logits, targets, temperature, k, vocab, stats)
 
     weights = torch.randn(3, rows, generator=torch.Generator().manual_seed(seed + 1))
     terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
     sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
     want = reference.gradient(logits, targets, temperature, k, vocab, weights)
+    plain = token_statistics(logits, targets, temperature, **settings)
+    assert plain.covariance is plain.entropy_slope is None
+    tol = tolerance(dtype)
+    for name in ("log_prob", "entropy", "clamped_entropy", "kept_mass"):
+        torch.testing.assert_close(getattr(plain, name), getattr(stats, name), rtol=tol, atol=tol)
     assert logits.grad is not None
     assert logits.grad.dtype == dtype
     rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, tolerance(dtype))
@@ -178,6 +190,26 @@ def test_the_default_drops_a_third() -> None:
     kept = token_statistics(logits, targets, drop_fraction=None, top_k=101 - 33).clamped_entropy
     assert torch.equal(by_default, kept)
     assert not torch.equal(by_default, token_statistics(logits, targets, top_k=60).clamped_entropy)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_slopes_of_rows_without_any(backend: str) -> None:
+    """Uniform rows, rows that are sure: no step changes their entropy. What no target owns is NaN,
+    what is ignored 0; a token that is masked takes nothing."""
+    logits = torch.zeros(5, 3000)
+    logits[1, 7], logits[2, 7], logits[3, 5] = 1e4, 200.0, -torch.inf
+    targets = torch.tensor([5, 7, 5, 5, -1])
+    with kernels.using(backend):
+        stats = token_statistics(logits, targets, slopes=True, ignore_index=-1)
+        unowned = token_statistics(logits[:1], torch.tensor([3000]), slopes=True)
+    assert stats.covariance is not None
+    assert stats.entropy_slope is not None
+    torch.testing.assert_close(stats.covariance, torch.zeros(5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(stats.entropy_slope, torch.zeros(5), rtol=0, atol=1e-6)
+    assert stats.covariance[4] == 0
+    assert (stats.entropy_slope >= 0).all()
+    assert unowned.covariance is not None
+    assert unowned.covariance.isnan().all()
 
 
 def test_near_deterministic_rows_stay_at_or_above_zero() -> None:

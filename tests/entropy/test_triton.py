@@ -22,7 +22,7 @@ from torch import Tensor
 
 from aent.entropy import kernels, token_statistics
 from aent.entropy.kernels import torch_path
-from aent.entropy.kernels.interface import NO_CUT, Gradient
+from aent.entropy.kernels.interface import NO_CUT, Gradient, Sums
 from entropy import reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,6 +63,7 @@ def test_compiles_to_machine_code_of_a_gpu(
     types |= dict.fromkeys([*numbers, "first_rank", "last_rank"], "i32")
     dtype = torch.float64 if inner == "fp64" else torch.float32
     constants = {"BLOCK": 2048, "SAMPLE": 2048, "CAPACITY": 1024, "CLAMPED": True, "TARGET": True}
+    constants |= {"SQUARES": True}
     constants |= triton_path._keys(dtype)
     for name in ("propose", "scan", "select", "search", "backward"):
         kernel = getattr(triton_kernels, f"{name}_kernel")
@@ -99,18 +100,19 @@ def kept(x: Tensor, threshold: Tensor, cut: Tensor, start: int = 0) -> Tensor:
 
 
 def expected_sums(x: Tensor, mask: Tensor, temperature: float) -> list[Tensor]:
-    """peak, total, weighted, kept_total, kept_weighted in float64."""
+    """The columns of Sums in float64, with the squares."""
     z = x.double()
     peak = z.amax(dim=1)
     d = (z - peak[:, None]) / temperature
     e = d.exp()
     ed = torch.where(e > 0, e * d, 0)
-    return [peak, e.sum(1), ed.sum(1), (e * mask).sum(1), (ed * mask).sum(1)]
+    squares = [(e * e).sum(1), (e * ed).sum(1), (ed * ed).sum(1)]
+    return [peak, e.sum(1), ed.sum(1), (e * mask).sum(1), (ed * mask).sum(1), *squares]
 
 
-def check_sums(sums: tuple[Tensor, ...], x: Tensor, mask: Tensor, temperature: float) -> None:
+def check_sums(sums: Sums, x: Tensor, mask: Tensor, temperature: float) -> None:
     tol = 1e-12 if x.dtype == torch.float64 else 5e-6
-    for got, want in zip(sums, expected_sums(x, mask, temperature), strict=True):
+    for got, want in zip(sums.columns, expected_sums(x, mask, temperature)):
         torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
 
 
@@ -120,7 +122,8 @@ def test_forward(triton_path: ModuleType, dtype: torch.dtype, style: str) -> Non
     """Rows narrower and wider than the sample; rows whose interval misses, or is one long tie."""
     for width, k in ((3, 1), (400, 268), (400, 399), (2500, 1675)):
         x = reference.make_logits(2, width, dtype, style, style == "normal", seed=1)
-        sums, threshold, cut = triton_path.forward(x, k, 0.7)
+        sums, threshold, cut = triton_path.forward(x, k, 0.7, squares=True)
+        assert len(sums.columns) == 8
         mask = reference.kept_mask(x, k)
         assert torch.equal(kept(x, threshold, cut), mask), (width, k)
         assert sums.total.dtype == threshold.dtype
@@ -148,7 +151,7 @@ def test_broken_rows_spoil_themselves_alone(triton_path: ModuleType) -> None:
     x[1, 17], x[2, 30] = math.nan, math.inf
     sums, *_ = triton_path.forward(x, 2000, 1.0)
     assert sums.total[1:3].isnan().all()
-    for got, want in zip(sums, good):
+    for got, want in zip(sums.columns, good.columns):
         assert torch.equal(got[::3], want[::3])
 
 
@@ -163,7 +166,7 @@ def test_more_rows_than_a_block_of_rows(
     assert torch.equal(kept(x, threshold, cut), mask)
     check_sums(sums, x, mask, 1.0)
     alone, *_ = triton_path.forward(x[5:6], 7, 1.0)
-    for got, want in zip(alone, sums):
+    for got, want in zip(alone.columns, sums.columns):
         assert torch.equal(got, want[5:6])
 
 
@@ -196,7 +199,7 @@ def test_propose_and_scan(triton_path: ModuleType, dtype: torch.dtype) -> None:
     for got, want in zip(plain[:3], scan.sums):
         assert torch.equal(got, want)
     masked = triton_path.scan(torch.full_like(x, -math.inf), 1.0, low, high, 4).sums
-    assert not any(s.any() for s in masked[1:])  # of a shard whose tokens are all masked
+    assert not any(s.any() for s in masked.columns[1:])  # of a shard whose tokens are all masked
     for few in (0, 20):
         assert (triton_path.propose(x[:, :few], 0.3) == -math.inf).all()
 
@@ -261,11 +264,14 @@ def test_token_statistics(
         problem = (logits, targets, 0.8, k, vocab)
         leaf = logits.clone().requires_grad_()
         stats = token_statistics(
-            leaf, targets, 0.8, top_k=k, vocab_size=vocab, tp_group=group if sharded else None
-        )
+            leaf, targets, 0.8, top_k=k, vocab_size=vocab, tp_group=group if sharded else None,
+            slopes=True,
+        )  # fmt: skip
         terms = (stats.log_prob, stats.entropy, stats.clamped_entropy)
         sum((w * t).sum() for w, t in zip(weights, terms, strict=True)).backward()
-        for got, want in zip((*terms, stats.kept_mass), reference.statistics(*problem)):
+        slopes = reference.slopes(logits, targets, 0.8, vocab)
+        found = (*terms, stats.kept_mass, stats.covariance, stats.entropy_slope)
+        for got, want in zip(found, (*reference.statistics(*problem), *slopes), strict=True):
             torch.testing.assert_close(got.double(), want, rtol=tol, atol=tol)
         assert leaf.grad is not None
         gradient = reference.gradient(*problem, weights)
@@ -319,11 +325,12 @@ def test_on_a_gpu_as_by_torch_operations(
     for backend in (torch_path, triton_path):
         monkeypatch.setattr(kernels, "choose", lambda x, chosen=backend: chosen)
         leaf = logits.clone().requires_grad_()
-        stats = token_statistics(leaf, targets, 0.8, vocab_size=151_900)
+        stats = token_statistics(leaf, targets, 0.8, vocab_size=151_900, slopes=True)
         (stats.log_prob + 0.7 * stats.entropy - 1.3 * stats.clamped_entropy).sum().backward()
         assert leaf.grad is not None
         terms = stats.log_prob, stats.entropy, stats.clamped_entropy, stats.kept_mass
-        results.append([*(t.detach() for t in terms), leaf.grad.float()])
+        slopes = stats.covariance, stats.entropy_slope
+        results.append([*(t.detach() for t in terms), *slopes, leaf.grad.float()])
     for by_triton, by_torch in zip(results[1], results[0]):
         tol = 1e-2 if dtype == torch.bfloat16 else 1e-4
         torch.testing.assert_close(by_triton, by_torch, rtol=tol, atol=1e-6)

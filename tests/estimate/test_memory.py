@@ -192,6 +192,14 @@ def test_siren_has_the_logits_of_its_tokens_once_more(recipe):
     assert with_siren.logits - plain.logits == (int(0.2 * 256 * 28) + 1024) * 49152 * 4
 
 
+def test_lp_reg_has_the_logits_of_its_tokens_once_more(recipe):
+    """A hundredth of 64 x 28 response tokens, four more copies while their term is computed."""
+    big = "trainer.micro_batch_tokens=100000"
+    lp_reg = "entropy_controls=[{kind: low_probability_kl, share: .01}]"
+    plain, with_it = (estimate(recipe(big, *c)).per_rank[0] for c in ((), (lp_reg,)))
+    assert with_it.logits - plain.logits == (1 + 4) * 18 * 49152 * 4
+
+
 def test_responses_that_controls_ask_for_are_counted(recipe):
     """8 prompts x 8; their logits are 28 tokens each."""
     big = ("trainer.micro_batch_tokens=100000", "algorithm.advantage=group_mean")

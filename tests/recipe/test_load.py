@@ -60,7 +60,7 @@ FAULTS = [
     (
         "entropy_controls: [{kind: clip_cov, lr: .5}]",
         [],
-        "FILE entropy_controls[0].clip_cov.lr kind share low high",
+        "FILE entropy_controls[0].clip_cov.lr kind share low high exact",
     ),
     ("entropy_controls: [{}]", [], "FILE entropy_controls[0].kind"),
     ("entropy: {drop_fraction: 1}", [], "FILE entropy.drop_fraction 1"),
@@ -107,6 +107,7 @@ def test_fault_is_one_sentence_naming_source_and_field(write, text, overrides, n
     ("method", "kinds"),
     [
         ("siren", "nucleus_anchor"),
+        ("Lp-Reg", "low_probability_kl"),
         ("EntroPIC", "probability_push"),
         ("aepo", "reroll"),
         ("EPO", "entropy_smoothing"),

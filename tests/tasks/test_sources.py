@@ -43,6 +43,7 @@ def test_math_hard_of_hendrycks_files(tmp_path):
         ("olympiadbench", {"question": "n?", "final_answer": ["$2$", "$3$"]}, "n?", "2, 3"),
         ("olympiadbench", {"question": "n?", "final_answer": ["$2$,$3$"]}, "n?", "2,3"),
         ("minerva", {"problem": "n?", "solution": r"$\boxed{\$5}$"}, "n?", r"\$5"),
+        ("deepmath-6k", {"question": "n?", "final_answer": "$0$", "topic": ""}, "n?", "0"),
         (
             "openr1-math-40k",
             {"problem": "n?", "answer": "x^2", "correctness_math_verify": [False, True]},

@@ -116,6 +116,10 @@ def expected_from_logits(
     if terms.nucleus_weight is not None:
         nuclei = nucleus_entropies(z / batch.temperature, recipe.control("nucleus_anchor"))
         loss = loss + (terms.nucleus_weight[mask] * nuclei).sum()
+    if terms.proxy_weight is not None:
+        ratio = recipe.control("low_probability_kl").ratio
+        kl = proxy_divergences(logp, batch.tokens[mask], ratio)
+        loss = loss + (terms.proxy_weight[mask] * kl).sum()
     return Expected(
         loss,
         log_prob.detach(),
@@ -133,6 +137,17 @@ def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
     kept = (before < settings.top_p) & (torch.arange(z.shape[1]) < settings.top_k)
     log_q = ordered.masked_fill(~kept, -1e30).log_softmax(dim=1)
     return -(log_q.exp() * log_q).sum(1)
+
+
+def proxy_divergences(log_p: Tensor, targets: Tensor, ratio: float) -> Tensor:
+    """[N] of log-probs [N, V]: sum of q log(q / p), q a constant: p without what has less than
+    ratio times the largest probability; 0 where that is the target."""
+    p = log_p.detach().exp()
+    noise = p < ratio * p.amax(dim=1, keepdim=True)
+    q = p.masked_fill(noise, 0)
+    q = q / q.sum(dim=1, keepdim=True)
+    kl = torch.where(noise, 0, q * (q.clamp(min=1e-30).log() - log_p)).sum(1)
+    return kl.masked_fill(noise.gather(1, targets[:, None])[:, 0], 0)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from aent.algorithm.terms import (
 from aent.data.flat import Flat, kinds
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
+from entropy import reference
 from trainer import formulas, tiny
 
 LR, EPS, CLIP, LAMBDA = 3e-3, 1e-4, 0.5, 0.4
@@ -66,6 +67,7 @@ OBJECTIVES = {
     "bonus": {},
 }
 NUCLEI = {"kind": "nucleus_anchor", "top_p": 0.6, "top_k": 30}
+PROXY = {"kind": "low_probability_kl", "ratio": 0.2}
 
 
 def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
@@ -76,7 +78,7 @@ def objective_recipe(name: str, micro_batch_tokens: int) -> Recipe:
         trainer={"optimizer": {"lr": 1e-30, "clip_grad": 0.0}},
         algorithm=OBJECTIVES[name],
         entropy={"measure": "full" if name == "bonus" else "clamped"},
-        entropy_controls=[NUCLEI] if name == "bonus" else [],
+        entropy_controls=[NUCLEI, PROXY] if name == "bonus" else [],
     )
 
 
@@ -113,6 +115,7 @@ def old_batch(name: str) -> MiniBatch:
             mini,
             smoothing=Smoothing(noise.abs(), low, high),
             nucleus_weight=0.01 * noise.clamp(min=0),
+            proxy_weight=0.05 * noise.neg().clamp(min=0),
             entropy_weight=mini.terms.entropy_weight * noise.abs(),
         )
     return mini
@@ -121,7 +124,8 @@ def old_batch(name: str) -> MiniBatch:
 def every_term() -> MiniBatch:
     """A mini-batch whose loss has all terms there are."""
     controls, bonus = old_batch("controls"), old_batch("bonus").terms
-    of_bonus = {n: getattr(bonus, n) for n in ("smoothing", "nucleus_weight", "entropy_weight")}
+    names = ("smoothing", "nucleus_weight", "proxy_weight", "entropy_weight")
+    of_bonus = {name: getattr(bonus, name) for name in names}
     return tiny.with_terms(controls, **of_bonus)
 
 
@@ -242,7 +246,8 @@ def run(rank: int, world: int, path: str, folder: str) -> dict[str, Any]:
         out["measured"] = measured_on_every_token(trainer)
         moved, kept = trainer.score(BATCHES[0].batch), trainer.score_reference(BATCHES[0].batch)
         back = trainer.score(BATCHES[0].batch)
-        fresh = Trainer(recipe_of(tp=2, entropy_controls=[NUCLEI]), Path(path))
+        controls = [NUCLEI, {"kind": "entropy_budget"}]
+        fresh = Trainer(recipe_of(tp=2, entropy_controls=controls), Path(path))
         out["entropies"] = fresh.score_tokens(BATCHES[0].batch)
         out["reference"] = [
             torch.equal(kept, first), torch.equal(moved, back), torch.equal(moved, first)
@@ -326,14 +331,20 @@ def test_reference_scores_by_the_first_weights(ranks: list[dict]) -> None:
 
 
 @pytest.mark.slow
-def test_scoring_gives_the_entropies_too(ranks: list[dict], path: Path) -> None:
+def test_scoring_gives_what_controls_need_too(ranks: list[dict], path: Path) -> None:
     recipe, mask = recipe_of(entropy_controls=[NUCLEI]), BATCHES[0].batch.loss_mask
     with torch.no_grad():
         z = formulas.response_logits(formulas.load(path), BATCHES[0].batch)
         want = formulas.expected_from_logits(z, BATCHES[0], recipe, 0.0).entropy
         nuclei = formulas.nucleus_entropies(z / 0.8, recipe.control("nucleus_anchor"))
+    covariance, slope = reference.slopes(z, BATCHES[0].batch.tokens[mask], 0.8, z.shape[1])
     scores = ranks[0]["entropies"]
-    for got, expected in ((scores.entropies, want), (scores.nucleus_entropies, nuclei)):
+    for got, expected in (
+        (scores.entropies, want),
+        (scores.nucleus_entropies, nuclei),
+        (scores.covariances, covariance.float()),
+        (scores.entropy_slopes, slope.float()),
+    ):
         torch.testing.assert_close(got[mask], expected, atol=2e-5, rtol=1e-5)
         assert not got[~mask].any()
     assert nuclei.min() < 0.5 < nuclei.max()

@@ -3,12 +3,13 @@
 
 The loss of a mini-batch is the sum over its response tokens of
 
-    policy_weight (f S + P) - lambda entropy_weight B + nucleus_weight N
+    policy_weight (f S + P) - lambda entropy_weight B + nucleus_weight N + proxy_weight K
 
 S: the surrogate that the recipe names (``losses.policy_loss``), with ``zeta``, ``clip_high`` and
 ``clipped_gradient`` where they are given. f: ``surrogate_factor``, 0 where
 ``entropy_gate`` shuts. P: ``ratio_weight``, ``old_kl_weight`` and ``reference``, each with what it
 multiplies. B: the entropy, less ``smoothing``. N: the entropy of the token's nucleus.
+K: the KL from the policy without its unlikeliest tokens (Lp-Reg's proxy).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class LossTerms(Flat):
     reference: ReferenceKl | None = None
     smoothing: Smoothing | None = None
     nucleus_weight: PerToken | None = None  # [T] fp32; 0 for tokens that need no nucleus
+    proxy_weight: PerToken | None = None  # [T] fp32; 0 for tokens that need no proxy
 
     @property
     def surrogate_factor(self) -> Tensor | None:

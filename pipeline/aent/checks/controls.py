@@ -50,6 +50,12 @@ def _below(control: Any, _: Recipe) -> str:
     return f": low={control.low:g} is not below high={control.high:g}"
 
 
+def _own_bounds(control: Any, _: Recipe) -> str:
+    if not control.exact or control.model_fields_set >= {"low", "high"}:
+        return ""
+    return " with exact=true needs low and high: its defaults are bounds of the other covariance"
+
+
 def _moved_policy(_: Any, recipe: Recipe) -> str:
     if recipe.trainer.mini_batches > 1:
         return ""
@@ -175,7 +181,7 @@ def _clip(_: Any, recipe: Recipe) -> str:
 
 
 RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {
-    "clip_cov": (_below,),
+    "clip_cov": (_below, _own_bounds),
     "kl_cov": (_moved_policy,),
     "entropy_ratio_clip": (_moved_policy,),
     "advantage_kl": (_reference,),

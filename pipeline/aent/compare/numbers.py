@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import StatisticsError, correlation, fmean
 
 from aent.analysis.intervals import Difference, compare, first_reach, last_quarter, smooth
 from aent.compare.collect import Comparison, Run
@@ -89,6 +89,33 @@ def share_in_band(run: Run, others: Band | None) -> float | None:
     if others is None:
         return None
     return fmean(float(others[0] <= h <= others[1]) for h in entropy.values())
+
+
+def relative_noise(run: Run) -> float | None:
+    """Standard error of one step's entropy over that entropy, the mean of the last quarter; None
+    where none is known."""
+    error, entropy = run.metrics.get("policy/entropy_error", {}), run.measured_entropy
+    shares = {s: error[s] / h for s, h in entropy.items() if s in error and h > 0}
+    return last_quarter(shares) if shares else None
+
+
+def prediction(run: Run) -> float | None:
+    """Correlation, over the steps, of the change of entropy that a step's gradients predict
+    (``gradient/predicted_policy`` and ``..._bonus``) with that which the next step shows; None of
+    fewer than three, or where one of them does not vary."""
+    policy, bonus, change = (
+        run.metrics.get(name, {})
+        for name in ("gradient/predicted_policy", "gradient/predicted_bonus", "entropy/change")
+    )
+    pairs = [
+        (p + bonus[s], change[s + 1]) for s, p in policy.items() if s in bonus and s + 1 in change
+    ]
+    if len(pairs) < 3:
+        return None
+    try:
+        return correlation(*zip(*pairs))
+    except StatisticsError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from aent.compare import charts
-from aent.compare.report import Report, Table
+from aent.compare.report import Report
+from aent.compare.tables import Table
 from aent.tracking.pages import fill, script_data
 
 PAGE, MARKDOWN, CHARTS = "report.html", "report.md", "charts"

@@ -15,3 +15,6 @@ class Scores(Flat):
     logprobs: PerToken  # [T] fp32
     entropies: PerToken  # [T] fp32, nats, over the whole vocabulary
     nucleus_entropies: PerToken | None = None  # [T] fp32, nats, where nucleus_anchor asks
+    # [T] fp32, of ``entropy.TokenStatistics``, where an entropy control asks for exact covariances
+    covariances: PerToken | None = None
+    entropy_slopes: PerToken | None = None

@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aent.entropy.head import linear_token_statistics
+    from aent.entropy.min_p import min_p_divergence
     from aent.entropy.nucleus import nucleus_entropy
     from aent.entropy.statistics import TokenStatistics, token_statistics
 
-__all__ = ["TokenStatistics", "linear_token_statistics", "nucleus_entropy", "token_statistics"]
-_MODULES = {"linear_token_statistics": "head", "nucleus_entropy": "nucleus"}
+__all__ = [
+    "TokenStatistics",
+    "linear_token_statistics",
+    "min_p_divergence",
+    "nucleus_entropy",
+    "token_statistics",
+]
+_MODULES = {
+    "linear_token_statistics": "head",
+    "min_p_divergence": "min_p",
+    "nucleus_entropy": "nucleus",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -63,10 +63,15 @@ def obvious(drop: float) -> Loss:
     return loss
 
 
-def ours(drop: float, inplace: bool, group: dist.ProcessGroup | None) -> Loss:
+def ours(drop: float, inplace: bool, group: dist.ProcessGroup | None, slopes: bool = False) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         s = token_statistics(
-            logits, targets, drop_fraction=drop, tp_group=group, inplace_backward=inplace
+            logits,
+            targets,
+            drop_fraction=drop,
+            tp_group=group,
+            inplace_backward=inplace,
+            slopes=slopes,
         )
         return (s.log_prob + 0.01 * s.clamped_entropy).sum()
 
@@ -90,9 +95,11 @@ def contenders(
         for backend in args.backends:
             found[f"ours, {backend}"] = (ours(drop, False, group), backend)
             found[f"ours, {backend}, in place"] = (ours(drop, True, group), backend)
+            found[f"ours, {backend}, slopes"] = (ours(drop, True, group, slopes=True), backend)
     else:
         found["ours"] = (ours(drop, False, group), None)
         found["ours, in place"] = (ours(drop, True, group), None)
+        found["ours, slopes"] = (ours(drop, True, group, slopes=True), None)
     return {n: f for n, f in found.items() if any(n.startswith(only) for only in args.only)}
 
 

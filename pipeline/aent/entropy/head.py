@@ -23,15 +23,10 @@ from aent.entropy.arguments import (
     first_derivative_only,
     kept_count,
 )
+from aent.entropy.kernels.pages import with_large_pages
+from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.selection import VocabShard
-from aent.entropy.statistics import (
-    SavedRows,
-    TokenStatistics,
-    backward_rows,
-    capped,
-    forward_rows,
-    gathered,
-)
+from aent.entropy.statistics import TokenStatistics, gathered
 
 # Enough rows for the weight's gradient, which every chunk reads and writes, to cost less than the
 # matrix product that makes it.
@@ -53,14 +48,15 @@ def linear_token_statistics(
     *,
     softcap: float | None = None,
     ignore_index: int | None = None,
+    slopes: bool = False,
 ) -> TokenStatistics:
     """``token_statistics(hidden @ weight.T, targets, ...)`` in the memory of a chunk of tokens.
 
     Args:
         hidden: [..., H] fp16, bf16, fp32 or float64: all of H, the same on all ranks.
         weight: [V_local, H] of the same dtype: this rank's block of the vocabulary.
-        targets, temperature, drop_fraction, top_k, vocab_size, tp_group, softcap, ignore_index: as
-            for ``token_statistics``.
+        targets, temperature, drop_fraction, top_k, vocab_size, tp_group, softcap, ignore_index,
+            slopes: as for ``token_statistics``.
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
             ``token_statistics``.
@@ -111,12 +107,13 @@ def linear_token_statistics(
         chunk_tokens,
         weight_grad,
         softcap,
+        slopes,
     )
     return gathered(results, targets.shape)
 
 
 class _LinearTokenStatistics(torch.autograd.Function):
-    """hidden [N, H], weight [V_local, H] -> the four statistics, each [N]."""
+    """hidden [N, H], weight [V_local, H] -> the statistics of ``forward_rows``, each [N]."""
 
     @staticmethod
     def forward(
@@ -130,21 +127,24 @@ class _LinearTokenStatistics(torch.autograd.Function):
         chunk_tokens: int,
         weight_grad: Tensor | None,
         softcap: float | None,
+        slopes: bool,
     ) -> tuple[Tensor, ...]:
         statistics, saved = [], []
         for rows, logits in _logits(hidden, weight, chunk_tokens, softcap):
-            *of_rows, saved_rows = forward_rows(logits, targets[rows], temperature, k, shard)
+            *of_rows, saved_rows = forward_rows(
+                logits, targets[rows], temperature, k, shard, slopes
+            )
             statistics.append(of_rows)
             saved.append(saved_rows)
-        log_prob, entropy, clamped_entropy, kept_mass = (torch.cat(s) for s in zip(*statistics))
+        results = [torch.cat(s) for s in zip(*statistics)]
         joined = (None if s[0] is None else torch.cat(s) for s in zip(*saved))
         ctx.save_for_backward(hidden, weight, targets, *joined)
         ctx.temperature, ctx.shard, ctx.chunk_tokens = temperature, shard, chunk_tokens
         ctx.softcap = softcap
         ctx.weight_grad = weight_grad  # not saved as an input: it changes between micro-batches
-        ctx.mark_non_differentiable(kept_mass)
+        ctx.mark_non_differentiable(*results[3:])
         ctx.set_materialize_grads(False)  # an unused statistic then costs nothing in the backward
-        return log_prob, entropy, clamped_entropy, kept_mass
+        return tuple(results)
 
     @staticmethod
     @first_derivative_only
@@ -153,12 +153,12 @@ class _LinearTokenStatistics(torch.autograd.Function):
         g_log_prob: Tensor | None,
         g_entropy: Tensor | None,
         g_clamped: Tensor | None,
-        _g_kept_mass: None,
+        *_rest: None,
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, *saved = ctx.saved_tensors
         upstream = (g_log_prob, g_entropy, g_clamped)
         if all(g is None for g in upstream):
-            return (None,) * 9
+            return (None,) * 10
         hidden_grad: Tensor | None = None
         weight_grad: Tensor | None = None
         if ctx.needs_input_grad[0]:
@@ -180,11 +180,11 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 _add_product(weight_grad, logits, hidden[rows])
         owned = ctx.weight_grad
         if weight_grad is None or weight_grad is owned:  # its owner has it
-            return hidden_grad, *(None,) * 8
+            return hidden_grad, *(None,) * 9
         if owned is not None:
             owned += weight_grad
-            return hidden_grad, *(None,) * 8
-        return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 7
+            return hidden_grad, *(None,) * 9
+        return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 8
 
 
 def _logits(
@@ -196,7 +196,7 @@ def _logits(
     least: without tokens an empty one.
     """
     tokens = hidden.shape[0]
-    buffer = hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0])
+    buffer = with_large_pages(hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0]))
     for first in range(0, max(tokens, 1), chunk_tokens):
         rows = slice(first, min(first + chunk_tokens, tokens))
         logits = buffer[: rows.stop - first]

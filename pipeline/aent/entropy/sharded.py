@@ -11,6 +11,8 @@
 4. Every rank gathers every rank's sums and up to SLOTS of the logits left, 4 * (9 + SLOTS) bytes
    a token and rank, and finishes alone, in the same order as all others.
 
+The sums of squares, where they are asked for, travel with the others: 12 bytes a token and rank.
+
 Together 404 + 68 t bytes a token for t ranks (more for float64), under 1 KB up to t = 8. The bucket
 of a logit grows with it whatever the rounding, so the selection is exact. Rows whose interval
 missed, whose buffers were too small, or in which more than SLOTS different logits of a shard are
@@ -62,6 +64,7 @@ def forward(
     k: int,
     temperature: float,
     shard: VocabShard,
+    squares: bool = False,
 ) -> Rows:
     """Combine the shards' statistics; collective over ``shard.group``.
 
@@ -69,19 +72,21 @@ def forward(
         x: [N, shard.width].
         target: inner [N], the target's logit on the rank that has it, 0 on the others.
         k: in [1, shard.vocab_size]; the latter clamps nothing and takes the last round alone.
+        squares: whether ``Sums.squares`` are wanted.
     """
     if k == shard.vocab_size:
-        sums = backend.scan(x, temperature, None, None, 0).sums
-        shares = _gather(torch.stack([target, *sums], dim=1), shard)
+        sums = backend.scan(x, temperature, None, None, 0, squares).sums
+        shares = _gather(torch.stack([target, *sums.columns], dim=1), shard)
         return Rows(_over_ranks(shares[..., 0]), _combine(shares[..., 1:], temperature), None, None)
     capacity = 1024 + shard.vocab_size // shard.ranks // 4  # all of a block without a sample
     step = max(1, CANDIDATE_BYTES // (8 * capacity))
     parts = []
     for first in range(0, max(1, x.shape[0]), step):
         rows = slice(first, first + step)
-        parts.append(_block(backend, x[rows], target[rows], k, temperature, shard, capacity))
+        settings = (k, temperature, shard, capacity, squares)
+        parts.append(_block(backend, x[rows], target[rows], *settings))
     target, *all_sums, threshold, cut = (torch.cat(columns) for columns in zip(*parts))
-    return Rows(target, Sums(*all_sums), threshold, cut)
+    return Rows(target, Sums.of(all_sums), threshold, cut)
 
 
 def _block(
@@ -92,13 +97,14 @@ def _block(
     temperature: float,
     shard: VocabShard,
     capacity: int,
+    squares: bool,
 ) -> tuple[Tensor, ...]:
     """Target, sums, threshold and cut of some rows."""
     ends = shard.all_reduce(backend.propose(x, k / shard.vocab_size), dist.ReduceOp.MAX)
     high, low = ends[0], -ends[1]
     proposed = high >= low
     low, high = torch.where(proposed, low, -torch.inf), torch.where(proposed, high, torch.inf)
-    scan = _trimmed(backend.scan(x, temperature, low, high, capacity))
+    scan = _trimmed(backend.scan(x, temperature, low, high, capacity, squares))
 
     fine = _buckets(scan, low, high, ends)
     counts = torch.cat([scan.above[:, None], _count(fine // BUCKETS)], dim=1)
@@ -109,26 +115,27 @@ def _block(
 
     bucket = (coarse.bucket * BUCKETS + part.bucket)[:, None]
     sums = _with_kept(scan.sums, scan.values, fine > bucket, temperature)
-    mine = torch.stack([target, *sums], dim=1)
+    mine = torch.stack([target, *sums.columns], dim=1)
+    first = mine.shape[1]  # of what describes the candidates left
     left = _left(scan, fine == bucket, scan.inside > capacity)
     shares = _gather(torch.cat([mine, left], dim=1), shard)
 
     wanted = k - part.above
-    threshold, ties, higher, exact = _settle(shares[..., 6:], wanted)
+    threshold, ties, higher, exact = _settle(shares[..., first:], wanted)
     tied = wanted - higher.sum(dim=1)  # how many ties are kept
-    values = torch.cat([shares[..., 9:].flatten(1), threshold[:, None]], dim=1)
+    values = torch.cat([shares[..., first + 3 :].flatten(1), threshold[:, None]], dim=1)
     times = torch.cat([higher, tied[:, None]], dim=1)
-    sums = _with_kept(_combine(shares[..., 1:6], temperature), values, times, temperature)
+    sums = _with_kept(_combine(shares[..., 1:first], temperature), values, times, temperature)
     here = tied - ties[:, : shard.rank].sum(dim=1)
     cut = _cut(scan, threshold, here, ties[:, shard.rank], shard.start)
 
     done = (coarse.hit & part.hit & exact) | sums.total.isnan()
     rest = (~done).nonzero().squeeze(1)
     if rest.numel():
-        found = _counted_out(backend, x.index_select(0, rest), k, temperature, shard)
-        for into, value in zip((*sums, threshold, cut), found):
+        found = _counted_out(backend, x.index_select(0, rest), k, temperature, shard, squares)
+        for into, value in zip((*sums.columns, threshold, cut), found):
             into[rest] = value
-    return _over_ranks(shares[..., 0]), *sums, threshold, cut
+    return _over_ranks(shares[..., 0]), *sums.columns, threshold, cut
 
 
 def _trimmed(scan: Scan) -> Scan:
@@ -228,17 +235,17 @@ def _cut(scan: Scan, threshold: Tensor, wanted: Tensor, ties: Tensor, start: int
 
 
 def _counted_out(
-    backend: Backend, x: Tensor, k: int, temperature: float, shard: VocabShard
+    backend: Backend, x: Tensor, k: int, temperature: float, shard: VocabShard, squares: bool
 ) -> tuple[Tensor, ...]:
     """Sums, threshold and cut of some rows by ``selection.search`` and another pass."""
     inner = x.to(inner_dtype(x))
     threshold, cut = selection.search(inner, x.dtype, k, shard)
-    sums = backend.scan(x, temperature, threshold, threshold, 0).sums
+    sums = backend.scan(x, temperature, threshold, threshold, 0, squares).sums
     ids = torch.arange(shard.start, shard.start + x.shape[1], device=x.device)
     tied = ((inner == threshold[:, None]) & (ids <= cut[:, None])).sum(dim=1, keepdim=True)
     sums = _with_kept(sums, threshold[:, None], tied, temperature)
-    shares = _gather(torch.stack(sums, dim=1), shard)
-    return *_combine(shares, temperature), threshold, cut
+    shares = _gather(torch.stack(sums.columns, dim=1), shard)
+    return *_combine(shares, temperature).columns, threshold, cut
 
 
 def _with_kept(sums: Sums, values: Tensor, times: Tensor, temperature: float) -> Sums:
@@ -265,12 +272,17 @@ def _gather(mine: Tensor, shard: VocabShard) -> Tensor:
 
 
 def _combine(shares: Tensor, temperature: float) -> Sums:
-    """Add up the Sums of all shards, [N, t, 5], each relative to its own peak."""
-    peaks, total, weighted, kept_total, kept_weighted = shares.unbind(2)
-    peak = peaks.amax(dim=1)
-    d, e = weigh(peaks, temperature, peak)
+    """Add up the Sums of all shards, [N, t, columns], each relative to its own peak."""
+    sums = Sums.of(shares.unbind(2))
+    _, total, weighted, kept_total, kept_weighted, squares = sums
+    peak = sums.peak.amax(dim=1)
+    d, e = weigh(sums.peak, temperature, peak)
     weighted, kept_weighted = weighted + total * d, kept_weighted + kept_total * d
-    return Sums(peak, *(_over_ranks(s * e) for s in (total, weighted, kept_total, kept_weighted)))
+    once = [_over_ranks(s * e) for s in (total, weighted, kept_total, kept_weighted)]
+    if squares:
+        square, by_d, by_dd = squares
+        squares = (square, by_d + square * d, by_dd + 2 * d * by_d + square * d.square())
+    return Sums.of([peak, *once, *(_over_ranks(s * e.square()) for s in squares)])
 
 
 def _over_ranks(x: Tensor) -> Tensor:

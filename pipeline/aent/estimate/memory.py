@@ -33,6 +33,7 @@ from aent.recipe.schema import Recipe
 
 GIB = 2**30
 LOGIT_COPIES = 2
+PROXY_COPIES = 4  # of the logits, in ``min_p_divergence``
 # resident memory of a process without what the model costs, measured on a CPU build: PROCESS for a
 # trainer rank (torch, Megatron, transformers, NeMo), RANK_ZERO for what rank 0 has besides (clients
 # of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
@@ -271,8 +272,8 @@ def _logits(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> int:
     _, responses = _mini_batch(recipe, layout)
     count = min(recipe.trainer.micro_batch_tokens, responses)
     row = -(-facts.vocab // layout.tensor) * 4
-    siren = recipe.control("nucleus_anchor")
-    if siren is None and not recipe.trainer.fused_head:
+    siren, proxy = recipe.control("nucleus_anchor"), recipe.control("low_probability_kl")
+    if siren is None and proxy is None and not recipe.trainer.fused_head:
         return count * row * LOGIT_COPIES
     from aent.entropy.head import CHUNK_TOKENS  # late: torch
 
@@ -280,4 +281,7 @@ def _logits(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> int:
     chosen = int(siren.share * count) if siren is not None else 0
     kept = 2 if "final_logit_softcapping" in facts.numbers else 1  # as they are, and capped
     once_more = kept * chosen + min(chosen, CHUNK_TOKENS)
+    if proxy is not None:
+        unlikely = math.ceil(proxy.share * count)
+        once_more += kept * unlikely + PROXY_COPIES * min(unlikely, CHUNK_TOKENS)
     return ((chunk if recipe.trainer.fused_head else count * LOGIT_COPIES) + once_more) * row

@@ -30,6 +30,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "Qwen2.5-Math-1.5B": _qwen2(1536, 8960, 28, 12, 2, 151936, 4096, True),
     "Qwen2.5-1.5B-Instruct": _qwen2(1536, 8960, 28, 12, 2, 151936, 32768, True),
     "DeepSeek-R1-Distill-Qwen-1.5B": _qwen2(1536, 8960, 28, 12, 2, 151936, 131072, False),
+    "Qwen2.5-Math-7B": _qwen2(3584, 18944, 28, 28, 4, 152064, 4096, False),
     "Qwen2.5-7B-Instruct": _qwen2(3584, 18944, 28, 28, 4, 152064, 32768, False),
     "Qwen2.5-32B-Instruct": _qwen2(5120, 27648, 64, 40, 8, 152064, 32768, False),
     "Qwen2.5-72B-Instruct": _qwen2(8192, 29568, 80, 64, 8, 152064, 32768, False),

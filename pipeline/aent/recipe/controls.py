@@ -42,6 +42,7 @@ class ClipCov(ControlSection):
     share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
     low: float = 1.0  # covariances between which they are drawn
     high: float = 5.0
+    exact: bool = False  # those of the token's own logits, nats; low and high are then yours
 
 
 class KlCov(ControlSection):
@@ -226,6 +227,7 @@ class EntropyChangeWeight(ControlSection):
     kind: Literal["entropy_change_weight"]
     strength: float = Field(1.0, gt=0)  # k, per nat
     least: float = Field(0.8, ge=0, lt=1)  # weight, at least
+    exact: bool = False  # the change by all of the token's logits, not by its own alone
 
 
 class EntropyChangeMask(ControlSection):
@@ -235,6 +237,7 @@ class EntropyChangeMask(ControlSection):
 
     kind: Literal["entropy_change_mask"]
     deviations: float = Field(3.0, gt=0)  # standard deviations from the mean, from which on
+    exact: bool = False  # the change by all of the token's logits, not by its own alone
 
 
 class QuantileBaseline(ControlSection):
@@ -254,6 +257,26 @@ class KeptGradient(ControlSection):
     kind: Literal["kept_gradient"]
     low: float = Field(0.25, ge=0)  # share of the gradient at the bound: ratios below 1 - clip_low
     high: float = Field(1.0, ge=0)  # above 1 + clip_high
+
+
+class LowProbabilityKl(ControlSection):
+    """Lp-Reg (arXiv 2510.03222): unlikely tokens that are no noise are kept from dying out."""
+
+    ACTS_ON: ClassVar[Place] = "loss term"
+
+    kind: Literal["low_probability_kl"]
+    share: float = Field(0.01, gt=0, le=1)  # of the response tokens with A < 0, the least likely
+    ratio: float = Field(0.02, gt=0, lt=1)  # of the largest probability: below it a token is noise
+    coefficient: float = Field(1.0, gt=0)
+
+
+class EntropyBudget(ControlSection):
+    """Entropy budget: the policy loss may take no more entropy than its other tokens give."""
+
+    ACTS_ON: ClassVar[Place] = "token weight"
+
+    kind: Literal["entropy_budget"]
+    spend: float = Field(1.0, ge=0)  # nats that may be taken for each that is given
 
 
 EntropyControl = Annotated[
@@ -279,7 +302,9 @@ EntropyControl = Annotated[
     | EntropyChangeWeight
     | EntropyChangeMask
     | QuantileBaseline
-    | KeptGradient,
+    | KeptGradient
+    | LowProbabilityKl
+    | EntropyBudget,
     Field(discriminator="kind"),
 ]
 

@@ -117,6 +117,13 @@ SOURCES: dict[str, Source] = {
         keep=_some_generation_is_right,
         sample=40_000,
     ),
+    "deepmath-6k": Source(
+        "zwhe99/DeepMath-103K on Hugging Face, its parquet files",
+        6000,
+        _column("question"),
+        _column("final_answer"),
+        sample=6000,
+    ),
 }
 
 

@@ -18,7 +18,13 @@ from aent.algorithm.losses import (
 )
 from aent.algorithm.terms import LossTerms, MiniBatch
 from aent.data.flat import to_device
-from aent.entropy import TokenStatistics, linear_token_statistics, nucleus_entropy, token_statistics
+from aent.entropy import (
+    TokenStatistics,
+    linear_token_statistics,
+    min_p_divergence,
+    nucleus_entropy,
+    token_statistics,
+)
 from aent.entropy.head import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
@@ -47,15 +53,24 @@ class MicroBatchLoss:
 
 
 def statistics(
-    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, recipe: Recipe, *, clamped: bool
+    policy: Policy,
+    hidden: Tensor,
+    micro_batch: MicroBatch,
+    recipe: Recipe,
+    *,
+    clamped: bool,
+    slopes: bool = False,
 ) -> TokenStatistics:
     """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave.
 
-    clamped: whether the clamped entropy is wanted; if not, nobody looks for its tokens, and it is
-    the entropy. The other statistics are the same to the last bit.
+    Args:
+        clamped: whether the clamped entropy is wanted; if not, nobody looks for its tokens, and it
+            is the entropy. The other statistics are the same to the last bit.
+        slopes: whether the exact covariance and the entropy's slope are wanted.
     """
     everything = {"drop_fraction": None, "top_k": None}
     settings = (_clamped_set(recipe) if clamped else everything) | _sharding(policy)
+    settings["slopes"] = slopes
     targets = micro_batch.targets
     chosen, weight = policy.model.head_inputs(hidden, micro_batch.predicts)
     if recipe.trainer.fused_head:
@@ -99,6 +114,29 @@ def nucleus_term(
     return (weight * nucleus_entropies(policy, hidden, places, recipe)).sum()
 
 
+def proxy_term(
+    policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
+) -> Tensor | None:
+    """Lp-Reg's term of the loss (``entropy_controls.terms.low_probability_kl``), a scalar; None if
+    no token of this micro-batch has one. It computes the logits of its few tokens anew.
+
+    terms: of this micro-batch's tokens, on the CPU, as of ``nucleus_term``."""
+    if terms.proxy_weight is None:
+        return None
+    (chosen,) = terms.proxy_weight.nonzero(as_tuple=True)
+    if not len(chosen):
+        return None
+    ratio = recipe.control("low_probability_kl").ratio
+    total = torch.zeros((), device=hidden.device)
+    weights = to_device(terms.proxy_weight[chosen], hidden.device)
+    chosen = to_device(chosen, hidden.device)
+    for part, weight in zip(chosen.split(CHUNK_TOKENS), weights.split(CHUNK_TOKENS)):
+        logits = policy.model.logits(*policy.model.head_inputs(hidden, micro_batch.predicts[part]))
+        kl = min_p_divergence(logits, micro_batch.targets[part], ratio, **_sharding(policy))
+        total = total + (weight * kl).sum()
+    return total
+
+
 def micro_batch_loss(
     policy: Policy,
     hidden: Tensor,
@@ -109,7 +147,7 @@ def micro_batch_loss(
     update: int,
 ) -> MicroBatchLoss:
     """Policy loss minus coefficient x entropy bonus, each a weighted sum over this micro-batch's
-    tokens, and the nuclei's term.
+    tokens, and the terms of nuclei and proxies.
 
     The weights have the whole mini-batch's denominators, so its loss is the plain sum of these over
     micro-batches and data-parallel ranks. With coefficient 0 no graph is kept for an entropy.
@@ -123,7 +161,8 @@ def micro_batch_loss(
     stats = statistics(policy, hidden, micro_batch, recipe, clamped=True)
     now = _in_training(stats, terms, micro_batch, recipe)
     products = gradient_products(policy, hidden, now, terms, micro_batch, recipe, update)
-    nuclei = nucleus_term(policy, hidden, micro_batch, on_host, recipe)
+    extra = (nucleus_term, proxy_term)
+    more = [make(policy, hidden, micro_batch, on_host, recipe) for make in extra]
     of_policy = policy_loss(stats.log_prob, now, terms, recipe.algorithm)
     loss = policy_term = (terms.policy_weight * of_policy.loss).sum()
     clamped = recipe.entropy.measure == "clamped"
@@ -131,8 +170,9 @@ def micro_batch_loss(
     if coefficient != 0:
         bonus = entropy_bonus(entropy, terms.smoothing)
         loss = policy_term - coefficient * (terms.entropy_weight * bonus).sum()
-    if nuclei is not None:
-        loss = loss + nuclei
+    for term in more:
+        if term is not None:
+            loss = loss + term
     log_prob = stats.log_prob.detach()
     gap = log_prob - _behaviour(mini_batch, micro_batch, log_prob)
     values = {

@@ -49,7 +49,7 @@ class PolicyModel(GPTModel):
 
     @property
     def logits_softcap(self) -> float | None:
-        """The softcap of the logits (``entropy.statistics.capped``)."""
+        """The softcap of the logits (``entropy.rows.capped``)."""
         return self.facts.numbers.get("final_logit_softcapping")
 
     def run(self, micro_batch: MicroBatch) -> Tensor:

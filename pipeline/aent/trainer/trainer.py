@@ -18,6 +18,7 @@ from megatron.core.distributed import (
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from aent.algorithm import entropy_controls
 from aent.algorithm.terms import MiniBatch
 from aent.data.batch import Batch
 from aent.data.scores import Scores
@@ -104,22 +105,29 @@ class Trainer:
         alone."""
         micro_batches = self._micro_batches(batch)
         nuclei = self.recipe.control("nucleus_anchor") is not None
+        slopes = entropy_controls.need_covariances(self.recipe)
         policy = self._policy(batch)
+        names = ["logprobs", "entropies", *["nucleus_entropies"] * nuclei]
+        names += ["covariances", "entropy_slopes"] * slopes
 
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):  # a data-parallel rank without work
                 return _nothing(hidden), _one_token(), None
-            stats = loss.statistics(policy, hidden, micro_batch, self.recipe, clamped=False)
+            stats = loss.statistics(
+                policy, hidden, micro_batch, self.recipe, clamped=False, slopes=slopes
+            )
             values = [stats.log_prob, stats.entropy]
             if nuclei:
                 places = micro_batch.predicts
                 values.append(loss.nucleus_entropies(policy, hidden, places, self.recipe))
+            values += [v for v in (stats.covariance, stats.entropy_slope) if v is not None]
             return _nothing(hidden), _one_token(), torch.stack(values)
 
         self.model.eval()
         parts = self._run(micro_batches, scores, forward_only=True)
         self.model.train()
-        return Scores(*self._gather_tokens(batch, micro_batches, parts, 3 if nuclei else 2))
+        flat = self._gather_tokens(batch, micro_batches, parts, len(names))
+        return Scores(**dict(zip(names, flat)))
 
     def score(self, batch: Batch) -> Tensor:
         """The log-probs of ``score_tokens``, [T]."""

@@ -11,7 +11,8 @@ the forward that is about to be learnt from; with one mini-batch a step that is 
 
 - ``advantages``,
 - ``token_weight``, a factor on each token's surrogate (denominators stay as they are),
-- ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``: what is added to the loss,
+- ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``, ``proxy_weight``: what is
+  added to the loss,
 - ``entropy_gate``, ``clipped_gradient``: a gate of the gradient,
 - ``entropy_weight``, ``smoothing``: the entropy bonus.
 
@@ -25,9 +26,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aent.algorithm.entropy_controls import advantages, coefficient, rollouts, terms, weights
-from aent.algorithm.entropy_controls.base import Context, Control, Memory
+from aent.algorithm.entropy_controls.base import Context, Control, Memory, Need
 from aent.algorithm.entropy_controls.plan import Plan
 from aent.algorithm.terms import LossTerms
+from aent.recipe.controls import EntropyControl
 from aent.recipe.schema import Recipe
 
 CONTROLS: dict[str, Control] = {
@@ -58,6 +60,8 @@ CONTROLS: dict[str, Control] = {
     "entropy_change_mask": Control("scores", apply=weights.entropy_change_mask),
     "quantile_baseline": Control(apply=advantages.quantile_baseline),
     "kept_gradient": Control("scores", apply=terms.kept_gradient),
+    "low_probability_kl": Control("scores", apply=terms.low_probability_kl),
+    "entropy_budget": Control("covariances", apply=weights.entropy_budget),
 }
 
 
@@ -80,9 +84,9 @@ def apply(terms: LossTerms, context: Context, memory: Memory) -> tuple[LossTerms
     """
     following: Memory = {}
     for settings in context.recipe.entropy_controls:
-        control = CONTROLS[settings.kind]
-        if control.needs is not None and not _has(terms, context, control.needs):
-            raise ValueError(f"entropy control {settings.kind} needs {control.needs}: score first")
+        control, needed = CONTROLS[settings.kind], need_of(settings)
+        if needed is not None and not _has(terms, context, needed):
+            raise ValueError(f"entropy control {settings.kind} needs {needed}: score first")
         if control.apply is None:
             continue
         own = replace(context, kept=memory.get(settings.kind, {}))
@@ -93,15 +97,27 @@ def apply(terms: LossTerms, context: Context, memory: Memory) -> tuple[LossTerms
     return terms, following
 
 
-def _has(terms: LossTerms, context: Context, needed: str) -> bool:
+def _has(terms: LossTerms, context: Context, needed: Need) -> bool:
     if needed == "reference":
         return terms.reference is not None
-    if needed == "nucleus_entropies":
-        return context.scored is not None and context.scored.nucleus_entropies is not None
-    return context.scored is not None
+    if needed == "scores":
+        return context.scored is not None
+    return context.scored is not None and getattr(context.scored, needed) is not None
+
+
+def need_of(settings: EntropyControl) -> Need | None:
+    """What a control with these settings asks for."""
+    if getattr(settings, "exact", False):
+        return "covariances"
+    return CONTROLS[settings.kind].needs
 
 
 def need_scores(recipe: Recipe) -> bool:
     """Whether a control asks for what the scoring pass says of the batch."""
-    needed = (CONTROLS[settings.kind].needs for settings in recipe.entropy_controls)
-    return any(name in ("scores", "nucleus_entropies") for name in needed)
+    needed = map(need_of, recipe.entropy_controls)
+    return any(name not in (None, "reference") for name in needed)
+
+
+def need_covariances(recipe: Recipe) -> bool:
+    """Whether the scoring pass has to say them."""
+    return "covariances" in map(need_of, recipe.entropy_controls)

@@ -15,6 +15,7 @@ from aent.data.batch import Batch
 from aent.data.scores import Scores
 from aent.recipe.schema import Recipe
 
+Need = Literal["scores", "nucleus_entropies", "covariances", "reference"]
 Kept = dict[str, Any]  # what one control remembers: numbers, text and dicts of them, as JSON has
 Memory = dict[str, Kept]  # by kind; part of a checkpoint
 
@@ -31,7 +32,7 @@ class Effect:
 class Control:
     """One control of the registry: a change of the step's rollouts, or of its loss, or both."""
 
-    needs: Literal["scores", "nucleus_entropies", "reference"] | None = None
+    needs: Need | None = None  # ``exact`` in its settings: covariances
     # before sampling: (plan, settings, what it kept of the steps before) -> plan
     plan: Callable[[Plan, Any, Kept], Plan] | None = None
     # after scoring: (terms as they stand, settings, context) -> its own of them
@@ -59,6 +60,14 @@ class Context:
     def entropies(self) -> Tensor:
         """[N] fp32: old entropies of the response tokens, nats."""
         return self.scores.entropies[self.batch.loss_mask]
+
+    @property
+    def covariances(self) -> Tensor:
+        """[N] float64: what each response token's entropy would change by where its logits take a
+        step of length 1 along the gradient of its log-prob, by the old policy; exact to first order
+        (``entropy.TokenStatistics.covariance``). Of a control that needs them."""
+        assert self.scores.covariances is not None
+        return self.scores.covariances[self.batch.loss_mask].double()
 
     @property
     def mean_entropy(self) -> float:

@@ -12,7 +12,14 @@ from aent.algorithm import aggregation
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
 from aent.algorithm.terms import ClippedGradient, LossTerms
 from aent.data.batch import Batch
-from aent.recipe.controls import AdvantageKl, KeptGradient, KlCov, NucleusAnchor, ProbabilityPush
+from aent.recipe.controls import (
+    AdvantageKl,
+    KeptGradient,
+    KlCov,
+    LowProbabilityKl,
+    NucleusAnchor,
+    ProbabilityPush,
+)
 
 
 def kl_cov(terms: LossTerms, settings: KlCov, context: Context) -> Effect:
@@ -113,6 +120,29 @@ def kept_gradient(terms: LossTerms, settings: KeptGradient, context: Context) ->
     return Effect(replace(terms, clipped_gradient=kept))
 
 
+def low_probability_kl(terms: LossTerms, settings: LowProbabilityKl, context: Context) -> Effect:
+    """Lp-Reg (arXiv 2510.03222): + coefficient KL(q || pi) in the loss of the ``share`` of the
+    response tokens with A < 0 (at least one, where there are any) that were least likely (log
+    pi_old), unless a token is noise: less likely than ``ratio`` times the likeliest one. q is the
+    policy without such noise, renormalised, a constant (``entropy.min_p``): its pull gives to the
+    tokens that are left what the others have.
+
+    Certainty: the paper's term, with its public code's selection and constants (read). That code
+    takes q from the old policy and estimates the KL by the sampled token alone (k3); it has no
+    clip for the chosen tokens; and it chooses them within a micro-batch.
+    """
+    mask = context.batch.loss_mask
+    log_probs = context.scores.logprobs[mask]
+    punished = (terms.advantages[mask] < 0).nonzero()[:, 0]
+    weight = torch.zeros_like(log_probs)
+    if len(punished):
+        count = max(1, int(settings.share * len(punished)))
+        unlikely = log_probs[punished].topk(count, largest=False).indices
+        weight[punished[unlikely]] = settings.coefficient
+    proxy_weight = over_response(context.batch, weight) * terms.policy_weight
+    return Effect(replace(terms, proxy_weight=proxy_weight))
+
+
 def response_tokens(batch: Batch) -> list[Tensor]:
     """The places of each response's tokens."""
     places = batch.loss_mask.nonzero()[:, 0]
@@ -121,7 +151,10 @@ def response_tokens(batch: Batch) -> list[Tensor]:
 
 def covariance(terms: LossTerms, context: Context) -> Tensor:
     """[N] fp32: (A - mean A) (log pi_old - mean log pi_old) of each response token, means over all
-    of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy)."""
+    of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy). An
+    approximation, as in the paper: of a policy whose parameters are one logit for each token of
+    each state, with means over states. What a token's own logits say is ``Context.covariances``.
+    """
     mask = context.batch.loss_mask
     advantages, log_probs = terms.advantages[mask].double(), context.scores.logprobs[mask].double()
     return ((advantages - advantages.mean()) * (log_probs - log_probs.mean())).float()

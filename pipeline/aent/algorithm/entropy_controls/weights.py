@@ -13,6 +13,7 @@ from aent.algorithm.entropy_controls.terms import covariance
 from aent.algorithm.terms import EntropyGate, LossTerms
 from aent.recipe.controls import (
     ClipCov,
+    EntropyBudget,
     EntropyChangeMask,
     EntropyChangeWeight,
     EntropyRatioClip,
@@ -41,8 +42,12 @@ def clip_cov(terms: LossTerms, settings: ClipCov, context: Context) -> Effect:
 
     Certainty: as in verl (read), which takes the covariance within a micro-batch, from the
     log-probs in training, and leaves out tokens that PPO's clip has cut; old log-probs have none.
+    ``exact``, which is ours: cov is what the token's own update takes from its entropy, - A
+    <d log pi, dH> (``Context.covariances``), nats for a step of length 1 on its logits.
     """
     cov = covariance(terms, context)
+    if settings.exact:
+        cov = -terms.advantages[context.batch.loss_mask] * context.covariances
     candidates = ((cov > settings.low) & (cov < settings.high)).nonzero()[:, 0]
     count = max(1, int(settings.share * cov.numel()))
     order = torch.randperm(candidates.numel(), generator=context.generator())
@@ -100,12 +105,16 @@ def entropy_change_weight(
     entropy by.
 
     Certainty: Omega and the range [.8, 1] as in its public code (read); its k was not found, 1 is
-    ours. Here pi is the policy before the step's first update, so that A / pi_old pi = A.
+    ours. Here pi is the policy before the step's first update, so that A / pi_old pi = A. That
+    Omega looks at the token's own logit alone, and at its ratio in place of its log-prob; with
+    ``exact``, which is ours, Omega = abs(A <d log pi, dH>) over all logits
+    (``Context.covariances``), about pi times as large.
     """
     mask = context.batch.loss_mask
     log_prob = context.scores.logprobs[mask].double()
     surprise = log_prob + context.entropies.double()
-    omega = (terms.advantages[mask].double() * (1 - log_prob.exp()) * surprise).abs()
+    slope = context.covariances if settings.exact else (1 - log_prob.exp()) * surprise
+    omega = (terms.advantages[mask].double() * slope).abs()
     weight = (-settings.strength * omega).exp().clamp(min=settings.least)
     return Effect(terms.weighed(over_response(context.batch, weight.float())))
 
@@ -115,11 +124,41 @@ def entropy_change_mask(terms: LossTerms, settings: EntropyChangeMask, context: 
     ``deviations`` standard deviations or more from its mean over the step's response tokens.
 
     Certainty: Clip_B-style. S is from a note; that an outlier is told by standard deviations, and
-    by 3 of them, is ours.
+    by 3 of them, is ours. With ``exact`` S is less its mean under the policy, the paper's first
+    order of a step on all of the token's logits (theorem 3.3, from a note): Clip_V-style.
     """
-    change = entropy_change(context)
+    change = -context.covariances if settings.exact else entropy_change(context)
     apart = (change - change.mean()).abs()
     kept = apart < settings.deviations * change.std(correction=0)
     # without any spread nothing lies apart
     kept |= apart == 0
     return Effect(terms.weighed(over_response(context.batch, kept.float())))
+
+
+def entropy_budget(terms: LossTerms, settings: EntropyBudget, context: Context) -> Effect:
+    """The tokens whose update would lower the entropy may lower it, all together, by ``spend``
+    times what the others would raise it by: beyond that their surrogates are multiplied by one
+    factor, so that it comes out even.
+
+    What a token's update does to the step's mean entropy is exact to first order, for a step of
+    length 1 along the policy loss's gradient on the logits by the old policy: (weight in the mean
+    entropy) (weight in the policy loss) A <d log pi, dH>, over the number of mini-batches, whose
+    weights each add up to 1. Over all tokens it is what ``gradient/predicted_policy`` estimates;
+    what a bonus of coefficient 1 would add is kept too.
+
+    Certainty: ours; no publication has it.
+    """
+    mask = context.batch.loss_mask
+    assert context.scores.entropy_slopes is not None
+    of_loss = terms.policy_weight[mask] * terms.advantages[mask]
+    of_mean = terms.entropy_weight[mask].double()
+    count = context.recipe.trainer.mini_batches
+    change = of_mean * of_loss * context.covariances / count
+    if terms.surrogate_factor is not None:
+        change = change * terms.surrogate_factor[mask]
+    raised, lowered = float(change.clamp(min=0).sum()), float(-change.clamp(max=0).sum())
+    factor = min(1.0, settings.spend * raised / lowered) if lowered else 1.0
+    weight = torch.where(change < 0, factor, 1.0).float()
+    bonus = float((of_mean.square() * context.scores.entropy_slopes[mask]).sum()) / count
+    kept = {"raised": raised, "lowered": lowered, "factor": factor, "bonus": bonus}
+    return Effect(terms.weighed(over_response(context.batch, weight)), kept)

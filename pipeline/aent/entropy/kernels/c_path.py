@@ -42,14 +42,16 @@ class CPath:
         known = x.dtype in KINDS and not (x.dtype == torch.float16 and self.variant == "portable")
         return known and x.device.type == "cpu" and x.shape[1] > 0
 
-    def forward(self, x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]:
-        sums = torch.empty(5, x.shape[0])
+    def forward(
+        self, x: Tensor, k: int, temperature: float, squares: bool = False
+    ) -> tuple[Sums, Tensor, Tensor]:
+        sums = torch.empty(8 if squares else 5, x.shape[0])
         threshold = torch.empty(x.shape[0])
         cut = torch.empty(x.shape[0], dtype=torch.int32)
         to_log2 = _to_log2(temperature)
-        arguments = (ctypes.c_int64(k), to_log2, sums, threshold, cut)
+        arguments = (ctypes.c_int64(k), to_log2, ctypes.c_int(squares), sums, threshold, cut)
         self._call("aent_forward", *_matrix(x), *arguments)
-        return Sums(*sums), threshold, cut
+        return Sums.of(tuple(sums)), threshold, cut
 
     def propose(self, x: Tensor, share: float) -> Tensor:
         ends = torch.empty(4, x.shape[0])
@@ -57,17 +59,23 @@ class CPath:
         return ends
 
     def scan(
-        self, x: Tensor, temperature: float, low: Tensor | None, high: Tensor | None, capacity: int
+        self,
+        x: Tensor,
+        temperature: float,
+        low: Tensor | None,
+        high: Tensor | None,
+        capacity: int,
+        squares: bool = False,
     ) -> Scan:
-        sums = torch.empty(5, x.shape[0])
+        sums = torch.empty(8 if squares else 5, x.shape[0])
         counts = torch.zeros(2, x.shape[0], dtype=torch.int32)
         values = torch.empty(x.shape[0], capacity)
         columns = torch.empty(x.shape[0], capacity, dtype=torch.int32)
         self._call(
-            "aent_scan", *_matrix(x), _to_log2(temperature), low, high,
+            "aent_scan", *_matrix(x), _to_log2(temperature), ctypes.c_int(squares), low, high,
             ctypes.c_int64(capacity), sums, counts[0], counts[1], values, columns,
         )  # fmt: skip
-        return Scan(Sums(*sums), counts[0], counts[1], values, columns)
+        return Scan(Sums.of(tuple(sums)), counts[0], counts[1], values, columns)
 
     def backward(
         self, x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int

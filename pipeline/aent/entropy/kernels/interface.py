@@ -3,7 +3,7 @@
 A backend has the four functions below. ``torch_path`` is made of torch operations and runs
 anywhere; ``c_path`` is a C library for CPUs, ``triton_path`` is for GPUs; ``kernels.choose`` says
 which one serves a tensor. None of them communicates:
-forward_rows (statistics.py) runs the collectives between them.
+forward_rows (rows.py) runs the collectives between them.
 
 Common to all. x [N, width] holds the real columns of this shard, last dimension contiguous, rows
 at any stride, fp16, bf16, fp32 or float64; ``inner`` is fp32, float64 for float64. With m the
@@ -13,7 +13,7 @@ there are, or on the number of threads. A row with NaN or +inf ends with NaN in 
 in the rest); it spoils no other. A row of -inf alone has sums of 0. Sums are taken by blocks: a
 running fp32 sum stagnates.
 
-forward(x, k, temperature) -> Sums, threshold, cut
+forward(x, k, temperature, squares) -> Sums, threshold, cut
     One rank alone. threshold: inner [N], a value t such that the k kept columns are those with
     x > t, and those with x == t and column <= cut; 1 <= k < width. cut: int32 [N]; NO_CUT where
     all ties are kept. kept_total and kept_weighted are over the kept columns.
@@ -25,7 +25,7 @@ propose(x, share) -> inner [4, N]
     too narrow for a sample (fewer than 1024 columns) gives -inf for the first two, and -inf for all
     where it has no finite value.
 
-scan(x, temperature, low, high, capacity) -> Scan
+scan(x, temperature, low, high, capacity, squares) -> Scan
     One pass over x. kept_total and kept_weighted are over the columns with x > high. low, high:
     inner [N], or both None where nothing is clamped (then kept sums, counts and candidates are
     left out).
@@ -37,6 +37,7 @@ backward(x, out, rows, temperature, start) -> None
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 import torch
@@ -53,6 +54,18 @@ class Sums(NamedTuple):
     weighted: Tensor  # sum of e d
     kept_total: Tensor  # the same over the kept columns
     kept_weighted: Tensor
+    squares: tuple[Tensor, ...] = ()  # sums of e^2, e^2 d and e^2 d^2, where they are asked for
+
+    @classmethod
+    def of(cls, columns: Sequence[Tensor]) -> Sums:
+        """Undo ``columns``."""
+        peak, total, weighted, kept_total, kept_weighted, *squares = columns
+        return cls(peak, total, weighted, kept_total, kept_weighted, tuple(squares))
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """All of them, one after the other."""
+        return [*self[:5], *self.squares]
 
 
 class Scan(NamedTuple):
@@ -83,12 +96,20 @@ class Gradient(NamedTuple):
 class Backend(Protocol):
     """What the functions above look like to Python."""
 
-    def forward(self, x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]: ...
+    def forward(
+        self, x: Tensor, k: int, temperature: float, squares: bool = False
+    ) -> tuple[Sums, Tensor, Tensor]: ...
 
     def propose(self, x: Tensor, share: float) -> Tensor: ...
 
     def scan(
-        self, x: Tensor, temperature: float, low: Tensor | None, high: Tensor | None, capacity: int
+        self,
+        x: Tensor,
+        temperature: float,
+        low: Tensor | None,
+        high: Tensor | None,
+        capacity: int,
+        squares: bool = False,
     ) -> Scan: ...
 
     def backward(

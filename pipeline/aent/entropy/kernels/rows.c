@@ -11,6 +11,7 @@
 #define NARROW 1024       /* a row too narrow for a sample of its own */
 #define LOWEST -1000.0f   /* 2^LOWEST is 0, and 0 * LOWEST is 0 */
 #define FAR 40            /* BLOCK * 2^FAR * FAR is far from overflow */
+#define NEAR 4            /* of sums of squares: what is left of e^2 d^2 loses NEAR^2 roundings */
 #define NO_CUT INT32_MAX
 #define LN_2 0.693147180559945309
 #define FEW 65536         /* logits that are not worth a second thread */
@@ -19,6 +20,7 @@
 typedef struct {
     float peak;
     double total, weighted, kept_total, kept_weighted;
+    double square, square_d, square_dd; /* of e^2, e^2 d, e^2 d^2 */
     int64_t above, inside;
 } scan_t;
 
@@ -33,7 +35,9 @@ static void move_peak(scan_t *s, float peak, float to_log2) {
         double d = ((double)s->peak - peak) * to_log2, e = exp2(d);
         s->weighted = e == 0 ? 0 : e * (s->weighted + d * s->total);
         s->kept_weighted = e == 0 ? 0 : e * (s->kept_weighted + d * s->kept_total);
-        s->total *= e, s->kept_total *= e;
+        s->square_dd = e == 0 ? 0 : e * e * (s->square_dd + d * (2 * s->square_d + d * s->square));
+        s->square_d = e == 0 ? 0 : e * e * (s->square_d + d * s->square);
+        s->total *= e, s->kept_total *= e, s->square *= e * e;
     }
     s->peak = peak;
 }
@@ -58,7 +62,7 @@ INLINE float largest(kind_t kind, const void *x, int64_t n) {
 }
 
 typedef struct { /* of one block, in registers */
-    vf most, total, weighted, kept_total, kept_weighted;
+    vf most, total, weighted, kept_total, kept_weighted, square, square_d, square_dd;
 } lanes_t;
 
 typedef struct {
@@ -67,13 +71,17 @@ typedef struct {
 
 /* One vector of n columns from column i on. */
 INLINE void scan_vector(
-    counts_t *c, lanes_t *l, vf v, int64_t i, int n, float peak, float to_log2,
+    counts_t *c, lanes_t *l, vf v, int64_t i, int n, float peak, float to_log2, int squares,
     const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
 ) {
     vf d = shifted(v, peak, to_log2), e = exp2_(d), w = mul(e, d);
     l->most = max_(l->most, v);
     l->total = add(l->total, e);
     l->weighted = add(l->weighted, w);
+    if (squares) {
+        l->square = fma_(e, e, l->square);
+        l->square_d = fma_(e, w, l->square_d), l->square_dd = fma_(w, w, l->square_dd);
+    }
     if (!low) return;
     vm above = gt(v, all(*high)), inside = and_not(ge(v, all(*low)), above);
     if (n < W) inside = both(inside, first(n));
@@ -98,12 +106,13 @@ INLINE void scan_vector(
 
 /* Columns [i, end), at most a block of them. */
 INLINE lanes_t scan_block(
-    kind_t kind, const void *x, int64_t i, int64_t end, float peak, float to_log2, counts_t *c,
-    const float *low, const float *high, float *values, int32_t *columns, int64_t capacity
+    kind_t kind, const void *x, int64_t i, int64_t end, float peak, float to_log2, int squares,
+    counts_t *c, const float *low, const float *high, float *values, int32_t *columns,
+    int64_t capacity
 ) {
-    lanes_t l = {all(-INFINITY), all(0), all(0), all(0), all(0)}, l2 = l;
+    lanes_t l = {all(-INFINITY), all(0), all(0), all(0), all(0), all(0), all(0), all(0)}, l2 = l;
 #define SCAN(lanes, v, i, n) \
-    scan_vector(c, lanes, v, i, n, peak, to_log2, low, high, values, columns, capacity)
+    scan_vector(c, lanes, v, i, n, peak, to_log2, squares, low, high, values, columns, capacity)
     for (; i + 2 * W <= end; i += 2 * W) {
         SCAN(&l, load(kind, x, i), i, W);
         SCAN(&l2, load(kind, x, i + W), i + W, W);
@@ -116,6 +125,7 @@ INLINE lanes_t scan_block(
     return (lanes_t){
         max_(l.most, l2.most), add(l.total, l2.total), add(l.weighted, l2.weighted),
         add(l.kept_total, l2.kept_total), add(l.kept_weighted, l2.kept_weighted),
+        add(l.square, l2.square), add(l.square_d, l2.square_d), add(l.square_dd, l2.square_dd),
     };
 }
 
@@ -124,10 +134,13 @@ INLINE lanes_t scan_block(
  * the first block's largest logit until a block goes so far beyond it that powers could overflow;
  * that block is done again. */
 INLINE void scan_row(
-    kind_t kind, const void *x, int64_t width, float to_log2, const float *low,
+    kind_t kind, const void *x, int64_t width, float to_log2, int squares, const float *low,
     const float *high, float *values, int32_t *columns, int32_t *found, int64_t capacity,
     scan_t *s
 ) {
+#define SCAN_BLOCK(i, end)                                                               \
+    scan_block(kind, x, i, end, s->peak, to_log2, squares, &c, low, high, values, columns, \
+               capacity)
     counts_t c = {0, 0};
     float most = largest(kind, x, width < BLOCK ? width : BLOCK);
     *s = (scan_t){.peak = finite(most)};
@@ -135,16 +148,20 @@ INLINE void scan_row(
         int64_t end = width < i + BLOCK ? width : i + BLOCK;
         if (found) found[i / BLOCK] = (int32_t)c.inside;
         counts_t before = c;
-        lanes_t l = scan_block(kind, x, i, end, s->peak, to_log2, &c, low, high, values, columns, capacity);
+        lanes_t l = SCAN_BLOCK(i, end);
         if (bits_of(gt(l.most, all(most)))) most = greatest(l.most);
-        if ((most - s->peak) * to_log2 > FAR) {
+        if ((most - s->peak) * to_log2 > (squares ? NEAR : FAR)) {
             move_peak(s, most, to_log2);
             c = before;
-            l = scan_block(kind, x, i, end, s->peak, to_log2, &c, low, high, values, columns, capacity);
+            l = SCAN_BLOCK(i, end);
         }
         s->total += sum(l.total), s->weighted += sum(l.weighted);
         s->kept_total += sum(l.kept_total), s->kept_weighted += sum(l.kept_weighted);
+        if (!squares) continue;
+        s->square += sum(l.square), s->square_d += sum(l.square_d);
+        s->square_dd += sum(l.square_dd);
     }
+#undef SCAN_BLOCK
     move_peak(s, most, to_log2);
     s->above = c.above, s->inside = c.inside;
 }
@@ -270,8 +287,8 @@ INLINE int64_t select_row(
 }
 
 INLINE void forward_row(
-    kind_t kind, const void *x, int64_t width, int64_t k, float to_log2, float *scratch,
-    scan_t *s, float *threshold, int32_t *cut
+    kind_t kind, const void *x, int64_t width, int64_t k, float to_log2, int squares,
+    float *scratch, scan_t *s, float *threshold, int32_t *cut
 ) {
     int64_t room = width + W; /* of each of the four buffers in scratch */
     float *values = scratch, *other = scratch + room, *third = scratch + 2 * room;
@@ -279,7 +296,8 @@ INLINE void forward_row(
     ends_t ends = {-INFINITY, INFINITY, 0, 0};
     if (width >= NARROW) ends = propose_row(kind, x, width, (double)k / width, values, other, third);
     for (int attempt = 0; attempt < 2; attempt++) {
-        scan_row(kind, x, width, to_log2, &ends.low, &ends.high, values, NULL, found, room, s);
+        scan_row(kind, x, width, to_log2, squares, &ends.low, &ends.high, values, NULL, found,
+                 room, s);
         if (s->above < k && k <= s->above + s->inside) {
             int64_t last = select_row(s, k, to_log2, values, other, third, threshold);
             *cut = last < 0 ? NO_CUT : column_of(kind, x, width, ends, found, last);
@@ -361,18 +379,26 @@ INLINE void backward_row(
     if ((code) == F32) { const kind_t kind = F32; statement; }            \
     else if ((code) == BF16) { const kind_t kind = BF16; statement; }     \
     else { const kind_t kind = F16; statement; }
+/* The same for what is only summed up where it is asked for. */
+#define FOR_SQUARES(asked, statement)               \
+    if (asked) { const int squares = 1; statement } \
+    else { const int squares = 0; statement }
 #define THREADS num_threads(rows * width < FEW ? 1 : threads)
 
-static void put_sums(float *sums, int64_t rows, int64_t row, const scan_t *s) {
+static void put_sums(float *sums, int64_t rows, int64_t row, int squares, const scan_t *s) {
     sums[row] = s->peak, sums[rows + row] = (float)s->total;
     sums[2 * rows + row] = (float)(s->weighted * LN_2);
     sums[3 * rows + row] = (float)s->kept_total;
     sums[4 * rows + row] = (float)(s->kept_weighted * LN_2);
+    if (!squares) return;
+    sums[5 * rows + row] = (float)s->square;
+    sums[6 * rows + row] = (float)(s->square_d * LN_2);
+    sums[7 * rows + row] = (float)(s->square_dd * LN_2 * LN_2);
 }
 
 int aent_forward(
     int code, const void *x, int64_t stride, int64_t rows, int64_t width, int64_t k,
-    float to_log2, float *sums, float *threshold, int32_t *cut, int threads
+    float to_log2, int asked, float *sums, float *threshold, int32_t *cut, int threads
 ) {
     int failed = 0;
 #pragma omp parallel THREADS reduction(| : failed)
@@ -383,9 +409,10 @@ int aent_forward(
         for (int64_t row = 0; row < rows; row++) {
             scan_t s;
             if (!scratch) continue;
-            FOR_KIND(code, forward_row(kind, ROW(kind, x, stride, row), width, k, to_log2,
-                                       scratch, &s, threshold + row, cut + row))
-            put_sums(sums, rows, row, &s);
+            FOR_SQUARES(asked, FOR_KIND(code, forward_row(
+                kind, ROW(kind, x, stride, row), width, k, to_log2, squares, scratch, &s,
+                threshold + row, cut + row)))
+            put_sums(sums, rows, row, asked, &s);
         }
         free(scratch);
     }
@@ -419,22 +446,23 @@ int aent_propose(
 
 int aent_scan(
     int code, const void *x, int64_t stride, int64_t rows, int64_t width, float to_log2,
-    const float *low, const float *high, int64_t capacity, float *sums, int32_t *above,
+    int asked, const float *low, const float *high, int64_t capacity, float *sums, int32_t *above,
     int32_t *inside, float *values, int32_t *columns, int threads
 ) {
 #pragma omp parallel for THREADS schedule(dynamic)
     for (int64_t row = 0; row < rows; row++) {
         scan_t s;
         if (low) {
-            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, to_log2, low + row,
-                                    high + row, values + row * capacity, columns + row * capacity,
-                                    NULL, capacity, &s))
+            FOR_SQUARES(asked, FOR_KIND(code, scan_row(
+                kind, ROW(kind, x, stride, row), width, to_log2, squares, low + row, high + row,
+                values + row * capacity, columns + row * capacity, NULL, capacity, &s)))
             above[row] = (int32_t)s.above, inside[row] = (int32_t)s.inside;
         } else {
-            FOR_KIND(code, scan_row(kind, ROW(kind, x, stride, row), width, to_log2, NULL, NULL,
-                                    NULL, NULL, NULL, 0, &s))
+            FOR_SQUARES(asked, FOR_KIND(code, scan_row(
+                kind, ROW(kind, x, stride, row), width, to_log2, squares, NULL, NULL, NULL, NULL,
+                NULL, 0, &s)))
         }
-        put_sums(sums, rows, row, &s);
+        put_sums(sums, rows, row, asked, &s);
     }
     return 0;
 }

@@ -21,17 +21,19 @@ from aent.entropy.selection import row_slices
 LOWEST = -1000.0
 
 
-def forward(x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]:
+def forward(
+    x: Tensor, k: int, temperature: float, squares: bool = False
+) -> tuple[Sums, Tensor, Tensor]:
     parts = []
-    buffers = _Buffers(x, 4)
+    buffers = _Buffers(x, 4 + squares)
     for rows in row_slices(*x.shape):
-        chunk, d, e, mask = buffers.of(rows)
+        chunk, d, e, mask, *spare = buffers.of(rows)
         chunk = chunk.copy_(x[rows]) if x.dtype != chunk.dtype else x[rows]
         threshold, cut = torch_select.select(chunk, x.dtype, k, mask)
         kept_mask(chunk, threshold, cut, 0, mask)
-        parts.append((*_sums(chunk, temperature, mask, d, e), threshold, cut))
-    *sums, threshold, cut = _joined(parts, x)
-    return Sums(*sums), threshold, cut
+        parts.append((*_sums(chunk, temperature, mask, d, e, *spare), threshold, cut))
+    *sums, threshold, cut = _joined(parts, x, squares)
+    return Sums.of(sums), threshold, cut
 
 
 def propose(x: Tensor, share: float) -> Tensor:
@@ -41,16 +43,21 @@ def propose(x: Tensor, share: float) -> Tensor:
 
 
 def scan(
-    x: Tensor, temperature: float, low: Tensor | None, high: Tensor | None, capacity: int
+    x: Tensor,
+    temperature: float,
+    low: Tensor | None,
+    high: Tensor | None,
+    capacity: int,
+    squares: bool = False,
 ) -> Scan:
     """See kernels/__init__.py; on a GPU, picking the candidates synchronises."""
     parts = []
     counts = torch.zeros(2, x.shape[0], dtype=torch.int32, device=x.device)
     values = x.new_empty(x.shape[0], capacity, dtype=inner_dtype(x))
     columns = torch.empty(x.shape[0], capacity, dtype=torch.int32, device=x.device)
-    buffers = _Buffers(x, 4)
+    buffers = _Buffers(x, 4 + squares)
     for rows in row_slices(*x.shape):
-        chunk, d, e, mask = buffers.of(rows)
+        chunk, d, e, mask, *spare = buffers.of(rows)
         chunk = chunk.copy_(x[rows]) if x.dtype != chunk.dtype else x[rows]
         above = None
         if low is not None and high is not None:
@@ -64,8 +71,9 @@ def scan(
             place = torch.arange(len(row), device=x.device) - first[row]
             values[rows][row, place] = chunk[row, column]
             columns[rows][row, place] = column.int()
-        parts.append(_sums(chunk, temperature, above, d, e))
-    return Scan(Sums(*_joined(parts, x)), counts[0], counts[1], values, columns)
+        parts.append(_sums(chunk, temperature, above, d, e, *spare))
+    sums = _joined(parts, x, squares)[: 8 if squares else 5]
+    return Scan(Sums.of(sums), counts[0], counts[1], values, columns)
 
 
 def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int) -> None:
@@ -140,20 +148,30 @@ def inner_dtype(x: Tensor) -> torch.dtype:
 
 
 def _sums(
-    x: Tensor, temperature: float, mask: Tensor | None, d: Tensor, e: Tensor
+    x: Tensor,
+    temperature: float,
+    mask: Tensor | None,
+    d: Tensor,
+    e: Tensor,
+    spare: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the Sums of a chunk [n, width]; without a mask the kept ones are 0."""
+    """Return the Sums of a chunk [n, width]; without a mask the kept ones are 0. The squares with a
+    ``spare`` buffer."""
     if not x.shape[1]:
         nothing = x.new_zeros(x.shape[0])
-        return nothing - math.inf, nothing, nothing, nothing, nothing
+        return nothing - math.inf, *[nothing] * (4 if spare is None else 7)
     peak = x.amax(dim=1)
     _weigh_into(x, temperature, peak, d, e)
     unit = e.amax(dim=1)  # the peak's, which weighs exactly 1; all of e adds up to 1
     total, weighted = 1 / unit, _row_sums(d.mul_(e)) / unit
+    squares = []
+    if spare is not None:
+        products = ((e, e), (e, d), (d, d))
+        squares = [_row_sums(torch.mul(*p, out=spare)) / unit / unit for p in products]
     if mask is None:
-        return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak)
+        return peak, total, weighted, torch.zeros_like(peak), torch.zeros_like(peak), *squares
     kept_total, kept_weighted = _row_sums(e.mul_(mask)), _row_sums(d.mul_(mask))
-    return peak, total, weighted, kept_total / unit, kept_weighted / unit
+    return peak, total, weighted, kept_total / unit, kept_weighted / unit, *squares
 
 
 def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tensor) -> None:
@@ -188,8 +206,8 @@ def _row_sums(x: Tensor) -> Tensor:
     return x.sum(dim=1)
 
 
-def _joined(parts: list[tuple[Tensor, ...]], x: Tensor) -> list[Tensor]:
+def _joined(parts: list[tuple[Tensor, ...]], x: Tensor, squares: bool) -> list[Tensor]:
     if not parts:
         nothing = x.new_empty(0, dtype=inner_dtype(x))
-        return [*[nothing] * 6, nothing.int()]
+        return [*[nothing] * (9 if squares else 6), nothing.int()]
     return [torch.cat(columns) for columns in zip(*parts)]

@@ -89,9 +89,10 @@ def propose_kernel(
 @triton.jit
 def scan_kernel(
     x, stride, width, scale, low, high, sums, pitch, above, inside, values, columns, capacity,
-    CLAMPED: tl.constexpr, BLOCK: tl.constexpr,
+    CLAMPED: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One read of the row: its peak and sums into sums [5, pitch], how many numbers lie above
+    """One read of the row: its peak and sums into sums [5, pitch] (8 with SQUARES: then of e^2,
+    e^2 d and e^2 d^2 as well), how many numbers lie above
     ``high`` and inside [low, high] into above and inside, the latter's numbers and columns, in
     order, into values and columns [rows, capacity].
 
@@ -106,6 +107,10 @@ def scan_kernel(
     peak = tl.full([], float("-inf"), FLOAT)
     total = tl.zeros([BLOCK], FLOAT)
     weighted = tl.zeros([BLOCK], FLOAT)
+    if SQUARES:
+        square = tl.zeros([BLOCK], FLOAT)
+        square_d = tl.zeros([BLOCK], FLOAT)
+        square_dd = tl.zeros([BLOCK], FLOAT)
     if CLAMPED:
         kept_total = tl.zeros([BLOCK], FLOAT)
         kept_weighted = tl.zeros([BLOCK], FLOAT)
@@ -123,6 +128,12 @@ def scan_kernel(
         d, e = weights(v, now, inverse)
         weighted = (weighted + total * move) * factor + e * d
         total = total * factor + e
+        if SQUARES:
+            again = factor * factor
+            moved = square_dd + move * (2 * square_d + move * square)
+            square_dd = moved * again + e * e * d * d
+            square_d = (square_d + move * square) * again + e * e * d
+            square = square * again + e * e
         if CLAMPED:
             is_above = there & (v > highest)
             kept_weighted = (kept_weighted + kept_total * move) * factor
@@ -139,6 +150,10 @@ def scan_kernel(
     tl.store(sums + row, peak)
     tl.store(sums + pitch + row, tl.sum(total, 0))
     tl.store(sums + 2 * pitch + row, tl.sum(weighted, 0))
+    if SQUARES:
+        tl.store(sums + 5 * pitch + row, tl.sum(square, 0))
+        tl.store(sums + 6 * pitch + row, tl.sum(square_d, 0))
+        tl.store(sums + 7 * pitch + row, tl.sum(square_dd, 0))
     if CLAMPED:
         tl.store(sums + 3 * pitch + row, tl.sum(kept_total, 0))
         tl.store(sums + 4 * pitch + row, tl.sum(kept_weighted, 0))

@@ -30,11 +30,13 @@ DEVIATIONS = 3.5  # of the rank in the sample, to each side: one row in 2,000 mi
 ROWS = 512  # rows whose candidates exist at once: so they stay in a GPU's L2 cache
 
 
-def forward(x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor]:
+def forward(
+    x: Tensor, k: int, temperature: float, squares: bool = False
+) -> tuple[Sums, Tensor, Tensor]:
     """See the interface (``aent.entropy.kernels``)."""
     inner = _inner(x)
     rows, width = x.shape
-    sums = x.new_empty((5, rows), dtype=inner)
+    sums = x.new_empty((8 if squares else 5, rows), dtype=inner)
     threshold = x.new_empty(rows, dtype=inner)
     cut = x.new_empty(rows, dtype=torch.int32)
     capacity = max(256, triton.next_power_of_2(width // 10))
@@ -57,7 +59,7 @@ def forward(x: Tensor, k: int, temperature: float) -> tuple[Sums, Tensor, Tensor
                 part, x.stride(0), width, k, scale, sums[:, block], rows, *answer,
                 BLOCK=BLOCK, **_keys(inner), num_warps=8,
             )  # fmt: skip
-    return Sums(*sums), threshold, cut
+    return Sums.of(tuple(sums)), threshold, cut
 
 
 def propose(x: Tensor, share: float) -> Tensor:
@@ -84,10 +86,15 @@ def _propose(x: Tensor, share: float) -> Tensor:
 
 
 def scan(
-    x: Tensor, temperature: float, low: Tensor | None, high: Tensor | None, capacity: int
+    x: Tensor,
+    temperature: float,
+    low: Tensor | None,
+    high: Tensor | None,
+    capacity: int,
+    squares: bool = False,
 ) -> Scan:
     """See the interface."""
-    sums = x.new_zeros((5, x.shape[0]), dtype=_inner(x))
+    sums = x.new_zeros((8 if squares else 5, x.shape[0]), dtype=_inner(x))
     return _scan(x, _scale(x, temperature), low, high, capacity, sums)
 
 
@@ -99,7 +106,7 @@ def _scan(
     capacity: int,
     sums: Tensor,
 ) -> Scan:
-    """``scan`` into sums [5, N], rows at any distance."""
+    """``scan`` into sums [5 or 8, N], rows at any distance."""
     rows, width = x.shape
     above = x.new_empty(rows, dtype=torch.int32)
     inside = torch.empty_like(above)
@@ -109,9 +116,10 @@ def _scan(
         with _device(x):
             kernels.scan_kernel[(rows,)](
                 x, x.stride(0), width, scale, low, high, sums, sums.stride(0), above, inside,
-                values, columns, capacity, CLAMPED=low is not None, BLOCK=BLOCK, num_warps=8,
+                values, columns, capacity, CLAMPED=low is not None, SQUARES=len(sums) == 8,
+                BLOCK=BLOCK, num_warps=8,
             )  # fmt: skip
-    return Scan(Sums(*sums), above, inside, values, columns)
+    return Scan(Sums.of(tuple(sums)), above, inside, values, columns)
 
 
 def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: int) -> None:
