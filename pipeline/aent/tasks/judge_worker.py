@@ -45,6 +45,7 @@ class Facts:
 
     at_once: int
     columns: tuple[str, ...]
+    lacks: tuple[str, ...]  # of a sandbox, in sentences
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ def main(fd: int, parent: int) -> None:
     from aent.tasks import graders
 
     made = []
-    for spec in settings.graders:
+    for spec, limit_s in zip(settings.graders, settings.timeouts_s):
         try:
-            made.append(graders.make(spec, settings.dataset, settings.config))
+            made.append(graders.make(spec, settings.dataset, settings.config, limit_s))
         except Exception as error:
             words = str(error) if isinstance(error, ValueError) else _told(error, None)
             pipe.send(f"task.graders: {spec['name']}: {words}")
             return
-    pipe.send([Facts(grader.at_once, grader.columns) for grader in made])  # ready
+    pipe.send([Facts(grader.at_once, grader.columns, grader.lacks) for grader in made])  # ready
     loop = asyncio.new_event_loop()  # one: what an asynchronous function keeps belongs to it
     while True:
         try:
