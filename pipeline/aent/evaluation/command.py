@@ -78,7 +78,7 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     if asked.name == suites.HELDOUT:
         task, questions = recipe.task, tasks.load(recipe.task, recipe.seed).heldout
     else:
-        task, questions = asked.task, suites.questions(asked, evaluation.data)
+        task, questions = _task(asked, recipe), suites.questions(asked, evaluation.data)
     questions = questions[: asked.limit]
     _check_graders(task, asked, questions)
     settings = suite.settings_of(asked, questions, recipe.seed, target.weights)
@@ -95,6 +95,17 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     summary = suite.summarize(asked, answers)
     suite.write_summary(summary, answers.folder)
     return summary, answers
+
+
+def _task(asked: Suite, recipe: Recipe) -> TaskSection:
+    """The suite's. Where programs are run, and by which limits, is the recipe's to say, if a grader
+    of its own runs some."""
+    task = asked.task
+    own = next((grader for grader in recipe.task.graders if grader.kind == "code"), None)
+    if own is None or task.graders[0].kind != "code":
+        return task
+    here = own.model_copy(update={"weight": 1.0, "data_sources": ()})
+    return task.model_copy(update={"graders": (here,)})
 
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:
