@@ -74,11 +74,11 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     EngineError as the engine does, RuntimeError if its weights change meanwhile.
     """
     target = _remote(evaluation) if is_url(evaluation.model) else _local(evaluation)
-    recipe, asked = evaluation.recipe, evaluation.suite
+    recipe, asked = evaluation.recipe, _here(evaluation.suite, evaluation.recipe)
     if asked.name == suites.HELDOUT:
         task, questions = recipe.task, tasks.load(recipe.task, recipe.seed).heldout
     else:
-        task, questions = _task(asked, recipe), suites.questions(asked, evaluation.data)
+        task, questions = asked.task, suites.questions(asked, evaluation.data)
     questions = questions[: asked.limit]
     _check_graders(task, asked, questions)
     settings = suite.settings_of(asked, questions, recipe.seed, target.weights)
@@ -97,15 +97,14 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     return summary, answers
 
 
-def _task(asked: Suite, recipe: Recipe) -> TaskSection:
-    """The suite's. Where programs are run, and by which limits, is the recipe's to say, if a grader
-    of its own runs some."""
-    task = asked.task
+def _here(asked: Suite, recipe: Recipe) -> Suite:
+    """The suite; where its programs are run, and by which limits, is the recipe's to say, if a
+    grader of its own runs some."""
     own = next((grader for grader in recipe.task.graders if grader.kind == "code"), None)
-    if own is None or task.graders[0].kind != "code":
-        return task
+    if own is None or asked.name == suites.HELDOUT or asked.graders[0].kind != "code":
+        return asked
     here = own.model_copy(update={"weight": 1.0, "data_sources": ()})
-    return task.model_copy(update={"graders": (here,)})
+    return asked.model_copy(update={"graders": (here,)})
 
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:

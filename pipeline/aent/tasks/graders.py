@@ -49,12 +49,10 @@ class Grader:
         return [_reading(value, self.style) for value in values]
 
 
-def make(spec: dict[str, Any], dataset: str, config: dict[str, Any], limit_s: float) -> Grader:
+def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
     """The grader that a section (as a mapping) describes, with what it needs imported.
 
-    dataset, config: reasoning-gym's. limit_s: that a call may take.
-
-    Raises ValueError in one sentence, ImportError.
+    dataset, config: reasoning-gym's. Raises ValueError in one sentence, ImportError.
     """
     if spec["kind"] == "python":
         call, asynchronous = functions.adapted(spec, dataset)
@@ -80,7 +78,7 @@ def make(spec: dict[str, Any], dataset: str, config: dict[str, Any], limit_s: fl
         if spec["url"] is not None:
             from aent.tasks.code import fusion  # late: imports httpx
 
-            return Grader(fusion.call_of(spec, limit_s), at_once=spec["concurrency"])
+            return Grader(fusion.call_of(spec), at_once=spec["concurrency"])
         call, lacks = local.call_of(spec)
         return Grader(call, lacks=tuple(lacks))
     verify = verifiers.make(spec["kind"], dataset, config)

@@ -79,9 +79,9 @@ def main(fd: int, parent: int) -> None:
     from aent.tasks import graders
 
     made = []
-    for spec, limit_s in zip(settings.graders, settings.timeouts_s):
+    for spec in settings.graders:
         try:
-            made.append(graders.make(spec, settings.dataset, settings.config, limit_s))
+            made.append(graders.make(spec, settings.dataset, settings.config))
         except Exception as error:
             words = str(error) if isinstance(error, ValueError) else _told(error, None)
             pipe.send(f"task.graders: {spec['name']}: {words}")

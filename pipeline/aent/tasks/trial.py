@@ -57,9 +57,9 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
     of_each = [[q for q in questions if grader in graders_of(asked, q)] for grader in own]
     try:
         with JudgePool(asked) as judge:
-            for grader, known in zip(own, judge.facts()):
+            for grader, known in zip(asked.graders, judge.facts()):
                 for lack in known.lacks:
-                    print(f"task.graders: {grader.name}: {lack}", file=sys.stderr)
+                    print(f"aent: task.graders: {grader.name}: {lack}", file=sys.stderr)
             missing = [
                 fault
                 for grader, known, chosen in zip(own, judge.facts(), of_each)

@@ -8,17 +8,20 @@ from typing import Any
 
 from aent.data.question import Question
 from aent.data.response import Response
+from aent.recipe.graders import SERVICE_S
 from aent.tasks.code.programs import RUNNER, runner_input
 from aent.tasks.code.runner import BEGUN
 from aent.tasks.services import Service, token_of
 
 
 def call_of(
-    spec: Mapping[str, Any], deadline_s: float
+    spec: Mapping[str, Any],
 ) -> Callable[[Sequence[Response], Question], Awaitable[float]]:
     """The call of a ``code`` grader with a ``url``: ``/run_code`` gets the runner as its program,
     with the input that it has on this machine."""
-    service = Service(f"{spec['url'].rstrip('/')}/run_code", token_of(spec), deadline_s)
+    service = Service(
+        f"{spec['url'].rstrip('/')}/run_code", token_of(spec), spec["timeout_s"] + SERVICE_S
+    )
 
     async def call(responses: Sequence[Response], question: Question) -> float:
         given, mark = runner_input(responses[0].text, question.answer, 0)

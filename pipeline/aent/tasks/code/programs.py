@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aent.tasks.code.runner import DIGITS
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.M)
+_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`<]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.M)
 RUNNER = Path(__file__).with_name("runner.py").read_text(encoding="utf-8")
 
 

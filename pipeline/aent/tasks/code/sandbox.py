@@ -123,7 +123,10 @@ def probe(sandbox: Sandbox) -> list[str]:
         raise ValueError(f"there is no bwrap here: install bubblewrap (0.8 or later), {REFUSED}")
     cgroup.sweep()
     few = Sandbox(Limits(20.0, sandbox.limits.memory_bytes, 8), uid=sandbox.uid)
-    ran = few.run(_PROBE.format(limit=few.max_processes), b"")
+    try:
+        ran = few.run(_PROBE.format(limit=few.max_processes), b"")
+    except OSError as error:
+        raise ValueError(f"bubblewrap does not start here ({error}): {REFUSED}") from None
     if not ran.output:
         why = " ".join(ran.errors.split())[-200:] or ran.ended
         raise ValueError(f"bubblewrap makes no sandbox here ({why}): {REFUSED}")
