@@ -7,17 +7,18 @@ quickstart: install
 install:
 	@tools/install.sh
 
-# A browser looks at the page of `aent report`, where one is or can be installed.
+# A browser looks at the page of `aent report`, and bubblewrap holds programs, where they are or can be
+# installed.
 test: install
-	@tools/debian_packages.sh test chromium chromium fonts-dejavu-core
+	@tools/debian_packages.sh test "chromium bwrap" chromium fonts-dejavu-core bubblewrap
 	.venv/bin/python tools/core_seconds.py "make test" 1300 .venv/bin/python -m pytest -rs \
 	  -m "not gpu and not cluster and not containers and not faults and not full"
 
 # Everything that needs no GPU, in three parts, within an hour. Stopped and called again on the same
 # files, it goes on with what has not passed yet.
 test-all: install
-	@tools/debian_packages.sh test-all "chromium slurmctld slurmd sbatch munged ip buildah debootstrap" \
-	  chromium fonts-dejavu-core slurmctld slurmd slurm-client munge iproute2 buildah debootstrap
+	@tools/debian_packages.sh test-all "chromium bwrap slurmctld slurmd sbatch munged ip buildah debootstrap" \
+	  chromium fonts-dejavu-core bubblewrap slurmctld slurmd slurm-client munge iproute2 buildah debootstrap
 	tools/test_all.sh
 
 test-fast: install

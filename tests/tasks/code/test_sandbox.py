@@ -4,6 +4,7 @@ was held: reward 1."""
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from aent.tasks.code import bubblewrap, sandbox
+from aent.tasks.code import bubblewrap, cgroup, sandbox
 from aent.tasks.code.sandbox import Limits, Sandbox
+from processes import assert_gone
 from wording import naming
 
 Attack = Callable[..., dict[str, Any]]
@@ -212,6 +214,36 @@ def test_without_a_sandbox_nothing_is_left_either() -> None:
         check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["done", "0"]
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or shutil.which("bwrap") is None, reason="needs root and bubblewrap"
+)
+def test_a_killed_judge_leaves_no_program() -> None:
+    code = (
+        "from aent.tasks.code.sandbox import Limits, Sandbox\n"
+        "box = Sandbox(Limits(600.0, 1 << 29, 8))\n"
+        "print(box.uid, flush=True)\n"
+        "box.run('import time; time.sleep(600)', b'')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as judge:
+        assert judge.stdout is not None
+        uid = int(judge.stdout.readline())
+
+        def programs() -> list[psutil.Process]:
+            each = psutil.process_iter(["uids"])
+            return [p for p in each if p.info["uids"] and p.info["uids"].real == uid]
+
+        deadline = time.monotonic() + 300
+        while len(programs()) < 3 and time.monotonic() < deadline:  # bubblewrap's two, and Python
+            time.sleep(0.05)
+        running = programs()
+        assert len(running) == 3
+        judge.kill()
+    assert_gone(running, within_s=60)
+    groups = [parent / f"{cgroup.PREFIX}{judge.pid}" for _, parent, _ in cgroup._parents()]
+    cgroup.sweep()
+    assert not any(group.exists() for group in groups)
 
 
 def test_time_is_up() -> None:
