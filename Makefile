@@ -8,9 +8,10 @@ quickstart: install
 install:
 	@tools/install.sh
 
-# A browser looks at the page of `aent report`, where one is or can be installed.
+# A browser looks at the page of `aent report`, and bubblewrap holds programs, where they are or can be
+# installed.
 test: install
-	@tools/debian_packages.sh test chromium chromium fonts-dejavu-core
+	@tools/debian_packages.sh test "chromium bwrap" chromium fonts-dejavu-core bubblewrap
 	.venv/bin/python tools/core_seconds.py "make test" 1300 .venv/bin/python -m pytest -rs \
 	  -m "not gpu and not cluster and not containers and not faults and not full"
 
@@ -18,8 +19,8 @@ test: install
 # files, it goes on with what has not passed yet.
 test-all: install
 	@tools/debian_packages.sh test-all \
-	  "chromium slurmctld slurmd sbatch munged ip buildah debootstrap jq mksquashfs gcc make" \
-	  chromium fonts-dejavu-core slurmctld slurmd slurm-client munge iproute2 buildah debootstrap \
+	  "chromium bwrap slurmctld slurmd sbatch munged ip buildah debootstrap jq mksquashfs gcc make" \
+	  chromium fonts-dejavu-core bubblewrap slurmctld slurmd slurm-client munge iproute2 buildah debootstrap \
 	  jq squashfs-tools gcc make libbsd-dev libslurm-dev
 	tools/test_all.sh
 

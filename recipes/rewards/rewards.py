@@ -1,5 +1,6 @@
 """Rewards of one's own (docs/rewards.md). Nothing here knows aent."""
 
+import ast
 import re
 
 
@@ -28,3 +29,15 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     """As verl calls it: longer sums are worth more."""
     right = ground_truth in solution_str
     return {"score": extra_info["terms"] / 3 if right else 0.0, "right": right}
+
+
+def syntax(response, question):
+    """How much of the response is Python: the longest beginning of it that can be parsed."""
+    text = response.text.strip()
+    for end in range(len(text), 0, -1):
+        try:
+            ast.parse(text[:end])
+            return end / len(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+    return 0.0

@@ -57,6 +57,11 @@ def faults(tmp_path: Path) -> Faults:
             "[{kind: judge, url: 'http://a/v1', model: m, rubric: r.txt, parse: '(SCORE'}]",
             "task.graders[0].parse",
         ),
+        ("[{kind: code, sandbox: none, url: 'http://a'}]", "task.graders[0].sandbox url"),
+        ("[{kind: code, token_file: t}]", "task.graders[0].token_file url"),
+        ("[{kind: code, memory_gib: 8}]", "task.graders[0].memory_gib=8 task.judge_memory_gib=4"),
+        ("[{kind: code, weight: 0}]", "task.graders[0].weight code"),
+        ("[{kind: reward_model, url: 'http://a', model: m, weight: 0}]", "task.graders[0].weight"),
     ],
 )
 def test_graders_that_say_nothing(faults: Faults, graders: str, names: str) -> None:
@@ -69,6 +74,8 @@ def test_nobody_waits_longer_for_a_grader_than_for_an_engine(faults: Faults) -> 
     assert_names(fault, "task.judge_timeout_s=600", "rollout.progress_timeout_s")
     (fault,) = faults("[{kind: http, url: 'http://a', timeout_s: 700}]")
     assert_names(fault, "task.graders[0].timeout_s=700", "rollout.progress_timeout_s")
+    (fault,) = faults("[{kind: code, timeout_s: 580}]")
+    assert_names(fault, "task.graders[0].timeout_s=580", "+ 30", "rollout.progress_timeout_s")
 
 
 def test_what_needs_another_first_grader(faults: Faults) -> None:
@@ -105,3 +112,18 @@ def test_functions_are_tried_on_this_machine_only(faults: Faults, tmp_path: Path
     (fault,) = of(f"[{own('godo')}]")
     assert_names(fault, "task.graders", "rewards.py", "godo", "good")
     assert of(f"[{own('godo')}]", machine=False) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"), [("4", "assert row 3 4"), ("assert f() ==", "Python row 3")]
+)
+def test_answers_that_are_no_tests_are_named_by_file_and_row(
+    faults: Faults, tmp_path: Path, answer: str, names: str
+) -> None:
+    rows = [{"question": f"{i}?", "answer": f"assert f() == {i}"} for i in range(4)]
+    rows[2]["answer"] = answer
+    path = tmp_path / "tests.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = ("task.kind=file", f"task.path={path}", "task.config={}", "task.heldout=1")
+    (fault,) = faults("[{kind: code}]", *task, machine=True)
+    assert_names(fault, "task.graders", "code", "tests.jsonl", *names.split())

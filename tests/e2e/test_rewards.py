@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -39,3 +40,28 @@ def test_three_graders_and_their_parts(shared_engine, tmp_path):
         assert 0 <= found["grader/different/mean"] <= 1
     hashed = json.loads((job.run_dir / "start.json").read_text())["graders"]
     assert set(hashed) == {f"recipes/rewards/rewards.py:{f}" for f in ("reward", "different")}
+
+
+@pytest.mark.skipif(
+    shutil.which("bwrap") is None, reason="there is no bwrap (Debian's package bubblewrap)"
+)
+def test_programs_with_hidden_tests(shared_engine, tmp_path):
+    """Programs are run in the sandbox, none of a random model's is right, and none is an error."""
+    job = Job(
+        tmp_path, f"steps={STEPS}", "checkpoint.every=9", *shared_engine,
+        "rollout.samples_per_prompt=2", "task.heldout=2",
+        recipe="recipes/rewards/code.yaml",
+    )  # fmt: skip
+    assert job.wait() == 0, job.text
+    assert "1 x code (sandbox: bubblewrap)" in job.text
+    points = [json.loads(line) for line in (job.run_dir / "journal.jsonl").open()]
+    for step in range(STEPS):
+        rollout = rollout_files.read(job.run_dir, step)
+        code, syntax = zip(*(v.grades for v in rollout.verdicts), strict=True)
+        for sample, ran, form in zip(rollout.samples, code, syntax):
+            assert (ran.reward, ran.error) == (0, "")
+            assert ran.seconds > 0.001  # a process was started
+            assert sample.reward == pytest.approx(0.1 * form.reward)
+        found = {p["key"]: p["value"] for p in points if p.get("step") == step and "key" in p}
+        assert found["grader/code/errors"] == found["grader/code/right_share"] == 0
+        assert found["time/grader/code"] == pytest.approx(sum(g.seconds for g in code))

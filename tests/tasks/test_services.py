@@ -109,6 +109,36 @@ def test_a_language_model_judges_by_a_rubric(tmp_path: Path) -> None:
     assert set(trial.fingerprints(section(grader))) == {str(rubric)}
 
 
+def test_a_reward_model_scores_the_conversation() -> None:
+    """A row for each token, of which the last counts, or the score of the whole."""
+    data: dict[str, Any] = {"1": [0.25], "2": [[3.0], [-1.5]], "3": [0.1, 0.9]}
+    bodies: list[dict[str, Any]] = []
+
+    def answer(path: str, body: dict[str, Any]) -> Any:
+        bodies.append(body)
+        scores = data[body["messages"][-1]["content"]]
+        return 200, {"data": [{"index": 0, "object": "pooling", "data": scores}]}
+
+    asked = [QUESTIONS[0], Question(1, "1 + 1?", "2", system="Be brief."), QUESTIONS[2]]
+    with standing_in(answer) as server:
+        grader = {"kind": "reward_model", "url": server.url, "model": "rm", "weight": 0.5}
+        with JudgePool(section(grader)) as judge:
+            verdicts = judge.judge(asked, [Response(t) for t in ("1", "2", "3")])
+        assert set(server.asked) == {"/pooling"}
+    assert [v.reward for v in verdicts] == [0.125, -0.75, 0]
+    assert_names(verdicts[2].error, "num_labels", "2")
+    told = next(b for b in bodies if b["messages"][0]["role"] == "system")
+    assert told == {
+        "model": "rm",
+        "use_activation": False,
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": "2"},
+        ],
+    }
+
+
 def test_a_service_that_is_not_there_is_told_before_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -50,6 +50,41 @@ def test_math_hard_of_hendrycks_files(tmp_path):
             "n?",
             "x^2",
         ),
+        (
+            "humaneval-plus",
+            {
+                "task_id": "HumanEval/0",
+                "prompt": 'def f(x):\n    """Is x $1?"""\n',
+                "canonical_solution": "    return x == '$1'\n",
+                "entry_point": "f",
+                "test": "def check(candidate):\n    assert candidate('$1')\n",
+            },
+            'def f(x):\n    """Is x $1?"""',
+            "def check(candidate):\n    assert candidate('$1')\n\n\ncheck(f)",
+        ),
+        (
+            "mbpp",
+            {
+                "task_id": 2,
+                "prompt": "Square x.",
+                "code": "def f(x): return x * x",
+                "test_imports": ["import math"],
+                "test_list": ["assert f(2) == 4", "assert f(3) == 9"],
+            },
+            "Square x.\nYour code should pass these tests:\n\nassert f(2) == 4\nassert f(3) == 9",
+            "import math\nassert f(2) == 4\nassert f(3) == 9",
+        ),
+        (
+            "mbpp-plus",
+            {
+                "prompt": "Square x.",
+                "test_imports": [],
+                "test_list": ["assert f(2) == 4"],
+                "test": "for x in range(99):\n    assert f(x) == x * x",
+            },
+            "Square x.\nYour code should pass these tests:\n\nassert f(2) == 4",
+            "for x in range(99):\n    assert f(x) == x * x",
+        ),
     ],
 )
 def test_columns_of_the_public_files(tmp_path, name, row, question, answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aent.recipe.graders import LanguageModelJudge, ServiceSection
+from aent.recipe.graders import Code, LanguageModelJudge, ServiceSection
 from aent.recipe.schema import Recipe
 from aent.tasks.verifiers import READS_ANSWERS
 
@@ -32,8 +32,14 @@ def faults(recipe: Recipe) -> Iterator[str]:
             yield f"{field}: reasoning_gym has no scorer for task.kind=file"
         if grader.kind == "python" and grader.group and grader.style == "verl":
             yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
-        if isinstance(grader, ServiceSection) and grader.timeout_s >= patience:
-            yield f"{field}.timeout_s={grader.timeout_s:g} must be below {others}"
+        if isinstance(grader, ServiceSection | Code):
+            longest = grader.limit_s(task.judge_timeout_s)
+            if longest >= patience:
+                beside = longest - grader.timeout_s
+                more = f" (+ {beside:g} s around the program)" if beside else ""
+                yield f"{field}.timeout_s={grader.timeout_s:g}{more} must be below {others}"
+        if isinstance(grader, Code):
+            yield from _code(field, grader, task.judge_memory_gib)
         if isinstance(grader, LanguageModelJudge):
             yield from _judge(field, grader)
     # where data_sources choose, each may be a question's first
@@ -43,6 +49,18 @@ def faults(recipe: Recipe) -> Iterator[str]:
         yield (
             "entropy_controls: majority_reward compares answers, and a first one of task.graders "
             f"({silent[0].kind}) does not say what an answer is: {', '.join(READS_ANSWERS)} do"
+        )
+
+
+def _code(field: str, grader: Code, judge_memory_gib: float) -> Iterator[str]:
+    if grader.url is not None and grader.sandbox == "none":
+        yield f"{field}.sandbox: none has no meaning with a url: programs run at the service"
+    if grader.url is None and grader.token_file is not None:
+        yield f"{field}.token_file has no meaning without a url"
+    if grader.url is None and grader.memory_gib > judge_memory_gib:
+        yield (
+            f"{field}.memory_gib={grader.memory_gib:g} is more than the judge's process may have, "
+            f"whose limit it inherits: task.judge_memory_gib={judge_memory_gib:g}"
         )
 
 

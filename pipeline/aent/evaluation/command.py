@@ -74,7 +74,7 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     EngineError as the engine does, RuntimeError if its weights change meanwhile.
     """
     target = _remote(evaluation) if is_url(evaluation.model) else _local(evaluation)
-    recipe, asked = evaluation.recipe, evaluation.suite
+    recipe, asked = evaluation.recipe, _here(evaluation.suite, evaluation.recipe)
     if asked.name == suites.HELDOUT:
         task, questions = recipe.task, tasks.load(recipe.task, recipe.seed).heldout
     else:
@@ -95,6 +95,16 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     summary = suite.summarize(asked, answers)
     suite.write_summary(summary, answers.folder)
     return summary, answers
+
+
+def _here(asked: Suite, recipe: Recipe) -> Suite:
+    """The suite; where its programs are run, and by which limits, is the recipe's to say, if a
+    grader of its own runs some."""
+    own = next((grader for grader in recipe.task.graders if grader.kind == "code"), None)
+    if own is None or asked.name == suites.HELDOUT or asked.graders[0].kind != "code":
+        return asked
+    here = own.model_copy(update={"weight": 1.0, "data_sources": ()})
+    return asked.model_copy(update={"graders": (here,)})
 
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:

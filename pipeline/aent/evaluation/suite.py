@@ -20,6 +20,7 @@ from aent.evaluation.suites import Suite
 from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
 PROGRESS_LINES = 20  # of a whole evaluation
+EXPECTED = 1000  # characters kept of a reference answer: a program's tests may have a million
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _row(place: tuple[int, int], answer: Answer) -> Row:
     return Row(
         question,
         sample,
-        expected=answer.question.answer,
+        expected=answer.question.answer[:EXPECTED],
         response=answer.response,
         reward=answer.verdict.score,
         error=answer.verdict.error,

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from aent import tasks
 from aent.data.question import Question
-from aent.recipe.graders import Grader, MathVerify, ReasoningGym
+from aent.recipe.graders import Code, Grader, MathVerify, ReasoningGym
 from aent.recipe.load import RecipeError, parse_value, sentence
 from aent.recipe.schema import Recipe, TaskSection
 from aent.recipe.section import Section
@@ -22,6 +22,7 @@ DATA_FOLDER = Path("data")  # where ``aent data`` writes
 HELDOUT = "heldout"  # the suite of a recipe's own held-out questions
 # Qwen2.5-Math's and DeepSeek-R1's model cards ask for this sentence
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+CODE_INSTRUCTION = "Write the whole program, imports included, in one Python code block."
 
 
 class Suite(Section):
@@ -61,6 +62,10 @@ def _gym(name: str, dataset: str, **changes: Any) -> Suite:
     return Suite(name=name, graders=graders, dataset=dataset, size=100, max_tokens=1024, **changes)
 
 
+def _programs(name: str) -> Suite:
+    return Suite(name=name, graders=(Code(kind="code"),), instruction=CODE_INSTRUCTION)
+
+
 _TAGS = "Give the final answer between <answer> and </answer>."
 SUITES = {
     suite.name: suite
@@ -72,6 +77,10 @@ SUITES = {
         Suite(name="gsm8k"),
         Suite(name="aime24", samples=32),  # few questions: more samples
         Suite(name="amc", samples=16),
+        _programs("humaneval"),
+        _programs("humaneval-plus"),
+        _programs("mbpp"),
+        _programs("mbpp-plus"),
         _gym("gym-arithmetic", "basic_arithmetic", instruction=_TAGS),
         _gym("gym-countdown", "countdown", instruction=_TAGS),
         _gym("gym-equations", "simple_equations", instruction=_TAGS),

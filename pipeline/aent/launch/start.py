@@ -90,6 +90,8 @@ def say_who_grades(recipe: Recipe) -> str:
         line = f"aent: grader: {grader.weight:g} x {grader.name}"
         if grader.kind == "python":
             line += f" ({grader.function}, sha256 {files.get(grader.function, 'unknown')[:12]})"
+        if grader.kind == "code":
+            line += f" ({grader.url or f'sandbox: {grader.sandbox}'})"
         lines.append(line)
     return "\n".join(lines)
 

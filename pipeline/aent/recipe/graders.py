@@ -9,6 +9,7 @@ from pydantic import Field
 from aent.recipe.section import Resume, Section
 
 NAME = r"^[A-Za-z0-9_-]+$"  # a part of a metric's name
+SANDBOX_S, SERVICE_S = 30.0, 60.0  # beside a program's own time
 
 
 class GraderSection(Section):
@@ -20,6 +21,15 @@ class GraderSection(Section):
     weight: float = 1.0
     # only of questions with one of these in their column data_source; none: of all
     data_sources: tuple[str, ...] = ()
+
+    def limit_s(self, judge_timeout_s: float) -> float:
+        """Seconds that an answer may take with this grader."""
+        return judge_timeout_s
+
+    @property
+    def at_once(self) -> int:
+        """Answers that a judge process works on at once."""
+        return 1
 
 
 class LastNumber(GraderSection):
@@ -65,6 +75,13 @@ class ServiceSection(GraderSection):
     timeout_s: float = Field(60.0, gt=0)  # of an answer, requests that are repeated included
     concurrency: int = Field(64, ge=1)  # requests that a judge process has on their way
 
+    def limit_s(self, judge_timeout_s: float) -> float:
+        return self.timeout_s
+
+    @property
+    def at_once(self) -> int:
+        return self.concurrency
+
 
 class HttpService(ServiceSection):
     """A service of one's own: the responses to a question in, a reward for each out."""
@@ -85,8 +102,46 @@ class LanguageModelJudge(ServiceSection):
     max_tokens: int = Field(1024, ge=1)  # that the judge may write
 
 
+class RewardModel(ServiceSection):
+    """A reward model that vLLM serves (``url``: of the server), by its route ``/pooling``."""
+
+    kind: Literal["reward_model"]
+    name: str = Field("reward_model", pattern=NAME)
+    model: str  # as the server names it
+
+
+class Code(GraderSection):
+    """1 if the program in the response passes the tests that the question's answer is, else 0."""
+
+    kind: Literal["code"]
+    name: str = Field("code", pattern=NAME)
+    sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
+    # of a service of SandboxFusion's kind, which runs the programs instead of this machine
+    url: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
+    token_file: str | None = None  # of the service's bearer token (mode 600)
+    concurrency: int = Field(64, ge=1)  # requests to it that a judge process has on their way
+    timeout_s: float = Field(10.0, gt=0)  # of a program with its tests, which fails them then
+    memory_gib: float = Field(1.0, gt=0)  # address space of each of its processes
+    processes: int = Field(16, ge=1)  # that it has at once, threads included
+
+    def limit_s(self, judge_timeout_s: float) -> float:
+        # a sandbox is made and cleared away; a service has others' programs before ours
+        return self.timeout_s + (SANDBOX_S if self.url is None else SERVICE_S)
+
+    @property
+    def at_once(self) -> int:
+        return 1 if self.url is None else self.concurrency
+
+
 Grader = Annotated[
-    LastNumber | MathVerify | ReasoningGym | PythonFunction | HttpService | LanguageModelJudge,
+    LastNumber
+    | MathVerify
+    | ReasoningGym
+    | PythonFunction
+    | HttpService
+    | LanguageModelJudge
+    | RewardModel
+    | Code,
     Field(discriminator="kind"),
 ]
 

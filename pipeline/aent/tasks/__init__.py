@@ -59,6 +59,7 @@ def graders_of(section: TaskSection, question: Question) -> list[Grader]:
 
 def _check_graders(section: TaskSection, questions: list[Question]) -> None:
     """Raise ValueError for a question that nobody judges, or whose answer a grader cannot read."""
+    from aent.tasks.code.programs import check_tests
     from aent.tasks.verifiers import as_number
 
     for question in questions:
@@ -75,6 +76,14 @@ def _check_graders(section: TaskSection, questions: list[Question]) -> None:
                 f"task.graders: last_number needs numbers for answers, {_name(section)} has "
                 f"{question.answer[:100]!r}{place}"
             )
+        if "code" in kinds:
+            try:
+                check_tests(question.answer)
+            except ValueError as error:
+                raise ValueError(
+                    f"task.graders: code needs tests for answers, and the one that "
+                    f"{_name(section)} has{place} {error}"
+                ) from None
     sources = {str(question.metadata.get("data_source")) for question in questions}
     for grader in section.graders:
         if grader.data_sources and not sources & set(grader.data_sources):

@@ -15,6 +15,7 @@ from typing import Any
 
 from aent.data.rollout import Grade, Verdict
 from aent.tasks import functions, verifiers
+from aent.tasks.code import local
 from aent.tasks.functions import Call
 from aent.tasks.verifiers import Verifier
 
@@ -33,6 +34,7 @@ class Grader:
     columns: tuple[str, ...] = ()  # that every question must have
     verifier: Verifier | None = None  # one that reads references
     source: Path | None = None  # of a function of one's own
+    lacks: tuple[str, ...] = ()  # what its sandbox does not have here, in sentences
 
     def read(self, values: Any, count: int) -> list[Reading]:
         """What the call returned for ``count`` responses. Raises ValueError for what is no
@@ -62,12 +64,23 @@ def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
             tuple(functions.columns(spec)),
             source=functions.source_of(spec["function"]),
         )
-    if spec["kind"] in ("http", "judge"):
+    if spec["kind"] in ("http", "judge", "reward_model"):
         from aent.tasks import services  # late: imports httpx
 
-        is_http = spec["kind"] == "http"
-        remote = services.http_call(spec) if is_http else services.judge_call(spec)
-        return Grader(remote, group=is_http, at_once=spec["concurrency"])
+        calls = {
+            "http": services.http_call,
+            "judge": services.judge_call,
+            "reward_model": services.reward_model_call,
+        }
+        group = spec["kind"] == "http"
+        return Grader(calls[spec["kind"]](spec), group=group, at_once=spec["concurrency"])
+    if spec["kind"] == "code":
+        if spec["url"] is not None:
+            from aent.tasks.code import fusion  # late: imports httpx
+
+            return Grader(fusion.call_of(spec), at_once=spec["concurrency"])
+        call, lacks = local.call_of(spec)
+        return Grader(call, lacks=tuple(lacks))
     verify = verifiers.make(spec["kind"], dataset, config)
     return Grader(lambda responses, question: verify(responses[0].text, question), verifier=verify)
 

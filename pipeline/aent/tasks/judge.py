@@ -58,7 +58,7 @@ class JudgePool:
             [grader.model_dump() for grader in section.graders],
             section.name,
             section.config,
-            [getattr(grader, "timeout_s", section.judge_timeout_s) for grader in section.graders],
+            [grader.limit_s(section.judge_timeout_s) for grader in section.graders],
             int(section.judge_memory_gib * 2**30),
         )
         self._facts: list[Facts] = []
@@ -68,7 +68,7 @@ class JudgePool:
     @property
     def size(self) -> int:
         """How many answers it takes to keep every process busy."""
-        concurrent = [getattr(grader, "concurrency", 1) for grader in self._section.graders]
+        concurrent = [grader.at_once for grader in self._section.graders]
         return self._section.judge_processes * max(concurrent)
 
     def judge(

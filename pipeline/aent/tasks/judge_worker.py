@@ -45,6 +45,7 @@ class Facts:
 
     at_once: int
     columns: tuple[str, ...]
+    lacks: tuple[str, ...]  # of a sandbox, in sentences
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def main(fd: int, parent: int) -> None:
             words = str(error) if isinstance(error, ValueError) else _told(error, None)
             pipe.send(f"task.graders: {spec['name']}: {words}")
             return
-    pipe.send([Facts(grader.at_once, grader.columns) for grader in made])  # ready
+    pipe.send([Facts(grader.at_once, grader.columns, grader.lacks) for grader in made])  # ready
     loop = asyncio.new_event_loop()  # one: what an asynchronous function keeps belongs to it
     while True:
         try:

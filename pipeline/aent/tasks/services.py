@@ -62,7 +62,7 @@ def http_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question
     """The call of an ``http`` grader: the responses to a question are one request,
     ``{prompt, answer, metadata, responses: [{text, tokens, finished}]}``, and its answer is
     ``{rewards: [...]}``, a number or named parts for each."""
-    service = Service(spec["url"], _token(spec), spec["timeout_s"])
+    service = Service(spec["url"], token_of(spec), spec["timeout_s"])
 
     async def call(responses: Sequence[Response], question: Question) -> Any:
         answer = await service.post(
@@ -91,7 +91,7 @@ def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Questio
         raise ValueError(f"{spec['rubric']} has no place for the {{response}}")
     score = re.compile(spec["parse"])
     url = f"{spec['url'].rstrip('/')}/chat/completions"
-    service = Service(url, _token(spec), spec["timeout_s"])
+    service = Service(url, token_of(spec), spec["timeout_s"])
 
     async def call(responses: Sequence[Response], question: Question) -> Any:
         values = {"prompt": question.prompt, "answer": question.answer}
@@ -118,7 +118,42 @@ def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Questio
     return call
 
 
-def _token(spec: Mapping[str, Any]) -> str | None:
+def reward_model_call(
+    spec: Mapping[str, Any],
+) -> Callable[[Sequence[Response], Question], Any]:
+    """The call of a ``reward_model``: vLLM's ``/pooling`` route, which serves every kind of pooling
+    model, with question and response as a conversation (the server has the chat template).
+
+    ``use_activation: false`` asks for the score itself: by default vLLM makes a sigmoid of it. A
+    model that classifies whole sequences returns its score, one that scores tokens
+    (Qwen2ForRewardModel) a row for each, of which the last is the response's.
+    """
+    service = Service(f"{spec['url'].rstrip('/')}/pooling", token_of(spec), spec["timeout_s"])
+
+    async def call(responses: Sequence[Response], question: Question) -> Any:
+        messages = [{"role": "system", "content": question.system}] if question.system else []
+        messages.append({"role": "user", "content": question.prompt})
+        messages.append({"role": "assistant", "content": responses[0].text})
+        body = {"model": spec["model"], "messages": messages, "use_activation": False}
+        answer = await service.post(body)
+        try:
+            scores = answer["data"][0]["data"]
+            last = scores[-1] if isinstance(scores[-1], list) else scores
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f"{service.url}: no pooling: {str(answer)[:100]}") from None
+        if len(last) != 1:
+            raise ValueError(
+                f"{service.url}: {len(last)} numbers, and a reward model has one: its config.json "
+                "needs num_labels 1"
+            )
+        return last[0]
+
+    return call
+
+
+def token_of(spec: Mapping[str, Any]) -> str | None:
+    """The bearer token of a service. Raises ValueError for a file that cannot be read, or that
+    others can read."""
     if spec["token_file"] is None:
         return None
     path = Path(spec["token_file"]).expanduser()

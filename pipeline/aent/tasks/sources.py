@@ -30,6 +30,7 @@ class Source:
     question: Callable[[Row], str | None]  # None: this row is left out
     answer: Callable[[Row], str | None]  # None: this row is left out
     keep: Callable[[Row], bool] = lambda row: True
+    verbatim: bool = False  # answers are programs, to which a dollar sign belongs
     sample: int | None = None  # so many of what is left, drawn with seed 0
 
 
@@ -56,6 +57,26 @@ def _some_generation_is_right(row: Row) -> bool:
     """At least one of OpenR1's own generations was found right by math-verify: the answer can be
     verified."""
     return any(row["correctness_math_verify"] or ())
+
+
+def _checked(row: Row) -> str:
+    """HumanEval's tests are a function, which gets the program's."""
+    return f"{row['test']}\n\ncheck({row['entry_point']})"
+
+
+def _with_tests(row: Row) -> str:
+    """A task of MBPP as its authors ask it (arXiv 2108.07732, figure 2): only the tests say how the
+    function is called."""
+    tests = "\n".join(row["test_list"])
+    return f"{row['prompt'].strip()}\nYour code should pass these tests:\n\n{tests}"
+
+
+def _asserts(row: Row) -> str:
+    return "\n".join([*row["test_imports"], *row["test_list"]])
+
+
+def _asserts_plus(row: Row) -> str:
+    return "\n".join([*row["test_imports"], row["test"]])
 
 
 _HENDRYCKS = (
@@ -104,6 +125,34 @@ SOURCES: dict[str, Source] = {
         _final_answers,
     ),
     "gsm8k": Source(_GSM8K.format(split="test"), 1319, _column("question"), _after_hashes),
+    "humaneval": Source(
+        "data/HumanEval.jsonl.gz (unpacked) of github.com/openai/human-eval",
+        164,
+        _column("prompt"),
+        _checked,
+        verbatim=True,
+    ),
+    "humaneval-plus": Source(
+        "evalplus/humanevalplus on Hugging Face, the test parquet file",
+        164,
+        _column("prompt"),
+        _checked,
+        verbatim=True,
+    ),
+    "mbpp": Source(
+        "google-research-datasets/mbpp on Hugging Face, sanitized, the test parquet file",
+        257,
+        _with_tests,
+        _asserts,
+        verbatim=True,
+    ),
+    "mbpp-plus": Source(
+        "evalplus/mbppplus on Hugging Face, the test parquet file",
+        378,
+        _with_tests,
+        _asserts_plus,
+        verbatim=True,
+    ),
     # training
     "math-train": Source(
         _HENDRYCKS.format(split="train"), 7500, _column("problem"), _boxed_solution
@@ -171,7 +220,9 @@ class _Found:
                 f"({type(error).__name__}: {error})"
             ) from None
         # '$3$, $4$' and '3, 4' are one answer, which a judge reads in the second form only
-        answer = re.sub(r"(?<!\\)\$", "", answer or "").strip()
+        if not self.source.verbatim:
+            answer = re.sub(r"(?<!\\)\$", "", answer or "")
+        answer = (answer or "").strip()
         if not kept or question is None or not answer:
             self.left_out += 1
         elif question not in self.answers:

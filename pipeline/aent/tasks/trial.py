@@ -4,11 +4,12 @@ their files."""
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 
 from aent.data.question import Question
 from aent.data.response import Response
-from aent.recipe.graders import LanguageModelJudge, PythonFunction, ServiceSection
+from aent.recipe.graders import Code, LanguageModelJudge, PythonFunction, ServiceSection
 from aent.recipe.schema import TaskSection
 from aent.runtime.environment import data_path
 from aent.tasks import functions, graders_of
@@ -32,15 +33,16 @@ def fingerprints(section: TaskSection) -> dict[str, str]:
     return found
 
 
-def tried(section: TaskSection) -> list[PythonFunction | ServiceSection]:
-    """The graders that are somebody's own."""
-    return [g for g in section.graders if isinstance(g, PythonFunction | ServiceSection)]
+def tried(section: TaskSection) -> list[PythonFunction | ServiceSection | Code]:
+    """The graders that are somebody's own, or need what a machine may not have."""
+    return [g for g in section.graders if isinstance(g, PythonFunction | ServiceSection | Code)]
 
 
 def faults(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     """A sentence for each of the task's functions that cannot be imported, does not take what it
     gets, needs a column that a question has not, or, like a service, has no reward for the answer
-    of the first question, given as a response (``samples`` times to a function of groups)."""
+    of the first question, given as a response (``samples`` times to a function of groups), and for
+    a sandbox that cannot be made here. What a sandbox lacks is printed."""
     own = tuple(
         # here nobody waits for a service that is still to come
         g.model_copy(update={"timeout_s": min(g.timeout_s, TRIAL_S)})
@@ -55,6 +57,9 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
     of_each = [[q for q in questions if grader in graders_of(asked, q)] for grader in own]
     try:
         with JudgePool(asked) as judge:
+            for grader, known in zip(asked.graders, judge.facts()):
+                for lack in known.lacks:
+                    print(f"aent: task.graders: {grader.name}: {lack}", file=sys.stderr)
             missing = [
                 fault
                 for grader, known, chosen in zip(own, judge.facts(), of_each)
