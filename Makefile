@@ -1,17 +1,19 @@
 # The commands a newcomer needs: `make quickstart` and `make test`. See CONTRIBUTING.md for the rest.
-.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu lint lock clean
+.PHONY: quickstart install test test-all test-fast test-faults test-cluster test-containers test-gpu \
+  test-py312 lint lock clean
 
 quickstart: install
 	.venv/bin/aent train recipes/cpu/quickstart.yaml
 
+# PYTHON=python3.12: .venv-py312 beside .venv, with Megatron-core 0.19
 install:
-	@tools/install.sh
+	@tools/install.sh $(if $(filter command line,$(origin PYTHON)),PYTHON=$(PYTHON))
 
 # A browser looks at the page of `aent report`, where one is or can be installed.
 test: install
 	@tools/debian_packages.sh test chromium chromium fonts-dejavu-core
 	.venv/bin/python tools/core_seconds.py "make test" 1300 .venv/bin/python -m pytest -rs \
-	  -m "not gpu and not cluster and not containers and not faults and not full"
+	  -m "not gpu and not cluster and not containers and not faults and not full and not py312"
 
 # Everything that needs no GPU, in three parts, within an hour. Stopped and called again on the same
 # files, it goes on with what has not passed yet.
@@ -21,7 +23,7 @@ test-all: install
 	tools/test_all.sh
 
 test-fast: install
-	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow"
+	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow and not py312"
 
 # Kills the launcher between any two phases of a step, resumes, and compares.
 test-faults: install
@@ -61,5 +63,5 @@ lock: install
 	tools/lock.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info pipeline/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-py312 build dist *.egg-info pipeline/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -127,12 +127,18 @@ def optimizer_implementation(
     raise AssertionError("torch can always be used")
 
 
-def attention_implementation() -> Literal["transformer_engine", "torch"]:
-    """Return whose attention the layer spec uses: Transformer Engine's, or torch's SDPA.
+def attention_implementation(
+    plain_layers: bool = True,
+) -> Literal["transformer_engine", "torch"]:
+    """Return whose layers and attention compute a model here.
 
-    The latter is ``torch.nn.functional.scaled_dot_product_attention`` in Megatron's local layers.
+    Transformer Engine's where it can be used and its layers compute the model's
+    (``ModelFacts.plain_layers``); else Megatron's local layers, with
+    ``torch.nn.functional.scaled_dot_product_attention``.
     """
-    return "torch" if why_not("transformer_engine") else "transformer_engine"
+    if not plain_layers or why_not("transformer_engine"):
+        return "torch"
+    return "transformer_engine"
 
 
 def usable_cores() -> int:
