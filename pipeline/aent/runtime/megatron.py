@@ -28,7 +28,8 @@ from aent.runtime.environment import installed_version
 
 DISTRIBUTION = "megatron-core"
 SERIES = ("0.16", "0.19")
-COMMON_FILE = "common.pt"  # of a checkpoint, up to 0.16
+# of a checkpoint: what format it has, both versions; its plain values, up to 0.16
+FORMAT_FILE, COMMON_FILE = "metadata.json", "common.pt"
 
 
 def series() -> str | None:
@@ -48,7 +49,8 @@ def fault() -> str | None:
 
 def reading_fault(folder: Path) -> str | None:
     """Why the installed Megatron-core cannot read the checkpoint in ``folder``, if so."""
-    if series() != "0.16" or (folder / COMMON_FILE).is_file():
+    newer = (folder / FORMAT_FILE).is_file() and not (folder / COMMON_FILE).is_file()
+    if series() != "0.16" or not newer:
         return None
     return (
         f"{folder} was written with {DISTRIBUTION} 0.19, and 0.16, which is installed here, does "
