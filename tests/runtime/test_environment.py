@@ -83,7 +83,7 @@ def test_transformer_engine_is_for_gpus_and_for_plain_layers(tmp_path):
     for kind in ("cpu", "cuda"):
         said = subprocess.run(
             [sys.executable, "-c", f"{code}e.device_kind = lambda: {kind!r}\n{asked}"],
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
             capture_output=True,
             text=True,
         )
