@@ -42,14 +42,15 @@ test-containers: install
 	@tools/debian_packages.sh test-containers "buildah debootstrap ip" buildah debootstrap iproute2
 	.venv/bin/python -m pytest -m containers -rs tests/containers
 
-# Runs with the first Python whose torch sees a GPU: .venv's, or the one of the container.
+# Runs with the first Python whose torch sees a GPU: .venv's, .venv-py312's (whose torch may have CUDA),
+# or the one of the container.
 test-gpu:
-	@for python in .venv/bin/python python3; do \
+	@for python in .venv/bin/python .venv-py312/bin/python python3; do \
 	  if "$$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
 	    exec "$$python" -m pytest -m gpu; \
 	  fi; \
 	done; \
-	echo "test-gpu: no GPU that torch can use here (tried .venv/bin/python and python3)" >&2; exit 1
+	echo "test-gpu: no GPU that torch can use here (tried .venv, .venv-py312 and python3)" >&2; exit 1
 
 # With Python 3.12 and Megatron-core 0.19. .venv writes a checkpoint of 0.16, which is taken up there.
 test-py312:
