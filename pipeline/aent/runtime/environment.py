@@ -44,14 +44,14 @@ def installed_version(distribution: str) -> str | None:
 
 def device_kind() -> Literal["cuda", "cpu"]:
     """Return the kind of device the trainer computes on here."""
-    if not _torch_is_for_gpus():
+    if not torch_is_for_gpus():
         return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _torch_is_for_gpus() -> bool:
+def torch_is_for_gpus() -> bool:
     """Whether the installed torch was built with CUDA or ROCm, by its file that says so: a launcher
     need not spend a second on the import to learn that it was not."""
     spec = importlib.util.find_spec("torch")
