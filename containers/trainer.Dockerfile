@@ -5,9 +5,9 @@
 #
 # Package sources other than the public ones: build secrets, see README.md beside this file.
 #
-# Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU.
-# 25.12 has Transformer Engine 2.10, of the range that megatron-core names (the build checks it)
-ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:25.12-py3
+# Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU. It is the one that
+# megatron-core 0.19 is built and tested on: Python 3.12, and its Transformer Engine.
+ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:26.06-py3
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
 
@@ -32,17 +32,17 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     PIP_CONFIG_FILE=/run/secrets/pip.conf APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
-# What the base image has stays as it is; everything else has the version of the CPU lock, with which
-# the tests run, but for the few of trainer.txt.
-COPY containers/locks/cpu.lock.txt containers/locks/trainer.txt containers/beside_base.sh containers/check_trainer.py /tmp/
+# What the base image has stays as it is; everything else has the version of the CPU lock for Python
+# 3.12, with which `make test-py312` runs, but for the few of trainer.txt.
+COPY containers/locks/cpu-py312.lock.txt containers/locks/trainer.txt containers/beside_base.sh containers/check_trainer.py /tmp/
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline
 COPY recipes recipes
 COPY slurm slurm
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
-    PIP_CONFIG_FILE=/run/secrets/pip.conf /tmp/beside_base.sh /tmp/trainer.txt,/tmp/cpu.lock.txt '.[trainer,tasks]' && \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf /tmp/beside_base.sh /tmp/trainer.txt,/tmp/cpu-py312.lock.txt '.[trainer,tasks]' && \
     python3 /tmp/check_trainer.py "${NCCL}" && \
-    rm /tmp/cpu.lock.txt /tmp/trainer.txt /tmp/beside_base.sh /tmp/check_trainer.py
+    rm /tmp/cpu-py312.lock.txt /tmp/trainer.txt /tmp/beside_base.sh /tmp/check_trainer.py
 
 RUN useradd --create-home --uid 10001 aent
 USER 10001

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from aent.runtime import megatron
 from wording import assert_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = "torch==2.13.0+cpu"
+DEFAULT = "torch==2.13.0"
 
 
 def load_tool(name: str) -> Any:
@@ -88,11 +90,64 @@ def test_no_source_at_all_is_one_sentence():
         sources.choose(PIN, {}, {}, offers())
 
 
-def test_the_lock_names_versions_and_no_places():
-    lines = (ROOT / "containers" / "locks" / "cpu.lock.txt").read_text().splitlines()
-    assert PIN in lines
-    assert [line for line in lines if "==" not in line or "://" in line or "@" in line] == []
-    assert [line for line in lines if line.startswith("torchvision=")] == []
+def offers_builds(**having: str):
+    """The same of a build each: cpu, and the default one."""
+
+    def problem(pin: str, variables: dict[str, str]) -> str:
+        return offers(having.get("cpu" if pin.endswith("+cpu") else "default", "-"))(variables)
+
+    return problem
+
+
+@pytest.mark.parametrize(
+    ("locked", "having", "build"),
+    [
+        (PIN, {"cpu": "/w"}, PIN),
+        (DEFAULT, {"cpu": "/w", "default": "/w"}, PIN),
+        (DEFAULT, {"default": "/w"}, DEFAULT),
+        (DEFAULT, {"default": "/w", "cpu": sources.PUBLIC_CPU_INDEX}, PIN),
+    ],
+)
+def test_the_cpu_build_comes_first(locked, having, build):
+    ours = {"UV_FIND_LINKS": "/w"}
+    chosen, variables, said = sources.choose_build(locked, ours, {}, offers_builds(**having))
+    assert chosen == build
+    assert variables["UV_FIND_LINKS"] == "/w"
+    assert_names(said, build)
+    assert ("GB" in said) == (build == DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("locked", "environ"), [(PIN, {}), (DEFAULT, {"AENT_TORCH_INDEX": "https://a.example"})]
+)
+def test_the_default_build_is_not_taken_where_the_cpu_build_is_asked_for(locked, environ):
+    with pytest.raises(LookupError, match="AENT_TORCH_INDEX"):
+        sources.choose_build(locked, {"UV_FIND_LINKS": "/w"}, environ, offers_builds(default="/w"))
+
+
+def locked(name: str) -> dict[str, str]:
+    """Version by package."""
+    lines = (ROOT / "containers" / "locks" / name).read_text().splitlines()
+    assert [line for line in lines if line.count("==") != 1 or "://" in line or "@" in line] == []
+    return dict(line.split("==") for line in lines)
+
+
+@pytest.mark.parametrize(("name", "torch"), [("cpu", PIN), ("cpu-py312", DEFAULT)])
+def test_a_lock_names_versions_and_no_places(name, torch):
+    versions = locked(f"{name}.lock.txt")
+    assert f"torch=={versions['torch']}" == torch
+    assert "torchvision" not in versions
+
+
+def test_the_locks_differ_in_torch_and_megatron_alone():
+    older, newer = locked("cpu.lock.txt"), locked("cpu-py312.lock.txt")
+    assert older.keys() <= newer.keys()
+    cuda = {n for n in newer if n.startswith("nvidia-") or n == "cuda-toolkit"}
+    assert newer.keys() - older.keys() == cuda
+    changed = {name for name in older if newer[name] != older[name]}
+    assert changed == {"torch", "triton", "megatron-core"}
+    series = [versions["megatron-core"].rpartition(".")[0] for versions in (older, newer)]
+    assert tuple(series) == megatron.SERIES
 
 
 @pytest.fixture
@@ -109,10 +164,10 @@ def checkout(tmp_path):
     return folder, programs
 
 
-def install(checkout: tuple[Path, Path]) -> subprocess.CompletedProcess[str]:
+def install(checkout: tuple[Path, Path], *named: str) -> subprocess.CompletedProcess[str]:
     folder, programs = checkout
     return subprocess.run(
-        [str(folder / "tools" / "install.sh")],
+        [str(folder / "tools" / "install.sh"), *named],
         env={"PATH": str(programs), "HOME": str(folder)},
         capture_output=True,
         text=True,
@@ -128,13 +183,33 @@ def test_a_missing_python_is_one_sentence(checkout):
     assert not (checkout[0] / ".venv").exists()
 
 
-def test_a_missing_compiler_is_one_sentence(checkout):
-    if sys.version_info[:2] != (3, 11):
-        pytest.skip("the lock is for Python 3.11")
-    python = Path(sys.base_prefix) / "bin" / "python3.11"
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("PYTHON=python3.12", ["python3.12", "apt install"]),
+        ("PYTHON=", ["PYTHON="]),
+        ("PYTHON=odd", ["odd", "3.14", "3.11", "3.12"]),
+    ],
+)
+def test_a_python_that_is_asked_for_is_there_and_has_a_lock(checkout, named, said):
+    odd = checkout[1] / "odd"  # a newer Python, as far as it is asked
+    odd.write_text(f"#!{shutil.which('bash')}\necho 3.14\n")
+    odd.chmod(0o755)
+    outcome = install(checkout, named)
+    assert outcome.returncode == 1
+    assert_names(outcome.stderr, *said)
+    assert outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("named", [(), (f"PYTHON={sys.executable}",)])
+def test_a_missing_compiler_is_one_sentence(checkout, named):
+    series = sys.version_info[:2]
+    if series != (3, 11) and not named:
+        pytest.skip("this is not Python 3.11")
+    python = Path(sys.base_prefix) / "bin" / "python3"
     (checkout[1] / "python3").write_text(f'#!{shutil.which("bash")}\nexec "{python}" "$@"\n')
     (checkout[1] / "python3").chmod(0o755)
-    outcome = install(checkout)
+    outcome = install(checkout, *named)
     assert outcome.returncode == 1
     assert_names(outcome.stderr, "C++")
     assert outcome.stderr.count("\n") == 1

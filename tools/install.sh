@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Make .venv from the lock file, or do nothing where it is already what the lock asks for.
+# Make an environment from its lock file, or do nothing where it is already what the lock asks for:
+# .venv of Python 3.11, or with PYTHON=python3.12 as an argument .venv-py312.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lock=containers/locks/cpu.lock.txt
-stamp=.venv/installed-from
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 stop() {
@@ -11,11 +10,16 @@ stop() {
   exit 1
 }
 
+# series_of PROGRAM: such as 3.11; fails where it is no Python that runs.
+series_of() {
+  "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
 find_python() {
   local candidate
   for candidate in python3.11 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-      "$candidate" -c 'import sys; print(sys.executable)'
+    if [ "$(series_of "$candidate")" = 3.11 ]; then
+      echo "$candidate"
       return
     fi
   done
@@ -26,38 +30,57 @@ find_python() {
 need_compiler() {
   command -v g++ >/dev/null || stop "a C++ compiler is needed and there is no g++; on Debian or Ubuntu: apt install g++"
   local include
-  include=$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-  [ -f "$include/Python.h" ] || stop "Python's C headers are needed and $include/Python.h is not there; on Debian or Ubuntu: apt install python3.11-dev"
+  include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  [ -f "$include/Python.h" ] || stop "Python's C headers are needed and $include/Python.h is not there; on Debian or Ubuntu: apt install python$series-dev"
 }
 
 # vLLM's CPU kernels are linked with it; without them its engines do not start
 need_libnuma() {
-  "$1" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+  "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
     stop "vLLM needs libnuma.so.1 and it is not there; on Debian or Ubuntu: apt install libnuma1"
 }
 
-python=$(find_python)
+case ${1:-} in
+  "") named=$(find_python) ;;
+  PYTHON=?*) named=${1#PYTHON=} ;;
+  *) stop "$1 is not understood; PYTHON=python3.12 is" ;;
+esac
+series=$(series_of "$named") || stop "PYTHON=$named is not there, or does not run; on Debian or Ubuntu: apt install $named $named-venv $named-dev"
+case $series in
+  3.11) venv=.venv lock=containers/locks/cpu.lock.txt ;;
+  3.12) venv=.venv-py312 lock=containers/locks/cpu-py312.lock.txt ;;
+  *) stop "PYTHON=$named is Python $series; there are locks for 3.11 and 3.12" ;;
+esac
+python=$("$named" -c 'import sys; print(sys.executable)')
+stamp=$venv/installed-from
 wanted=$( (pwd; echo "$python"; cat "$lock" pyproject.toml tools/install.sh) | sha256sum)
-if [ -x .venv/bin/aent ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+if [ -x "$venv/bin/aent" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
   exit 0
 fi
 
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
-  stop "$python cannot make virtual environments; on Debian or Ubuntu: apt install python3.11-venv"
-need_compiler "$python"
-need_libnuma "$python"
+  stop "$python cannot make virtual environments; on Debian or Ubuntu: apt install python$series-venv"
+need_compiler
+need_libnuma
 
-echo "install: .venv, with $python"
+echo "install: $venv, with $python"
 rm -f "$stamp"
-"$python" -m venv .venv
-.venv/bin/python -m pip install -qq --disable-pip-version-check "$(grep '^uv==' "$lock")" ||
+"$python" -m venv "$venv"
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check "$(grep '^uv==' "$lock")" ||
   stop "pip could not install uv (its own message is above)"
 
-sources=$(.venv/bin/python tools/package_sources.py .venv/bin/uv "$lock")
-eval "$sources"
+sources=$("$venv/bin/python" tools/package_sources.py "$venv/bin/uv" "$lock")
+eval "$sources" # sets torch, to the build that can be had, too
+locked=$(grep '^torch==' "$lock")
+packages=$venv/packages.txt
+if [ "$torch" = "$locked" ]; then
+  cat "$lock" >"$packages"
+else # the CPU build, which needs none of CUDA's libraries
+  { echo "$torch"; grep -v -e '^torch==' -e '^nvidia-' -e '^cuda-toolkit==' "$lock"; } >"$packages"
+fi
 # source distributions are built with the locked setuptools too
-.venv/bin/uv pip install --quiet --python .venv/bin/python --exact --compile-bytecode \
-  --no-deps --build-constraints "$lock" -r "$lock"
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation -e .
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --exact --compile-bytecode \
+  --no-deps --build-constraints "$packages" -r "$packages"
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e .
 echo "$wanted" >"$stamp"
-echo "install: done, $(grep -c '==' "$lock") packages"
+echo "install: done, $(grep -c '==' "$packages") packages"

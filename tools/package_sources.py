@@ -3,8 +3,10 @@
 uv does not read pip's configuration. So that a machine set up for pip works as it is, this script
 translates pip's settings (files and PIP_* variables) into uv's variables, then asks uv whether
 these sources offer the locked build of torch; if not, it adds PyTorch's public CPU index or what
-AENT_TORCH_INDEX names. Settings in UV_* variables are left as they are. What was chosen goes to
-standard error, for people; the exports to standard output, for ``tools/install.sh``.
+AENT_TORCH_INDEX names. A lock file that has torch's default build, with CUDA, can do without the
+CPU build: where none can be had, the default one is taken. Settings in UV_* variables are left as
+they are. What was chosen goes to standard error, for people; the exports, and which build of torch,
+to standard output, for ``tools/install.sh``.
 
 Usage: python package_sources.py UV_PROGRAM LOCK_FILE    (standard library only)
 """
@@ -18,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 
 PUBLIC_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -99,12 +102,35 @@ def choose(
     )
 
 
+def choose_build(
+    locked: str,
+    variables: dict[str, str],
+    environ: Mapping[str, str],
+    problem: Callable[[str, dict[str, str]], str],
+) -> tuple[str, dict[str, str], str]:
+    """Return the build of torch to install, and what ``choose`` returns for it.
+
+    ``locked`` is the lock's, ``torch==2.13.0+cpu``, or ``torch==2.13.0``, which has CUDA: then the
+    CPU build of that version is preferred, but where ``AENT_TORCH_INDEX`` is set, needed.
+    ``problem`` is asked of a build too. Raises LookupError, as ``choose``.
+    """
+    cpu = locked if locked.endswith("+cpu") else f"{locked}+cpu"
+    try:
+        return (cpu, *choose(cpu, variables, environ, partial(problem, cpu)))
+    except LookupError as error:
+        failure = problem(locked, variables) if locked != cpu else "it is not locked"
+        if failure or environ.get("AENT_TORCH_INDEX"):
+            raise
+        said = f"{locked} with CUDA, which takes 5.5 GB more than the CPU build: {error}"
+        return locked, variables, said
+
+
 def main() -> int:
     uv, lock = sys.argv[1:3]
     with open(lock) as file:
-        pin = next(line.strip() for line in file if line.startswith("torch=="))
+        locked = next(line.strip() for line in file if line.startswith("torch=="))
 
-    def problem(variables: dict[str, str]) -> str:
+    def problem(pin: str, variables: dict[str, str]) -> str:
         question = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-header"]
         question += ["--python", sys.executable, "-"]
         environment = {**os.environ, **variables}
@@ -118,15 +144,15 @@ def main() -> int:
     pip = [sys.executable, "-m", "pip", "config", "list"]
     listing = subprocess.run(pip, text=True, capture_output=True, check=True, timeout=60).stdout
     try:
-        variables, said = choose(
-            pin, uv_variables(parse_pip_settings(listing), os.environ), os.environ, problem
-        )
+        ours = uv_variables(parse_pip_settings(listing), os.environ)
+        build, variables, said = choose_build(locked, ours, os.environ, problem)
     except LookupError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
     print(f"install: {said}", file=sys.stderr)
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
+    print(f"torch={shlex.quote(build)}")
     return 0
 
 

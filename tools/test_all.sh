@@ -11,7 +11,7 @@ part() {
   local code=$?
   [ "$code" = 0 ] || [ "$code" = 5 ] || failed=1 # 5: all of it had passed before
 }
-part "one machine" 3600 "not gpu and not cluster and not containers"
+part "one machine" 3600 "not gpu and not cluster and not containers and not py312"
 part cluster 1500 cluster tests/slurm
 part containers 1500 containers tests/containers
 exit "$failed"

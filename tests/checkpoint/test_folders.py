@@ -18,7 +18,7 @@ from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.entropy.controllers import ControllerSettings, initial_state
 from aent.recipe.load import RecipeError, dump, load
 from aent.recipe.schema import Recipe
-from aent.runtime import files
+from aent.runtime import files, megatron
 from aent.tracking import journal
 from aent.tracking.journal import Point
 from checkpoint.test_rollout_files import rollout
@@ -219,6 +219,16 @@ def fail_to_read(monkeypatch, times: int) -> None:
 
     monkeypatch.setattr(folders, "checksum", flaky)
     monkeypatch.setattr(files, "PAUSE_S", 0.0)
+
+
+def test_what_another_megatron_wrote_is_refused_at_the_start(run_dir, recipe, monkeypatch):
+    monkeypatch.setattr(megatron, "series", lambda: "0.16")
+    (folders.path_of(run_dir, 10) / "trainer" / "metadata.json").touch()  # and no common.pt
+    trainer = folders.path_of(run_dir, 10) / "trainer"
+    with pytest.raises(CheckpointError, match=naming(trainer, "0.19", "0.16")):
+        start(recipe("resume=required"), run_dir)
+    monkeypatch.setattr(megatron, "series", lambda: "0.19")
+    assert start(recipe("resume=required"), run_dir) == trainer.parent
 
 
 def test_an_error_of_reading_is_no_damage(run_dir, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import pytest
 from aent.checks.recipe import check
 from aent.recipe.folder import run_folder
 from aent.recipe.load import load
+from aent.runtime import environment
 from aent.runtime.environment import data_path
 from models import folders
 from wording import assert_names
@@ -56,14 +57,19 @@ def test_a_sound_recipe_has_no_faults(recipe, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_shared_prompts_need_torch_attention(recipe, tmp_path, monkeypatch):
-    sharing = recipe("trainer.share_prompts=true")
-    assert check(sharing) == []
-    (tmp_path / "packages/transformer_engine").mkdir(parents=True)
-    monkeypatch.syspath_prepend(tmp_path / "packages")
-    assert check(recipe()) == check(sharing, machine=False) == []
-    (fault,) = check(sharing)
+def test_what_transformer_engine_does_not_compute(recipe, tmp_path, monkeypatch):
+    sharing = ("trainer.share_prompts=true", "model.dtype=bfloat16")
+    assert check(recipe(sharing[0])) == []
+    monkeypatch.setattr(environment, "why_not", lambda _: "")  # as on a GPU that has it
+    assert check(recipe("model.dtype=bfloat16")) == check(recipe(*sharing), machine=False) == []
+    (fault,) = check(recipe(*sharing))
     assert_names(fault, "trainer.share_prompts", "Transformer Engine")
+    (fault,) = check(recipe("model.dtype=float32"))
+    assert_names(fault, "model.dtype=float32", "Transformer Engine", "bfloat16")
+    # layers that are not its own are computed by torch
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    folders.write(tmp_path / "model", config | {"model_type": "olmo2"})
+    assert check(recipe(sharing[0], "model.dtype=float32")) == []
 
 
 def test_longrope_up_to_the_original_length(recipe, tmp_path):

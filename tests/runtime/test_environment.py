@@ -75,6 +75,22 @@ def test_broken_transformer_engine_is_named_with_its_error(tmp_path):
     assert choose("auto", tmp_path).stdout.strip() == "torch"
 
 
+def test_transformer_engine_is_for_gpus_and_for_plain_layers(tmp_path):
+    files = {f"transformer_engine/{name}.py": "" for name in ("pytorch/optimizers", "__init__")}
+    plant(tmp_path, "transformer_engine", "2.0", files)
+    code = "from aent.runtime import environment as e\n"
+    asked = "print(e.attention_implementation(), e.attention_implementation(plain_layers=False))"
+    for kind in ("cpu", "cuda"):
+        said = subprocess.run(
+            [sys.executable, "-c", f"{code}e.device_kind = lambda: {kind!r}\n{asked}"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            capture_output=True,
+            text=True,
+        )
+        engine = "transformer_engine" if kind == "cuda" else "torch"
+        assert said.stdout.split() == [engine, "torch"], said.stderr
+
+
 def test_torch_can_always_be_named():
     assert environment.optimizer_implementation("torch") == "torch"
     assert environment.why_not("torch") == ""

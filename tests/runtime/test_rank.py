@@ -61,6 +61,26 @@ def test_gpus_of_other_jobs_are_left_alone_where_slurm_sets_no_variable(environ,
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
 
 
+@pytest.mark.parametrize(("tensor_parallel", "queues"), [(1, None), (2, "1")])
+def test_what_a_gpu_reads_first_is_set_where_nobody_has(environ, tensor_parallel, queues):
+    import os
+
+    names = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        environ.setenv(name, "x")  # so that what is set is undone
+        environ.delenv(name)
+    rank.set_gpu_defaults(tensor_parallel)
+    assert [os.environ.get(n) for n in names] == [queues, "expandable_segments:True", None]
+    environ.setenv(names[0], "8")
+    environ.setenv(names[1], "backend:native")
+    rank.set_gpu_defaults(tensor_parallel)
+    assert [os.environ.get(n) for n in names] == ["8", "backend:native", None]
+    environ.delenv(names[1])
+    environ.setenv(names[2], "backend:native")
+    rank.set_gpu_defaults(tensor_parallel)
+    assert names[1] not in os.environ
+
+
 def test_own_device_of_many_or_the_only_one():
     assert rank.own_device(3, 8) == 3
     assert rank.own_device(3, 1) == 0

@@ -1,6 +1,7 @@
 """The trainer on one GPU against the formulas on the CPU (``make test-gpu``; not run without one).
 
-Also where Transformer Engine or apex is installed: the layer spec and optimizer they bring.
+Also where Transformer Engine or apex is installed: the layer spec and optimizer they bring, in
+bfloat16 where the attention is Transformer Engine's, which has none in float32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from aent.runtime.children import free_port
+from aent.runtime.environment import attention_implementation
 from trainer import formulas, tiny
 
 pytestmark = pytest.mark.gpu
@@ -31,7 +33,11 @@ def test_loss_gradient_and_export_on_a_gpu(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     path = tiny.write_model(tmp_path / "model", tied)
-    recipe = tiny.recipe(trainer={"optimizer": {"implementation": "auto", "lr": 1e-30}})
+    engine = attention_implementation() == "transformer_engine"
+    recipe = tiny.recipe(
+        model={"path": "unused", "dtype": "bfloat16" if engine else "float32"},
+        trainer={"optimizer": {"implementation": "auto", "lr": 1e-30}},
+    )
     mini = tiny.mini_batch(tiny.RAGGED)
     reference = formulas.load(path)
     want = formulas.expected(reference, mini, recipe, 0.5)
@@ -46,7 +52,9 @@ def test_loss_gradient_and_export_on_a_gpu(
         exported = {name: value.cpu() for name, value in trainer.export()}
     finally:
         distributed.shutdown()
-    torch.testing.assert_close(score, want.log_prob, atol=1e-3, rtol=1e-3)
-    assert result.loss == pytest.approx(float(want.loss), rel=1e-3)
-    assert result.grad_norm == pytest.approx(norm, rel=1e-2)
+    # bfloat16 on a CPU: 0.13 at most, 0.04 in the mean; 0.0007 of the loss, 0.005 of the norm
+    closeness = {"atol": 0.4, "rtol": 0.0} if engine else {"atol": 1e-3, "rtol": 1e-3}
+    torch.testing.assert_close(score, want.log_prob, **closeness)
+    assert result.loss == pytest.approx(float(want.loss), rel=5e-3 if engine else 1e-3)
+    assert result.grad_norm == pytest.approx(norm, rel=3e-2 if engine else 1e-2)
     assert exported.keys() == dict(reference.named_parameters()).keys()

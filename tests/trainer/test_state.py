@@ -68,10 +68,21 @@ def go_on(trainer: Any) -> dict[str, Any]:
     return seen
 
 
+def as_with_transformer_engine() -> None:
+    """Set what Megatron keeps where it has found Transformer Engine: the recipe asks for torch's
+    Adam, whose steps are counted and saved another way."""
+    from megatron.core import optimizer
+
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    optimizer.distrib_optimizer.HAVE_APEX_OR_TE = True
+    optimizer.distrib_optimizer.USING_TE_OPTIMIZER = True
+
+
 def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
     from aent.trainer import state
     from aent.trainer.trainer import Trainer
 
+    as_with_transformer_engine()
     out: dict[Any, Any] = {}
     for name in SAVED:
         recipe = recipe_of(name)

@@ -15,6 +15,7 @@ from aent.checkpoint.folders import CheckpointError, LoopState
 from aent.recipe.changes import changes
 from aent.recipe.load import RecipeError, load_recorded
 from aent.recipe.schema import Recipe
+from aent.runtime import megatron
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
 from aent.tasks import trial
@@ -41,6 +42,8 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
     files = trial.fingerprints(recipe.task)
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
         folder = folders.pick(run_dir, digests)
+        if (why := megatron.reading_fault(folder / folders.TRAINER)) is not None:
+            raise CheckpointError(why)
         state = _read_state(folder)
         changed = accept_changes(recipe, folder) | _say_changed_files(run_dir, files)
         log.info(f"aent: resumes after {state.step} steps, from {folder}")

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from aent.recipe.schema import Recipe
+from aent.runtime import megatron
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16", "uint8")  # uint8: the optimizer's f
 # what the model's config.json, the recipe's other fields or the trainer decide
 OWN = frozenset((
     "activation_func", "activation_func_clamp_value", "add_bias_linear", "add_qkv_bias",
-    "attention_dropout", "batch_p2p_comm", "bf16", "calculate_per_token_loss",
+    "apply_rope_fusion", "attention_dropout", "batch_p2p_comm", "bf16", "calculate_per_token_loss",
     "context_parallel_size", "embedding_init_method", "embedding_init_method_std",
     "expert_model_parallel_size", "expert_tensor_parallel_size", "ffn_hidden_size",
     "finalize_model_grads_func", "fp16", "gated_linear_unit", "glu_linear_offset",
@@ -162,9 +161,7 @@ def known_fields(place: Passed) -> dict[str, str]:
 
 
 def _fields(file: str, name: str) -> dict[str, str]:
-    spec = importlib.util.find_spec("megatron")  # a namespace package: nothing of it runs
-    folders = [] if spec is None else spec.submodule_search_locations or []
-    (path,) = (Path(p) / file for p in folders if (Path(p) / file).is_file())
+    path = megatron.source(file)
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return {

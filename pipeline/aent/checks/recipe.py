@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 from aent import tasks
 from aent.checkpoint import resume
@@ -19,6 +18,7 @@ from aent.evaluation import suites
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
+from aent.runtime import megatron
 from aent.runtime.environment import data_path
 from aent.runtime.files import folder_problem
 from aent.tasks import sources, trial
@@ -52,7 +52,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
-        faults += [*_attention(recipe), *_run_folder(recipe), *_cache_folder(recipe)]
+        faults += [*filter(None, [megatron.fault()]), *_run_folder(recipe), *_cache_folder(recipe)]
     return faults
 
 
@@ -259,14 +259,6 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
         yield (
             f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
             f"{steps} optimizer steps"
-        )
-
-
-def _attention(recipe: Recipe) -> Iterator[str]:
-    if recipe.trainer.share_prompts and find_spec("transformer_engine") is not None:
-        yield (
-            "trainer.share_prompts works with torch's attention only, and Transformer Engine is "
-            "installed here"
         )
 
 

@@ -234,11 +234,18 @@ def _needed(recipe: Recipe) -> set[str]:
     return modules
 
 
+def _requirements() -> Iterator[Requirement]:
+    """What aent and its extras ask for on this Python."""
+    aent = importlib.metadata.metadata("aent")
+    extras = aent.get_all("Provides-Extra") or []
+    for requirement in map(Requirement, aent.get_all("Requires-Dist") or []):
+        marker = requirement.marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in ["", *extras]):
+            yield requirement
+
+
 def _part_problems(recipe: Recipe, findings: Findings) -> Iterator[str]:
-    pins = {
-        requirement.name: requirement.specifier
-        for requirement in map(Requirement, importlib.metadata.requires("aent") or ())
-    }
+    pins = {requirement.name: requirement.specifier for requirement in _requirements()}
     for module in sorted(_needed(recipe)):
         part = findings.parts[module]
         if part.version is None:

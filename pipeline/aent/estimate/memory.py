@@ -30,6 +30,7 @@ from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import NORMS, ModelFacts
 from aent.models.facts import model_facts
 from aent.recipe.schema import Recipe
+from aent.runtime.environment import torch_is_for_gpus
 
 GIB = 2**30
 LOGIT_COPIES = 2
@@ -37,9 +38,11 @@ PROXY_COPIES = 4  # of the logits, in ``min_p_divergence``
 # resident memory of a process without what the model costs, measured on a CPU build: PROCESS for a
 # trainer rank (torch, Megatron, transformers, NeMo), RANK_ZERO for what rank 0 has besides (clients
 # of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
-# without weights and key-value cache
+# without weights and key-value cache; GPU_BUILD for what a rank has more with torch's default build
+# (measured without a GPU, with Megatron 0.19)
 PROCESS_BYTES = int(0.57 * GIB)
 RANK_ZERO_BYTES = int(0.30 * GIB)
+GPU_BUILD_BYTES = int(0.22 * GIB)
 ENGINE_BYTES = int(2.0 * GIB)
 
 
@@ -142,7 +145,9 @@ def _rank(
         export=_largest_tensor(facts) * element
         + (min(buckets, facts.parameters * element) if rank == 0 else 0),
         checkpoint=parameters * element + optimizer if copied else 0,
-        process=PROCESS_BYTES + (RANK_ZERO_BYTES if rank == 0 else 0),
+        process=PROCESS_BYTES
+        + (RANK_ZERO_BYTES if rank == 0 else 0)
+        + (GPU_BUILD_BYTES if torch_is_for_gpus() else 0),
     )
 
 

@@ -41,14 +41,14 @@ def installed_version(distribution: str) -> str | None:
 
 def device_kind() -> Literal["cuda", "cpu"]:
     """Return the kind of device the trainer computes on here."""
-    if not _torch_is_for_gpus():
+    if not torch_is_for_gpus():
         return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _torch_is_for_gpus() -> bool:
+def torch_is_for_gpus() -> bool:
     """Whether the installed torch was built with CUDA or ROCm, by its file that says so: a launcher
     need not spend a second on the import to learn that it was not."""
     spec = importlib.util.find_spec("torch")
@@ -115,12 +115,18 @@ def optimizer_implementation(
     return next(candidate for candidate in candidates if not why_not(candidate))
 
 
-def attention_implementation() -> Literal["transformer_engine", "torch"]:
-    """Return whose attention the layer spec uses: Transformer Engine's, or torch's SDPA.
+def attention_implementation(
+    plain_layers: bool = True,
+) -> Literal["transformer_engine", "torch"]:
+    """Return whose layers and attention compute a model here.
 
-    The latter is ``torch.nn.functional.scaled_dot_product_attention`` in Megatron's local layers.
+    Transformer Engine's where it can be used and its layers compute the model's
+    (``ModelFacts.plain_layers``); else Megatron's local layers, with
+    ``torch.nn.functional.scaled_dot_product_attention``.
     """
-    return "torch" if why_not("transformer_engine") else "transformer_engine"
+    if not plain_layers or why_not("transformer_engine"):
+        return "torch"
+    return "transformer_engine"
 
 
 def usable_cores() -> int:

@@ -63,17 +63,20 @@ def enter() -> None:
     """Patch this process, if it has no GPU, so that Megatron runs on its CPU. Idempotent."""
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
-    # Megatron allocates parameters and buffers on torch.cuda.current_device()
-    torch.cuda.current_device = _current_device  # type: ignore[assignment]
-    torch.cuda.set_device = _nothing
-    torch.cuda.synchronize = _nothing
-    Tensor.cuda = _same_tensor  # type: ignore[assignment, method-assign]
-    # its random number tracker keeps "CUDA" states: there is one generator here, the CPU's
+    # before anything is patched: importing it can import torch._dynamo, which makes a table of
+    # torch's functions and takes neither one of ours for torch's nor one under two names
     from megatron.core.tensor_parallel import layers, random
 
+    # Megatron allocates parameters and buffers on torch.cuda.current_device()
+    torch.cuda.current_device = _current_device  # type: ignore[assignment]
+    torch.cuda.set_device = _set_device
+    torch.cuda.synchronize = _synchronize
+    torch.cuda.current_stream = _current_stream  # type: ignore[assignment]
+    Tensor.cuda = _same_tensor  # type: ignore[assignment, method-assign]
+    # its random number tracker keeps "CUDA" states: there is one generator here, the CPU's
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
-    torch.cuda.manual_seed = torch.manual_seed  # type: ignore[assignment]
+    torch.cuda.manual_seed = _manual_seed
     random._get_cuda_rng_state = _get_rng_state
     random._set_cuda_rng_state = _set_rng_state
     # Megatron adds weight gradients into its fp32 buffer by a CUDA kernel where there is one; with
@@ -89,8 +92,25 @@ def _current_device() -> torch.device:
     return _CPU
 
 
-def _nothing(*_args: Any, **_kwargs: Any) -> None:
+def _set_device(_device: Any) -> None:
     return None
+
+
+def _synchronize(_device: Any = None) -> None:
+    return None
+
+
+def _current_stream(_device: Any = None) -> Any:
+    """A stream that has always done all of its work."""
+    return SimpleNamespace(wait_event=_wait, wait_stream=_wait, synchronize=_synchronize)
+
+
+def _wait(_event_or_stream: Any) -> None:
+    return None
+
+
+def _manual_seed(seed: int) -> None:
+    torch.manual_seed(seed)
 
 
 def _same_tensor(self: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:

@@ -64,6 +64,18 @@ def keep_to_given_gpus() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sorted(given, key=lambda g: (len(g), g)))
 
 
+def set_gpu_defaults(tensor_parallel: int) -> None:
+    """Set what CUDA and torch's allocator read when a rank first uses its GPU, where nobody has
+    said otherwise. To be called before torch is imported; not run where it was written."""
+    if tensor_parallel > 1:
+        # Megatron starts a collective, then the product that it overlaps with: with one queue of
+        # work they reach the GPU in that order
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # the same by its newer name
+        # batches differ in size from step to step: less memory reserved that nothing uses
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def own_device(local_rank: int, visible: int) -> int:
     """The number of this rank's GPU among the ``visible`` ones.
 

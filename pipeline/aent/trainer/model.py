@@ -19,23 +19,12 @@ from torch import Tensor
 from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
+from aent.runtime.environment import attention_implementation
 from aent.trainer.bridge import DecoderBridge
 from aent.trainer.layers import adapt, local_block_spec
 from aent.trainer.overlap import announced, wait_for_parameters
 from aent.trainer.packing import MicroBatch, window_mask
 from aent.trainer.rotary import Rotary, rotary
-
-try:
-    import transformer_engine  # noqa: F401
-
-    HAVE_TRANSFORMER_ENGINE = True
-except ImportError:
-    HAVE_TRANSFORMER_ENGINE = False
-
-
-def on_transformer_engine(facts: ModelFacts) -> bool:
-    """Whether the model's layers are Transformer Engine's here."""
-    return HAVE_TRANSFORMER_ENGINE and facts.plain_layers
 
 
 class PolicyModel(GPTModel):
@@ -135,12 +124,20 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
+        # Transformer Engine's rotation of packed sequences; without it Megatron loops over them in
+        # every layer (the local attention has its own)
+        apply_rope_fusion=on_transformer_engine(facts),
         gradient_accumulation_fusion=tensor_parallel.layers._grad_accum_fusion_available,
         # losses are sums whose weights carry the denominators: Megatron scales nothing
         calculate_per_token_loss=True,
         **recipe.trainer.megatron,
     )
     return bridge
+
+
+def on_transformer_engine(facts: ModelFacts) -> bool:
+    """Whether the model's layers are Transformer Engine's here."""
+    return attention_implementation(facts.plain_layers) == "transformer_engine"
 
 
 def _leave(weight: Tensor) -> Tensor:

@@ -10,7 +10,12 @@ from typing import Any, Literal
 import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    distrib_optimizer,
+    get_megatron_optimizer,
+)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
 from aent.recipe.schema import OptimizerSection, Recipe
@@ -30,7 +35,8 @@ def select_implementation(requested: Requested) -> Implementation:
     """Make Megatron use the requested Adam; return which one that is.
 
     The one seam: Megatron picks Transformer Engine's, apex's or torch's when it is imported, by
-    what it finds, and keeps the class in its optimizer module.
+    what it finds, and keeps class and choice in two of its modules: one makes the optimizer, the
+    other says how the distributed optimizer's steps are counted in a checkpoint.
     """
     chosen = optimizer_implementation(requested)
     because = "; ".join(filter(None, map(why_not, BETTER[chosen]))) if requested == "auto" else ""
@@ -41,8 +47,11 @@ def select_implementation(requested: Requested) -> Implementation:
         from apex.optimizers import FusedAdam as adam
     else:
         from torch.optim import AdamW as adam
-    megatron_optimizer.Adam = adam
+    megatron_optimizer.Adam = distrib_optimizer.Adam = adam
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = chosen == "torch"
+    distrib_optimizer.HAVE_APEX_OR_TE = chosen != "torch"
+    distrib_optimizer.USING_TE_OPTIMIZER = chosen == "transformer_engine"
+    distrib_optimizer.USING_APEX_OPTIMIZER = chosen == "apex"
     return chosen
 
 

@@ -20,13 +20,13 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.strategies.base import AsyncSaveShardedStrategy
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
     save_state_dict_async_finalize,
     save_state_dict_async_plan,
 )
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
 
-class WriteInProcess(AsyncSaveShardedStrategy):
+class WriteInProcess(TorchDistSaveShardedStrategy):
     """torch_dist, written by the ranks themselves, from whatever thread calls the request.
 
     Megatron's own strategy writes the same files from processes that it forks, and keeps a
@@ -56,14 +56,15 @@ class WriteInProcess(AsyncSaveShardedStrategy):
     change while it is written.
     """
 
-    can_handle_sharded_objects = True
-
     def __init__(self, copied: bool) -> None:
         super().__init__("torch_dist", 1)
         self.copied = copied
 
     def async_save(
-        self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path
+        self,
+        sharded_state_dict: ShardedStateDict,
+        checkpoint_dir: str | Path,
+        _async_strategy: str = "",  # which of Megatron's own writers, from 0.19 on
     ) -> AsyncRequest:
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, keep_only_main_replica=True
@@ -228,6 +229,9 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
         if moments is None and isinstance(part.optimizer, torch.optim.AdamW):
             # Megatron saves one count of steps for all parameters, but not a count of 0
             state.get("optimizer", state)["state"].setdefault("common_step", torch.zeros(()))
+        # the recipe's hold; Megatron 0.19 tells groups apart by them, 0.16 does not look at them
+        for group in state.get("optimizer", state)["param_groups"]:
+            group["max_lr"], group["min_lr"] = part.config.lr, part.config.min_lr
         part.load_state_dict(state)
         if moments is not None:
             # torch's Adam counts steps beside each moment, where Megatron expects none: it would
