@@ -34,7 +34,7 @@ class Source:
     begun: list[int] = field(default_factory=list)
     begins: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def next(self, step: int, _plan: Any, max_staleness: int) -> Rollout:
+    def next(self, step: int, _plan: Any, max_staleness: int, _record: Any) -> Rollout:
         self.begun.append(step)
         self.begins.release()
         assert self.may_end[step].wait(PATIENCE_S)

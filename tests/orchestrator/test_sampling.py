@@ -25,7 +25,8 @@ def sampled(indices: list[int], spare: list[int]) -> tuple[list[int], list[int],
 
     questions = [Question(i, f"question {i}", "") for i in (*indices, *spare)]
     groups = [group_of(place, q) for place, q in enumerate(questions[: len(indices)])]
-    replace_groups(groups, iter(questions[len(indices) :]), sample)
+    others = iter(questions[len(indices) :])
+    replace_groups(groups, lambda _: next(others, None), sample)
     joined = Rollout.join(groups)
     assert [s.group for s in joined.samples] == [g for g in range(len(indices)) for _ in "ab"]
     assert joined.prompts == [f"question {s.item}" for s in joined.samples]

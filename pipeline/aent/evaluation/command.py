@@ -33,6 +33,7 @@ from aent.recipe.schema import ModelSection, Recipe, TaskSection
 from aent.tasks import trial
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
+from aent.tasks.mixture import appointed
 
 SHOWN = 10  # answers printed
 HASH = 10  # characters of the settings' hash in a folder's name
@@ -99,7 +100,7 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:
     """Raise ValueError for functions that cannot judge here."""
-    for grader in task.graders:
+    for grader in (judge.grader for judge in appointed(task)):
         if grader.kind == "python" and grader.group:
             raise ValueError(
                 f"suite {asked.name}: {grader.name} (task.graders) judges whole groups, and here "

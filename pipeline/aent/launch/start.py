@@ -18,6 +18,7 @@ from aent.runtime import failures, heartbeats
 from aent.runtime.environment import device_kind
 from aent.runtime.files import write_whole
 from aent.tasks import trial
+from aent.tasks.mixture import appointed
 from aent.tracking import address, sqlite
 
 DRIVEN = {
@@ -64,7 +65,7 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
         f"aent: {recipe.name}: {layout.num_ranks} trainer ranks ({layout}), "
         f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}\n"
         f"{say_what_controls(recipe)}\n"
-        f"{say_who_grades(recipe)}\n"
+        f"{say_who_grades(recipe)}\n{say_which_sources(recipe)}"
         f"aent: run folder {run_dir} (logs in logs/)\n"
         f"aent: MLflow: {address.look_command(address.tracking_uri(recipe, run_dir))}",
         flush=True,
@@ -75,12 +76,23 @@ def say_who_grades(recipe: Recipe) -> str:
     """Each grader with its weight, and a function's file by its hash."""
     files = trial.fingerprints(recipe.task)
     lines = []
-    for grader in recipe.task.graders:
-        line = f"aent: grader: {grader.weight:g} x {grader.name}"
+    for judge in appointed(recipe.task):
+        grader, of = judge.grader, f" (of {judge.source})" if judge.source else ""
+        line = f"aent: grader: {grader.weight:g} x {grader.name}{of}"
         if grader.kind == "python":
             line += f" ({grader.function}, sha256 {files.get(grader.function, 'unknown')[:12]})"
         lines.append(line)
     return "\n".join(lines)
+
+
+def say_which_sources(recipe: Recipe) -> str:
+    """The sources of a mixture, with their parts of a step's prompts; nothing without."""
+    n = recipe.rollout.prompts_per_step
+    total = sum(source.weight for source in recipe.task.sources)
+    return "".join(
+        f"aent: source: {source.name}: {n * source.weight / total:.3g} of {n} prompts a step\n"
+        for source in recipe.task.sources
+    )
 
 
 def say_what_controls(recipe: Recipe) -> str:
