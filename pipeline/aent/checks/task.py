@@ -48,13 +48,13 @@ def _sections(task: TaskSection) -> Iterator[str]:
         if getattr(task, field) != TaskSection.model_fields[field].get_default():
             yield f"task.{field} has no meaning with task.sources: each source has its own"
     names = [source.name for source in task.sources]
-    for index, (source, part) in enumerate(zip(task.sources, mixture.parts(task).values())):
+    for index, source in enumerate(task.sources):
         place = f"task.sources[{index}]"
         if source.name in names[:index]:
             yield f"{place}.name: {source.name} stands there twice: give each source its own"
         if source.kind == "file" and source.dataset is not None:
-            yield f"{place}.dataset has no meaning with kind=file"
-        yield from _of_one(part, place)
+            yield f"{place}.dataset has no meaning with {place}.kind=file"
+        yield from _of_one(mixture.part_of(task, source), place)
 
 
 def _of_one(part: TaskSection, place: str) -> Iterator[str]:

@@ -21,10 +21,11 @@ def parts(section: TaskSection) -> dict[str, TaskSection]:
     no sources."""
     if not section.sources:
         return {"": section}
-    return {source.name: _part(section, source) for source in section.sources}
+    return {source.name: part_of(section, source) for source in section.sources}
 
 
-def _part(section: TaskSection, source: SourceSection) -> TaskSection:
+def part_of(section: TaskSection, source: SourceSection) -> TaskSection:
+    """The task of this source alone, with the task's own values where the source gives none."""
     same = ("kind", "config", "path", "split", "subset", "columns", "size", "heldout")
     own = {field: getattr(source, field) for field in same}
     for field in ("system_prompt", "instruction"):
