@@ -47,7 +47,7 @@ def numbers(*which: int) -> list[dict[str, Any]]:
 def test_every_source_has_its_questions_and_no_two_the_same(tmp_path: Path) -> None:
     one = file(tmp_path, "one", numbers(*range(10)), instruction="Think.", system_prompt="Be.")
     again = file(tmp_path, "again", [
-        *[{"question": f"{i}?\nThink.", "answer": i} for i in range(4)],  # as the first one asks
+        *numbers(*range(4)),  # which the first one asks, with another instruction
         *numbers(*range(20, 30)),
     ], size=5)  # fmt: skip
     own = {"role": "system", "content": "Own."}
@@ -66,7 +66,9 @@ def test_every_source_has_its_questions_and_no_two_the_same(tmp_path: Path) -> N
     assert {q.prompt.rpartition("\n")[2] for q in by["again"] + by["chains"]} == {"Say."}
     assert {q.system for q in by["one"]} == {"Be."}
     assert by["talks"][0].turns("Other.") == ("3 + 4?\nSay.", "Own.", ())
-    assert_names(" ".join(task.notes), "again: size=5", "of the 14 questions")
+    assert_names(
+        " ".join(task.notes), "again: size=5", "of the 10 questions", "4 questions of again"
+    )
     with pytest.raises(ValueError, match=naming("task.sources[1].heldout", "one", 9)):
         load(section(one, {**one, "name": "copy", "heldout": 9}), seed=1)
 

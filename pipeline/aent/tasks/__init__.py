@@ -59,7 +59,7 @@ def load(section: TaskSection, seed: int) -> Task:
             kind = ValueError if isinstance(error, ValueError) else OSError
             raise kind(of_source(str(error), index)) from error
         questions = [*loaded[-1].train, *loaded[-1].heldout]
-        seen |= {question.text for question in questions}
+        seen |= {_bare(question, part) for question in questions}
         first = 1 + max(question.index for question in questions)
     heirs = [task for task, source in zip(loaded, section.sources) if not source.graders]
     if heirs:
@@ -77,7 +77,7 @@ def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], fi
     """The task of one source, whose questions are numbered from ``first`` on, without those that
     have been ``seen`` in others."""
     everyone = _drawn(section, seed)
-    fresh = [q for q in everyone if q.text not in seen]
+    fresh = [q for q in everyone if _bare(q, section) not in seen]
     questions = fresh[: section.heldout + section.size]
     if len(questions) <= section.heldout:
         what = title(section) + (" with this config" if section.kind == "reasoning_gym" else "")
@@ -107,6 +107,12 @@ def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], fi
     ]
     held = section.heldout
     return Task(title(section), drawn[held:], drawn[:held], notes=tuple(notes))
+
+
+def _bare(question: Question, section: TaskSection) -> tuple:
+    """What is asked, whatever the source's instruction and system turn make of it: a question that
+    one source holds out is not to be trained on in another's words."""
+    return question.earlier, question.prompt.removesuffix(f"\n{section.instruction}")
 
 
 def _system(question: Question, section: TaskSection, source: str) -> str | None:

@@ -44,7 +44,8 @@ def data_fingerprints(section: TaskSection) -> dict[str, str]:
         for file in files.files_of(path, part.split, part.subset):
             with file.open("rb") as content:
                 sums.update(hashlib.file_digest(content, "sha256").digest())
-        found[part.path] = sums.hexdigest()
+        which = ", ".join(filter(None, [part.split, part.subset])) if path.is_dir() else ""
+        found[f"{part.path} ({which})" if which else part.path] = sums.hexdigest()
     return found
 
 
