@@ -16,7 +16,7 @@ from aent.recipe.schema import Recipe, TaskSection
 from aent.runtime.environment import data_path
 from aent.tasks import files, trial
 from aent.tasks.judge import JudgePool
-from aent.tasks.mixture import parts
+from aent.tasks.mixture import by_source
 
 GRAM = 13  # words in a row that two texts share: GPT-3's measure (arXiv 2005.14165, appendix C)
 SHOWN = 5  # rows named
@@ -47,7 +47,7 @@ def _part_of(path: Path, task: TaskSection) -> TaskSection:
     """The task's part that learns from the file. Raises ValueError where no source names it."""
     if not task.sources:
         return task
-    places = {str(part.path): part for part in parts(task).values() if part.kind == "file"}
+    places = {str(part.path): part for part in by_source(task).values() if part.kind == "file"}
     found = [part for place, part in places.items() if _same(data_path(place), path)]
     if not found:
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from aent.recipe.graders import LanguageModelJudge, ServiceSection
 from aent.recipe.schema import Recipe, TaskSection
-from aent.tasks.mixture import parts
+from aent.tasks.mixture import by_source
 from aent.tasks.verifiers import READS_ANSWERS
 
 
@@ -24,7 +24,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
         yield f"task.judge_timeout_s={task.judge_timeout_s:g} must be below {others}"
     yield from dict.fromkeys(_lists(task, patience, others))  # a list of several sources once
     # where data_sources choose, each may be a question's first
-    lists = [part.graders for part in parts(task).values()]
+    lists = [part.graders for part in by_source(task).values()]
     chosen = [g for one in lists for i, g in enumerate(one) if i == 0 or g.data_sources]
     silent = [grader for grader in chosen if grader.kind not in READS_ANSWERS]
     if recipe.control("majority_reward") is not None and silent:
@@ -36,7 +36,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
 
 def _lists(task: TaskSection, patience: float, others: str) -> Iterator[str]:
     """Faults of the graders of every source."""
-    for index, part in enumerate(parts(task).values()):
+    for index, part in enumerate(by_source(task).values()):
         own = bool(task.sources and task.sources[index].graders)
         place = f"task.sources[{index}].graders" if own else "task.graders"
         kind = f"task.sources[{index}].kind" if task.sources else "task.kind"

@@ -27,7 +27,7 @@ def _sizes(recipe: Recipe) -> Iterator[str]:
     rollout, task = recipe.rollout, recipe.task
     n = rollout.prompts_per_step
     counts = choice.most({s.name: s.weight for s in task.sources} or {"": 1.0}, n)
-    for index, (name, part) in enumerate(mixture.parts(task).items()):
+    for index, (name, part) in enumerate(mixture.by_source(task).items()):
         count = counts[name]
         field = f"task.sources[{index}].size={part.size}" if name else f"task.size={part.size}"
         of = f"the {count} that a step may ask of {name}" if name else "a step's prompts"
@@ -97,7 +97,9 @@ def _questions(recipe: Recipe) -> Iterator[str]:
     if missing:
         return
     try:
-        if any(part.kind == "file" for part in mixture.parts(task).values()) or trial.tried(task):
+        if any(part.kind == "file" for part in mixture.by_source(task).values()) or trial.tried(
+            task
+        ):
             loaded = tasks.load(task, recipe.seed)
             choice.check(loaded, recipe.rollout.prompts_per_step)
             questions = [*loaded.train, *loaded.heldout]
@@ -112,7 +114,7 @@ def _questions(recipe: Recipe) -> Iterator[str]:
 
 
 def _missing_files(task: TaskSection) -> Iterator[str]:
-    for index, part in enumerate(mixture.parts(task).values()):
+    for index, part in enumerate(mixture.by_source(task).values()):
         if part.kind == "file" and not data_path(str(part.path)).exists():
             field = f"task.sources[{index}].path" if task.sources else "task.path"
             yield f"{field}: no file {part.path}{sources.hint(str(part.path))}"

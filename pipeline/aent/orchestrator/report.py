@@ -33,7 +33,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
-from aent.tasks.mixture import parts
+from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
@@ -90,7 +90,7 @@ class Report:
         metrics = step_metrics(recipe, done, rollout) | control_metrics(done.memory)
         metrics |= grader_metrics(rollout.verdicts) | self._entropy_metrics(record, metrics)
         metrics |= source_metrics(rollout, recipe.task.finished_only) | dict(noted)
-        readers = {name: part.graders[0].kind for name, part in parts(recipe.task).items()}
+        readers = {name: part.graders[0].kind for name, part in by_source(recipe.task).items()}
         metrics["response/distinct_answers"] = distinct_answers(rollout, readers)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aent.data.question import Question
-from aent.tasks.mixture import graders_of, of_source, parts, title
+from aent.tasks.mixture import by_source, graders_of, of_source, title
 
 if TYPE_CHECKING:
     from aent.recipe.graders import Grader
@@ -52,7 +52,7 @@ def load(section: TaskSection, seed: int) -> Task:
     loaded: list[Task] = []
     seen: set[tuple] = set()
     first = 0
-    for index, (name, part) in enumerate(parts(section).items()):
+    for index, (name, part) in enumerate(by_source(section).items()):
         try:
             loaded.append(_load_one(part, seed, name, seen, first))
         except (OSError, ValueError) as error:
@@ -179,7 +179,7 @@ def check_generated(section: TaskSection, seed: int) -> None:
     made. Imports reasoning-gym, a second of one core."""
     from aent.tasks import generated
 
-    for index, part in enumerate(parts(section).values()):
+    for index, part in enumerate(by_source(section).values()):
         if part.kind == "reasoning_gym":
             try:
                 generated.dataset(part, seed)

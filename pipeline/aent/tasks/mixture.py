@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aent.recipe.sources import SourceSection
 
 
-def parts(section: TaskSection) -> dict[str, TaskSection]:
+def by_source(section: TaskSection) -> dict[str, TaskSection]:
     """The task of each source alone, by the source's name; the task itself, under "", where it has
     no sources."""
     if not section.sources:
@@ -70,7 +70,7 @@ def appointed(section: TaskSection) -> list[Appointed]:
     """The graders of every source, in the recipe's order; a grader that several have is there for
     each. Suites, which a run with sources scores too, are judged by the task's own."""
     whose = [("", section, "task.graders")] if not section.sources else []
-    for index, (name, part) in enumerate(parts(section).items() if section.sources else ()):
+    for index, (name, part) in enumerate(by_source(section).items() if section.sources else ()):
         own = f"task.sources[{index}].graders" if section.sources[index].graders else "task.graders"
         whose.append((name, part, own))
     found = [

@@ -14,7 +14,7 @@ from aent.recipe.schema import TaskSection
 from aent.runtime.environment import data_path
 from aent.tasks import files, functions
 from aent.tasks.judge import JudgePool
-from aent.tasks.mixture import appointed, graders_of, of_source, parts
+from aent.tasks.mixture import appointed, by_source, graders_of, of_source
 
 TRIAL_S = 10.0  # that a service has for the answer with which it is tried
 
@@ -37,7 +37,7 @@ def fingerprints(section: TaskSection) -> dict[str, str]:
 def data_fingerprints(section: TaskSection) -> dict[str, str]:
     """SHA-256 of each of the task's files of questions, of all files of a folder together."""
     found = {}
-    for part in parts(section).values():
+    for part in by_source(section).values():
         if part.kind != "file" or part.path is None:
             continue
         path, sums = data_path(part.path), hashlib.sha256()
@@ -60,7 +60,7 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
     gets, needs a column that a question has not, or, like a service, has no reward for the answer
     of the first question, given as a response (``samples`` times to a function of groups); of each
     source."""
-    for index, (name, part) in enumerate(parts(section).items()):
+    for index, (name, part) in enumerate(by_source(section).items()):
         asked = [replace(q, source="") for q in questions if q.source == name]
         for fault in _of_one(part, asked, samples):
             yield of_source(fault, index) if section.sources else fault
