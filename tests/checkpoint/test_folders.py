@@ -298,7 +298,7 @@ def test_a_changed_file_of_questions_is_told(run_dir, recipe, tmp_path, capsys):
     for _ in range(2):
         start(recipe("resume=auto", task), run_dir)
         rollout_files.write(run_dir, 11, rollout())
-    assert "changed" not in capsys.readouterr().out
+    assert "last start" not in capsys.readouterr().out
     (tmp_path / "folder" / "train.jsonl").write_text('{"question": "1?", "answer": 2}\n')
     start(recipe("resume=auto", task), run_dir)
     said = capsys.readouterr().out

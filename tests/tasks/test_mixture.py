@@ -69,7 +69,7 @@ def test_every_source_has_its_questions_and_no_two_the_same(tmp_path: Path) -> N
     assert_names(
         " ".join(task.notes), "again: size=5", "of the 10 questions", "4 questions of again"
     )
-    with pytest.raises(ValueError, match=naming("task.sources[1].heldout", "one", 9)):
+    with pytest.raises(ValueError, match=naming("task.sources[1].heldout", "one.jsonl", 9)):
         load(section(one, {**one, "name": "copy", "heldout": 9}), seed=1)
 
 

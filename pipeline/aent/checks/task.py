@@ -97,9 +97,8 @@ def _questions(recipe: Recipe) -> Iterator[str]:
     if missing:
         return
     try:
-        if any(part.kind == "file" for part in mixture.by_source(task).values()) or trial.tried(
-            task
-        ):
+        kinds = {part.kind for part in mixture.by_source(task).values()}
+        if "file" in kinds or trial.tried(task):
             loaded = tasks.load(task, recipe.seed)
             choice.check(loaded, recipe.rollout.prompts_per_step)
             questions = [*loaded.train, *loaded.heldout]
