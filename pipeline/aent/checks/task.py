@@ -98,18 +98,27 @@ def _questions(recipe: Recipe) -> Iterator[str]:
         return
     try:
         kinds = {part.kind for part in mixture.by_source(task).values()}
-        if "file" in kinds or trial.tried(task):
-            loaded = tasks.load(task, recipe.seed)
-            choice.check(loaded, recipe.rollout.prompts_per_step)
-            questions = [*loaded.train, *loaded.heldout]
-            yield from trial.faults(task, questions, recipe.rollout.samples_per_prompt)
-        else:  # questions that are made are not made twice
+        if "file" not in kinds and not trial.tried(task):
+            # questions that are made are not made twice
             tasks.check_generated(task, recipe.seed)
+            return
+        loaded = tasks.load(task, recipe.seed)
     except ImportError as error:
         yield f"task.kind=reasoning_gym: reasoning-gym cannot be imported: {error}"
     except (OSError, ValueError) as error:
         field = "" if str(error).startswith("task.") else "task.path: "
         yield f"{field}{error}"
+    else:
+        yield from _of_loaded(recipe, loaded)
+
+
+def _of_loaded(recipe: Recipe, task: tasks.Task) -> Iterator[str]:
+    try:
+        choice.check(task, recipe.rollout.prompts_per_step)
+    except ValueError as error:
+        yield str(error)
+    questions = [*task.train, *task.heldout]
+    yield from trial.faults(recipe.task, questions, recipe.rollout.samples_per_prompt)
 
 
 def _missing_files(task: TaskSection) -> Iterator[str]:
