@@ -24,6 +24,7 @@ from aent.tracking.journal import Point
 from checkpoint.test_rollout_files import rollout
 from wording import assert_names, naming
 
+QUESTIONS = {"7": [2, 4, 1 / 3], "8": [1, 4, None]}
 CONTROLS = {"temperature_schedule": {"temperature": 0.1 + 0.2, "target": 1 / 3}}
 TEXT = "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: .1}\nsteps: 20\n"
 
@@ -52,7 +53,7 @@ def write(run_dir: Path, step: int, recipe: Recipe) -> Path:
     (folder / "recipe.yaml").write_text(dump(recipe))
     state = initial_state(ControllerSettings(kind="constant", initial=0.1))
     state = dataclasses.replace(state, step=step)
-    LoopState(step, state, 1e-6, 100, "abc", CONTROLS).write(folder)
+    LoopState(step, state, 1e-6, 100, "abc", CONTROLS, QUESTIONS).write(folder)
     names = ["trainer/__0_0.distcp", "state.json", "recipe.yaml"]
     sums = subprocess.run(
         ["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True
@@ -90,6 +91,7 @@ def test_newest_is_picked_and_its_state_comes_back(run_dir):
     state = LoopState.read(folder)
     assert (folder.name, state.step, state.controller.step) == ("step_000010", 10, 10)
     assert state.controls == CONTROLS
+    assert state.questions == QUESTIONS
     assert (state.logprob_gap, state.journal_bytes, state.mlflow_run_id) == (1e-6, 100, "abc")
 
 
@@ -292,6 +294,27 @@ def test_a_changed_file_of_a_graders_function_is_told(run_dir, recipe, tmp_path,
     assert rollout_files.recorded(run_dir) == {}
     start(recipe("resume=auto", graders), run_dir)
     assert "task.graders" not in capsys.readouterr().out
+
+
+def test_a_changed_file_of_questions_is_told(run_dir, recipe, tmp_path, capsys):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "1?", "answer": 1}\n')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "train.jsonl").write_bytes(path.read_bytes())
+    sources = f"[{{name: a, path: {path}}}, {{name: b, path: {tmp_path}/folder}}]"
+    task = f"task={{graders: [{{kind: last_number}}], sources: {sources}}}"
+    shutil.rmtree(folders.path_of(run_dir, 10))
+    write(run_dir, 10, recipe(task))
+    for _ in range(2):
+        start(recipe("resume=auto", task), run_dir)
+        rollout_files.write(run_dir, 11, rollout())
+    assert "last start" not in capsys.readouterr().out
+    (tmp_path / "folder" / "train.jsonl").write_text('{"question": "1?", "answer": 2}\n')
+    start(recipe("resume=auto", task), run_dir)
+    said = capsys.readouterr().out
+    assert_names(said, f"{tmp_path}/folder", "(train)")
+    assert "q.jsonl" not in said
+    assert rollout_files.recorded(run_dir) == {}
 
 
 def test_a_checkpoint_of_an_earlier_version_has_its_grader(run_dir, recipe, capsys):

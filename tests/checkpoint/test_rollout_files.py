@@ -26,12 +26,14 @@ def rollout(seed: int = 0) -> Rollout:
             reward=r.random(),
             replaced=i,
             rerolled=i == 2,
+            source="ab"[i % 2],
         )
         for i, (p, n) in enumerate([(3, 5), (3, 1), (9, 2)])
     ]
     grades = (Grade("a", 0.5, {"short": 0.25}), Grade("b", None, seconds=2.0))
     verdicts = [Verdict(0.25, "", grades), Verdict(0.0, "timeout"), Verdict(1.0)]
-    return Rollout(samples, ["1 + 1?", "1 + 1?", "é\n😀"], ["2", "", "x" * 40], verdicts, 1 / 3)
+    prompts, responses = ["1 + 1?", "1 + 1?", "é\n😀"], ["2", "", "x" * 40]
+    return Rollout(samples, prompts, responses, verdicts, 1 / 3, {0: (1, 2), 21: (0, 0)})
 
 
 def test_what_was_written_is_read_to_the_last_bit(tmp_path):

@@ -54,6 +54,35 @@ def test_a_file_that_a_run_would_refuse_is_refused(folder: Path) -> None:
     assert check("none.jsonl")[0] == 2
 
 
+def test_questions_that_differ_in_signs_of_punctuation_only(folder: Path) -> None:
+    rows = [{"question": q, "answer": 7} for q in ("What is 3 + 4?", "what is 3+4", "What is 3*4?")]
+    write(folder / "q.jsonl", rows)
+    # a suite's question of a few words is not one that has them among others
+    write(folder / "data" / "gsm8k.jsonl", [{"question": "what is 3 * 4", "answer": 12},
+                                            {"question": "is 3", "answer": 12}])  # fmt: skip
+    code, out, _ = check("q.jsonl")
+    assert code == 0
+    _, alike, overlap = out.splitlines()
+    assert_names(alike, "1 differ", "row 2")
+    assert_names(overlap, "gsm8k", "1 questions", "row 3")
+
+
+def test_a_recipes_source_that_names_the_file_is_meant(folder: Path) -> None:
+    write(folder / "q.jsonl", [{"problem": "a", "answer": 1}])
+    write(folder / "other.jsonl", [{"question": "a", "answer": 1}])
+    (folder / "r.yaml").write_text(
+        "name: x\nmodel: {bundled: tiny-qwen2}\ncontroller: {initial: 0}\n"
+        "task: {graders: [{kind: last_number}], sources: [{name: a, path: gone.jsonl}, "
+        "{name: b, path: q.jsonl, columns: {question: question}}]}\n"
+    )
+    code, _, error = check("q.jsonl", "--recipe", "r.yaml")
+    assert code == 2
+    assert_names(error, "q.jsonl", "row 1", "'question'")
+    code, _, error = check("other.jsonl", "--recipe", "r.yaml")
+    assert code == 2
+    assert_names(error, "other.jsonl", "task.sources", "gone.jsonl, q.jsonl")
+
+
 @pytest.mark.slow
 def test_with_a_recipe_what_is_left_out_and_why(folder: Path) -> None:
     rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(9)]

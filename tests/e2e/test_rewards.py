@@ -65,3 +65,50 @@ def test_programs_with_hidden_tests(shared_engine, tmp_path):
         found = {p["key"]: p["value"] for p in points if p.get("step") == step and "key" in p}
         assert found["grader/code/errors"] == found["grader/code/right_share"] == 0
         assert found["time/grader/code"] == pytest.approx(sum(g.seconds for g in code))
+
+
+def test_a_mixture_of_three_sources_with_a_curriculum(shared_engine, tmp_path):
+    """Every step has each source's share, judged by its own graders; the checkpoint keeps what the
+    curriculum knows, which is what the steps have recorded."""
+    steps = 3
+    job = Job(
+        tmp_path, f"steps={steps}", "checkpoint.every=9", "task.curriculum.replay=.5",
+        *shared_engine, recipe="recipes/rewards/mixture.yaml",
+    )  # fmt: skip
+    assert job.wait() == 0, job.text
+    points = [json.loads(line) for line in (job.run_dir / "journal.jsonl").open()]
+    graders = {
+        "sums": ["number"],
+        "chains": ["reasoning_gym"],
+        "talks": ["last_number", "difference"],
+    }
+    known: dict[int, list] = {}
+    for step in range(steps):
+        rollout = rollout_files.read(job.run_dir, step)
+        found = {p["key"]: p["value"] for p in points if p.get("step") == step and "key" in p}
+        prompts = {name: found[f"source/{name}/prompts"] for name in graders}
+        assert prompts["sums"] == 3
+        assert sum(prompts.values()) == 6
+        assert all(1 <= prompts[name] <= 2 for name in ("chains", "talks"))
+        for sample, verdict in zip(rollout.samples, rollout.verdicts):
+            (grade,) = verdict.grades
+            assert grade.name in graders[sample.source]
+            assert grade.error == ""
+        for name in graders:
+            rewards = [s.reward for s in rollout.samples if s.source == name]
+            assert found[f"source/{name}/reward_mean"] == pytest.approx(sum(rewards) / len(rewards))
+        items = {sample.item for sample in rollout.samples}
+        assert found["curriculum/repeated_share"] == len(items & set(known)) / 6
+        for item in items:
+            right = [
+                verdict.score >= 1
+                for sample, verdict in zip(rollout.samples, rollout.verdicts)
+                if sample.item == item
+            ]
+            assert len(right) == 8
+            known[item] = [known.get(item, [0])[0] + 1, step, sum(right) / 8]
+    state = json.loads((job.run_dir / "checkpoints" / "step_000003" / "state.json").read_text())
+    assert state["questions"] == {str(item): kept for item, kept in known.items()}
+    assert {"evaluation/source/sums/accuracy", "evaluation/source/talks/accuracy"} <= {
+        point.get("key") for point in points
+    }

@@ -11,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from aent import tasks
 from aent.cli.main import app
 from aent.entropy.controllers import ControllerSettings, initial_state, update
 from aent.lab import control, plant
 from aent.lab.plant import Step
+from aent.tasks.choice import choose
 
 LOG_PI = ControllerSettings("log_pi", 0.1, target=0.5, ramp_steps=5)
 
@@ -27,7 +27,7 @@ def aent(*arguments: object):
 def test_a_step_is_what_the_formulas_say() -> None:
     """Entropy and both gradients with respect to the logits, in float64; Adam's first move."""
     policy = plant._Plant(seed=3, learning_rate=1e-3, drives="bonus")
-    questions = tasks.questions_for_step(policy.task, 0, 16, 3)
+    questions = choose(policy.task, 0, 16, 3).questions
     ids, last, rewards = policy.prompts.of(questions)
     assert rewards.sum(dim=1).tolist() == [1.0] * 16  # one token is the answer
     with torch.no_grad():

@@ -72,6 +72,24 @@ def test_a_date_is_that_of_the_runs_start():
     assert pinned.prompt("Hi", None) == "<s><|user|>Hi<|eot|><|assistant|>"
 
 
+def test_earlier_turns_stand_before_the_users_last_one():
+    earlier = [("user", "3 + 4?"), ("assistant", "7")]
+    smollm2 = ChatTemplate(SMOLLM2, {"bos_token": "<|im_start|>"})
+    turns = (
+        "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>\n"
+        "<|im_start|>user\nTwice?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert smollm2.prompt("Twice?", None, earlier) == turns  # without its default system turn
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert smollm2.prompt("Twice?", "Be brief.", earlier) == system + turns
+    mistral = ChatTemplate(MISTRAL, SPECIAL).prompt("Twice?", None, earlier)
+    assert mistral == "<s>[INST] 3 + 4? [/INST]7</s>[INST] Twice? [/INST]"
+    phi = ChatTemplate(PHI, {"eos_token": "<|endoftext|>"}).prompt("Twice?", None, earlier)
+    assert phi == (
+        "<|user|>\n3 + 4?<|end|>\n<|assistant|>\n7<|end|>\n<|user|>\nTwice?<|end|>\n<|assistant|>\n"
+    )
+
+
 def test_variables_reach_the_template_and_are_known():
     template = ChatTemplate(QWEN3, {})
     assert template.known_variables() == ["enable_thinking"]
@@ -84,9 +102,16 @@ def test_the_prompt_is_what_transformers_renders(tmp_path):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é ü"}]
+    more = [{"role": "assistant", "content": "ok"}, {"role": "user", "content": "And?"}]
     for text in (SMOLLM2, PHI, QWEN3):
         rendered = render_jinja_template([turns], chat_template=text, add_generation_prompt=True)
-        assert ChatTemplate(text, {}).prompt("é ü", "Be brief.") == rendered[0][0]
+        template = ChatTemplate(text, {})
+        assert template.prompt("é ü", "Be brief.") == rendered[0][0]
+        rendered = render_jinja_template(
+            [turns + more], chat_template=text, add_generation_prompt=True
+        )
+        earlier = [("user", "é ü"), ("assistant", "ok")]
+        assert template.prompt("And?", "Be brief.", earlier) == rendered[0][0]
 
 
 def recipe(folder, **task):

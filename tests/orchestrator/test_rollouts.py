@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +13,17 @@ import pytest
 
 from aent.algorithm.entropy_controls import plan
 from aent.checkpoint import rollout_files
+from aent.data.question import Question
 from aent.data.rollout import Rollout, Verdict
 from aent.data.sample import Sample
 from aent.orchestrator.rollouts import Rollouts
 from aent.orchestrator.sampler import as_batch
 from aent.recipe.load import load
+from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.tasks import Task
+from aent.tasks.choice import choose
+from aent.tasks.curriculum import Record, from_json, to_json
 
 PATIENCE_S = 60.0  # for a thread
 
@@ -34,7 +41,7 @@ class Source:
     begun: list[int] = field(default_factory=list)
     begins: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
-    def next(self, step: int, _plan: Any, max_staleness: int) -> Rollout:
+    def next(self, step: int, _plan: Any, max_staleness: int, _record: Any) -> Rollout:
         self.begun.append(step)
         self.begins.release()
         assert self.may_end[step].wait(PATIENCE_S)
@@ -108,3 +115,99 @@ def test_a_batch_has_the_temperature_that_it_was_sampled_at(
     """Whatever the plan says now: that of a later step, if it was sampled ahead."""
     now = replace(plan(load(data_path("recipes/cpu/tiny.yaml"), []), {}), temperature=1.3)
     assert as_batch(replace(rollout_of(0), temperature=recorded), now).temperature == wanted
+
+
+QUESTIONS = [Question(i, f"{i}?", str(i), source="ab"[i % 2]) for i in range(30)]
+
+
+@dataclass
+class Learner:
+    """In place of engines and judges: chooses as a run does; what becomes of a question is a
+    function of it and of the step."""
+
+    recipe: Recipe
+    asked: dict[int, list[int]] = field(default_factory=dict)  # by step; not those read from disk
+
+    def next(self, step: int, _plan: Any, _max_staleness: int, record: Record) -> Rollout:
+        task = Task("t", QUESTIONS, [], {"a": 2.0, "b": 1.0})
+        n, settings = self.recipe.rollout.prompts_per_step, self.recipe.task.curriculum
+        items = [
+            q.index for q in choose(task, step, n, self.recipe.seed, settings, record).questions
+        ]
+        self.asked[step] = items
+        samples = [Sample([1], [2], [-1.0], [step], "stop", g, i) for g, i in enumerate(items)]
+        outcomes = {i: (random.Random(f"{i}/{step}").randrange(5), 4) for i in items}
+        outcomes[29] = (step % 5, 4)  # one whose group was thrown away
+        return replace(rollout_of(step), samples=samples, outcomes=outcomes,
+                       prompts=["?"] * len(items), responses=["3"] * len(items),
+                       verdicts=[Verdict(1.0)] * len(items))  # fmt: skip
+
+
+def learner(run_dir: Path, staleness: int, *more: str) -> tuple[Any, Learner, Any]:
+    changes = [
+        f"rollout.max_staleness={staleness}",
+        "steps=12",
+        "rollout.prompts_per_step=6",
+        *more,
+    ]
+    changes += ["task.curriculum={low: .2, high: .8, replay: .34, order: hard_first}"]
+    recipe = load(data_path("recipes/cpu/tiny.yaml"), [*changes, "checkpoint.every=4"])
+    source = Learner(recipe)
+    made: Any = Rollouts(recipe, run_dir, source)  # type: ignore[arg-type]
+    return made, source, plan(recipe, {})
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize(("killed_in", "checkpoint"), [(5, 4), (7, 4), (8, 8), (3, 0)])
+def test_a_curriculum_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, staleness: int, killed_in: int, checkpoint: int
+) -> None:
+    """A checkpoint's record, and what is on disk after it, are all that a resumed run has."""
+    whole, undisturbed, how = learner(tmp_path / "whole", staleness)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    for step in range(12):
+        whole.of(step, how)
+        whole.settle()
+    cut, first, _ = learner(tmp_path / "cut", staleness)
+    saved: dict[int, Any] = {0: to_json({})}
+    for step in range(killed_in + 1):  # killed when this step's responses were there
+        cut.of(step, how)
+        cut.settle()
+        if step + 1 <= checkpoint:
+            saved[step + 1] = to_json(cut.record)
+    again, second, _ = learner(tmp_path / "cut", staleness)
+    kept = json.loads(json.dumps(saved[checkpoint]))
+    assert again.resume(checkpoint, from_json(kept)) == killed_in + 1 + staleness
+    noted = []
+    for step in range(checkpoint, 12):
+        again.of(step, how)
+        again.settle()
+        noted.append(again.noted)
+    assert {**first.asked, **second.asked} == undisturbed.asked
+    assert set(second.asked) == set(range(killed_in + 1 + staleness, 12))
+    assert again.record == whole.record
+    assert noted[-1] == whole.noted
+    # the record matters: without it other questions are chosen
+    forgetful, third, _ = learner(tmp_path / "other", staleness)
+    (tmp_path / "other").mkdir()
+    forgetful.resume(checkpoint or 1, {})
+    forgetful.of(checkpoint or 1, how)
+    forgetful.settle()
+    assert third.asked[checkpoint or 1] != undisturbed.asked[checkpoint or 1]
+
+
+def test_sampling_ahead_sees_the_same_record(tmp_path: Path) -> None:
+    """The rollouts of step t are there before those of t + 1 are begun, so that a curriculum
+    chooses the same questions with rollout.max_staleness 0 and 1."""
+    asked = []
+    for staleness in (0, 1):
+        made, source, how = learner(tmp_path / str(staleness), staleness)
+        (tmp_path / str(staleness)).mkdir()
+        for step in range(12):
+            made.of(step, how)
+        made.settle()
+        asked.append(source.asked)
+    assert asked[0] == asked[1]
+    repeated = [item for items in asked[0].values() for item in items]
+    assert len(set(repeated)) < len(repeated)

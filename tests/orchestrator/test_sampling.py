@@ -1,10 +1,28 @@
 """Which groups give their places to which questions, which responses are kept, which rewards."""
 
+import json
+from typing import Any
+
+import pytest
+
+from aent.algorithm.entropy_controls import plan
 from aent.algorithm.entropy_controls.rollouts import majority
+from aent.checkpoint import rollout_files
 from aent.data.question import Question
 from aent.data.rollout import Rollout, Verdict
 from aent.data.sample import Sample
-from aent.orchestrator.sampling import better_ones, replace_groups, reward_by
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.models.tokenizer import Tokenizer
+from aent.orchestrator.rollouts import Rollouts
+from aent.orchestrator.sampling import RolloutSource, better_ones, replace_groups, reward_by
+from aent.orchestrator.source_metrics import source_metrics
+from aent.recipe.load import load as load_recipe
+from aent.runtime.environment import data_path
+from aent.tasks import load
+from aent.tasks.asking import Asker
+from aent.tasks.judge import JudgePool
+from inference.stand_in import COMPLETION, standing_in
 
 
 def group_of(place: int, question: Question) -> Rollout:
@@ -25,7 +43,8 @@ def sampled(indices: list[int], spare: list[int]) -> tuple[list[int], list[int],
 
     questions = [Question(i, f"question {i}", "") for i in (*indices, *spare)]
     groups = [group_of(place, q) for place, q in enumerate(questions[: len(indices)])]
-    replace_groups(groups, iter(questions[len(indices) :]), sample)
+    others = iter(questions[len(indices) :])
+    replace_groups(groups, lambda _: next(others, None), sample)
     joined = Rollout.join(groups)
     assert [s.group for s in joined.samples] == [g for g in range(len(indices)) for _ in "ab"]
     assert joined.prompts == [f"question {s.item}" for s in joined.samples]
@@ -83,3 +102,76 @@ def test_only_finished_answers_are_rewarded_where_it_is_asked_for():
     group.reward_finished_only()
     assert [s.reward for s in group.samples] == [0, 1, 0]
     assert [v.reward for v in group.verdicts] == [1, 1, 0]
+
+
+LETTERS = Tokenizer(
+    encode=lambda text: [ord(c) for c in text],
+    decode=lambda ids: "".join(map(chr, ids)),
+    stop_ids=(0,),
+    template=None,
+    bos_ids=(),
+)
+
+
+def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> None:
+    """From a server in an engine's place, judged in real processes: even seeds say the number of
+    the question, odd ones another; of source b every response is wrong."""
+    for name, numbers in (("a", range(10, 30)), ("b", range(50, 70))):
+        rows = [json.dumps({"question": f"{i}?", "answer": i}) for i in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    sources = ", ".join(
+        f"{{name: {n}, path: {tmp_path}/{n}.jsonl, heldout: 2, weight: {w}, graders: {g}}}"
+        for n, w, g in (
+            ("a", 2, "[{kind: last_number}]"),
+            ("b", 1, "[{kind: last_number, name: c}]"),
+        )
+    )
+    recipe = load_recipe(
+        data_path("recipes/cpu/tiny.yaml"),
+        [
+            f"task={{sources: [{sources}], curriculum: {{low: .1, high: .9, replay: .5}}}}",
+            "rollout.prompts_per_step=6", "rollout.replacement_prompts=3", "steps=4",
+        ],
+    )  # fmt: skip
+    step = 0
+
+    def answer(_path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        number = int("".join(map(chr, body["token_ids"])).rstrip("?"))
+        right = body["sampling_params"]["seed"] % 2 == 0 and number < 50
+        ids = [ord(c) for c in str(number if right else number + 1)]
+        return 200, {"choices": [COMPLETION["choices"][0] | {
+            "token_ids": ids,
+            "logprobs": {"content": [{"logprob": -1.0}] * len(ids)},
+            "weight_versions": [{"start": 0, "end": len(ids), "version": str(step)}],
+            "finish_reason": "stop",
+        }]}  # fmt: skip
+
+    task = load(recipe.task, recipe.seed)
+    names = {question.index: question.source for question in task.train}
+    seen: dict[int, int] = {}
+    with standing_in(answer) as server, JudgePool(recipe.task) as judge:
+        asker = Asker(Fleet([EngineClient(server.url)]), LETTERS, judge)
+        rollouts = Rollouts(recipe, tmp_path, RolloutSource(recipe, task, asker))
+        for step in range(4):
+            rollout = rollouts.of(step, plan(recipe, {}))
+            assert rollout_files.read(tmp_path, step) == rollout
+            assert all(names[s.item] == s.source for s in rollout.samples)
+            found = source_metrics(rollout, False)
+            assert (found["source/a/prompts"], found["source/b/prompts"]) == (4, 2)
+            assert found["source/b/right_share"] == found["source/b/grader/c/mean"] == 0
+            assert (
+                0 < found["source/a/grader/last_number/mean"] == found["source/a/right_share"] < 1
+            )
+            # those whose groups were thrown away count as asked: b's never have signal
+            thrown = len(rollout.outcomes) - 6
+            assert 0 < thrown <= 3
+            assert {(0, 4)} == {rollout.outcomes[i] for i in rollout.outcomes if names[i] == "b"}
+            for item in rollout.outcomes:
+                seen[item] = seen.get(item, 0) + 1
+            assert {item: known.times for item, known in rollouts.record.items()} == seen
+    assert max(seen[item] for item in seen if names[item] == "b") == 1  # until none is left
+    assert max(seen[item] for item in seen if names[item] == "a") > 1  # replayed
+    assert rollouts.noted["curriculum/known"] == len(seen)
+    assert rollouts.noted["curriculum/repeated_share"] == pytest.approx(
+        sum(n > 1 for i, n in seen.items() if i in rollout.outcomes) / len(rollout.outcomes)
+    )

@@ -123,8 +123,8 @@ def test_the_standard_error_is_over_prompts(record: TokenRecord) -> None:
 
 
 def test_distinct_answers_by_the_verifiers_reading(rollout: Rollout) -> None:
-    assert distinct_answers(rollout, "last_number") == (1 + 2) / 2
-    assert distinct_answers(rollout, "reasoning_gym") == 2
+    assert distinct_answers(rollout, {"": "last_number"}) == (1 + 2) / 2
+    assert distinct_answers(rollout, {"": "reasoning_gym"}) == 2
 
 
 def test_a_page_shows_whole_groups(

@@ -221,7 +221,7 @@ def test_dump_loads_back_to_an_equal_recipe(write, value):
 
 
 def test_flatten_has_a_scalar_for_every_field(write):
-    flat = flatten(load(write(BASE), ["task.config.a.b=3"]))
+    flat = flatten(load(write(BASE), ["task.config.a.b=3", "task.curriculum.low=.2"]))
     sections = {k for k in known_keys() if any(o.startswith(f"{k}.") for o in known_keys())}
     assert set(known_keys()) - sections - {"task.config"} == set(flat) - {"task.config.a.b"}
     assert flat["task.config.a.b"] == 3

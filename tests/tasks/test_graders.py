@@ -3,6 +3,7 @@ test_judge.py.)"""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from aent.data.question import Question
 from aent.data.response import Response
-from aent.tasks import functions, graders
+from aent.recipe.sources import ColumnsSection
+from aent.tasks import files, functions, graders
 from wording import naming
 
 QUESTION = Question(3, "3 + 4?", "7", {"level": 5, "data_source": "sums"}, row=9)
@@ -124,6 +126,33 @@ def test_trls_reward_functions_as_trl_calls_them(written: Any) -> None:
     assert readings(messages, RESPONSES[:1]) == [(1.0, {})]
     assert functions.columns(texts) == ["level"]
     assert functions.columns(messages) == []
+
+
+def test_a_ground_truth_reaches_verls_function_as_it_is(written: Any, tmp_path: Path) -> None:
+    """A list or a mapping is an answer as JSON; verl's compute_score gets the column itself, TRL's
+    functions all turns."""
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "3 + 4?"},
+        {"role": "assistant", "content": "7"},
+        {"role": "user", "content": "Twice?"},
+    ]
+    truth = {"target": 14, "numbers": [3, 4]}
+    row = {"data_source": "s", "prompt": talk, "reward_model": {"ground_truth": truth}}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    columns = ColumnsSection(question="prompt", answer="reward_model.ground_truth")
+    (question,) = files.questions(tmp_path / "q.jsonl", None, columns)
+    assert json.loads(question.answer) == truth
+    own = written(
+        "def f(data_source, solution_str, ground_truth, extra_info):\n"
+        "    return float(ground_truth['target'] == int(solution_str))\n", style="verl",
+    )  # fmt: skip
+    assert graders.make(own, "", {}).call([Response("14")], question) == 1.0
+    chat = written(
+        f"def f(prompts, completions, **_):\n    return [float(p == {talk!r}) for p in prompts]\n",
+        style="trl_chat",
+    )
+    assert graders.make(chat, "", {}).call([Response("14")], question) == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -250,8 +250,8 @@ def test_columns_by_name_and_verls_layout(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
     first, second = found(tmp_path / "train.parquet", "prompt", "reward_model.ground_truth")
     assert (first.prompt, first.answer, first.system) == ("3 + 4?\nThink.", "7", "Be short.")
-    assert first.turns("Be long.") == ("3 + 4?\nThink.", "Be short.")
-    assert second.turns("Be long.") == ("3 + 4?\nThink.", "Be long.")
+    assert first.turns("Be long.") == ("3 + 4?\nThink.", "Be short.", ())
+    assert second.turns("Be long.") == ("3 + 4?\nThink.", "Be long.", ())
     assert first.metadata["extra_info"] == VERL["extra_info"]
 
 
@@ -259,7 +259,7 @@ def test_columns_by_name_and_verls_layout(tmp_path):
     ("change", "names"),
     [
         ({"reward_model": {"style": "rule"}}, ("'reward_model.ground_truth'", "task.columns")),
-        ({"reward_model": {"ground_truth": ["7"]}}, ("'reward_model.ground_truth'", "text")),
+        ({"reward_model": {"ground_truth": []}}, ("'reward_model.ground_truth'", "text")),
         ({"prompt": [{"role": "user", "content": ""}]}, ("'prompt'", "text")),
         ({"prompt": [*VERL["prompt"], {"role": "assistant", "content": "7"}]}, ("assistant",)),
         ({"prompt": ["3 + 4?"]}, ("messages",)),

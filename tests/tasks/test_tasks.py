@@ -2,6 +2,7 @@ import pytest
 
 from aent import tasks
 from aent.recipe.schema import TaskSection
+from aent.tasks.choice import choose
 from wording import naming
 
 LAST_NUMBER = {"kind": "last_number"}
@@ -67,30 +68,30 @@ def test_bad_task_is_one_clear_sentence(changes, names):
 
 def test_cursor_covers_each_epoch_once_and_shuffles_anew(task):
     epochs = [
-        [q.index for step in steps for q in tasks.questions_for_step(task, step, 8, seed=3)]
+        [q.index for step in steps for q in choose(task, step, 8, seed=3).questions]
         for steps in (range(17), range(17, 34))
     ]
     everything = sorted(q.index for q in task.train)
     assert sorted(epochs[0]) == sorted(epochs[1]) == everything
     assert epochs[0] != epochs[1]
-    again = tasks.questions_for_step(task, 20, 8, seed=3)
+    again = choose(task, 20, 8, seed=3).questions
     assert [q.index for q in again] == epochs[1][24:32]
-    assert again != tasks.questions_for_step(task, 20, 8, seed=4)
+    assert again != choose(task, 20, 8, seed=4).questions
 
 
 def test_a_step_has_no_question_twice_when_the_epoch_does_not_divide():
     task = tasks.load(section(size=10), seed=0)
     for step in range(12):
-        indices = [q.index for q in tasks.questions_for_step(task, step, 4, seed=0)]
+        indices = [q.index for q in choose(task, step, 4, seed=0).questions]
         assert len(set(indices)) == 4
     with pytest.raises(ValueError, match=naming("rollout.prompts_per_step", 11, 10)):
-        tasks.questions_for_step(task, 0, 11, seed=0)
+        choose(task, 0, 11, seed=0)
 
 
 def test_replacements_are_the_other_questions_in_an_order_of_the_steps_own(task):
-    own = tasks.questions_for_step(task, 5, 8, seed=3)
-    spare = list(tasks.replacements_for_step(task, 5, 8, seed=3))
+    own = choose(task, 5, 8, seed=3).questions
+    spare = choose(task, 5, 8, seed=3).spare[""]
     assert {q.index for q in own + spare} == {q.index for q in task.train}
     assert len(spare) == len(task.train) - 8
-    assert spare == list(tasks.replacements_for_step(task, 5, 8, seed=3))
-    assert spare[:8] != list(tasks.replacements_for_step(task, 6, 8, seed=3))[:8]
+    assert spare == choose(task, 5, 8, seed=3).spare[""]
+    assert spare[:8] != choose(task, 6, 8, seed=3).spare[""][:8]

@@ -10,7 +10,8 @@ version is 10. In it:
 
 It is written under a temporary name and renamed when it is whole; with ``checkpoint.asynchronous``
 in a thread of each rank, while the run goes on. There is no data cursor: a step's prompts and seeds
-are functions of the run's seed and the step (``orchestrator.sampling``).
+are functions of the run's seed and the step (``orchestrator.sampling``), with a curriculum also of
+what the steps before it have recorded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aent.checkpoint import rollout_files
 from aent.entropy.controllers import ControllerState
@@ -42,6 +43,10 @@ DAMAGED = ".damaged"  # set aside: not what was written
 NAME = re.compile(r"step_(\d{6,})(\.partial|\.damaged)?")
 
 
+# by index: (times asked, step of the last time, success then), tasks.curriculum's
+Questions = dict[str, list[Any]]
+
+
 class CheckpointError(RuntimeError):
     """A run cannot be resumed from what is on disk."""
 
@@ -56,6 +61,7 @@ class LoopState:
     journal_bytes: int  # length of the journal: every point of the steps done is within
     mlflow_run_id: str | None  # None where no server has been reached yet
     controls: Memory = field(default_factory=dict)  # what the entropy controls keep, by kind
+    questions: Questions = field(default_factory=dict)  # what a curriculum knows of each
 
     @classmethod
     def read(cls, folder: Path) -> LoopState:

@@ -29,8 +29,8 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
     """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
 
     Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
-    changed recipe, or a changed file of a grader's function, the rollouts that were recorded for
-    later steps are dropped: they are another policy's, or otherwise rewarded.
+    changed recipe, or a changed file of a grader's function or of questions, the rollouts that were
+    recorded for later steps are dropped: they are another policy's, or otherwise rewarded.
 
     digests: of checkpoint files that were hashed just now (``folders.pick``).
 
@@ -39,7 +39,8 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
             would corrupt the run.
     """
     folder = None
-    files = trial.fingerprints(recipe.task)
+    files = {"graders": trial.fingerprints(recipe.task)}
+    files["data"] = trial.data_fingerprints(recipe.task)
     if recipe.resume == "required" or (recipe.resume == "auto" and has_begun(run_dir)):
         folder = folders.pick(run_dir, digests)
         if (why := megatron.reading_fault(folder / folders.TRAINER)) is not None:
@@ -65,26 +66,27 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
     start = {
         "checkpoint": folder and str(folder),
         "started": (first or datetime.now()).isoformat(timespec="seconds"),
-        "graders": files,
+        **files,
     }
     write_whole(run_dir / START_FILE, json.dumps(start))
 
 
-def _say_changed_files(run_dir: Path, files: dict[str, str]) -> bool:
-    """Say which graders' files are not those of the run's last start; return whether any is."""
-    try:
-        before = json.loads((run_dir / START_FILE).read_text()).get("graders", {})
-    except (FileNotFoundError, ValueError, AttributeError):  # torn, or an earlier version's
-        return False
-    changed = [
-        function for function in files if before.get(function, files[function]) != files[function]
-    ]
-    for function in changed:
-        log.info(
-            f"aent: changed: task.graders: the file of {function} is not that of the run's last "
-            "start: this may change what is learnt"
-        )
-    return bool(changed)
+def _say_changed_files(run_dir: Path, files: dict[str, dict[str, str]]) -> bool:
+    """Say which files (of graders, of data; their hashes by name) are not those of the run's last
+    start; return whether any is."""
+    start = _read_start(run_dir) or {}  # torn, or an earlier version's
+    changed = False
+    for kind, hashes in files.items():
+        before = start.get(kind, {})
+        for name in hashes:
+            if before.get(name, hashes[name]) != hashes[name]:
+                changed = True
+                which = f"task.graders: the file of {name}" if kind == "graders" else name
+                log.info(
+                    f"aent: changed: {which} is not that of the run's last start: this may change "
+                    "what is learnt"
+                )
+    return changed
 
 
 def chosen(run_dir: Path) -> Path | None:

@@ -59,6 +59,7 @@ def write(run_dir: Path, step: int, rollout: Rollout) -> None:
     ]
     if rollout.temperature is not None:
         arrays["temperature"] = np.asarray(rollout.temperature)
+    arrays["outcomes"] = np.asarray([[i, *counts] for i, counts in rollout.outcomes.items()])
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -103,9 +104,17 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     samples = [
         Sample(**row, **{name: columns[name][i] for name in ARRAYS}) for i, row in enumerate(rest)
     ]
-    # files of earlier versions have no temperature
+    # files of earlier versions have neither temperature nor outcomes
     temperature = float(arrays["temperature"]) if "temperature" in arrays else None
-    return Rollout(samples, prompts, responses, [_verdict(**v) for v in verdicts], temperature)
+    outcomes = arrays["outcomes"].tolist() if "outcomes" in arrays else []
+    return Rollout(
+        samples,
+        prompts,
+        responses,
+        [_verdict(**v) for v in verdicts],
+        temperature,
+        {item: (right, judged) for item, right, judged in outcomes},
+    )
 
 
 def _verdict(reward: float, error: str, grades: Sequence[dict[str, Any]] = ()) -> Verdict:

@@ -16,6 +16,7 @@ from aent.checkpoint.folders import (
     SUMS,
     TRAINER,
     LoopState,
+    Questions,
     path_of,
     prune,
     rename,
@@ -130,12 +131,14 @@ def begin(
     controller: ControllerState,
     controls: Memory,
     logprob_gap: float | None,
+    questions: Questions | None,
     *,
     goes_on: bool,
 ) -> Saving:
     """Begin to write the run after ``step`` steps; ``Saving.finish`` is left to do. Collective.
 
-    goes_on: the run does, while a copy of the state is written; else the files are written now.
+    questions: what a curriculum knows of them; rank 0's. goes_on: the run does, while a copy of the
+    state is written; else the files are written now.
     """
     target = path_of(writer.run_dir, step)
     partial = target.with_name(target.name + PARTIAL)
@@ -151,6 +154,7 @@ def begin(
             journal_bytes=journal.stat().st_size if journal.exists() else 0,
             mlflow_run_id=known_run_id(writer.run_dir) or None,
             controls=controls,
+            questions=questions or {},
         ).write(partial)
         (partial / "recipe.yaml").write_text(dump(writer.recipe))
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator
 
 from aent.recipe.graders import Code, LanguageModelJudge, ServiceSection
-from aent.recipe.schema import Recipe
+from aent.recipe.schema import Recipe, TaskSection
+from aent.tasks.mixture import by_source
 from aent.tasks.verifiers import READS_ANSWERS
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
     """A sentence for each, naming the field; nothing is imported (``tasks.trial`` does)."""
     task = recipe.task
-    if not task.graders:
+    if not task.graders and not all(source.graders for source in task.sources or (task,)):
         yield "task.graders is empty: nobody says what an answer is worth"
         return
     # for which the other ranks wait without a sign of life
@@ -21,30 +22,11 @@ def faults(recipe: Recipe) -> Iterator[str]:
     others = f"rollout.progress_timeout_s + rollout.engine.start_timeout_s = {patience:g}"
     if task.judge_timeout_s >= patience:
         yield f"task.judge_timeout_s={task.judge_timeout_s:g} must be below {others}"
-    names = [grader.name for grader in task.graders]
-    for index, grader in enumerate(task.graders):
-        field = f"task.graders[{index}]"
-        if grader.weight == 0:
-            yield f"{field}.weight is 0: {grader.name} would change nothing"
-        if grader.name in names[:index]:
-            yield f"{field}.name: {grader.name} stands there twice: give each grader its own"
-        if grader.kind == "reasoning_gym" and task.kind == "file":
-            yield f"{field}: reasoning_gym has no scorer for task.kind=file"
-        if grader.kind == "python" and grader.group and grader.style == "verl":
-            yield f"{field}.group has no meaning with style=verl: compute_score takes one answer"
-        if isinstance(grader, ServiceSection | Code):
-            longest = grader.limit_s(task.judge_timeout_s)
-            if longest >= patience:
-                beside = longest - grader.timeout_s
-                more = f" (+ {beside:g} s around the program)" if beside else ""
-                yield f"{field}.timeout_s={grader.timeout_s:g}{more} must be below {others}"
-        if isinstance(grader, Code):
-            yield from _code(field, grader, task.judge_memory_gib)
-        if isinstance(grader, LanguageModelJudge):
-            yield from _judge(field, grader)
+    yield from dict.fromkeys(_lists(task, patience, others))  # a list of several sources once
     # where data_sources choose, each may be a question's first
-    chosen = [i for i, grader in enumerate(task.graders) if i == 0 or grader.data_sources]
-    silent = [task.graders[i] for i in chosen if task.graders[i].kind not in READS_ANSWERS]
+    lists = [part.graders for part in by_source(task).values()]
+    chosen = [g for one in lists for i, g in enumerate(one) if i == 0 or g.data_sources]
+    silent = [grader for grader in chosen if grader.kind not in READS_ANSWERS]
     if recipe.control("majority_reward") is not None and silent:
         yield (
             "entropy_controls: majority_reward compares answers, and a first one of task.graders "
@@ -62,6 +44,37 @@ def _code(field: str, grader: Code, judge_memory_gib: float) -> Iterator[str]:
             f"{field}.memory_gib={grader.memory_gib:g} is more than the judge's process may have, "
             f"whose limit it inherits: task.judge_memory_gib={judge_memory_gib:g}"
         )
+
+
+def _lists(task: TaskSection, patience: float, others: str) -> Iterator[str]:
+    """Faults of the graders of every source."""
+    for index, part in enumerate(by_source(task).values()):
+        own = bool(task.sources and task.sources[index].graders)
+        place = f"task.sources[{index}].graders" if own else "task.graders"
+        kind = f"task.sources[{index}].kind" if task.sources else "task.kind"
+        names = [grader.name for grader in part.graders]
+        for number, grader in enumerate(part.graders):
+            field = f"{place}[{number}]"
+            if grader.weight == 0:
+                yield f"{field}.weight is 0: {grader.name} would change nothing"
+            if grader.name in names[:number]:
+                yield f"{field}.name: {grader.name} stands there twice: give each grader its own"
+            if grader.kind == "reasoning_gym" and part.kind == "file":
+                yield f"{field}: reasoning_gym has no scorer for {kind}=file"
+            if grader.kind == "python" and grader.group and grader.style == "verl":
+                yield (
+                    f"{field}.group has no meaning with style=verl: compute_score takes one answer"
+                )
+            if isinstance(grader, ServiceSection | Code):
+                longest = grader.limit_s(task.judge_timeout_s)
+                if longest >= patience:
+                    beside = longest - grader.timeout_s
+                    more = f" (+ {beside:g} s around the program)" if beside else ""
+                    yield f"{field}.timeout_s={grader.timeout_s:g}{more} must be below {others}"
+            if isinstance(grader, Code):
+                yield from _code(field, grader, task.judge_memory_gib)
+            if isinstance(grader, LanguageModelJudge):
+                yield from _judge(field, grader)
 
 
 def _judge(field: str, judge: LanguageModelJudge) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from aent import tasks
 from aent.checkpoint import resume
 from aent.checks import cluster as check_cluster
 from aent.checks import controls as check_controls
@@ -13,15 +12,14 @@ from aent.checks import engines as check_engines
 from aent.checks import graders as check_graders
 from aent.checks import megatron as check_megatron
 from aent.checks import model as check_model
+from aent.checks import task as check_task
 from aent.entropy import controllers
 from aent.evaluation import suites
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import AlgorithmSection, Recipe
 from aent.runtime import megatron
-from aent.runtime.environment import data_path
 from aent.runtime.files import folder_problem
-from aent.tasks import sources, trial
 from aent.tracking import address
 
 
@@ -40,7 +38,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *check_controls.faults(recipe),
         *_entropy(recipe),
         *controllers.faults(recipe.controller.model_dump()),
-        *_task(recipe, machine),
+        *check_task.faults(recipe, machine),
         *check_graders.faults(recipe),
         *check_engines.faults(recipe, machine),
         *_evaluation(recipe, machine),
@@ -131,18 +129,11 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
             f"algorithm.overlong_buffer={algorithm.overlong_buffer} is more than "
             f"rollout.max_response_tokens={rollout.max_response_tokens}"
         )
-    if rollout.replacement_prompts:
-        if algorithm.advantage == "reinforce_plus_plus":
-            yield (
-                "rollout.replacement_prompts has no meaning with algorithm.advantage="
-                "reinforce_plus_plus: a group of equal rewards teaches too"
-            )
-        if recipe.task.size <= rollout.prompts_per_step:
-            yield (
-                f"rollout.replacement_prompts={rollout.replacement_prompts}: task.size="
-                f"{recipe.task.size} leaves no question beside rollout.prompts_per_step="
-                f"{rollout.prompts_per_step}"
-            )
+    if rollout.replacement_prompts and algorithm.advantage == "reinforce_plus_plus":
+        yield (
+            "rollout.replacement_prompts has no meaning with algorithm.advantage="
+            "reinforce_plus_plus: a group of equal rewards teaches too"
+        )
 
 
 def _entropy(recipe: Recipe) -> Iterator[str]:
@@ -169,55 +160,6 @@ def _timeouts(recipe: Recipe) -> Iterator[str]:
             yield f"trainer.phase_timeout_s={limit:g} must be above {what} = {seconds:g}"
 
 
-def _task(recipe: Recipe, machine: bool) -> Iterator[str]:
-    task = recipe.task
-    if task.kind == "reasoning_gym":
-        if task.path is not None:
-            yield "task.path has no meaning with task.kind=reasoning_gym"
-        yield from _few(recipe, task.size)
-        if machine:
-            yield from _generated(recipe)
-        return
-    if task.config:
-        yield "task.config has no meaning with task.kind=file"
-    if task.path is None:
-        yield "task.kind=file needs task.path"
-    elif machine and not data_path(task.path).is_file():
-        yield f"task.path: no file {task.path}{sources.hint(task.path)}"
-    elif machine:
-        try:
-            loaded = tasks.load(task, recipe.seed)
-            yield from _few(recipe, len(loaded.train))
-            yield from _tried(recipe, loaded)
-        except (OSError, ValueError) as error:
-            field = "" if str(error).startswith("task.") else "task.path: "
-            yield f"{field}{error}"
-
-
-def _tried(recipe: Recipe, task: tasks.Task) -> Iterator[str]:
-    questions = [*task.train, *task.heldout]
-    yield from trial.faults(recipe.task, questions, recipe.rollout.samples_per_prompt)
-
-
-def _few(recipe: Recipe, questions: int) -> Iterator[str]:
-    if questions < recipe.rollout.prompts_per_step:
-        yield (
-            f"rollout.prompts_per_step={recipe.rollout.prompts_per_step}, but the task has "
-            f"{questions} training questions"
-        )
-
-
-def _generated(recipe: Recipe) -> Iterator[str]:
-    try:
-        tasks.check_generated(recipe.task, recipe.seed)
-        if trial.tried(recipe.task):
-            yield from _tried(recipe, tasks.load(recipe.task, recipe.seed))
-    except ImportError as error:
-        yield f"task.kind=reasoning_gym: reasoning-gym cannot be imported: {error}"
-    except ValueError as error:
-        yield str(error)
-
-
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
     evaluation = recipe.evaluation
     first = [g.kind for g in recipe.task.graders if not g.data_sources][:1]
@@ -235,7 +177,7 @@ def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
                 suites.file(name)
         except (ValueError, FileNotFoundError) as error:
             yield f"evaluation.suites: {error}"
-    if evaluation.every and not recipe.task.heldout and not evaluation.suites:
+    if evaluation.every and not recipe.task.holds_out and not evaluation.suites:
         yield f"evaluation.every={evaluation.every} has nothing to score with task.heldout=0"
     if evaluation.samples > 1 and evaluation.temperature == 0:
         yield (

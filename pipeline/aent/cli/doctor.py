@@ -23,6 +23,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import environment
 from aent.runtime.files import nearest_existing
 from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look, smollm2_file
+from aent.tasks.mixture import appointed
 
 GIB = 2**30
 VLLM_CPU_LIBRARY = "libnuma.so.1"  # that vLLM's kernels for the CPU are linked with
@@ -227,7 +228,7 @@ def _needed(recipe: Recipe) -> set[str]:
     modules = set(DISTRIBUTIONS) - {"vllm.platforms", "math_verify", "gguf"}
     if recipe.rollout.engines:
         modules.add("vllm.platforms")
-    if any(grader.kind == "math_verify" for grader in recipe.task.graders):
+    if any(judge.grader.kind == "math_verify" for judge in appointed(recipe.task)):
         modules.add("math_verify")
     if recipe.model.bundled == "smollm2-135m-instruct":
         modules.add("gguf")

@@ -156,7 +156,10 @@ def data(
         str, typer.Argument(help="Which questions, as math-500; or check.", metavar="NAME|check")
     ],
     files: Annotated[
-        list[Path], typer.Argument(help="The public files (.jsonl, .parquet).", metavar="FILE...")
+        list[Path],
+        typer.Argument(
+            help="Files (.jsonl, .parquet); check: data sets' folders too.", metavar="FILE..."
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Default: data/NAME.jsonl.")] = None,
     recipe: Annotated[

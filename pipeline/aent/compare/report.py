@@ -11,6 +11,8 @@ from aent.compare import numbers, tables
 from aent.compare.collect import Comparison
 from aent.compare.numbers import WINDOW, Curve, metric
 from aent.compare.tables import Table
+from aent.recipe.schema import Recipe
+from aent.tasks.mixture import title
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,10 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
     return Report(
         title=f"{len(arms)} arms, {max(len(comparison.of(a)) for a in arms)} seeds",
         facts=[
-            f"Policy {model}, task {recipe.task.path or recipe.task.name}, {recipe.steps} steps of "
+            f"Policy {model}, task {title(recipe.task)}, {recipe.steps} steps of "
             f"{recipe.rollout.prompts_per_step} prompts x {recipe.rollout.samples_per_prompt} "
             "samples.",
-            f"Differences are to {baseline}, seed by seed: the arms of a seed see the same prompts "
-            "in the same order and answer the same held-out questions.",
+            f"Differences are to {baseline}, seed by seed: the arms of a seed {_share(recipe)}.",
             "Curves are means over seeds, bands reach from the smallest seed to the largest; a "
             "table's [a, b] does too.",
         ],
@@ -115,6 +116,14 @@ class _Compared:
     @property
     def is_certain(self) -> bool:
         return self.difference.verdict in ("higher", "lower")
+
+
+def _share(recipe: Recipe) -> str:
+    """What the arms of a seed have in common."""
+    same = "answer the same held-out questions"
+    if recipe.task.curriculum is not None:
+        return f"{same}; which prompts come when is the curriculum's choice, in each arm its own"
+    return f"see the same prompts in the same order and {same}"
 
 
 def _differences(comparison: Comparison, arms: Sequence[str]) -> Iterator[_Compared]:

@@ -42,11 +42,24 @@ class Rollout:
     responses: list[str]
     verdicts: list[Verdict]
     temperature: float | None = None  # of the policy in this step, which learns from them
+    # (right responses, responses that were judged) of every question that was asked, those whose
+    # groups were thrown away among them, by its index; earlier versions kept none
+    outcomes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def has_signal(self) -> bool:
         """Whether its responses, of one group, got different rewards."""
         return len({s.reward for s in self.samples}) > 1
+
+    def right(self, finished_only: bool) -> list[bool | None]:
+        """Whether each response is right, by its first grader (and was not cut off, where that
+        costs its reward); None where a grader failed."""
+        return [
+            None
+            if verdict.error
+            else verdict.score >= 1 and not (finished_only and sample.finish_reason == "length")
+            for sample, verdict in zip(self.samples, self.verdicts)
+        ]
 
     def reward_finished_only(self) -> None:
         """Take the rewards of responses that were cut off."""

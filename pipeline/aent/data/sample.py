@@ -19,3 +19,4 @@ class Sample:
     reward: float = 0.0
     replaced: int = 0  # groups without signal that were thrown away for this one's place
     rerolled: bool = False  # sampled at another temperature than the policy's (AEPO)
+    source: str = ""  # the question's, of a mixture

@@ -33,6 +33,7 @@ from aent.recipe.schema import ModelSection, Recipe, TaskSection
 from aent.tasks import trial
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
+from aent.tasks.mixture import appointed
 
 SHOWN = 10  # answers printed
 HASH = 10  # characters of the settings' hash in a folder's name
@@ -100,7 +101,8 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
 def _here(asked: Suite, recipe: Recipe) -> Suite:
     """The suite; where its programs are run, and by which limits, is the recipe's to say, if a
     grader of its own runs some."""
-    own = next((grader for grader in recipe.task.graders if grader.kind == "code"), None)
+    graders = (each.grader for each in appointed(recipe.task))
+    own = next((grader for grader in graders if grader.kind == "code"), None)
     if own is None or asked.name == suites.HELDOUT or asked.graders[0].kind != "code":
         return asked
     here = own.model_copy(update={"weight": 1.0, "data_sources": ()})
@@ -109,7 +111,7 @@ def _here(asked: Suite, recipe: Recipe) -> Suite:
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:
     """Raise ValueError for functions that cannot judge here."""
-    for grader in task.graders:
+    for grader in (judge.grader for judge in appointed(task)):
         if grader.kind == "python" and grader.group:
             raise ValueError(
                 f"suite {asked.name}: {grader.name} (task.graders) judges whole groups, and here "

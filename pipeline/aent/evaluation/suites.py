@@ -17,6 +17,7 @@ from aent.recipe.load import RecipeError, parse_value, sentence
 from aent.recipe.schema import Recipe, TaskSection
 from aent.recipe.section import Section
 from aent.tasks import files, sources
+from aent.tasks.mixture import appointed
 
 DATA_FOLDER = Path("data")  # where ``aent data`` writes
 HELDOUT = "heldout"  # the suite of a recipe's own held-out questions
@@ -100,11 +101,11 @@ def find(name: str, changes: Sequence[str] = ()) -> Suite:
 
 def of_recipe(recipe: Recipe, changes: Sequence[str] = ()) -> Suite:
     """The recipe's held-out questions, as its run scores them; ValueError if it has none."""
-    if not recipe.task.heldout:
+    if not recipe.task.holds_out:
         raise ValueError("the recipe holds no questions out (task.heldout=0): name a --suite")
     suite = Suite(
         name=HELDOUT,
-        graders=recipe.task.graders,
+        graders=tuple(judge.grader for judge in appointed(recipe.task)),
         samples=recipe.evaluation.samples,
         temperature=recipe.evaluation.temperature,
         top_p=recipe.evaluation.top_p,

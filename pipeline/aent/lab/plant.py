@@ -30,7 +30,7 @@ from aent.models.tokenizer import Tokenizer
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
-from aent.tasks import verifiers
+from aent.tasks import choice, verifiers
 
 PLANT = "recipes/compare/cpu-none.yaml"
 PAST = 0.9  # weight of the past in the averages of the gradients' norms, as in a run
@@ -103,7 +103,7 @@ class _Plant:
         """Sample, judge, and update once."""
         rollout = self.recipe.rollout
         n, samples = rollout.prompts_per_step, rollout.samples_per_prompt
-        questions = tasks.questions_for_step(self.task, step, n, self.seed)
+        questions = choice.choose(self.task, step, n, self.seed).questions
         ids, last, rewards = self.prompts.of(questions)
         logits = self._logits(ids, last)
         log_probs = logits.log_softmax(dim=-1)

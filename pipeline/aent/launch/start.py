@@ -21,6 +21,7 @@ from aent.runtime.environment import device_kind
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
 from aent.tasks import trial
+from aent.tasks.mixture import appointed
 from aent.tracking import address, sqlite
 
 DRIVEN = {
@@ -55,7 +56,7 @@ def prepare(
     run_dir.mkdir(parents=True, exist_ok=True)
     choose_start(recipe, run_dir, digests)
     checkpoint = chosen(run_dir)
-    starts.note(run_dir, job, checkpoint and checkpoint.name)
+    starts.note(run_dir, job, None if checkpoint is None else checkpoint.name)
     address.keep(recipe, run_dir)
     write_whole(run_dir / "recipe.yaml", dump(recipe))
     registry.make_token(run_dir)
@@ -76,6 +77,7 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
         f"{recipe.rollout.num_engines} vLLM engine(s), model {model_path}",
         *say_what_controls(recipe).splitlines(),
         *say_who_grades(recipe).splitlines(),
+        *say_which_sources(recipe).splitlines(),
         f"aent: run folder {run_dir} (logs in logs/)",
         f"aent: MLflow: {look}",
     ):
@@ -86,14 +88,25 @@ def say_who_grades(recipe: Recipe) -> str:
     """Each grader with its weight, and a function's file by its hash."""
     files = trial.fingerprints(recipe.task)
     lines = []
-    for grader in recipe.task.graders:
-        line = f"aent: grader: {grader.weight:g} x {grader.name}"
+    for judge in appointed(recipe.task):
+        grader, of = judge.grader, f" (of {judge.source})" if judge.source else ""
+        line = f"aent: grader: {grader.weight:g} x {grader.name}{of}"
         if grader.kind == "python":
             line += f" ({grader.function}, sha256 {files.get(grader.function, 'unknown')[:12]})"
         if grader.kind == "code":
             line += f" ({grader.url or f'sandbox: {grader.sandbox}'})"
         lines.append(line)
     return "\n".join(lines)
+
+
+def say_which_sources(recipe: Recipe) -> str:
+    """The sources of a mixture, with their parts of a step's prompts; nothing without."""
+    n = recipe.rollout.prompts_per_step
+    total = sum(source.weight for source in recipe.task.sources)
+    return "".join(
+        f"aent: source: {source.name}: {n * source.weight / total:.3g} of {n} prompts a step\n"
+        for source in recipe.task.sources
+    )
 
 
 def say_what_controls(recipe: Recipe) -> str:

@@ -6,12 +6,13 @@ Templates are rendered by transformers' own environment, wherever they are read 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aent.data.question import Turn
 from aent.recipe.schema import Recipe
 
 Message = dict[str, str]
@@ -30,8 +31,9 @@ class ChatTemplate:
     variables: Mapping[str, Any] = field(default_factory=dict)  # task.template
     now: datetime | None = None  # what templates that write a date are told; None: the clock
 
-    def prompt(self, prompt: str, system_prompt: str | None) -> str:
-        """The user's turn and the beginning of the answer's.
+    def prompt(self, prompt: str, system_prompt: str | None, earlier: Sequence[Turn] = ()) -> str:
+        """The user's turn, those before it (the first one a user's) and the beginning of the
+        answer's.
 
         Without ``system_prompt`` there is no system turn, also where the template would insert one
         of its own (as SmolLM2's does).
@@ -39,14 +41,14 @@ class ChatTemplate:
         Raises ValueError, naming the recipe's field, if the template refuses a system turn, or if
         its default one cannot be told from the rest.
         """
-        user = {"role": "user", "content": prompt}
+        turns = [{"role": role, "content": text} for role, text in (*earlier, ("user", prompt))]
         if system_prompt is None:
             special = self.special.get
             return without_system_turn(
-                self.render, user, special("bos_token", ""), special("eos_token", "")
+                self.render, turns, special("bos_token", ""), special("eos_token", "")
             )
         try:
-            return self.render([{"role": "system", "content": system_prompt}, user], True)
+            return self.render([{"role": "system", "content": system_prompt}, *turns], True)
         except ValueError as error:
             raise ValueError(
                 f"task.system_prompt: the model's chat template refuses a system turn ({error}): "
@@ -98,17 +100,17 @@ def _compiled(text: str) -> Any:
 
 
 def without_system_turn(
-    render: Callable[[list[Message], bool], str], user: Message, bos: str, eos: str
+    render: Callable[[list[Message], bool], str], turns: list[Message], bos: str, eos: str
 ) -> str:
-    """The user's turn as the template writes it when it is not the first.
+    """The turns as the template writes them when the first of them, a user's, is not the first.
 
     Raises ValueError if it cannot be told which part that is.
     """
-    whole = render([user], True)
+    whole = render(turns, True)
     other = {"role": "user", "content": "?"}
     for history in ([other], [other, {"role": "assistant", "content": "!"}]):
         try:
-            before, after = render(history, False), render([*history, user], True)
+            before, after = render(history, False), render([*history, *turns], True)
         except ValueError:  # templates refuse turns that do not alternate
             continue
         # Phi's end a text that is not to be answered with the end-of-sequence token

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aent.data.question import Turn
 from aent.models.chat import ChatTemplate
 from aent.recipe.schema import ModelSection
 
@@ -29,16 +30,20 @@ class Tokenizer:
     template: ChatTemplate | None
     bos_ids: tuple[int, ...]  # before a prompt of plain text, where the tokenizer has such a token
 
-    def chat_prompt(self, prompt: str, system_prompt: str | None = None) -> list[int]:
-        """Ids of the user's turn and the beginning of the answer's, by the chat template.
+    def chat_prompt(
+        self, prompt: str, system_prompt: str | None = None, earlier: Sequence[Turn] = ()
+    ) -> list[int]:
+        """Ids of the user's turn, of those before it, and of the beginning of the answer's, by the
+        chat template.
 
-        A tokenizer without a chat template gets plain text: the system prompt, an empty line, the
-        prompt. Raises ValueError as ``ChatTemplate.prompt``.
+        A tokenizer without a chat template gets plain text: the system prompt and every turn, an
+        empty line between them. Raises ValueError as ``ChatTemplate.prompt``.
         """
         if self.template is None:
-            parts = [prompt] if system_prompt is None else [system_prompt, prompt]
+            system = [] if system_prompt is None else [system_prompt]
+            parts = [*system, *(text for _, text in earlier), prompt]
             return [*self.bos_ids, *self.encode("\n\n".join(parts))]
-        return self.encode(self.template.prompt(prompt, system_prompt))
+        return self.encode(self.template.prompt(prompt, system_prompt, earlier))
 
 
 def load(

@@ -17,6 +17,7 @@ from aent.orchestrator.rank_zero import RankZero
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
 from aent.runtime.signals import StopRequest
+from aent.tasks.curriculum import to_json
 from aent.trainer import state
 
 
@@ -56,7 +57,7 @@ class Checkpoints:
             saved = LoopState.read(folder)
             same_layout = state.load(self.writer.trainer, folder / TRAINER)
             fresh_from = self.zero.tell(
-                "reading what was recorded", lambda zero: zero.resume(saved.step, same_layout)
+                "reading what was recorded", lambda zero: zero.resume(saved, same_layout)
             )
         return Start(
             saved.step, saved.controller, saved.controls, True, fresh_from, saved.logprob_gap
@@ -83,7 +84,12 @@ class Checkpoints:
             self._finish_saving()
         if due:
             goes_on = settings.asynchronous and not asked and not last and step > 0
-            self.saving = begin(self.writer, step, controller, memory, gap, goes_on=goes_on)
+            questions = self.zero.alone(
+                "what the curriculum knows", lambda zero: to_json(zero.rollouts.record)
+            )
+            self.saving = begin(
+                self.writer, step, controller, memory, gap, questions, goes_on=goes_on
+            )
             if not goes_on:
                 self._finish_saving()
         return asked and not last

@@ -12,6 +12,7 @@ from aent.orchestrator.records import shortened
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import Task
+from aent.tasks.mixture import appointed
 from aent.tracking import datasets, journal
 from aent.tracking.policies import SavedPolicy
 from aent.tracking.traced import Traced, TracedGrade, TracedStep, spread
@@ -54,13 +55,14 @@ def _traced(recipe: Recipe, rollout: Rollout, place: int, entropy: float) -> Tra
         finish_reason=sample.finish_reason,
         first_version=sample.versions[0],
         version=sample.versions[-1],
-        grades=_grades(recipe, rollout.verdicts[place]),
+        grades=_grades(recipe, sample.source, rollout.verdicts[place]),
     )
 
 
-def _grades(recipe: Recipe, verdict: Verdict) -> tuple[TracedGrade, ...]:
+def _grades(recipe: Recipe, source: str, verdict: Verdict) -> tuple[TracedGrade, ...]:
     # a step that an earlier start has sampled may have been judged by graders of an earlier recipe
-    graders = {grader.name: grader for grader in recipe.task.graders}
+    of_source = [each.grader for each in appointed(recipe.task) if each.source == source]
+    graders = {grader.name: grader for grader in of_source}
     kinds = {name: grader.kind for name, grader in graders.items()}
     weights = {name: grader.weight for name, grader in graders.items()}
     return tuple(

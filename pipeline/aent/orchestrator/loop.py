@@ -117,7 +117,7 @@ def evaluate(run: Run, step: int) -> None:
     """Score the held-out questions and the suites on the engines, with the weights after ``step``
     steps, where it is time to: before the first, after the last, and every so many."""
     recipe, every = run.recipe, run.recipe.evaluation.every
-    asked = recipe.task.heldout or recipe.evaluation.suites
+    asked = recipe.task.holds_out or recipe.evaluation.suites
     if asked and (step in (0, recipe.steps) or (every and step % every == 0)):
         with run.phases("evaluate"):
             run.zero.alone(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from aent import tasks
 from aent.data.question import Question
@@ -10,6 +10,7 @@ from aent.evaluation import suites
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.schema import Recipe, TaskSection
 from aent.runtime.log import log
+from aent.tasks import choice
 from aent.tasks.judge import JudgePool
 from aent.tasks.verifiers import as_number
 
@@ -19,13 +20,15 @@ def load_task(
 ) -> tasks.Task:
     """The recipe's task, without questions that are too long or have no readable reference.
 
-    Raises ValueError if no training question is left.
+    Raises ValueError if a source has fewer training questions left than a step may ask of it.
     """
-    task = _without_long(tasks.load(recipe.task, recipe.seed), recipe, words, progress)
-    kinds = {grader.kind for grader in recipe.task.graders}
-    if recipe.task.kind == "file" and "math_verify" in kinds:
-        # for last_number, ``tasks.load`` has refused them
-        task = _without_unreadable(task, recipe.task, judge, progress)
+    task = tasks.load(recipe.task, recipe.seed)
+    for note in task.notes:
+        log.info(f"aent: {note}")
+    task = _without_long(task, recipe, words, progress)
+    # of files; for last_number, ``tasks.load`` has refused them
+    task = _without_unreadable(task, recipe.task, judge, progress)
+    choice.check(task, recipe.rollout.prompts_per_step)
     return task
 
 
@@ -38,10 +41,12 @@ def _without_long(
 
     progress()
     kept = tasks.without_long_prompts(task, length, recipe.rollout.max_prompt_tokens)
-    dropped = len(task.train) + len(task.heldout) - len(kept.train) - len(kept.heldout)
-    if dropped:
+    left = {q.index for q in (*kept.train, *kept.heldout)}
+    for name, dropped in _by_source(
+        task, [q for q in (*task.train, *task.heldout) if q.index not in left]
+    ):
         log.info(
-            f"aent: {dropped} questions of {task.name} have more than rollout.max_prompt_tokens="
+            f"aent: {len(dropped)} questions of {name} have more than rollout.max_prompt_tokens="
             f"{recipe.rollout.max_prompt_tokens} tokens and are left out"
         )
     return kept
@@ -50,27 +55,37 @@ def _without_long(
 def _without_unreadable(
     task: tasks.Task, section: TaskSection, judge: JudgePool, progress: Callable[[], None]
 ) -> tasks.Task:
-    """The task without the questions whose reference math-verify cannot read."""
+    """The task without the questions of files whose reference math-verify cannot read."""
     everyone = [*task.heldout, *task.train]
     questions = [
         q
         for q in everyone
-        if any(grader.kind == "math_verify" for grader in tasks.graders_of(section, q))
+        if q.row is not None
+        and any(grader.kind == "math_verify" for grader in tasks.graders_of(section, q))
         and as_number(q.answer) is None  # a number can be read
     ]
     bad: list[Question] = []
     for first in range(0, len(questions), 100):
         bad += judge.unreadable(questions[first : first + 100], "math_verify")
         progress()
-    if not bad:
-        return task
-    rows = ", ".join(str(q.row) for q in bad[:5]) + (", ..." if len(bad) > 5 else "")
-    log.info(
-        f"aent: {len(bad)} questions of {task.name} have an answer that math_verify (task.graders) "
-        f"cannot read (row {rows}) and are left out"
-    )
+    for name, dropped in _by_source(task, bad):
+        rows = ", ".join(str(q.row) for q in dropped[:5]) + (", ..." if len(dropped) > 5 else "")
+        log.info(
+            f"aent: {len(dropped)} questions of {name} have an answer that math_verify "
+            f"(task.graders) cannot read (row {rows}) and are left out"
+        )
     left_out = {q.index for q in bad}
     return tasks.without(task, left_out, "math_verify (task.graders) reads no answer")
+
+
+def _by_source(
+    task: tasks.Task, questions: Sequence[Question]
+) -> Iterator[tuple[str, list[Question]]]:
+    """(what the source is called, its questions) of each that has any of them."""
+    for source in task.weights:
+        own = [question for question in questions if question.source == source]
+        if own:
+            yield source or task.name, own
 
 
 def load_suites(recipe: Recipe, words: Tokenizer) -> dict[str, list[Question]]:

@@ -21,6 +21,7 @@ from aent.orchestrator.rollouts import Rollouts
 from aent.orchestrator.sampling import RolloutSource
 from aent.recipe.schema import Recipe
 from aent.runtime.timeline import Timeline
+from aent.tasks import curriculum
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
 from aent.tracking.display import Display
@@ -73,22 +74,23 @@ class RankZero:
                 opened=opened.pop_all(),
             )
 
-    def resume(self, step: int, same_layout: bool) -> int:
-        """Take up what earlier starts left of the run's first ``step`` steps; return the first
-        step whose rollouts are not on disk."""
-        self.report.resume(step)
+    def resume(self, saved: LoopState, same_layout: bool) -> int:
+        """Take up what earlier starts left of the run until this checkpoint; return the first step
+        whose rollouts are not on disk."""
+        self.report.resume(saved.step)
         if not same_layout:
             self.report.display.message(
                 "the layout is not that of the checkpoint: random streams begin anew"
             )
-        return self.rollouts.resume(step)
+        return self.rollouts.resume(saved.step, curriculum.from_json(saved.questions))
 
     def record(self, done: StepDone, seconds: Mapping[str, float]) -> None:
         """Log and show the step, whose phases took so many ``seconds``."""
         assert self.rollouts.newest is not None
         busy_s, gap = self.engines.take_busy_s(), self.engines.probe.gap
         load = self.engines.take_load(busy_s)
-        self.report.step(done, self.rollouts.newest, seconds, busy_s, gap, load)
+        newest, noted = self.rollouts.newest, self.rollouts.noted
+        self.report.step(done, newest, noted, seconds, busy_s, gap, load)
 
     def close(self) -> None:
         """End the judges and give the terminal back."""

@@ -26,6 +26,7 @@ from aent.orchestrator.records import (
     suite_metrics,
     time_metrics,
 )
+from aent.orchestrator.source_metrics import heldout_by_source, source_metrics
 from aent.orchestrator.token_metrics import (
     Mix,
     by_class,
@@ -37,6 +38,7 @@ from aent.orchestrator.token_metrics import (
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
 from aent.runtime.log import log
+from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
@@ -56,6 +58,7 @@ class Report:
     evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
     in_band: list[float] = field(default_factory=list)  # 1 for each step with its entropy there
+    filled: bool = False  # it was said that a curriculum's window leaves too few questions
     mix: Mix | None = None  # of the last step's tokens
     alerts: Alerts = field(init=False)
 
@@ -82,6 +85,7 @@ class Report:
         self,
         done: StepDone,
         rollout: Rollout,
+        noted: Mapping[str, float],
         seconds: Mapping[str, float],
         engines_busy_s: float,
         probe_gap: float,
@@ -89,20 +93,23 @@ class Report:
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line.
 
-        seconds: per phase. engines_busy_s: in which an engine had requests to answer, the mean.
-        probe_gap: between engine and trainer at the last weight update, nats.
-        load: what the engines say of themselves, by the metrics' names.
+        noted: metrics of which questions a curriculum asked. seconds: per phase. engines_busy_s: in
+        which an engine had requests to answer, the mean. probe_gap: between engine and trainer at
+        the last weight update, nats. load: what the engines say of themselves, by the metrics'
+        names.
         """
         recipe, batch = self.recipe, done.batch
         record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
         metrics = step_metrics(recipe, done, rollout) | control_metrics(done.memory)
         metrics |= grader_metrics(rollout.verdicts) | self._entropy_metrics(record, metrics)
-        reader = recipe.task.graders[0].kind
-        metrics["response/distinct_answers"] = distinct_answers(rollout, reader)
+        metrics |= source_metrics(rollout, recipe.task.finished_only) | dict(noted)
+        readers = {name: part.graders[0].kind for name, part in by_source(recipe.task).items()}
+        metrics["response/distinct_answers"] = distinct_answers(rollout, readers)
         metrics["policy/probe_gap"] = probe_gap
-        metrics |= time_metrics(done.batch, seconds, engines_busy_s) | load
+        metrics |= time_metrics(done.batch, seconds, engines_busy_s) | dict(load)
         self.tracker.log(done.step, metrics)
         self._alert(done.step, metrics)
+        self._say_filled(done.step, noted)
         every = recipe.tracking.samples_every
         if every and done.step % every == 0:
             means = record.response_means()
@@ -135,6 +142,16 @@ class Report:
             self.display.message(f"aent: alert {alert}", logging.INFO if over else logging.WARNING)
             self.tracker.tag(alert.tag, str(alert))
 
+    def _say_filled(self, step: int, noted: Mapping[str, float]) -> None:
+        """Say it once where a curriculum's window leaves too few questions."""
+        share = noted.get("curriculum/outside_share", 0.0)
+        if share > 0 and not self.filled:
+            self.filled = True
+            self.display.message(
+                f"task.curriculum: too few questions lie in the window: {share:.0%} of those of "
+                f"step {step} are the ones nearest to it (curriculum/outside_share)"
+            )
+
     def _entropy_metrics(self, record: TokenRecord, step: Mapping[str, float]) -> dict[str, float]:
         """Where the step's entropy lies, what made it change, how sure it is, how long it has been
         held."""
@@ -163,7 +180,7 @@ class Report:
     def heldout(self, step: int, result: EvaluationResult) -> None:
         """Log and show the held-out score after ``step`` steps, and keep the answers."""
         self.evaluations[step] = result.accuracy
-        self.tracker.log(step, evaluation_metrics(result))
+        self.tracker.log(step, evaluation_metrics(result) | heldout_by_source(result))
         self.tracker.log_samples(step, heldout_rows(result), "heldout")
         questions = len(result.answers) // self.recipe.evaluation.samples
         self.display.message(

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from aent import tasks
 from aent.algorithm.entropy_controls import Plan
@@ -15,6 +14,8 @@ from aent.data.rollout import Rollout
 from aent.data.sample import Sample
 from aent.recipe.schema import Recipe
 from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
+from aent.tasks.choice import Choice, choose
+from aent.tasks.curriculum import Record
 from aent.tasks.verifiers import answer_in
 
 
@@ -36,7 +37,7 @@ def sample_seed(run_seed: int, step: int, item: int, index: int) -> int:
 
 def replace_groups(
     groups: list[Rollout],
-    spare: Iterator[Question],
+    spare: Callable[[int], Question | None],
     sample: Callable[[list[tuple[int, Question]]], list[Rollout]],
 ) -> None:
     """Dynamic sampling (DAPO, arXiv 2503.14476 eq. 11): a group whose rewards are all the same
@@ -50,10 +51,12 @@ def replace_groups(
 
     Args:
         groups: changed in place; group i has the group id i.
+        spare: the next spare question for the place i; None: there is none.
         sample: one group for each (group id, question).
     """
     while flat := [place for place, group in enumerate(groups) if not group.has_signal]:
-        places = [(place, question) for place, question in zip(flat, spare)]
+        drawn = ((place, spare(place)) for place in flat)
+        places = [(place, question) for place, question in drawn if question is not None]
         if not places:
             return
         for (place, _), group in zip(places, sample(places)):
@@ -62,6 +65,29 @@ def replace_groups(
                 groups[place] = group
             for one in groups[place].samples:
                 one.replaced = thrown_away
+
+
+def spares(choice: Choice, limit: int) -> Callable[[int], Question | None]:
+    """The next spare question for a place of the step, of the source of the question that has it,
+    ``limit`` in all; None: there is none."""
+    left = {source: iter(questions) for source, questions in choice.spare.items()}
+    given = 0
+
+    def spare(place: int) -> Question | None:
+        nonlocal given
+        question = None
+        if given < limit:
+            question = next(left[choice.questions[place].source], None)
+        given += question is not None
+        return question
+
+    return spare
+
+
+def outcome(group: Rollout, finished_only: bool) -> tuple[int, int]:
+    """(right responses, responses that were judged) of a group."""
+    judged = [right for right in group.right(finished_only) if right is not None]
+    return sum(judged), len(judged)
 
 
 def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
@@ -94,41 +120,46 @@ class RolloutSource:
     task: tasks.Task
     asker: Asker
 
-    def next(self, step: int, plan: Plan, max_staleness: int = 0) -> Rollout:
+    def next(
+        self, step: int, plan: Plan, max_staleness: int = 0, record: Record | None = None
+    ) -> Rollout:
         """The rollouts of ``step``, written by weights at most ``max_staleness`` steps old, as the
         plan has them: one group per prompt, those without signal replaced where the recipe says
         so, re-rolled responses behind them.
 
+        record: what the curriculum knows of the questions.
+
         (Step t is sampled with weight version t.) Raises RuntimeError if a token came from another
         version, EngineError as the client does.
         """
-        rollout, seed = self.recipe.rollout, self.recipe.seed
+        rollout, section = self.recipe.rollout, self.recipe.task
         wanted = rollout.prompts_per_step
-        questions = tasks.questions_for_step(self.task, step, wanted, seed)
-        counts = plan.samples([question.index for question in questions])
-        prompted = [Prompted(g, q, n) for g, (q, n) in enumerate(zip(questions, counts))]
+        choice = choose(self.task, step, wanted, self.recipe.seed, section.curriculum, record)
+        counts = plan.samples([question.index for question in choice.questions])
+        asked: dict[int, Question] = {}
+        outcomes: dict[int, tuple[int, int]] = {}
 
-        def sample(
-            prompted: Sequence[Prompted], temperature: float = plan.temperature
-        ) -> list[Rollout]:
-            changed = replace(plan, temperature=temperature)
-            return self._sample(step, prompted, changed, max_staleness)
+        def sample(prompted: Sequence[Prompted]) -> list[Rollout]:
+            groups = self._sample(step, prompted, plan, max_staleness)
+            for each, group in zip(prompted, groups):
+                asked[each.question.index] = each.question
+                outcomes[each.question.index] = outcome(group, section.finished_only)
+            return groups
 
-        groups = sample(prompted)
-        others = tasks.replacements_for_step(self.task, step, wanted, seed)
-        spare = list(islice(others, rollout.replacement_prompts))
+        groups = sample([Prompted(g, q, counts[g]) for g, q in enumerate(choice.questions)])
         replace_groups(
             groups,
-            iter(spare),
+            spares(choice, rollout.replacement_prompts),
             lambda places: sample([Prompted(g, q, counts[g]) for g, q in places]),
         )
         if plan.reroll is not None:
-            by_index = {question.index: question for question in [*questions, *spare]}
             first = groups[: math.ceil(plan.reroll.share * wanted)]
             items = [group.samples[0].item for group in first]
-            again = [Prompted(g, by_index[i], counts[g], again=True) for g, i in enumerate(items)]
-            groups.append(better_ones(sample(again, plan.reroll.temperature), plan.reroll.limit))
-        return replace(Rollout.join(groups), temperature=plan.temperature)
+            again = [Prompted(g, asked[i], counts[g], again=True) for g, i in enumerate(items)]
+            at = replace(plan, temperature=plan.reroll.temperature)
+            rerolled = self._sample(step, again, at, max_staleness)
+            groups.append(better_ones(rerolled, plan.reroll.limit))
+        return replace(Rollout.join(groups), temperature=plan.temperature, outcomes=outcomes)
 
     def _sample(
         self, step: int, prompted: Sequence[Prompted], plan: Plan, max_staleness: int
@@ -190,6 +221,7 @@ def _group(each: Prompted, wanted: Sequence[Asked], answers: Sequence[Answer]) -
             item=each.question.index,
             reward=answer.verdict.reward,
             rerolled=each.again,
+            source=each.question.source,
         )
         for one, answer in zip(wanted, answers)
     ]

@@ -109,9 +109,14 @@ def standard_error(record: TokenRecord) -> float:
     return math.sqrt(groups / (groups - 1) * float(sums.square().sum())) / record.entropy.numel()
 
 
-def distinct_answers(rollout: Rollout, verifier: str) -> float:
-    """How many answers the responses to a prompt give, the mean over prompts; none is one too."""
+def distinct_answers(rollout: Rollout, readers: Mapping[str, str]) -> float:
+    """How many answers the responses to a prompt give, as the grader of its source reads them, the
+    mean over prompts; none is one too.
+
+    readers: a grader's kind by source.
+    """
     answers: dict[int, set[str | None]] = {}
     for sample, response in zip(rollout.samples, rollout.responses):
-        answers.setdefault(sample.group, set()).add(answer_in(verifier, response))
+        answer = answer_in(readers[sample.source], response)
+        answers.setdefault(sample.group, set()).add(answer)
     return sum(map(len, answers.values())) / len(answers)

@@ -34,7 +34,7 @@ def changes(before: Recipe, after: Recipe) -> list[Change]:
 def _changes(prefix: str, before: Section, after: Section) -> Iterator[Change]:
     for name in type(after).model_fields:
         old, new = getattr(before, name), getattr(after, name)
-        if isinstance(new, Section):
+        if isinstance(old, Section) and isinstance(new, Section):
             yield from _changes(f"{prefix}{name}.", old, new)
         elif _hidden(old) != _hidden(new):
             yield Change(prefix + name, old, new, rule_of(type(after), name))

@@ -13,7 +13,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,7 @@ from aent.recipe import controls, graders
 from aent.recipe.earlier import RENAMED, translated
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.recipe.sources import SourceSection
 
 MAX_FAULTS = 5  # reported at once
 Scalar = str | int | float | bool | None
@@ -271,8 +273,10 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _section(owner: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """The section that a field of ``owner`` holds, None if it holds a value."""
+    """The section that a field of ``owner`` holds (or may hold), None if it holds a value."""
     kind = owner.model_fields[field].annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = get_args(kind)[0]
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -301,8 +305,12 @@ def _nearest(parent: str, name: str) -> str:
     if f"{parent}.{name}" in RENAMED:
         return f" (it is {RENAMED[f'{parent}.{name}']})"
     known = list(known_keys())
+    # a source of a mixture has graders as the task has, and columns
+    within = re.sub(r"^task\.sources\[\d+\](?=\.graders)", "task", parent)
+    if within == parent and parent.startswith("task.sources["):
+        known = [f"{parent.partition(']')[0]}].{key}" for key in known_keys(SourceSection)]
     for place, kinds in _LISTS.items():
-        if parent.startswith(f"{place}["):
+        if within.startswith(f"{place}["):
             section = kinds[parent.rpartition(".")[2]]
             known = [f"{parent}.{field}" for field in section.model_fields]
     beside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}

@@ -16,6 +16,7 @@ from pydantic import Field
 from aent.recipe.controls import EntropyControl
 from aent.recipe.graders import Grader, ReasoningGym
 from aent.recipe.section import Resume, Section, mark
+from aent.recipe.sources import ColumnsSection, CurriculumSection, SourceSection
 
 
 class ModelSection(Section):
@@ -30,22 +31,20 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-class ColumnsSection(Section):
-    """The columns of a file of questions; a dot leads into a column of mappings, as in verl's
-    ``reward_model.ground_truth``."""
-
-    question: str = "question"  # texts, or messages: a user's, with a system's before it or not
-    answer: str = "answer"
-
-
 class TaskSection(Section):
     """Prompts and the graders of the answers."""
 
     kind: Literal["reasoning_gym", "file"] = "reasoning_gym"
     name: str = "chain_sum"  # reasoning_gym: the data set
     config: dict[str, Any] = Field({})  # reasoning_gym: its configuration, passed on as it is
-    path: str | None = None  # file: JSONL or parquet, a row a question
+    # file: JSONL or parquet, a row a question; or a Hugging Face data set's folder
+    path: str | None = None
+    split: str = "train"  # of such a folder
+    subset: str | None = None  # of such a folder: one of several that its card has
     columns: ColumnsSection = ColumnsSection()
+    # a mixture, in place of kind, name, config, path, split, subset, columns, size and heldout
+    sources: tuple[SourceSection, ...] = ()
+    curriculum: CurriculumSection | None = None  # None: every epoch in an order of its own
     size: int = Field(1000, ge=1)  # distinct training questions (fewer where the task has fewer)
     heldout: int = Field(64, ge=0)  # questions kept out of training, for evaluation
     system_prompt: str | None = None  # None: no system turn at all
@@ -59,6 +58,11 @@ class TaskSection(Section):
     judge_processes: int = mark(1, "free", ge=1)
     judge_timeout_s: float = mark(5.0, "warn", gt=0)  # an answer that takes longer gets reward 0
     judge_memory_gib: float = mark(4.0, "warn", gt=0)  # address space of each process
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any questions are kept out of training."""
+        return any(part.heldout for part in self.sources or (self,))
 
 
 class EngineSection(Section):

@@ -1,22 +1,21 @@
-"""Questions with verifiable answers: which are trained on, which are held out, which come when.
+"""Questions with verifiable answers: which are trained on, which are held out. Which come when:
+``tasks.choice``.
 
 This module imports nothing heavy: the judges' worker processes import it too.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import random
-import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from aent.data.question import Question
+from aent.tasks.mixture import by_source, graders_of, of_source, title
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from aent.recipe.graders import Grader
     from aent.recipe.schema import TaskSection
 
@@ -28,36 +27,122 @@ class Task:
     name: str
     train: list[Question]
     heldout: list[Question]
+    weights: dict[str, float] = field(default_factory=lambda: {"": 1.0})  # by source, in order
+    notes: tuple[str, ...] = ()  # a sentence for each thing of the data that is not used
+
+    def of(self, source: str) -> list[Question]:
+        """The source's training questions."""
+        return [question for question in self.train if question.source == source]
 
 
 def load(section: TaskSection, seed: int) -> Task:
     """Draw the task's distinct questions, deterministically in ``seed``.
 
-    The held-out ones are the first drawn, so that ``size`` does not change them. There are fewer
-    than ``size`` training questions where the task has fewer.
+    Of each source the held-out ones are the first drawn, so that ``size`` does not change them.
+    There are fewer than ``size`` training questions where it has fewer. A question that two sources
+    have is the first one's.
 
-    Raises ValueError for an unknown data set or configuration key, a configuration that the data
-    set refuses, a file that is not as it must be, answers that the graders cannot read, or fewer
-    distinct questions than ``heldout`` + 1; FileNotFoundError where there is no such file.
+    Raises ValueError, naming the field, for an unknown data set or configuration key, a
+    configuration that the data set refuses, a file that is not as it must be, answers that the
+    graders cannot read, or fewer distinct questions than ``heldout`` + 1; OSError where there is no
+    such file.
     """
-    questions = list(_file(section, seed) if section.kind == "file" else _generated(section, seed))
+    if not section.sources:
+        return _load_one(section, seed, "", set(), 0)
+    loaded: list[Task] = []
+    seen: set[tuple] = set()
+    first = 0
+    for index, (name, part) in enumerate(by_source(section).items()):
+        try:
+            loaded.append(_load_one(part, seed, name, seen, first))
+        except (OSError, ValueError) as error:
+            kind = ValueError if isinstance(error, ValueError) else OSError
+            raise kind(of_source(str(error), index)) from error
+        questions = [*loaded[-1].train, *loaded[-1].heldout]
+        seen |= {_bare(question, part) for question in questions}
+        first = 1 + max(question.index for question in questions)
+    heirs = [task for task, source in zip(loaded, section.sources) if not source.graders]
+    if heirs:
+        _check_used(section.graders, [q for task in heirs for q in task.train + task.heldout])
+    return Task(
+        title(section),
+        [question for task in loaded for question in task.train],
+        [question for task in loaded for question in task.heldout],
+        {source.name: source.weight for source in section.sources},
+        tuple(note for task in loaded for note in task.notes),
+    )
+
+
+def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], first: int) -> Task:
+    """The task of one source, whose questions are numbered from ``first`` on, without those that
+    have been ``seen`` in others."""
+    everyone = _drawn(section, seed)
+    fresh = [q for q in everyone if _bare(q, section) not in seen]
+    questions = fresh[: section.heldout + section.size]
     if len(questions) <= section.heldout:
-        what = _name(section) + (" with this config" if section.kind == "reasoning_gym" else "")
+        what = title(section) + (" with this config" if section.kind == "reasoning_gym" else "")
+        others = " that no source before it has" if len(fresh) < len(everyone) else ""
         raise ValueError(
-            f"task.heldout: {what} has about {len(questions)} distinct "
-            f"questions, too few to hold {section.heldout} out and train on another"
+            f"task.heldout: {what} has about {len(questions)} distinct questions{others}, "
+            f"too few to hold {section.heldout} out and train on another"
         )
-    _check_graders(section, questions)
-    return Task(_name(section), questions[section.heldout :], questions[: section.heldout])
+    _check_judged(section, questions)
+    if not source:
+        _check_used(section.graders, questions)
+    notes = []
+    if len(fresh) < len(everyone):
+        notes.append(
+            f"{len(everyone) - len(fresh)} questions of {source} are in a source before it too and "
+            "are left out"
+        )
+    if section.kind == "file" and len(questions) < len(fresh):
+        where = f"{source}: size" if source else "task.size"
+        notes.append(
+            f"{where}={section.size}: {len(fresh) - len(questions)} of the {len(fresh)} questions "
+            f"of {section.path} are not used"
+        )
+    drawn = [
+        replace(q, index=first + q.index, source=source, system=_system(q, section, source))
+        for q in questions
+    ]
+    held = section.heldout
+    return Task(title(section), drawn[held:], drawn[:held], notes=tuple(notes))
 
 
-def graders_of(section: TaskSection, question: Question) -> list[Grader]:
-    """Those of the task's graders that judge responses to this question."""
-    source = question.metadata.get("data_source")
-    return [g for g in section.graders if not g.data_sources or source in g.data_sources]
+def _bare(question: Question, section: TaskSection) -> tuple:
+    """What is asked, whatever the source's instruction and system turn make of it: a question that
+    one source holds out is not to be trained on in another's words."""
+    return question.earlier, question.prompt.removesuffix(f"\n{section.instruction}")
 
 
-def _check_graders(section: TaskSection, questions: list[Question]) -> None:
+def _system(question: Question, section: TaskSection, source: str) -> str | None:
+    """The question's own system turn; a source's stands in for the recipe's."""
+    return section.system_prompt if source and question.system is None else question.system
+
+
+def _drawn(section: TaskSection, seed: int) -> list[Question]:
+    """A file's questions in an order of the seed's, each with its place in the file as index; or
+    those that reasoning-gym makes."""
+    if section.kind == "reasoning_gym":
+        from aent.tasks import generated  # late: the judges' processes do not make questions
+
+        return list(generated.questions(section, seed))
+    from aent.runtime.environment import data_path
+    from aent.tasks import files
+
+    assert section.path is not None  # checks.task
+    questions = files.questions(
+        data_path(section.path),
+        section.instruction,
+        section.columns,
+        section.split,
+        section.subset,
+    )
+    random.Random(f"file/{seed}").shuffle(questions)
+    return questions
+
+
+def _check_judged(section: TaskSection, questions: list[Question]) -> None:
     """Raise ValueError for a question that nobody judges, or whose answer a grader cannot read."""
     from aent.tasks.code.programs import check_tests
     from aent.tasks.verifiers import as_number
@@ -68,12 +153,12 @@ def _check_graders(section: TaskSection, questions: list[Question]) -> None:
         if not kinds:
             source = question.metadata.get("data_source")
             raise ValueError(
-                f"task.graders: none judges the data_source {source!r} that {_name(section)} "
+                f"task.graders: none judges the data_source {source!r} that {title(section)} "
                 f"has{place}"
             )
         if "last_number" in kinds and as_number(question.answer) is None:
             raise ValueError(
-                f"task.graders: last_number needs numbers for answers, {_name(section)} has "
+                f"task.graders: last_number needs numbers for answers, {title(section)} has "
                 f"{question.answer[:100]!r}{place}"
             )
         if "code" in kinds:
@@ -82,28 +167,41 @@ def _check_graders(section: TaskSection, questions: list[Question]) -> None:
             except ValueError as error:
                 raise ValueError(
                     f"task.graders: code needs tests for answers, and the one that "
-                    f"{_name(section)} has{place} {error}"
+                    f"{title(section)} has{place} {error}"
                 ) from None
+
+
+def _check_used(graders: Sequence[Grader], questions: list[Question]) -> None:
+    """Raise ValueError for a grader of data sources that no question has."""
     sources = {str(question.metadata.get("data_source")) for question in questions}
-    for grader in section.graders:
+    for grader in graders:
         if grader.data_sources and not sources & set(grader.data_sources):
             raise ValueError(
                 f"task.graders: {grader.name} judges data_sources "
-                f"{', '.join(grader.data_sources)}, of which {_name(section)} has none (it has "
-                f"{', '.join(sorted(sources))})"
+                f"{', '.join(grader.data_sources)}, and there are only "
+                f"{', '.join(sorted(sources))}"
             )
 
 
 def check_generated(section: TaskSection, seed: int) -> None:
     """Raise ValueError as ``load`` for the data set's name and configuration, without a question
     made. Imports reasoning-gym, a second of one core."""
-    _dataset(section, seed)
+    from aent.tasks import generated
+
+    for index, part in enumerate(by_source(section).values()):
+        if part.kind == "reasoning_gym":
+            try:
+                generated.dataset(part, seed)
+            except ValueError as error:
+                raise ValueError(
+                    of_source(str(error), index) if section.sources else str(error)
+                ) from error
 
 
 def without_long_prompts(task: Task, length: Callable[[Question], int], limit: int) -> Task:
     """The task without questions whose prompt has more than ``limit`` tokens (``length`` counts).
 
-    Raises ValueError if no training question is left.
+    Raises ValueError if a source has no training question left.
     """
 
     everyone = [*task.train, *task.heldout]
@@ -114,110 +212,16 @@ def without_long_prompts(task: Task, length: Callable[[Question], int], limit: i
 def without(task: Task, left_out: set[int], why: str) -> Task:
     """The task without the questions of these indices.
 
-    Raises ValueError, with the reason, if no training question is left.
+    Raises ValueError, with the reason, if a source has no training question left.
     """
 
     def kept(questions: list[Question]) -> list[Question]:
         return [q for q in questions if q.index not in left_out]
 
-    rest = Task(task.name, kept(task.train), kept(task.heldout))
-    if not rest.train:
-        raise ValueError(f"{task.name} has no training question left: {why}")
+    rest = replace(task, train=kept(task.train), heldout=kept(task.heldout))
+    there = Counter(question.source for question in rest.train)
+    for source in task.weights:
+        if not there[source]:
+            which = f"task.sources: {source}" if source else task.name
+            raise ValueError(f"{which} has no training question left: {why}")
     return rest
-
-
-def questions_for_step(task: Task, step: int, n: int, seed: int) -> list[Question]:
-    """The ``n`` distinct training questions of ``step`` (from 0): a function of nothing else.
-
-    Every epoch shuffles anew and has len(train) // n steps; its remainder is left out, so that no
-    step has a question twice. Raises ValueError if there are fewer than ``n`` questions.
-    """
-    if n > len(task.train):
-        raise ValueError(
-            f"rollout.prompts_per_step={n}, but the task has {len(task.train)} training questions"
-        )
-    epoch, place = divmod(step, len(task.train) // n)
-    order = random.Random(f"{seed}/{epoch}").sample(range(len(task.train)), len(task.train))
-    return [task.train[i] for i in order[place * n : (place + 1) * n]]
-
-
-def replacements_for_step(task: Task, step: int, n: int, seed: int) -> Iterator[Question]:
-    """The training questions that are not among the ``n`` of ``step``, in an order of its own: they
-    stand in for questions that teach nothing. A function of nothing else, like the step's own, so
-    that a step repeated after a stop repeats them; other steps of the epoch may have them too.
-    """
-    taken = {q.index for q in questions_for_step(task, step, n, seed)}
-    order = random.Random(f"{seed}/{step}/replacements").sample(task.train, len(task.train))
-    return (q for q in order if q.index not in taken)
-
-
-def _name(section: TaskSection) -> str:
-    return str(section.path) if section.kind == "file" else section.name
-
-
-def _file(section: TaskSection, seed: int) -> list[Question]:
-    """The file's questions in an order of the seed's; each keeps its place in the file as index."""
-    from aent.runtime.environment import data_path
-    from aent.tasks import files
-
-    assert section.path is not None  # checks.recipe
-    questions = files.questions(data_path(section.path), section.instruction, section.columns)
-    random.Random(f"file/{seed}").shuffle(questions)
-    return questions[: section.heldout + section.size]
-
-
-def _generated(section: TaskSection, seed: int) -> Iterator[Question]:
-    after = f"\n{section.instruction}" if section.instruction else ""
-    for question in _distinct(_dataset(section, seed), section.heldout + section.size):
-        yield dataclasses.replace(question, prompt=question.prompt + after)
-
-
-def _dataset(section: TaskSection, seed: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym imports
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-
-    if section.name not in DATASETS:
-        nearest = _nearest(section.name, DATASETS)
-        raise ValueError(f"task.name: reasoning-gym has no data set {section.name!r}{nearest}")
-    keys = {f.name for f in dataclasses.fields(DATASETS[section.name][1])} - {"seed", "size"}
-    for key in section.config:
-        if key not in keys:
-            raise ValueError(
-                f"task.config: {section.name} has no key {key!r}{_nearest(key, keys)} "
-                f"(it has {', '.join(sorted(keys))})"
-            )
-    # item i of reasoning-gym comes from seed + i: neighbouring seeds must not be neighbours there
-    mixed = random.Random(f"{section.name}/{seed}").getrandbits(31)
-    try:
-        return reasoning_gym.create_dataset(
-            section.name, seed=mixed, size=100 * (section.size + section.heldout), **section.config
-        )
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"task.config: {section.name} refuses {section.config}: {error}"
-        ) from error
-
-
-def _distinct(dataset: Any, wanted: int) -> Iterator[Question]:
-    """Questions of different text, until ``wanted``, or until new ones have become rare."""
-    seen: set[str] = set()
-    misses = 0  # in a row
-    for entry in dataset:
-        text = entry["question"].strip()
-        if text in seen:
-            misses += 1
-            if misses > max(200, 10 * len(seen)):
-                return
-            continue
-        yield Question(len(seen), text, str(entry["answer"]), entry["metadata"])
-        misses = 0
-        seen.add(text)
-        if len(seen) == wanted:
-            return
-
-
-def _nearest(name: str, known: Any) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""

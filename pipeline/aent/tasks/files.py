@@ -1,8 +1,8 @@
-"""Files of questions: JSONL or parquet, one row a question.
+"""Files of questions: JSONL or parquet, one row a question, or a Hugging Face data set's folder.
 
 Columns: ``question`` and ``answer``, or those that ``task.columns`` names, both text (a number is
-taken as its digits); any others go along as the question's metadata. ``aent data`` makes such files
-of the public ones.
+taken as its digits, a list or a mapping of an answer as JSON); any others go along as the
+question's metadata. ``aent data`` makes such files of the public ones.
 
 What would cost a run hours later is refused here, by row: an answer that is not there (NaN is how
 tables write it), text that no tokenizer reads, two answers to one question.
@@ -17,7 +17,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aent.data.question import Question
+from aent.data.question import Question, Turn
+from aent.tasks import folders
 from aent.tasks.verifiers import as_number
 
 if TYPE_CHECKING:
@@ -25,29 +26,33 @@ if TYPE_CHECKING:
 
 
 def questions(
-    path: Path, instruction: str | None = None, columns: ColumnsSection | None = None
+    path: Path,
+    instruction: str | None = None,
+    columns: ColumnsSection | None = None,
+    split: str = folders.DEFAULT,
+    subset: str | None = None,
 ) -> list[Question]:
-    """The distinct questions of a file, in its order, each followed by ``instruction``.
+    """The distinct questions of a file (or of a folder's split), in its order, each followed by
+    ``instruction``.
 
     Raises FileNotFoundError; ValueError naming file and row for one that is not as it must be.
     """
     names = ("question", "answer") if columns is None else (columns.question, columns.answer)
-    found: dict[tuple[str | None, str], Question] = {}
-    for number, row in enumerate(rows(path), start=1):
+    found: dict[tuple[str | None, tuple[Turn, ...], str], Question] = {}
+    for number, row in enumerate(rows(path, split, subset), start=1):
         try:
-            system, question = _turns(_cell(row, names[0]))
-            answer = as_text(_cell(row, names[1]))
-            for name, text in zip(
-                (names[0], names[1], names[0]), (question, answer, system or "-")
-            ):
+            system, earlier, prompt = _turns(_cell(row, names[0]))
+            answer = as_answer(_cell(row, names[1]))
+            texts = [prompt, *(text for _, text in earlier), *([] if system is None else [system])]
+            for name, text in [(names[1], answer), *((names[0], text) for text in texts)]:
                 if fault := _fault(text):
                     raise ValueError(f"{name!r} {fault}")
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from None
-        prompt = f"{question}\n{instruction}" if instruction else question
         others = {k: v for k, v in row.items() if k not in ("question", "answer")}
-        asked = Question(len(found), prompt, answer, others, number, system)
-        known = found.setdefault((system, question), asked)
+        after = f"\n{instruction}" if instruction else ""
+        asked = Question(len(found), prompt + after, answer, others, number, system, earlier)
+        known = found.setdefault(asked.text, asked)
         if not same_answer(known.answer, answer):
             raise ValueError(
                 f"{path}: row {number} has the question of row {known.row} and another answer: "
@@ -78,18 +83,21 @@ def _cell(row: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _turns(cell: Any) -> tuple[str | None, str]:
-    """(the system's turn, the user's) of a text or of a list of messages."""
+def _turns(cell: Any) -> tuple[str | None, tuple[Turn, ...], str]:
+    """(the system's turn, earlier ones, the user's last) of a text or of a list of messages."""
     if not isinstance(cell, list):
-        return None, as_text(cell)
+        return None, (), as_text(cell)
     roles = [message.get("role") if isinstance(message, dict) else None for message in cell]
-    if roles not in (["user"], ["system", "user"]):
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    # a user's and an assistant's in turns, a user's at the end
+    if len(spoken) % 2 == 0 or spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
         raise ValueError(
-            "messages must be a user's, or a system's and a user's, not "
-            f"{', '.join(map(str, roles))}"
+            "messages must be a system's or none, then a user's and an assistant's in turns, the "
+            f"last one a user's, not {', '.join(map(str, roles)) or 'none'}"
         )
-    *system, user = (as_text(message.get("content")) for message in cell)
-    return (system[0] if system else None), user
+    turns = [(str(role), as_text(message.get("content"))) for role, message in zip(roles, cell)]
+    system = turns[0][1] if spoken is not roles else None
+    return system, tuple(turns[len(roles) - len(spoken) : -1]), turns[-1][1]
 
 
 def _fault(text: str) -> str:
@@ -103,21 +111,43 @@ def _fault(text: str) -> str:
     return ""
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl or .parquet file; raises as ``questions``."""
+def rows(
+    path: Path, split: str = folders.DEFAULT, subset: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a .jsonl, .parquet or .arrow file, or of all files of a folder's split; raises as
+    ``questions``."""
+    if path.is_dir():
+        return [row for file in folders.files_of(path, split, subset) for row in rows(file)]
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix.lower() == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            return pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a parquet file: {error}") from error
+    if path.suffix.lower() in (".parquet", ".arrow"):
+        return _table_rows(path)
     if path.suffix.lower() != ".jsonl":
-        raise ValueError(f"{path} must be a .jsonl or .parquet file")
+        raise ValueError(f"{path} must be a .jsonl or .parquet file, or a data set's folder")
     return list(_json_rows(path))
+
+
+def files_of(path: Path, split: str = folders.DEFAULT, subset: str | None = None) -> list[Path]:
+    """The file itself, or those of a folder's split; raises as ``questions``."""
+    if path.is_dir():
+        return folders.files_of(path, split, subset)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return [path]
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
+            return stream.read_all().to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        kind = "a parquet file" if path.suffix.lower() == ".parquet" else "an Arrow stream"
+        raise ValueError(f"{path} is not {kind}: {error}") from error
 
 
 def _json_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -147,6 +177,13 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} is there twice")
     return row
+
+
+def as_answer(value: Any) -> str:
+    """An answer's text: a list or a mapping (verl's ground truths may be such) as JSON."""
+    if isinstance(value, list | dict) and value:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return as_text(value)
 
 
 def as_text(value: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from aent.data.question import Question
 from aent.data.response import Response
 from aent.runtime.environment import data_path
+from aent.tasks.files import as_answer
 
 Call = Callable[[Sequence[Response], Question], Any]  # of a question's responses: a value for each
 OWN_COLUMNS = ("question", "answer")  # of a file of questions, which TRL's functions may ask for
@@ -177,12 +178,20 @@ def _verl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> C
         return function(
             data_source=columns.get("data_source", dataset),
             solution_str=responses[0].text,
-            ground_truth=question.answer,
+            ground_truth=_ground_truth(question),
             extra_info=dict(extra if isinstance(extra, dict) else columns),
             **spec["arguments"],
         )
 
     return call
+
+
+def _ground_truth(question: Question) -> Any:
+    """What stands in verl's column ``reward_model`` itself, where that is the question's answer: it
+    may be a list, a mapping or a number, of which the answer is the text."""
+    column = question.metadata.get("reward_model")
+    found = column.get("ground_truth") if isinstance(column, dict) else None
+    return found if found is not None and as_answer(found) == question.answer else question.answer
 
 
 def _trl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> Call:
@@ -201,9 +210,12 @@ def _trl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> Ca
         n = len(responses)
         row = {"question": question.prompt, "answer": question.answer, **question.metadata}
         texts = [response.text for response in responses]
-        user = [{"role": "user", "content": question.prompt}]
+        turns = [*question.earlier, ("user", question.prompt)]
+        if question.system is not None:
+            turns = [("system", question.system), *turns]
+        asked = [{"role": role, "content": text} for role, text in turns]
         return function(
-            prompts=[user if messages else question.prompt] * n,
+            prompts=[asked if messages else question.prompt] * n,
             completions=[[{"role": "assistant", "content": t}] for t in texts]
             if messages
             else texts,

@@ -24,9 +24,9 @@ from aent.data.question import Question
 from aent.data.response import Response
 from aent.data.rollout import Grade, Verdict
 from aent.recipe.schema import TaskSection
-from aent.tasks import graders_of
 from aent.tasks.graders import verdict
 from aent.tasks.judge_worker import Facts, Outcome, Settings, Unit
+from aent.tasks.mixture import appointed
 
 START_TIMEOUT_S = 120.0  # of a worker: some graders import for ten seconds
 DIED = "exception: the judge process died"
@@ -54,11 +54,12 @@ class JudgePool:
     def __init__(self, section: TaskSection) -> None:
         """Start the workers; they import their graders while the caller goes on."""
         self._section = section
+        self._judges = appointed(section)
+        graders = [judge.grader for judge in self._judges]
         self._settings = Settings(
-            [grader.model_dump() for grader in section.graders],
-            section.name,
-            section.config,
-            [grader.limit_s(section.judge_timeout_s) for grader in section.graders],
+            [grader.model_dump() for grader in graders],
+            [(judge.dataset, judge.config) for judge in self._judges],
+            [grader.limit_s(section.judge_timeout_s) for grader in graders],
             int(section.judge_memory_gib * 2**30),
         )
         self._facts: list[Facts] = []
@@ -68,7 +69,7 @@ class JudgePool:
     @property
     def size(self) -> int:
         """How many answers it takes to keep every process busy."""
-        concurrent = [grader.at_once for grader in self._section.graders]
+        concurrent = [judge.grader.at_once for judge in self._judges]
         return self._section.judge_processes * max(concurrent)
 
     def judge(
@@ -87,9 +88,9 @@ class JudgePool:
             raise ValueError(f"{len(questions)} questions, {len(responses)} responses")
         units: list[Unit] = []
         places: list[list[int]] = []
-        asked = [graders_of(self._section, question) for question in questions]
-        for number, grader in enumerate(self._section.graders):
-            chosen = [place for place, graders in enumerate(asked) if grader in graders]
+        for number, judge in enumerate(self._judges):
+            grader = judge.grader
+            chosen = [place for place, q in enumerate(questions) if judge.judges(q)]
             # a service gets them in one request
             whole = grader.kind == "http" or (grader.kind == "python" and grader.group)
             for group in _groups(questions, chosen, whole):
@@ -98,19 +99,22 @@ class JudgePool:
                 places.append(group)
         grades: list[list[Grade]] = [[] for _ in responses]
         for unit, group, outcome in zip(units, places, self._run(units, on_progress)):
-            name = self._section.graders[unit.grader].name
+            name = self._judges[unit.grader].grader.name
             for i, place in enumerate(group):
                 reward, parts = (0.0, {}) if outcome.error else outcome.readings[i]
                 seconds = outcome.seconds / len(group)
                 grades[place].append(Grade(name, reward, parts, outcome.error, seconds))
-        weights = {grader.name: grader.weight for grader in self._section.graders}
-        return [verdict(each, weights) for each in grades]
+        weights = [
+            {judge.grader.name: judge.grader.weight for judge in self._judges if judge.judges(q)}
+            for q in questions
+        ]
+        return [verdict(*each) for each in zip(grades, weights)]
 
     def unreadable(self, questions: Sequence[Question], kind: str) -> list[Question]:
         """The questions whose reference the grader of this kind cannot read; raises as ``judge``.
         One that takes it too long, or at which its process died, is not among them: that is the
         machine's affair, and a run that is resumed must find the same ones."""
-        grader = next(i for i, g in enumerate(self._section.graders) if g.kind == kind)
+        grader = next(i for i, judge in enumerate(self._judges) if judge.grader.kind == kind)
         units = [Unit(i, grader, question, ()) for i, question in enumerate(questions)]
         passing = ("", "timeout")
         return [

@@ -33,8 +33,7 @@ class Settings:
     """What a worker is told first."""
 
     graders: list[dict[str, Any]]  # sections as mappings
-    dataset: str  # reasoning-gym's
-    config: dict[str, Any]
+    datasets: list[tuple[str, dict[str, Any]]]  # reasoning-gym's and its configuration, by grader
     timeouts_s: list[float]  # of a unit, by grader
     memory_bytes: int  # of address space: a power tower must not take the machine's
 
@@ -79,9 +78,9 @@ def main(fd: int, parent: int) -> None:
     from aent.tasks import graders
 
     made = []
-    for spec in settings.graders:
+    for spec, dataset in zip(settings.graders, settings.datasets):
         try:
-            made.append(graders.make(spec, settings.dataset, settings.config))
+            made.append(graders.make(spec, *dataset))
         except Exception as error:
             words = str(error) if isinstance(error, ValueError) else _told(error, None)
             pipe.send(f"task.graders: {spec['name']}: {words}")

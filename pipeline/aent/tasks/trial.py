@@ -1,19 +1,21 @@
 """Functions of one's own and services, before a run starts: imported, and asked once; the hashes of
-their files."""
+their files, and of the questions'."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from aent.data.question import Question
 from aent.data.response import Response
 from aent.recipe.graders import Code, LanguageModelJudge, PythonFunction, ServiceSection
 from aent.recipe.schema import TaskSection
 from aent.runtime.environment import data_path
-from aent.tasks import functions, graders_of
+from aent.tasks import files, functions
 from aent.tasks.judge import JudgePool
+from aent.tasks.mixture import appointed, by_source, graders_of, of_source
 
 TRIAL_S = 10.0  # that a service has for the answer with which it is tried
 
@@ -21,7 +23,7 @@ TRIAL_S = 10.0  # that a service has for the answer with which it is tried
 def fingerprints(section: TaskSection) -> dict[str, str]:
     """SHA-256 of the file of each of the task's functions and rubrics, by their names."""
     found = {}
-    for grader in section.graders:
+    for grader in (judge.grader for judge in appointed(section)):
         if isinstance(grader, PythonFunction):
             name, path = grader.function, functions.source_of(grader.function)
         elif isinstance(grader, LanguageModelJudge):
@@ -33,16 +35,39 @@ def fingerprints(section: TaskSection) -> dict[str, str]:
     return found
 
 
+def data_fingerprints(section: TaskSection) -> dict[str, str]:
+    """SHA-256 of each of the task's files of questions, of all files of a folder together."""
+    found = {}
+    for part in by_source(section).values():
+        if part.kind != "file" or part.path is None:
+            continue
+        path, sums = data_path(part.path), hashlib.sha256()
+        for file in files.files_of(path, part.split, part.subset):
+            with file.open("rb") as content:
+                sums.update(hashlib.file_digest(content, "sha256").digest())
+        which = ", ".join(filter(None, [part.split, part.subset])) if path.is_dir() else ""
+        found[f"{part.path} ({which})" if which else part.path] = sums.hexdigest()
+    return found
+
+
 def tried(section: TaskSection) -> list[PythonFunction | ServiceSection | Code]:
     """The graders that are somebody's own, or need what a machine may not have."""
-    return [g for g in section.graders if isinstance(g, PythonFunction | ServiceSection | Code)]
+    graders = [judge.grader for judge in appointed(section)]
+    return [g for g in graders if isinstance(g, PythonFunction | ServiceSection | Code)]
 
 
 def faults(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     """A sentence for each of the task's functions that cannot be imported, does not take what it
     gets, needs a column that a question has not, or, like a service, has no reward for the answer
     of the first question, given as a response (``samples`` times to a function of groups), and for
-    a sandbox that cannot be made here. What a sandbox lacks is printed."""
+    a sandbox that cannot be made here; of each source. What a sandbox lacks is printed."""
+    for index, (name, part) in enumerate(by_source(section).items()):
+        asked = [replace(q, source="") for q in questions if q.source == name]
+        for fault in _of_one(part, asked, samples):
+            yield of_source(fault, index) if section.sources else fault
+
+
+def _of_one(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     own = tuple(
         # here nobody waits for a service that is still to come
         g.model_copy(update={"timeout_s": min(g.timeout_s, TRIAL_S)})

@@ -1,0 +1,98 @@
+"""A task's sources, one or several, and which graders judge whose questions.
+
+Imports nothing heavy: the judges' processes import it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aent.data.question import Question
+
+if TYPE_CHECKING:
+    from aent.recipe.graders import Grader
+    from aent.recipe.schema import TaskSection
+    from aent.recipe.sources import SourceSection
+
+
+def by_source(section: TaskSection) -> dict[str, TaskSection]:
+    """The task of each source alone, by the source's name; the task itself, under "", where it has
+    no sources."""
+    if not section.sources:
+        return {"": section}
+    return {source.name: part_of(section, source) for source in section.sources}
+
+
+def part_of(section: TaskSection, source: SourceSection) -> TaskSection:
+    """The task of this source alone, with the task's own values where the source gives none."""
+    same = ("kind", "config", "path", "split", "subset", "columns", "size", "heldout")
+    own = {field: getattr(source, field) for field in same}
+    for field in ("system_prompt", "instruction"):
+        given = getattr(source, field)
+        own[field] = getattr(section, field) if given is None else given
+    own |= {"name": source.dataset or source.name, "graders": source.graders or section.graders}
+    return section.model_copy(update=own | {"sources": ()})
+
+
+def title(section: TaskSection) -> str:
+    """What the task is called."""
+    if section.sources:
+        return " + ".join(source.name for source in section.sources)
+    return str(section.path) if section.kind == "file" else section.name
+
+
+def of_source(fault: str, index: int) -> str:
+    """The fault of a source's own task as one of the mixture's."""
+    place = f"task.sources[{index}]"
+    if not fault.startswith("task."):
+        return f"{place}.path: {fault}"
+    below = fault.removeprefix("task.")
+    return f"{place}.dataset{below[4:]}" if below.startswith("name:") else f"{place}.{below}"
+
+
+@dataclass(frozen=True)
+class Appointed:
+    """A grader, and whose questions it judges."""
+
+    grader: Grader
+    field: str  # of the recipe
+    source: str  # whose; "": of a task without sources, and of suites
+    dataset: str  # reasoning-gym's
+    config: dict[str, Any]
+
+    def judges(self, question: Question) -> bool:
+        """Whether it judges responses to this question."""
+        return question.source == self.source and _chosen(self.grader, question)
+
+
+def appointed(section: TaskSection) -> list[Appointed]:
+    """The graders of every source, in the recipe's order; a grader that several have is there for
+    each. Suites, which a run with sources scores too, are judged by the task's own."""
+    whose = [("", section, "task.graders")] if not section.sources else []
+    for index, (name, part) in enumerate(by_source(section).items() if section.sources else ()):
+        own = f"task.sources[{index}].graders" if section.sources[index].graders else "task.graders"
+        whose.append((name, part, own))
+    found = [
+        Appointed(grader, f"{field}[{index}]", name, part.name, part.config)
+        for name, part, field in whose
+        for index, grader in enumerate(part.graders)
+    ]
+    if section.sources:
+        found += [
+            Appointed(grader, f"task.graders[{index}]", "", section.name, section.config)
+            for index, grader in enumerate(section.graders)
+            if grader.kind != "reasoning_gym"  # which judges questions of its own only
+        ]
+    return found
+
+
+def graders_of(section: TaskSection, question: Question) -> list[Grader]:
+    """The graders that judge responses to this question."""
+    own = next((s.graders for s in section.sources if s.name == question.source), ())
+    return [grader for grader in own or section.graders if _chosen(grader, question)]
+
+
+def _chosen(grader: Grader, question: Question) -> bool:
+    """Whether the question's column ``data_source`` is one that the grader judges."""
+    return not grader.data_sources or question.metadata.get("data_source") in grader.data_sources
