@@ -21,8 +21,15 @@ IDLE = {"trainer": "time/trainer_idle", "engines": "time/engines_idle"}
 # of a step's time, what is not its own: it falls due every so many steps
 BETWEEN = ("time/evaluate", *SAVING, "time/restore")
 UNJUDGED = 0.1  # share of a step's responses that no grader could judge, beyond which it is told
-READ = ("reward/mean", "reward/judge_errors", "tokens/response", "response/length_mean")
-READ += ("controller/at_bound", "controller/steps_at_bound", "time/total")
+READ = (
+    "reward/mean",
+    "reward/judge_errors",
+    "tokens/response",
+    "response/length_mean",
+    "controller/at_bound",
+    "controller/steps_at_bound",
+    "time/total",
+)
 KEYS = (*READ, *IDLE.values(), *BETWEEN)  # metrics that are looked at
 
 

@@ -92,11 +92,11 @@ def _current_device() -> torch.device:
     return _CPU
 
 
-def _set_device(_device: Any) -> None:
+def _set_device(device: Any) -> None:
     return None
 
 
-def _synchronize(_device: Any = None) -> None:
+def _synchronize(device: Any = None) -> None:
     return None
 
 
