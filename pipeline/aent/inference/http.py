@@ -2,7 +2,7 @@
 
 Each event loop keeps one session, so that a thousand requests share its connections instead of
 opening one each. aiohttp's: a request costs its client a fifth of the processor time of httpx's
-(``benchmarks/requests.py``).
+(``benchmarks/request_cost.py``).
 """
 
 from __future__ import annotations

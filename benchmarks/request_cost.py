@@ -1,6 +1,6 @@
 """What a request for generation costs the client: processor time, at once and in all.
 
-    .venv/bin/python benchmarks/requests.py [--tokens 256] [REQUESTS ...]
+    .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
 A stand-in server in a process of its own answers each request after a moment with as many tokens,
 log-probs and weight versions as a response has. One Fleet asks it for all of them; the client's
