@@ -11,7 +11,7 @@ from aent.algorithm.actuators import ACTUATORS, Driven, Step
 from aent.algorithm.losses import InTraining, policy_loss
 from aent.algorithm.terms import LossTerms
 from aent.entropy import token_statistics
-from aent.recipe.schema import AlgorithmSection, ControllerSection
+from aent.recipe.training import AlgorithmSection, ControllerSection
 
 LOG_PROB = [-0.1, -0.5, -1.2, -2.3, -0.7]
 OLD = [-0.9, -0.6, -1.9, -2.0, -0.9]

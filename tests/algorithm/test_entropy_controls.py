@@ -12,7 +12,7 @@ from aent.algorithm import entropy_controls
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import InTraining, policy_loss
 from aent.algorithm.terms import LossTerms, ReferenceKl
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 from algorithm import steps
 from algorithm.steps import Step, controlled, recipe_of
 

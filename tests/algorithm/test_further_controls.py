@@ -10,7 +10,7 @@ import torch
 
 from aent.algorithm.entropy_controls.base import over_response
 from aent.algorithm.losses import InTraining, policy_loss
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 from algorithm import steps
 from algorithm.steps import Step, controlled, recipe_of
 from algorithm.test_entropy_controls import ADVANTAGES, N, applied, at_response, make_step

@@ -8,7 +8,7 @@ import torch
 
 from aent.algorithm.losses import InTraining, policy_loss, sequence_log_ratio
 from aent.algorithm.terms import EntropyGate, LossTerms, ReferenceKl
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 
 LOG_PROB = [-0.5, -1.0, -2.0, -0.1, -3.0, -0.7]
 OLD = [-0.7, -0.9, -0.5, -0.8, -1.0, -0.7]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aent.algorithm.losses import InTraining, entropy_bonus, policy_loss
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 from algorithm import steps
 from algorithm.steps import Step, controlled, recipe_of
 

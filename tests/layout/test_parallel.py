@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from aent.layout.parallel import Coordinates, ParallelLayout
-from aent.recipe.schema import TrainerSection
+from aent.recipe.training import TrainerSection
 
 LAYOUTS = [
     ParallelLayout(),

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from aent.orchestrator.alerts import Alerts
-from aent.recipe.schema import AlertsSection
+from aent.recipe.operation import AlertsSection
 from wording import assert_names
 
 QUIET = {

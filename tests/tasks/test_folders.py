@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from aent.recipe.schema import ColumnsSection
+from aent.recipe.sources import ColumnsSection
 from aent.tasks import files, folders
 from wording import naming
 

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from aent.cli.main import app
-from aent.recipe.schema import ColumnsSection, TaskSection
+from aent.recipe.schema import TaskSection
+from aent.recipe.sources import ColumnsSection
 from aent.tasks import files, graders_of, load, sources, without_long_prompts
 from wording import assert_names, naming
 

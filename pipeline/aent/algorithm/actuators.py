@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from aent.algorithm.terms import LossTerms
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 
 
 @dataclass(frozen=True)

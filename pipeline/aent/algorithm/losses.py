@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aent.algorithm.terms import ClippedGradient, EntropyGate, LossTerms, Smoothing
 from aent.data.flat import Flat, PerToken
-from aent.recipe.schema import AlgorithmSection
+from aent.recipe.training import AlgorithmSection
 
 MAX_LOG_RATIO = 20.0  # nats: e^20 is 5e8; fp32's exp overflows at 88
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from aent.recipe.schema import ClusterSection
+from aent.recipe.operation import ClusterSection
 
 TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
 FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"

@@ -17,7 +17,8 @@ from aent.entropy import controllers
 from aent.evaluation import suites
 from aent.models import model_source
 from aent.recipe.folder import run_folder
-from aent.recipe.schema import AlgorithmSection, Recipe
+from aent.recipe.schema import Recipe
+from aent.recipe.training import AlgorithmSection
 from aent.runtime import megatron
 from aent.runtime.files import folder_problem
 from aent.tracking import address

@@ -11,6 +11,7 @@ import typer
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
+from aent.cli.recipe import recipe as describe
 from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
 from aent.cli.refusals import refuse
 from aent.cli.slurm import slurm, status
@@ -220,6 +221,7 @@ def doctor(
     raise typer.Exit(module.run(load_recipe(recipe, overrides, check=False) if recipe else None))
 
 
+app.command(name="recipe")(describe)
 app.command()(replay)
 app.command()(suggest)
 app.command()(timeline)

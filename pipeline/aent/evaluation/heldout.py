@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aent.data.question import Question
 from aent.evaluation.pass_at_k import by_k
-from aent.recipe.schema import EvaluationSection
+from aent.recipe.operation import EvaluationSection
 from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 
-from aent.recipe.schema import TrainerSection
+from aent.recipe.training import TrainerSection
 
 
 @dataclass(frozen=True)

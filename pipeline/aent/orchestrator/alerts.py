@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aent.checkpoint.lead import SAVING, Took
-from aent.recipe.schema import AlertsSection
+from aent.recipe.operation import AlertsSection
 
 BEFORE = 20  # steps that a step's time is compared with
 FEWEST = 5  # of them, before anything is said of it

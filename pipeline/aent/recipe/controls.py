@@ -30,7 +30,9 @@ class TopEntropyTokens(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["top_entropy_tokens"]
-    share: float = Field(0.2, gt=0, lt=1)  # of the step's response tokens
+    """Selects this section."""
+    share: float = Field(0.2, gt=0, lt=1)
+    """Share of the step's response tokens that keep their policy loss."""
 
 
 class ClipCov(ControlSection):
@@ -39,10 +41,16 @@ class ClipCov(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["clip_cov"]
-    share: float = Field(2e-4, gt=0, lt=1)  # of the step's response tokens, one at least
-    low: float = 1.0  # covariances between which they are drawn
+    """Selects this section."""
+    share: float = Field(2e-4, gt=0, lt=1)
+    """Share of the step's response tokens that lose their policy loss, at least one token."""
+    low: float = 1.0
+    """Smallest covariance of the tokens they are drawn from."""
     high: float = 5.0
-    exact: bool = False  # those of the token's own logits, nats; low and high are then yours
+    """Largest covariance of the tokens they are drawn from."""
+    exact: bool = False
+    """Use the exact covariance of the token's own logits, nats; low and high are then yours to
+    set."""
 
 
 class KlCov(ControlSection):
@@ -51,8 +59,11 @@ class KlCov(ControlSection):
     ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["kl_cov"]
-    share: float = Field(2e-3, gt=0, lt=1)  # of the step's response tokens, one at least
+    """Selects this section."""
+    share: float = Field(2e-3, gt=0, lt=1)
+    """Share of the step's response tokens with a KL term, at least one token."""
     coefficient: float = Field(1.0, gt=0)
+    """Coefficient of the KL term."""
 
 
 class EntropyAdvantage(ControlSection):
@@ -61,8 +72,11 @@ class EntropyAdvantage(ControlSection):
     ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["entropy_advantage"]
-    scale: float = Field(0.4, gt=0)  # alpha, per nat
-    limit: float = Field(2.0, gt=1)  # kappa: at most abs(advantage) / limit is added
+    """Selects this section."""
+    scale: float = Field(0.4, gt=0)
+    """The paper's alpha, per nat."""
+    limit: float = Field(2.0, gt=1)
+    """The paper's kappa: at most |advantage| / limit is added."""
 
 
 class ResponseEntropyAdvantage(ControlSection):
@@ -71,6 +85,7 @@ class ResponseEntropyAdvantage(ControlSection):
     ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["response_entropy_advantage"]
+    """Selects this section."""
 
 
 class AdvantageClip(ControlSection):
@@ -79,7 +94,9 @@ class AdvantageClip(ControlSection):
     ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["advantage_clip"]
+    """Selects this section."""
     bound: float = Field(2.0, gt=0)
+    """Largest absolute advantage."""
 
 
 class EntropyRatioClip(ControlSection):
@@ -88,8 +105,11 @@ class EntropyRatioClip(ControlSection):
     ACTS_ON: ClassVar[Place] = "gradient gate"
 
     kind: Literal["entropy_ratio_clip"]
-    low: float = Field(0.05, gt=0, le=1)  # entropy over old entropy: from 1 - low
-    high: float = Field(0.05, gt=0)  # to 1 + high
+    """Selects this section."""
+    low: float = Field(0.05, gt=0, le=1)
+    """Tokens whose entropy is below (1 - low) times the old one are cut."""
+    high: float = Field(0.05, gt=0)
+    """Tokens whose entropy is above (1 + high) times the old one are cut."""
 
 
 class AdvantageKl(ControlSection):
@@ -98,6 +118,7 @@ class AdvantageKl(ControlSection):
     ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["advantage_kl"]
+    """Selects this section."""
 
 
 class EntropySmoothing(ControlSection):
@@ -106,10 +127,15 @@ class EntropySmoothing(ControlSection):
     ACTS_ON: ClassVar[Place] = "coefficient"
 
     kind: Literal["entropy_smoothing"]
-    strength: float = Field(0.1, gt=0)  # alpha
-    low: float = Field(0.0, ge=0)  # of the mean entropy of all earlier steps: from low times it
-    high: float = Field(2.0, gt=0)  # to high times it nothing is taken from the bonus
-    growth: float = Field(3.0, ge=0)  # gamma: strength falls from twice alpha towards alpha
+    """Selects this section."""
+    strength: float = Field(0.1, gt=0)
+    """The paper's alpha."""
+    low: float = Field(0.0, ge=0)
+    """Nothing is taken from the bonus above low times the mean entropy of the steps before."""
+    high: float = Field(2.0, gt=0)
+    """Nothing is taken from the bonus below high times the mean entropy of the steps before."""
+    growth: float = Field(3.0, ge=0)
+    """The paper's gamma: the strength falls from twice alpha towards alpha."""
 
 
 class DifficultyCoefficient(ControlSection):
@@ -118,6 +144,7 @@ class DifficultyCoefficient(ControlSection):
     ACTS_ON: ClassVar[Place] = "coefficient"
 
     kind: Literal["difficulty_coefficient"]
+    """Selects this section."""
 
 
 class ProbabilityPush(ControlSection):
@@ -126,10 +153,15 @@ class ProbabilityPush(ControlSection):
     ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["probability_push"]
-    target: float = Field(ge=0)  # mean entropy, nats
-    proportional_gain: float = Field(1.0, ge=0)  # per nat
-    integral_gain: float = Field(0.01, ge=0)  # per nat and step
-    probability: float = Field(0.95, gt=0, lt=1)  # above it a token is likely
+    """Selects this section."""
+    target: float = Field(ge=0)
+    """Target of the mean entropy, nats."""
+    proportional_gain: float = Field(1.0, ge=0)
+    """Proportional gain, per nat."""
+    integral_gain: float = Field(0.01, ge=0)
+    """Integral gain, per nat and step."""
+    probability: float = Field(0.95, gt=0, lt=1)
+    """A token above this probability counts as likely."""
 
 
 class NucleusAnchor(ControlSection):
@@ -138,10 +170,15 @@ class NucleusAnchor(ControlSection):
     ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["nucleus_anchor"]
-    top_p: float = Field(0.8, gt=0, lt=1)  # of the probability: the nucleus
-    top_k: int = Field(10_000, ge=1)  # tokens of a nucleus, at most
-    share: float = Field(0.2, gt=0, lt=1)  # of each response's tokens
+    """Selects this section."""
+    top_p: float = Field(0.8, gt=0, lt=1)
+    """Probability of the nucleus."""
+    top_k: int = Field(10_000, ge=1)
+    """Tokens of a nucleus at most."""
+    share: float = Field(0.2, gt=0, lt=1)
+    """Share of each response's tokens that have the term."""
     coefficient: float = Field(0.005, gt=0)
+    """Coefficient of the term."""
 
 
 class TemperatureSchedule(ControlSection):
@@ -150,8 +187,11 @@ class TemperatureSchedule(ControlSection):
     ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["temperature_schedule"]
-    anneal_share: float = Field(0.4, ge=0, lt=1)  # of the steps, the last, in which the aim falls
-    anneal_to: float = Field(0.9, gt=0, le=1)  # to this share of the first step's entropy
+    """Selects this section."""
+    anneal_share: float = Field(0.4, ge=0, lt=1)
+    """Share of the steps, the last ones, in which the aim falls."""
+    anneal_to: float = Field(0.9, gt=0, le=1)
+    """Share of the first step's entropy that the aim falls to."""
 
 
 class RolloutBudget(ControlSection):
@@ -160,8 +200,11 @@ class RolloutBudget(ControlSection):
     ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["rollout_budget"]
-    low: int = Field(4, ge=1)  # responses to a question: at least
-    high: int = Field(12, ge=1)  # and at most
+    """Selects this section."""
+    low: int = Field(4, ge=1)
+    """Fewest responses to a question."""
+    high: int = Field(12, ge=1)
+    """Most responses to a question."""
 
 
 class Reroll(ControlSection):
@@ -170,11 +213,17 @@ class Reroll(ControlSection):
     ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["reroll"]
-    target: float = Field(ge=0)  # entropy, nats; the paper's .5 to .75
-    share: float = Field(0.25, gt=0, le=1)  # of the step's prompts
-    high: float = Field(1.2, gt=0)  # temperature where entropy is at most the target
-    low: float = Field(0.8, gt=0)  # and where it is above
-    limit: int = Field(60, ge=1)  # responses kept a step; half as many where entropy is above
+    """Selects this section."""
+    target: float = Field(ge=0)
+    """Entropy, nats; the paper's 0.5 to 0.75."""
+    share: float = Field(0.25, gt=0, le=1)
+    """Share of the step's prompts."""
+    high: float = Field(1.2, gt=0)
+    """Temperature if the entropy is at most the target."""
+    low: float = Field(0.8, gt=0)
+    """Temperature if the entropy is above the target."""
+    limit: int = Field(60, ge=1)
+    """Responses kept in a step; half as many if the entropy is above the target."""
 
 
 class MajorityReward(ControlSection):
@@ -183,6 +232,7 @@ class MajorityReward(ControlSection):
     ACTS_ON: ClassVar[Place] = "reward"
 
     kind: Literal["majority_reward"]
+    """Selects this section."""
 
 
 class ForkedRollouts(ControlSection):
@@ -192,8 +242,11 @@ class ForkedRollouts(ControlSection):
     ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["forked_rollouts"]
-    forks: int = Field(2, ge=1)  # tokens of the highest entropy in a response
-    branches: int = Field(2, ge=1)  # responses that branch off at each of them
+    """Selects this section."""
+    forks: int = Field(2, ge=1)
+    """Tokens of the highest entropy in a response, at which others branch off."""
+    branches: int = Field(2, ge=1)
+    """Responses that branch off at each of them."""
 
 
 class SampleSwitch(ControlSection):
@@ -202,9 +255,13 @@ class SampleSwitch(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["sample_switch"]
-    low: float = Field(ge=0)  # mean entropy, nats
+    """Selects this section."""
+    low: float = Field(ge=0)
+    """Lower end of the band of the mean entropy, nats."""
     high: float = Field(gt=0)
-    anneal_to: float = Field(1.0, gt=0)  # at the last step the band is so many times this
+    """Upper end of the band, nats."""
+    anneal_to: float = Field(1.0, gt=0)
+    """Factor of the band at the last step."""
 
 
 class SurpriseBoost(ControlSection):
@@ -213,10 +270,15 @@ class SurpriseBoost(ControlSection):
     ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["surprise_boost"]
-    share: float = Field(0.1, gt=0, lt=1)  # of the tokens with an advantage of that sign
-    positive: float = Field(1.1, gt=0)  # factor where the advantage is above 0
-    negative: float = Field(1.0, gt=0)  # and below; the paper's variant: .9
-    below: float = Field(0.3, gt=0)  # mean entropy, nats, from which on nothing is changed
+    """Selects this section."""
+    share: float = Field(0.1, gt=0, lt=1)
+    """Share of the tokens with an advantage of the same sign."""
+    positive: float = Field(1.1, gt=0)
+    """Factor of advantages above 0."""
+    negative: float = Field(1.0, gt=0)
+    """Factor of advantages below 0; the paper's variant: 0.9."""
+    below: float = Field(0.3, gt=0)
+    """Mean entropy, nats, from which on nothing is changed."""
 
 
 class EntropyChangeWeight(ControlSection):
@@ -225,9 +287,13 @@ class EntropyChangeWeight(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["entropy_change_weight"]
-    strength: float = Field(1.0, gt=0)  # k, per nat
-    least: float = Field(0.8, ge=0, lt=1)  # weight, at least
-    exact: bool = False  # the change by all of the token's logits, not by its own alone
+    """Selects this section."""
+    strength: float = Field(1.0, gt=0)
+    """The paper's k, per nat."""
+    least: float = Field(0.8, ge=0, lt=1)
+    """Smallest weight."""
+    exact: bool = False
+    """Use the change by all of the token's logits, not by its own alone."""
 
 
 class EntropyChangeMask(ControlSection):
@@ -236,8 +302,11 @@ class EntropyChangeMask(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["entropy_change_mask"]
-    deviations: float = Field(3.0, gt=0)  # standard deviations from the mean, from which on
-    exact: bool = False  # the change by all of the token's logits, not by its own alone
+    """Selects this section."""
+    deviations: float = Field(3.0, gt=0)
+    """Standard deviations from the mean beyond which a token has no policy loss."""
+    exact: bool = False
+    """Use the change by all of the token's logits, not by its own alone."""
 
 
 class QuantileBaseline(ControlSection):
@@ -246,7 +315,9 @@ class QuantileBaseline(ControlSection):
     ACTS_ON: ClassVar[Place] = "advantage"
 
     kind: Literal["quantile_baseline"]
+    """Selects this section."""
     quantile: float = Field(0.4, gt=0, lt=1)
+    """Quantile of the group's rewards that is the baseline."""
 
 
 class KeptGradient(ControlSection):
@@ -255,8 +326,11 @@ class KeptGradient(ControlSection):
     ACTS_ON: ClassVar[Place] = "gradient gate"
 
     kind: Literal["kept_gradient"]
-    low: float = Field(0.25, ge=0)  # share of the gradient at the bound: ratios below 1 - clip_low
-    high: float = Field(1.0, ge=0)  # above 1 + clip_high
+    """Selects this section."""
+    low: float = Field(0.25, ge=0)
+    """Share of the gradient kept for ratios below 1 - clip_low."""
+    high: float = Field(1.0, ge=0)
+    """Share of the gradient kept for ratios above 1 + clip_high."""
 
 
 class LowProbabilityKl(ControlSection):
@@ -265,9 +339,13 @@ class LowProbabilityKl(ControlSection):
     ACTS_ON: ClassVar[Place] = "loss term"
 
     kind: Literal["low_probability_kl"]
-    share: float = Field(0.01, gt=0, le=1)  # of the response tokens with A < 0, the least likely
-    ratio: float = Field(0.02, gt=0, lt=1)  # of the largest probability: below it a token is noise
+    """Selects this section."""
+    share: float = Field(0.01, gt=0, le=1)
+    """Share of the response tokens with a negative advantage, the least likely ones."""
+    ratio: float = Field(0.02, gt=0, lt=1)
+    """Of the largest probability: a token below it is noise."""
     coefficient: float = Field(1.0, gt=0)
+    """Coefficient of the term."""
 
 
 class EntropyBudget(ControlSection):
@@ -276,7 +354,9 @@ class EntropyBudget(ControlSection):
     ACTS_ON: ClassVar[Place] = "token weight"
 
     kind: Literal["entropy_budget"]
-    spend: float = Field(1.0, ge=0)  # nats that may be taken for each that is given
+    """Selects this section."""
+    spend: float = Field(1.0, ge=0)
+    """Nats that may be taken for each nat that is given."""
 
 
 EntropyControl = Annotated[

@@ -19,8 +19,9 @@ class GraderSection(Section):
     RESUME: ClassVar[Resume] = "warn"
 
     weight: float = 1.0
-    # only of questions with one of these in their column data_source; none: of all
+    """Weight of its score in the reward."""
     data_sources: tuple[str, ...] = ()
+    """Only for questions with one of these in their column data_source; default: all."""
 
     def limit_s(self, judge_timeout_s: float) -> float:
         """Seconds that an answer may take with this grader."""
@@ -36,44 +37,58 @@ class LastNumber(GraderSection):
     """1 if the response's last number equals the answer, else 0."""
 
     kind: Literal["last_number"]
+    """Selects this section."""
     name: str = Field("last_number", pattern=NAME)
+    """Name in metrics."""
 
 
 class MathVerify(GraderSection):
     """1 if the response is mathematically equal to the answer, else 0."""
 
     kind: Literal["math_verify"]
+    """Selects this section."""
     name: str = Field("math_verify", pattern=NAME)
+    """Name in metrics."""
 
 
 class ReasoningGym(GraderSection):
     """The scorer of reasoning-gym's data set ``task.name``."""
 
     kind: Literal["reasoning_gym"]
+    """Selects this section."""
     name: str = Field("reasoning_gym", pattern=NAME)
+    """Name in metrics."""
 
 
 class PythonFunction(GraderSection):
     """A function of one's own: ``function(response, question)``."""
 
     kind: Literal["python"]
+    """Selects this section."""
     name: str = Field("python", pattern=NAME)
-    # path/to/file.py:name, or package.module:name
+    """Name in metrics."""
     function: str = Field(pattern=r"^.+:[A-Za-z_]\w*$")
-    # whose signature it has: aent's own; verl's compute_score; TRL's reward function, which gets
-    # completions as texts (trl) or as lists of messages (trl_chat)
+    """path/to/file.py:name or package.module:name."""
     style: Literal["aent", "verl", "trl", "trl_chat"] = "aent"
-    group: bool = False  # it gets all responses to a question at once
-    arguments: dict[str, Any] = Field({})  # further keyword arguments
+    """Signature of the function: aent's own; verl's compute_score; TRL's reward function, which
+    gets completions as texts (trl) or as lists of messages (trl_chat)."""
+    group: bool = False
+    """Call it once with all responses to a question."""
+    arguments: dict[str, Any] = Field({})
+    """Further keyword arguments."""
 
 
 class ServiceSection(GraderSection):
     """Base of the graders behind an address."""
 
-    url: str = Field(pattern=r"^https?://[^@\s]+$")  # without a password: recipes are shown
-    token_file: str | None = None  # of a bearer token (mode 600)
-    timeout_s: float = Field(60.0, gt=0)  # of an answer, requests that are repeated included
-    concurrency: int = Field(64, ge=1)  # requests that a judge process has on their way
+    url: str = Field(pattern=r"^https?://[^@\s]+$")
+    """Address, without a password: recipes are shown."""
+    token_file: str | None = None
+    """File (mode 600) with a bearer token."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds for one answer, repeated requests included."""
+    concurrency: int = Field(64, ge=1)
+    """Requests that one grading process has on their way."""
 
     def limit_s(self, judge_timeout_s: float) -> float:
         return self.timeout_s
@@ -87,42 +102,62 @@ class HttpService(ServiceSection):
     """A service of one's own: the responses to a question in, a reward for each out."""
 
     kind: Literal["http"]
+    """Selects this section."""
     name: str = Field("http", pattern=NAME)
+    """Name in metrics."""
 
 
 class LanguageModelJudge(ServiceSection):
     """A language model behind an OpenAI-compatible endpoint (``url`` ends with /v1)."""
 
     kind: Literal["judge"]
+    """Selects this section."""
     name: str = Field("judge", pattern=NAME)
+    """Name in metrics."""
     model: str
-    rubric: str  # a file: the judge's prompt with {prompt}, {answer} and {response} in it
-    parse: str = r"SCORE:\s*(-?\d+(?:\.\d+)?)"  # the last match's first group is the score
-    scale: float = Field(1.0, gt=0)  # the reward is score / scale
-    max_tokens: int = Field(1024, ge=1)  # that the judge may write
+    """Name of the model at the endpoint."""
+    rubric: str
+    """File with the judge's prompt, which contains {prompt}, {answer} and {response}."""
+    parse: str = r"SCORE:\s*(-?\d+(?:\.\d+)?)"
+    """Regular expression; the first group of its last match is the score."""
+    scale: float = Field(1.0, gt=0)
+    """The reward is score / scale."""
+    max_tokens: int = Field(1024, ge=1)
+    """Tokens that the judge may write."""
 
 
 class RewardModel(ServiceSection):
     """A reward model that vLLM serves (``url``: of the server), by its route ``/pooling``."""
 
     kind: Literal["reward_model"]
+    """Selects this section."""
     name: str = Field("reward_model", pattern=NAME)
-    model: str  # as the server names it
+    """Name in metrics."""
+    model: str
+    """Name of the model at the server."""
 
 
 class Code(GraderSection):
     """1 if the program in the response passes the tests that the question's answer is, else 0."""
 
     kind: Literal["code"]
+    """Selects this section."""
     name: str = Field("code", pattern=NAME)
+    """Name in metrics."""
     sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
-    # of a service of SandboxFusion's kind, which runs the programs instead of this machine
+    """How programs are held. none: not at all."""
     url: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
-    token_file: str | None = None  # of the service's bearer token (mode 600)
-    concurrency: int = Field(64, ge=1)  # requests to it that a judge process has on their way
-    timeout_s: float = Field(10.0, gt=0)  # of a program with its tests, which fails them then
-    memory_gib: float = Field(1.0, gt=0)  # address space of each of its processes
-    processes: int = Field(16, ge=1)  # that it has at once, threads included
+    """Service with SandboxFusion's API that runs the programs instead of this machine."""
+    token_file: str | None = None
+    """File (mode 600) with the service's bearer token."""
+    concurrency: int = Field(64, ge=1)
+    """Requests to it that one grading process has on their way."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Seconds for a program with its tests; then it fails them."""
+    memory_gib: float = Field(1.0, gt=0)
+    """Address space of each of the program's processes, GiB."""
+    processes: int = Field(16, ge=1)
+    """Processes and threads that the program may have at once."""
 
     def limit_s(self, judge_timeout_s: float) -> float:
         # a sandbox is made and cleared away; a service has others' programs before ours

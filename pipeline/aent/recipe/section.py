@@ -21,5 +21,7 @@ def mark(default: Any, resume: Resume, **constraints: Any) -> Any:
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
     RESUME: ClassVar[Resume] = "same"

@@ -15,39 +15,57 @@ class ColumnsSection(Section):
     """The columns of a file of questions; a dot leads into a column of mappings, as in verl's
     ``reward_model.ground_truth``."""
 
-    # texts, or messages: a user's, a system's before it or not, earlier turns between them or not
     question: str = "question"
+    """Column of the prompts: texts, or lists of messages (a system message, earlier turns, the
+    user's)."""
     answer: str = "answer"
+    """Column of the reference answers."""
 
 
 class SourceSection(Section):
     """One of a mixture's sources."""
 
-    name: str = Field(pattern=NAME)  # its own, a part of its metrics' names
-    weight: float = Field(1.0, gt=0)  # its part of a step's prompts is weight / sum of the weights
+    name: str = Field(pattern=NAME)
+    """Name in metrics."""
+    weight: float = Field(1.0, gt=0)
+    """Its part of a step's prompts is weight / sum of the weights."""
     kind: Literal["reasoning_gym", "file"] = "file"
-    dataset: str | None = None  # reasoning_gym: the data set; default: ``name``
+    """As task.kind."""
+    dataset: str | None = None
+    """reasoning_gym: the data set; default: name."""
     config: dict[str, Any] = Field({})
+    """As task.config."""
     path: str | None = None
+    """As task.path."""
     split: str = "train"
+    """As task.split."""
     subset: str | None = None
+    """As task.subset."""
     columns: ColumnsSection = ColumnsSection()
+    """As task.columns."""
     size: int = Field(1000, ge=1)
+    """As task.size."""
     heldout: int = Field(64, ge=0)
-    system_prompt: str | None = None  # default: the task's
-    instruction: str | None = None  # default: the task's
-    graders: tuple[Grader, ...] = ()  # default: the task's
+    """As task.heldout."""
+    system_prompt: str | None = None
+    """System message; default: the task's."""
+    instruction: str | None = None
+    """Appended to every question; default: the task's."""
+    graders: tuple[Grader, ...] = ()
+    """Graders of its questions; default: the task's."""
 
 
 class CurriculumSection(Section):
     """Which questions come when, by the success that each had when it was last asked: the share of
     its responses that were right."""
 
-    # those with a success from low to high are asked again; the others rest
     low: float = Field(0.0, ge=0, le=1)
+    """Questions with a success of at least this are asked again; the others rest."""
     high: float = Field(1.0, ge=0, le=1)
-    retry_after: int | None = Field(None, ge=1)  # steps that they rest; None: for good
-    # among those asked equally often
+    """Questions with a success of at most this are asked again."""
+    retry_after: int | None = Field(None, ge=1)
+    """Steps that they rest; default: for good."""
     order: Literal["shuffled", "easy_first", "hard_first"] = "shuffled"
-    # share of a step's prompts that are questions asked before, while there are new ones
+    """Order among questions asked equally often."""
     replay: float = Field(0.0, ge=0, le=1)
+    """Share of a step's prompts that were asked before, while there are new ones."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from aent.layout.parallel import ParallelLayout
-from aent.recipe.schema import TrainerSection
+from aent.recipe.training import TrainerSection
 from aent.runtime import megatron_cpu, rank
 
 _control_group: dist.ProcessGroup | None = None

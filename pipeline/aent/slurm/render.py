@@ -13,8 +13,9 @@ from pathlib import Path
 
 from aent.layout.nodes import layout
 from aent.recipe.folder import run_folder
+from aent.recipe.operation import ClusterSection
 from aent.recipe.redact import redacted
-from aent.recipe.schema import ClusterSection, Recipe
+from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 
 HETJOB = "#SBATCH hetjob"

@@ -22,7 +22,7 @@ from aent.tasks import folders
 from aent.tasks.verifiers import as_number
 
 if TYPE_CHECKING:
-    from aent.recipe.schema import ColumnsSection
+    from aent.recipe.sources import ColumnsSection
 
 
 def questions(

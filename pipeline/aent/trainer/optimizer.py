@@ -18,7 +18,8 @@ from megatron.core.optimizer import (
 )
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
-from aent.recipe.schema import OptimizerSection, Recipe
+from aent.recipe.schema import Recipe
+from aent.recipe.training import OptimizerSection
 from aent.runtime.environment import Implementation, optimizer_implementation, why_not
 from aent.runtime.log import log
 
