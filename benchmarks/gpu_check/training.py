@@ -16,13 +16,14 @@ from aent.algorithm.terms import MiniBatch
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.children import free_port
-from aent.trainer.model import HAVE_TRANSFORMER_ENGINE
+from aent.runtime.environment import attention_implementation
 from aent.trainer.result import MinibatchResult
 from aent.trainer.trainer import Trainer
 from gpu_check.report import Row, bounded
 from gpu_check.section import Section, of_command_line
 from trainer import formulas, tiny
 
+HAVE_TRANSFORMER_ENGINE = attention_implementation() == "transformer_engine"
 STEPS = 4
 COEFFICIENT = 0.05  # of the entropy bonus
 # relative errors of the gradient norm, absolute ones of loss, log-probs and entropies (nats)

@@ -102,3 +102,25 @@ def test_too_many_open_files_are_named_and_no_engine_is_blamed(
         client = EngineClient(url, progress_timeout_s=5.0)
         with pytest.raises(OutOfFilesError, match=naming(few, "rollout.concurrency")):
             Fleet([client]).generate_sync(REQUESTS)
+
+
+def test_a_connection_on_which_nothing_was_proven_never_carries_the_token() -> None:
+    """Of a server that keeps it open, whatever it answers."""
+
+    async def try_twice(client: EngineClient) -> None:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="503"):
+                await client.complete(REQUESTS[0])
+
+    with standing_in(
+        lambda path, _: (503, {}) if path == "/health" else (200, COMPLETION)
+    ) as server:
+        client = EngineClient(server.url, token="a secret", has_to_prove=True)
+        asyncio.run(try_twice(client))
+        assert set(server.asked) == {"/health"}
+        assert not any("secret" in headers for headers in server.told)
+
+
+def test_a_redirect_is_not_followed() -> None:
+    with standing_in(lambda path, _: (302, {})) as server:
+        assert asyncio.run(http.ask("GET", f"{server.url}/a")).status == 302

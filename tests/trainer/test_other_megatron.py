@@ -94,7 +94,8 @@ def test_what_0_16_wrote_goes_on_here(ranks: tuple, saved: str, loaded: str) -> 
     assert after["rng"] == (saved == loaded)
     if saved == loaded:
         assert after["draws"] == before["draws"]
+        # of tokens that each rank samples: another layout samples others
+        np.testing.assert_allclose(after["neutral"], before["neutral"], rtol=1e-4)
     np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
-    np.testing.assert_allclose(after["neutral"], before["neutral"], rtol=1e-4)
     for name, weight in before["weights"].items():
         np.testing.assert_allclose(after["weights"][name], weight, atol=1e-5, err_msg=name)

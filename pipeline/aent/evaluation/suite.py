@@ -72,7 +72,9 @@ class Summary:
 
 def settings_of(suite: Suite, questions: Sequence[Question], seed: int, model: str) -> dict:
     """What must not change while an evaluation is under way. ``model`` names the weights."""
-    text = json.dumps([[q.prompt, q.answer, *([q.system] if q.system else [])] for q in questions])
+    text = json.dumps(
+        [[q.prompt, q.answer, *([q.system] if q.system else []), *q.earlier] for q in questions]
+    )
     return {
         **suite.model_dump(),
         "seed": seed,

@@ -29,6 +29,7 @@ from aent.inference.http import (
     RefusedError,
     TransientError,
     ask,
+    ask_apart,
     error_of_status,
     out_of_files,
 )
@@ -123,9 +124,17 @@ class EngineClient:
         prove = partial(self._look, HEALTH_S) if self.has_to_prove and path != HEALTH else None
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await ask(
-                    method, self.url + path, json=body, params=params, headers=headers, opened=prove
-                )
+                if self.has_to_prove and path == HEALTH:
+                    answer = await ask_apart(method, self.url + path, headers=headers)
+                else:
+                    answer = await ask(
+                        method,
+                        self.url + path,
+                        json=body,
+                        params=params,
+                        headers=headers,
+                        opened=prove,
+                    )
         except TimeoutError:
             words = f"{path}: no answer within {timeout_s:.0f} s"
             raise self.error(words, TransientError) from None

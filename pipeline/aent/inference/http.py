@@ -64,15 +64,35 @@ async def ask(
     opened: Callable[[], Awaitable[None]] | None = None,
 ) -> Answer:
     """One request, by the session of the running event loop, which closes it before it ends itself.
+    A redirect is an answer like any other.
 
     opened: awaited if a connection had to be opened for this request, before anything is sent.
 
     Raises aiohttp.ClientError, OSError, and what ``opened`` raises.
     """
-    session = await _session()
+    return await _request(
+        await _session(), method, url, json, params, headers, trace_request_ctx=opened
+    )
+
+
+async def ask_apart(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
+    """``ask`` through a connection of its own, which no other request finds, whoever answers."""
+    async with _made(aiohttp.TCPConnector(force_close=True)) as once:
+        return await _request(once, method, url, None, None, headers)
+
+
+async def _request(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    json: Any,
+    params: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None,
+    **context: Any,
+) -> Answer:
     told = {k: str(v).lower() if isinstance(v, bool) else v for k, v in (params or {}).items()}
     async with session.request(
-        method, url, json=json, params=told, headers=headers, trace_request_ctx=opened
+        method, url, json=json, params=told, headers=headers, allow_redirects=False, **context
     ) as answer:
         return Answer(answer.status, answer.headers, await answer.read())
 
@@ -94,19 +114,26 @@ _generators: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[aiohttp
 
 
 async def _kept_open() -> AsyncGenerator[aiohttp.ClientSession]:
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_create_end.append(_tell_opened)
-    session = aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None),  # ours are around it
-        trust_env=False,  # engines are reached directly, never through a proxy of the environment
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trace_configs=[trace],
-    )
+    loop = asyncio.get_running_loop()
+    session = _made(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S))
     try:
         yield session
     finally:
         await session.close()
+        _sessions.pop(loop, None)  # it holds its loop, by which it is found
+        _generators.pop(loop, None)
+
+
+def _made(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_create_end.append(_tell_opened)
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None),  # ours are around it
+        trust_env=False,  # engines are reached directly, never through a proxy of the environment
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
+    )
 
 
 async def _tell_opened(_session: Any, context: SimpleNamespace, _params: Any) -> None:

@@ -40,6 +40,7 @@ class Load:
 
     async def look(self, clients: Sequence[EngineClient], in_flight: bool) -> None:
         """Ask every engine once. One that does not answer says nothing: others look after that."""
+        clients = list(clients)  # one may be lost meanwhile
         answers = await asyncio.gather(
             *(client.metrics() for client in clients), return_exceptions=True
         )

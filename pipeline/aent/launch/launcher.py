@@ -104,7 +104,7 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
             while store is not None and not signals.received and not store.done():
                 time.sleep(POLL_S)  # the engines start meanwhile
             with held():
-                for rank in start_ranks(recipe, model_path, run_dir):
+                for rank in () if signals.received else start_ranks(recipe, model_path, run_dir):
                     ranks.append(rank)  # one by one: where the next does not start, this ends
             watch = heartbeats.Watch(run_dir, SILENCE_S)
             failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
@@ -115,7 +115,9 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
             shared.left |= {keeper.index: keeper for keeper in keepers}
             keepers = []
         try:
-            others = [k.engine.child for k in keepers] + ([store.child] if store else [])
+            others = [k.engine.child for k in keepers] + (
+                [store.child] if store is not None and store.child.poll() is None else []
+            )
             stop_all([*ranks, *others], STOP_GRACE_S)
         except TimeoutError as error:  # MLflow has to hear of the end all the same
             failure = f"{failure}\naent: {error}" if failure else f"aent: {error}"

@@ -82,7 +82,7 @@ def _grades(recipe: Recipe, source: str, verdict: Verdict) -> tuple[TracedGrade,
 def log_datasets(tracker: Tracker, recipe: Recipe, task: Task) -> None:
     """Record which questions the run trains on and holds out."""
     source = recipe.task.model_dump(mode="json", exclude=JUDGING)
-    kind: str = recipe.task.kind
+    kind: str = "mixture" if recipe.task.sources else recipe.task.kind
     if recipe.task.path is not None:  # as MLflow names a file
         kind, source["uri"] = "local", str(data_path(recipe.task.path).absolute())
     questions = {"training": task.train, "evaluation": task.heldout}

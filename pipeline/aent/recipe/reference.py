@@ -61,6 +61,7 @@ def parts(section: type[Section] = Recipe, path: str = "") -> Iterator[Part]:
         for member in _sections(field.annotation):
             kind = member.model_fields.get("kind")
             listed = kind is not None and get_origin(field.annotation) is tuple
+            listed = listed and not isinstance(get_args(field.annotation)[0], type)  # several kinds
             label = f"{inner}[{get_args(kind.annotation)[0]}]" if listed and kind else inner
             yield from parts(member, label)
 

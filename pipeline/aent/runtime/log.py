@@ -7,6 +7,7 @@ attempt (the number of this start of the run, from 1), and a start begins a sect
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -40,12 +41,10 @@ class _Handler(logging.Handler):
         """One that cannot be written (a full disk, a closed pipe) ends nobody."""
         if self.place is not None:
             record.process_name, record.attempt = self.place.process, self.place.attempt
-        try:
-            text = self.format(record)
-            for stream in self._streams(record):
+        text = self.format(record)
+        for stream in self._streams(record):
+            with contextlib.suppress(OSError, ValueError):
                 print(text, file=stream, flush=True)
-        except (OSError, ValueError):
-            pass
 
     def _streams(self, record: logging.LogRecord) -> list[TextIO]:
         own = self.place.own if self.place is not None else None

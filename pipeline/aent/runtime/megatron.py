@@ -11,12 +11,14 @@ a checkpoint's plain values       common.pt                   an object among th
 base class of a way to save       AsyncSaveShardedStrategy    TorchDistSaveShardedStrategy
 optimizer groups told apart by    multipliers                 max_lr and min_lr too
 buffers ask torch.cuda for        the device                  the device and its stream
+norms of queries and keys         if the spec has them        if qk_layernorm is set as well
 ================================  ==========================  ==================================
 
 All but the second are written once, in a form that both take: the base class is 0.19's, which is a
 subclass of 0.16's there (``trainer.state``; another class is replaced by Megatron's own without a
 word); the recipe's rates hold (``trainer.state``); a CPU answers for a stream
-(``runtime.megatron_cpu``). 0.19 reads what 0.16 wrote, not the other way round: ``reading_fault``.
+(``runtime.megatron_cpu``); ``qk_layernorm`` is set while a model is built
+(``trainer.model``). 0.19 reads what 0.16 wrote, not the other way round: ``reading_fault``.
 """
 
 from __future__ import annotations

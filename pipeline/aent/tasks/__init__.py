@@ -55,6 +55,8 @@ def load(section: TaskSection, seed: int) -> Task:
     for index, (name, part) in enumerate(by_source(section).items()):
         try:
             loaded.append(_load_one(part, seed, name, seen, first))
+            if section.sources[index].graders:
+                _check_used(part.graders, [*loaded[-1].train, *loaded[-1].heldout])
         except (OSError, ValueError) as error:
             kind = ValueError if isinstance(error, ValueError) else OSError
             raise kind(of_source(str(error), index)) from error

@@ -132,7 +132,8 @@ def reward_model_call(
 
     async def call(responses: Sequence[Response], question: Question) -> Any:
         messages = [{"role": "system", "content": question.system}] if question.system else []
-        messages.append({"role": "user", "content": question.prompt})
+        turns = (*question.earlier, ("user", question.prompt))
+        messages += [{"role": role, "content": text} for role, text in turns]
         messages.append({"role": "assistant", "content": responses[0].text})
         body = {"model": spec["model"], "messages": messages, "use_activation": False}
         answer = await service.post(body)

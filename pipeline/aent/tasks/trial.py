@@ -102,7 +102,7 @@ def _failures(
 ) -> Iterator[str]:
     """Graders that fail at the first question of each one's own."""
     told: set[str] = set()
-    for first in {questions[0].index: questions[0] for questions in of_each}.values():
+    for first in {questions[0].index: questions[0] for questions in of_each if questions}.values():
         response = Response(first.answer, tokens=1)
         verdict = judge.judge([first] * samples, [response] * samples)[0]
         for grade in verdict.grades:

@@ -43,7 +43,7 @@ def described(
 
 def digest(questions: Sequence[Question]) -> str:
     """The same for the same questions with the same answers, in whatever order; else another."""
-    lines = sorted(json.dumps([q.system, q.prompt, q.answer]) for q in questions)
+    lines = sorted(json.dumps([q.system, *q.earlier, q.prompt, q.answer]) for q in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:DIGEST_LENGTH]
 
 

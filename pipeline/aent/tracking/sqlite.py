@@ -83,7 +83,8 @@ class Making:
         if code is None and time.monotonic() > self.deadline:
             raise _late(self.path)
         if code:
-            raise _failed(self.path, self.child.tail(1) or self.child.describe_exit())
+            said = "" if code < 0 else self.child.tail(1)  # killed: the log's last line is older
+            raise _failed(self.path, said or self.child.describe_exit())
         return code == 0
 
 

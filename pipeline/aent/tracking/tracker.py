@@ -252,11 +252,14 @@ class Tracker:
         number = max(before, default=-1) + 1  # of the sample: these metrics' own step
         seen: dict[str, float] = {}  # when each machine was looked at
         while not self._watched.wait(every):
-            for name, (when, values) in node_metrics.newest(self.run_dir).items():
-                if seen.get(name) != when:
-                    seen[name] = when
-                    self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
+            self._try("read the machines' metrics", self._look_at_machines, number, seen)
             number += 1
+
+    def _look_at_machines(self, number: int, seen: dict[str, float]) -> None:
+        for name, (when, values) in node_metrics.newest(self.run_dir).items():
+            if seen.get(name) != when:
+                seen[name] = when
+                self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
         """Run ``work``; a failure is counted and reported, not raised."""

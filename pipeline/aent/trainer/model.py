@@ -167,6 +167,9 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
         args["position_embedding_type"] = "none"  # PackedAttention applies it
     adapt(spec, facts)
     stage = layout.coordinates(dist.get_rank()).pipeline
+    # Megatron 0.19 builds such norms only if this is set; and sums their gradients over TP ranks, as
+    # is right only for norms of single heads
+    config.qk_layernorm = facts.family.qk_norm != "none"
     model = PolicyModel(
         config=config,
         transformer_layer_spec=spec,
@@ -175,6 +178,7 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
         share_embeddings_and_output_weights=facts.tied_embeddings,
         **args,
     )
+    config.qk_layernorm = facts.family.qk_norm == "heads"
     model.facts = facts
     if engine:
         model.rotary_pos_emb.inv_freq = rotaries[0].frequencies

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import layers
 from torch import Tensor
 
 from aent.runtime.early_reduction import written
@@ -32,7 +33,11 @@ class _Announced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        return grad, written(ctx.weight)
+        weight = ctx.weight
+        if getattr(weight, "reduced_early", False) and not layers._grad_accum_fusion_available:
+            # Megatron's linear layer leaves its gradient to autograd then: DDP is to add it
+            return grad, torch.zeros_like(weight)
+        return grad, written(weight)
 
 
 def wait_for_parameters(module: torch.nn.Module) -> None:
