@@ -167,8 +167,8 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
         args["position_embedding_type"] = "none"  # PackedAttention applies it
     adapt(spec, facts)
     stage = layout.coordinates(dist.get_rank()).pipeline
-    # Megatron 0.19 builds such norms only if this is set; and sums their gradients over TP ranks, as
-    # is right only for norms of single heads
+    # Megatron 0.19 builds such norms only if this is set, and then sums their gradients over TP
+    # ranks, which is right for norms of single heads alone
     config.qk_layernorm = facts.family.qk_norm != "none"
     model = PolicyModel(
         config=config,
