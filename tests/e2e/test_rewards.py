@@ -42,6 +42,7 @@ def test_three_graders_and_their_parts(shared_engine, tmp_path):
     assert set(hashed) == {f"recipes/rewards/rewards.py:{f}" for f in ("reward", "different")}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="there is no bwrap (Debian's package bubblewrap)"
 )
@@ -67,6 +68,7 @@ def test_programs_with_hidden_tests(shared_engine, tmp_path):
         assert found["time/grader/code"] == pytest.approx(sum(g.seconds for g in code))
 
 
+@pytest.mark.full
 def test_a_mixture_of_three_sources_with_a_curriculum(shared_engine, tmp_path):
     """Every step has each source's share, judged by its own graders; the checkpoint keeps what the
     curriculum knows, which is what the steps have recorded."""

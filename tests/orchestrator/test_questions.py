@@ -54,6 +54,7 @@ def test_references_that_math_verify_cannot_read_are_left_out_by_row(words, tmp_
             f"task={{kind: file, path: {tmp_path}/q.jsonl, heldout: 1}}",
             "task.graders=[{kind: math_verify}]",
             "rollout.max_prompt_tokens=500",
+            "rollout.prompts_per_step=2",
         ],
     )
     with JudgePool(recipe.task) as judge:
