@@ -70,6 +70,7 @@ rm -f "$stamp"
   stop "pip could not install uv (its own message is above)"
 
 sources=$("$venv/bin/python" tools/package_sources.py "$venv/bin/uv" "$lock")
+torch=
 eval "$sources" # sets torch, to the build that can be had, too
 locked=$(grep '^torch==' "$lock")
 packages=$venv/packages.txt
