@@ -104,13 +104,10 @@ def nucleus_term(
     token of this micro-batch has one. It computes the logits of its few tokens anew.
 
     terms: of this micro-batch's tokens, on the CPU: to ask a device which they are would wait."""
-    if terms.nucleus_weight is None:
+    if (few := _weighted(terms.nucleus_weight, hidden.device)) is None:
         return None
-    (chosen,) = terms.nucleus_weight.nonzero(as_tuple=True)
-    if not len(chosen):
-        return None
-    weight = to_device(terms.nucleus_weight[chosen], hidden.device)
-    places = micro_batch.predicts[to_device(chosen, hidden.device)]
+    chosen, weight = few
+    places = micro_batch.predicts[chosen]
     return (weight * nucleus_entropies(policy, hidden, places, recipe)).sum()
 
 
@@ -121,20 +118,27 @@ def proxy_term(
     no token of this micro-batch has one. It computes the logits of its few tokens anew.
 
     terms: of this micro-batch's tokens, on the CPU, as of ``nucleus_term``."""
-    if terms.proxy_weight is None:
+    if (few := _weighted(terms.proxy_weight, hidden.device)) is None:
         return None
-    (chosen,) = terms.proxy_weight.nonzero(as_tuple=True)
-    if not len(chosen):
-        return None
+    chosen, weights = few
     ratio = recipe.control("low_probability_kl").ratio
     total = torch.zeros((), device=hidden.device)
-    weights = to_device(terms.proxy_weight[chosen], hidden.device)
-    chosen = to_device(chosen, hidden.device)
     for part, weight in zip(chosen.split(CHUNK_TOKENS), weights.split(CHUNK_TOKENS)):
         logits = policy.model.logits(*policy.model.head_inputs(hidden, micro_batch.predicts[part]))
         kl = min_p_divergence(logits, micro_batch.targets[part], ratio, **_sharding(policy))
         total = total + (weight * kl).sum()
     return total
+
+
+def _weighted(weights: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """(places, weights) of the tokens whose weight, on the CPU, is not 0, both on ``device``; None
+    if there are none."""
+    if weights is None:
+        return None
+    (chosen,) = weights.nonzero(as_tuple=True)
+    if not len(chosen):
+        return None
+    return to_device(chosen, device), to_device(weights[chosen], device)
 
 
 def micro_batch_loss(
