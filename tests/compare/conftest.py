@@ -81,7 +81,9 @@ def record(run: PlannedRun, parent: str) -> None:
         )
     for steps in (0, STEPS):
         rows = [
-            {"prompt": f"{run.seed}: {q}?", "reward": float(steps > 0 and s < right(*run_of, q))}
+            # seed 0 was recorded before the tables had "item"
+            ({"item": q} if run.seed else {})
+            | {"prompt": f"{run.seed}: {q}?", "reward": float(steps > 0 and s < right(*run_of, q))}
             for q in range(QUESTIONS)
             for s in range(SAMPLES)
         ]

@@ -187,13 +187,12 @@ def _evaluations(client: Any, run_id: str, folder: str) -> Iterator[tuple[int, E
         table = json.loads(
             Path(client.download_artifacts(run_id, artifact.path, folder)).read_text()
         )
-        item, question, reward = (
-            table["columns"].index(name) for name in ("item", "prompt", "reward")
-        )
         rewards: dict[str, list[float]] = {}
-        for row in table["data"]:
-            # conversations may end in the same words
-            rewards.setdefault(f"{row[item]}: {row[question]}", []).append(row[reward])
+        for values in table["data"]:
+            row = dict(zip(table["columns"], values))
+            # conversations may end in the same words; tables of older runs have no "item"
+            question = f"{row.get('item', '')}: {row['prompt']}"
+            rewards.setdefault(question, []).append(row["reward"])
         correct = {q: sum(r >= 1 for r in of_q) for q, of_q in rewards.items()}
         samples = len(next(iter(rewards.values())))
         yield int(Path(artifact.path).stem.rpartition("_")[2]), Evaluation(correct, samples)
