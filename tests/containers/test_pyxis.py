@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from containers import pyxis
-from containers.building import CPU_IMAGE, Built
+from containers.building import COMMIT, CPU_IMAGE, Built
 from slurm import cluster as slurm
 from slurm.conftest import LIGHT, PATIENT, SLURM, TINY
 from slurm.jobs import Job
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(2400)]
 
 STRICT = "--container-readonly --no-container-mount-home"
 PYTHON = "/home/aent/aent/.venv/bin/python"  # of the image
-SQUASH_S = 900.0
+SQUASH_S = 900.0  # to write the image's file, and to unpack it
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ def site(
 
 
 def squash(built: Built, image: Path) -> None:
-    """The image as one file, as ``enroot import`` makes it of one in a registry."""
+    """The image as one file, as ``enroot import`` makes it of one in a registry: the environment
+    of its configuration stands in a file."""
     container = built.store.container(CPU_IMAGE)
     root = built.store.buildah("mount", container).strip()
+    environment = built.store.inspect(CPU_IMAGE)["Env"]
+    (Path(root) / "etc/environment").write_text("".join(f"{line}\n" for line in environment))
     command = [
         "mksquashfs",
         root,
@@ -90,7 +93,8 @@ def test_a_container_has_no_home_and_cannot_be_written_to(site: Site, tmp_path: 
     """What the jobs below run in."""
     look = "echo home $(ls -A $HOME | wc -l); touch /x || echo read-only; df --output=fstype /tmp"
     flags = (f"--container-image={site.image}", *STRICT.split())
-    said = site.cluster.run("srun", *flags, "sh", "-c", look, cwd=tmp_path).stdout.split()
+    command = ("srun", *flags, "sh", "-c", look)
+    said = site.cluster.run(*command, cwd=tmp_path, timeout_s=SQUASH_S).stdout.split()
     assert said == ["home", "0", "read-only", "Type", "tmpfs"]
 
 
@@ -102,7 +106,7 @@ def test_a_run_over_two_nodes_finishes(site: Site, tmp_path: Path) -> None:
     run = job.mlflow()[1]
     digest = hashlib.file_digest(site.image.open("rb"), "sha256").hexdigest()
     assert run.data.tags["aent.image_digest"] == f"sha256:{digest}"
-    assert run.data.tags["mlflow.source.git.commit"]
+    assert run.data.tags["mlflow.source.git.commit"] == COMMIT
     assert (tmp_path / "runs" / ".cache").is_dir()  # it lasts
 
 
