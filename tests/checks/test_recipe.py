@@ -66,6 +66,14 @@ def test_what_transformer_engine_does_not_compute(recipe, tmp_path, monkeypatch)
     assert_names(fault, "trainer.share_prompts", "Transformer Engine")
     (fault,) = check(recipe("model.dtype=float32"))
     assert_names(fault, "model.dtype=float32", "Transformer Engine", "bfloat16")
+    # Transformer Engine passes keys and values on from rank to rank, in layers without a window
+    windowed = CONFIG | {"model_type": "mistral", "sliding_window": 64}
+    split = ("model.dtype=bfloat16", "trainer.context_parallel=2")
+    assert check(recipe(*split)) == []
+    folders.write(tmp_path / "model", windowed)
+    assert check(recipe(split[0])) == check(recipe(*split), machine=False) == []
+    (fault,) = check(recipe(*split))
+    assert_names(fault, "trainer.context_parallel=2", "sliding_window=64", "Transformer Engine")
     # layers that are not its own are computed by torch
     config = json.loads((tmp_path / "model/config.json").read_text())
     folders.write(tmp_path / "model", config | {"model_type": "olmo2"})

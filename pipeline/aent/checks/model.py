@@ -101,11 +101,19 @@ def _not_served(facts: ModelFacts) -> Iterator[str]:
 def _attention(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     """What Transformer Engine's attention does not do, where it computes the model."""
     fp32 = recipe.model.dtype == "float32"
+    context = recipe.trainer.context_parallel
+    split_windows = context > 1 and bool(facts.windows)
     # asked for these alone: the answer imports torch where Transformer Engine is installed
-    if not (fp32 or recipe.trainer.share_prompts) or (
+    if not (fp32 or recipe.trainer.share_prompts or split_windows) or (
         attention_implementation(facts.plain_layers) == "torch"
     ):
         return
+    if split_windows:
+        yield (
+            f"trainer.context_parallel={context} is not for sliding windows (the model's "
+            f"sliding_window={facts.windows[0]}) in Transformer Engine, which computes this model "
+            "here"
+        )
     if recipe.trainer.share_prompts:
         yield (
             "trainer.share_prompts works with torch's attention only, and Transformer Engine's "
