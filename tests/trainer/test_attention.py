@@ -14,6 +14,7 @@ from aent.models.config_json import read
 from aent.models.layer_attention import LayerAttention
 from aent.models.model_source import TINY_CONFIG
 from aent.trainer.attention import PackedAttention
+from aent.trainer.context import Part
 from aent.trainer.packing import lay_out, window_mask
 
 HEADS, GROUPS, SIZE = 4, 2, 8
@@ -53,15 +54,22 @@ def expected(units: list[tuple[int, list[int]]], tensors: list[Tensor], *setting
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("units", [SHARED, ALONE, ALIKE])
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (50, None), (4, 0.7)])
-def test_a_token_sees_its_own_sequence_as_far_as_the_window(units, window, softcap):
+def attention_of(window: int | None, softcap: float | None) -> PackedAttention:
     facts = dataclasses.replace(
         read(TINY_CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),
         numbers={} if softcap is None else {"attn_logit_softcapping": softcap},
     )
-    attention = PackedAttention(None, 1, AttnMaskType.causal, "self", facts=facts)  # type: ignore[arg-type]
+    return PackedAttention(None, 1, AttnMaskType.causal, "self", facts=facts)  # type: ignore[arg-type]
+
+
+LAYERS = [(None, None), (4, None), (50, None), (None, 0.7), (4, 0.7)]  # window, softcap
+
+
+@pytest.mark.parametrize("units", [SHARED, ALONE, ALIKE])
+@pytest.mark.parametrize(("window", "softcap"), LAYERS)
+def test_a_token_sees_its_own_sequence_as_far_as_the_window(units, window, softcap):
+    attention = attention_of(window, softcap)
     packed, _ = lay_out(units, torch.device("cpu"))
     if window is not None and (mask := window_mask(packed, window)) is not None:
         packed.window_masks[window] = mask
@@ -72,3 +80,31 @@ def test_a_token_sees_its_own_sequence_as_far_as_the_window(units, window, softc
     got = attention(*tensors, None, packed_seq_params=packed)
     want = expected(units, tensors, window, softcap).flatten(1)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def filled(units: list[tuple[int, list[int]]], multiple: int) -> list[tuple[int, list[int]]]:
+    """With padding behind each unit's last response."""
+    more = [-(prompt + sum(sizes)) % multiple for prompt, sizes in units]
+    return [(p, [*sizes[:-1], sizes[-1] + n]) for (p, sizes), n in zip(units, more)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("units", [SHARED, ALONE, ALIKE])
+@pytest.mark.parametrize(("window", "softcap"), LAYERS)
+def test_ranks_with_parts_of_the_queries_compute_the_whole(size, units, window, softcap):
+    """With keys and values as ``context.gathered`` gives them."""
+    units = filled(units, 2 * size)
+    attention = attention_of(window, softcap)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [prompt + sum(responses) for prompt, responses in units]
+    query, *rest = (
+        torch.randn(sum(sizes), n, SIZE, generator=generator) for n in (HEADS, GROUPS, GROUPS)
+    )
+    want = expected(units, [query, *rest], window, softcap).flatten(1)
+    for index in range(size):
+        part = Part(size, index)
+        packed, _ = lay_out(units, torch.device("cpu"), part)
+        mine = part.places(sizes)
+        got = attention.own_chunks(query[mine], *rest, packed.chunks)
+        torch.testing.assert_close(got, want[mine], rtol=0, atol=1e-6)
+        assert size * len(mine) == sum(sizes)

@@ -50,8 +50,9 @@ class PolicyModel(GPTModel):
             assert positions is not None
             dtype = self.config.params_dtype
             packed.rotations = [turn(positions, dtype) for turn in self.rotaries]
-            masks = {window: window_mask(packed, window) for window in self.facts.windows}
-            packed.window_masks = {n: mask for n, mask in masks.items() if mask is not None}
+            if packed.chunks is None:
+                masks = {window: window_mask(packed, window) for window in self.facts.windows}
+                packed.window_masks = {n: mask for n, mask in masks.items() if mask is not None}
         embedded, scale = None, self.facts.embedding_scale
         if self.pre_process and scale != 1:
             if self.facts.family.scaled_embedding:  # transformers and vLLM round it

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aent.data.batch import Batch
 from aent.data.flat import to_device
+from aent.trainer.context import WHOLE, Chunks, Part, causal_mask, chunks_of
 from aent.trainer.partition import Unit
 
 
@@ -32,6 +33,9 @@ class PackedSequences(PackedSeqParams):
     -inf; None where every unit has one response: causal. ``window_masks``: the same of layers with
     a sliding window, by its size, where it hides a token. ``rotations``: cosines and sines [T, 1,
     head_dim] of every rotary embedding.
+
+    Where context-parallel ranks share the units, cu_seqlens are those of whole units, ``positions``
+    and ``rotations`` of this rank's tokens, and ``chunks`` is in place of indices and masks.
     """
 
     batch_shape: tuple[int, int] = (0, 0)
@@ -41,19 +45,22 @@ class PackedSequences(PackedSeqParams):
     longest: int = 0
     mask: Tensor | None = None
     window_masks: dict[int, Tensor] = field(default_factory=dict)
+    chunks: Chunks | None = None
     rotations: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
 class MicroBatch:
     """Input of one forward: T packed tokens, N of them to be predicted. What their loss is made of
-    stays with the mini-batch, and is cut by ``index``."""
+    stays with the mini-batch, and is cut by ``index``. With context parallelism T and N are this
+    rank's own, the R responses those of all ranks."""
 
     tokens: Tensor  # [1, T] int64, T a multiple of the tensor-parallel size
     packed: PackedSequences
     predicts: Tensor  # [N] int64: the place whose hidden state predicts each response token
     targets: Tensor  # [N] int64: the response tokens
-    sequence: Tensor  # [N] int64 in [0, N): which response of this micro-batch, in packed order
+    sequence: Tensor  # [N] int64 in [0, R): which response of this micro-batch, in packed order
+    responses: Tensor  # [R] int64: tokens to be predicted of each response
     index: Tensor  # [N] int64, on the CPU: their places in the mini-batch
 
 
@@ -66,6 +73,7 @@ class Packing:
     units: list[list[Unit]]  # of each micro-batch
     multiple: int
     device: torch.device
+    part: Part = WHOLE
     indices: list[Tensor] = field(default_factory=list)  # ``MicroBatch.index`` of those packed
 
     def __len__(self) -> int:
@@ -73,60 +81,83 @@ class Packing:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for units in self.units:
-            micro_batch = pack(self.batch, units, self.multiple, self.device)
+            micro_batch = pack(self.batch, units, self.multiple, self.device, self.part)
             self.indices.append(micro_batch.index)
             yield micro_batch
 
 
-def pack(batch: Batch, units: list[Unit], multiple: int, device: torch.device) -> MicroBatch:
-    """Pack these units of ``batch``, padded at the end to a multiple of ``multiple`` tokens.
+def pack(
+    batch: Batch,
+    units: list[Unit],
+    multiple: int,
+    device: torch.device,
+    part: Part = WHOLE,
+) -> MicroBatch:
+    """Pack these units of ``batch``, padded at the end to a multiple of ``multiple`` tokens, which
+    is one of ``part.multiple``.
 
     The padding is one more unit of token 0, without response tokens. No units at all (a
-    data-parallel rank without work) make a micro-batch of padding. The cost is that of these units,
-    whatever the size of the batch (``benchmarks/packing.py``), and nothing waits for the device.
+    data-parallel rank without work) make a micro-batch of padding. Of several context-parallel
+    ranks each gets its part of the tokens, and predicts those whose predecessor it has. The cost is
+    that of these units, whatever the size of the batch (``benchmarks/packing.py``), and nothing
+    waits for the device.
     """
-    pieces, layout = [torch.empty(0, dtype=torch.int64)], []
+    pieces, layout, count = [torch.empty(0, dtype=torch.int64)], [], 0
+    owners: list[tuple[int, int]] = []  # of each piece: its response's number, and its tokens
     for unit in units:
         first = unit.spans[0][0]
         responses = [torch.arange(start + unit.prompt, end) for start, end in unit.spans]
-        pieces += [torch.arange(first, first + unit.prompt), *responses]
-        layout.append((unit.prompt, [len(r) for r in responses]))
+        padding = -unit.tokens % part.multiple
+        pieces += [torch.arange(first, first + unit.prompt), *responses, _padding(padding)]
+        sizes = [len(r) for r in responses]
+        present = [n for n in sizes if n]
+        owners += [(0, unit.prompt), *enumerate(present, count), (0, padding)]
+        count += len(present)
+        layout.append((unit.prompt, [*sizes[:-1], sizes[-1] + padding]))
+    length = sum(map(len, pieces))
+    if padding := -length % multiple if length else multiple:
+        pieces.append(_padding(padding))
+        owners.append((0, padding))
+        layout.append((padding, []))
     source = torch.cat(pieces)
-    padding = -len(source) % multiple if len(source) else multiple
-    tokens = torch.nn.functional.pad(batch.tokens[source], (0, padding))
-    predicted = batch.loss_mask[source].nonzero().squeeze(1)
-    packed, previous = lay_out(layout + [(padding, [])] * (padding > 0), device)
-    index = source[predicted]
+    real = source >= 0
+    packed, previous = lay_out(layout, device, part)
+    predicted = (real & batch.loss_mask[source]).nonzero().squeeze(1)
+    sequence = torch.repeat_interleave(*torch.tensor(owners).T)[predicted]
+    tokens, predicts = torch.where(real, batch.tokens[source], 0), previous[predicted]
+    index, of_own = source[predicted], sequence
+    if part.size > 1:
+        mine = part.places([prompt + sum(sizes) for prompt, sizes in layout])
+        here = torch.full((len(source),), -1)
+        here[mine] = torch.arange(len(mine))
+        tokens, predicts = tokens[mine], here[predicts]
+        own = predicts >= 0
+        index, predicts, of_own = index[own], predicts[own], sequence[own]
     return MicroBatch(
         tokens=to_device(tokens[None], device),
         packed=packed,
-        predicts=to_device(previous[predicted], device),
+        predicts=to_device(predicts, device),
         targets=to_device(batch.tokens[index], device),
-        sequence=to_device(_owners(layout)[predicted], device),
+        sequence=to_device(of_own, device),
+        responses=to_device(torch.bincount(sequence, minlength=count), device),
         index=index,
     )
 
 
-def _owners(layout: list[tuple[int, list[int]]]) -> Tensor:
-    """[T]: the number of the response that each packed token belongs to, 0 on prompts; responses
-    without a token have none."""
-    sizes, owners, count = [], [], 0
-    for prompt, responses in layout:
-        present = [n for n in responses if n]
-        sizes += [prompt, *present]
-        owners += [0, *range(count, count + len(present))]
-        count += len(present)
-    return torch.repeat_interleave(*(torch.tensor(x, dtype=torch.int64) for x in (owners, sizes)))
+def _padding(tokens: int) -> Tensor:
+    return torch.full((tokens,), -1)
 
 
 def lay_out(
-    units: list[tuple[int, list[int]]], device: torch.device
+    units: list[tuple[int, list[int]]],
+    device: torch.device,
+    part: Part = WHOLE,
 ) -> tuple[PackedSequences, Tensor]:
-    """The layout of units of (prompt tokens, tokens of each response).
+    """The layout of units of (prompt tokens, tokens of each response), with their padding.
 
     Returns:
         The layout on ``device``, and [T] on the CPU the place of the token before each one in its
-        own sequence: for the first token of every response the prompt's last.
+        own sequence, of all ranks' tokens: for the first token of every response the prompt's last.
     """
     prompts, sizes = (torch.tensor(x) for x in zip(*((p, p + sum(r)) for p, r in units)))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
@@ -136,15 +167,22 @@ def lay_out(
     positions = torch.cat([torch.arange(b, b + n) for p, r in units for b, n in _runs(p, r)])
     first = positions == prompts[row]  # of a response
     previous = torch.where(first, cu_seqlens[row] + positions, place) - 1
-    flat_index = row * longest + place - cu_seqlens[row]
-    padded_index = torch.zeros(count * longest, dtype=torch.int64)
-    padded_index[flat_index] = place
-    tensors = {"positions": positions}
-    if count * longest != len(row):
-        tensors |= {"flat_index": flat_index, "padded_index": padded_index}
+    response = None
     if any(len(responses) > 1 for _, responses in units):
         response = torch.where(positions < prompts[row], 0, first.cumsum(0))  # 0: of a prompt
-        tensors["mask"] = _mask(response[padded_index].view(count, longest))
+    tensors, chunks = {"positions": positions}, None
+    if part.size > 1:
+        whole = sizes.tolist()
+        chunks = chunks_of(part, whole, positions, response, device)
+        tensors["positions"] = positions[part.places(whole)]
+    else:
+        flat_index = row * longest + place - cu_seqlens[row]
+        padded_index = torch.zeros(count * longest, dtype=torch.int64)
+        padded_index[flat_index] = place
+        if count * longest != len(row):
+            tensors |= {"flat_index": flat_index, "padded_index": padded_index}
+        if response is not None:
+            tensors["mask"] = _mask(response[padded_index].view(count, longest))
     cu = to_device(cu_seqlens.int(), device)
     optional: dict[str, Any] = {name: to_device(value, device) for name, value in tensors.items()}
     packed = PackedSequences(
@@ -155,6 +193,7 @@ def lay_out(
         max_seqlen_kv=longest,
         batch_shape=(count, longest),
         longest=int(positions.max()) + 1,
+        chunks=chunks,
         **optional,
     )
     return packed, previous
@@ -163,11 +202,6 @@ def lay_out(
 def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
     """(first position, tokens) of the prompt and of each response, which all continue it."""
     return [(0, prompt), *((prompt, n) for n in responses)]
-
-
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """[L, L] fp32, to be added to scores: 0 where a token (row) attends to another, else -inf."""
-    return torch.full((length, length), -torch.inf, device=device).triu(1)
 
 
 def window_mask(packed: PackedSequences, window: int) -> Tensor | None:
@@ -179,7 +213,7 @@ def window_mask(packed: PackedSequences, window: int) -> Tensor | None:
     if packed.mask is None:
         length = packed.batch_shape[1]
         place = torch.arange(length, device=packed.positions.device)
-        mask = causal_mask(length, packed.positions.device)
+        mask = causal_mask(length, length, packed.positions.device)
     else:  # a response's first token stands behind other responses
         index = packed.padded_index
         place = packed.positions if index is None else packed.positions[index]

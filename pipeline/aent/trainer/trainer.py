@@ -29,6 +29,7 @@ from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
+from aent.trainer.context import Part
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, on_transformer_engine, open_bridge
 from aent.trainer.packing import MicroBatch, Packing
@@ -111,7 +112,7 @@ class Trainer:
         names += ["covariances", "entropy_slopes"] * slopes
 
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
-            if not len(micro_batch.predicts):  # a data-parallel rank without work
+            if not len(micro_batch.predicts):  # a rank without work
                 return _nothing(hidden), _one_token(), None
             stats = loss.statistics(
                 policy, hidden, micro_batch, self.recipe, clamped=False, slopes=slopes
@@ -164,8 +165,8 @@ class Trainer:
 
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
-                unused, _ = policy.model.head_inputs(hidden, micro_batch.predicts)
-                return _nothing(unused), _one_token(), None
+                none = loss.loss_without_tokens(policy, hidden, micro_batch, mini_batch, recipe)
+                return none, _one_token(), None
             part = loss.micro_batch_loss(
                 policy, hidden, micro_batch, mini_batch, recipe, coefficient, update
             )
@@ -207,7 +208,7 @@ class Trainer:
         export.save_pretrained(self.exporter, self.model_path, path)
 
     def _micro_batches(self, batch: Batch) -> Packing:
-        """This data-parallel rank's share.
+        """This data-parallel rank's share, of which each of its context-parallel ranks has a part.
 
         Raises:
             ValueError: for a token that the model's embedding has no row for: tensor parallelism
@@ -224,10 +225,11 @@ class Trainer:
         units = make_units(batch, settings.share_prompts, limit)
         work = [unit.work(self.pairs_per_token) for unit in units]
         shares = partition([unit.tokens for unit in units], self.layout.data, limit, work)
-        mine = shares[self.layout.coordinates(dist.get_rank()).data]
-        multiple = self.layout.tensor if self.config.sequence_parallel else 1
-        chosen = [[units[u] for u in micro_batch] for micro_batch in mine]
-        return Packing(batch, chosen, multiple, self.device)
+        place = self.layout.coordinates(dist.get_rank())
+        part = Part(self.layout.context, place.context)
+        multiple = part.multiple * (self.layout.tensor if self.config.sequence_parallel else 1)
+        chosen = [[units[u] for u in micro_batch] for micro_batch in shares[place.data]]
+        return Packing(batch, chosen, multiple, self.device, part)
 
     def _policy(self, batch: Batch) -> loss.Policy:
         return loss.Policy(self.policy, self.vocab_size, batch.temperature)
@@ -268,9 +270,11 @@ class Trainer:
         return self._sum_over_ranks(flat)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum over data-parallel ranks of what the last stage has; the same on every rank."""
+        """Sum over data- and context-parallel ranks of what the last stage has; the same on every
+        rank."""
         values = values.to(self.device)
-        dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+        copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        dist.all_reduce(values, group=copies)
         pipeline = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(values, group=pipeline, group_src=self.layout.pipeline - 1)
         return values.cpu()
