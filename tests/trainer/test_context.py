@@ -1,4 +1,4 @@
-"""Which tokens a context-parallel rank has, against the order of Transformer Engine and Megatron."""
+"""Which tokens context-parallel ranks have, against Megatron's and Transformer Engine's order."""
 
 from __future__ import annotations
 
