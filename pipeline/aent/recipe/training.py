@@ -171,8 +171,13 @@ class TrainerSection(Section):
     """Tokens of one forward and backward at most, prompts included; those of all context-parallel
     ranks together."""
     share_prompts: bool = mark(False, "free")
-    """Compute a group's prompt once per micro-batch (arXiv 2506.05433); the same results. With
-    torch's attention only, not Transformer Engine's."""
+    """Compute a group's prompt once per micro-batch (arXiv 2506.05433); the same results. Not with
+    Transformer Engine's attention."""
+    attention: Literal["auto", "transformer_engine", "sdpa", "flex"] = mark("auto", "free")
+    """transformer_engine: its layers; sdpa, flex: Megatron's local layers with torch's
+    scaled_dot_product_attention or flex_attention, the latter on GPUs only. auto:
+    transformer_engine where it is installed and computes the model (bfloat16, without
+    share_prompts), else sdpa."""
     fused_head: bool = mark(False, "free")
     """Compute the output layer and the loss for some tokens at a time, twice, instead of holding
     all logits of a micro-batch and their gradient; the same results to rounding."""

@@ -22,6 +22,7 @@ from aent.algorithm.terms import LossTerms, MiniBatch
 from aent.data.flat import to_device
 from aent.entropy import (
     TokenStatistics,
+    VocabShard,
     linear_token_statistics,
     min_p_divergence,
     nucleus_entropy,
@@ -41,7 +42,7 @@ class Policy:
     """What the loss needs of the policy besides a micro-batch's hidden states."""
 
     model: PolicyModel
-    vocab_size: int  # true V
+    shard: VocabShard | None  # of the vocabulary, this rank's; None but on the last stage
     temperature: float  # of the policy whose log-probs these are
 
 
@@ -288,10 +289,8 @@ def _clamped_set(recipe: Recipe) -> dict[str, Any]:
 
 def _sharding(policy: Policy) -> dict[str, Any]:
     """Of which policy, and how its vocabulary lies on these ranks."""
-    group = parallel_state.get_tensor_model_parallel_group()
     return {
         "temperature": policy.temperature,
         "softcap": policy.model.logits_softcap,
-        "vocab_size": policy.vocab_size,
-        "tp_group": group if group.size() > 1 else None,
+        "tp_group": policy.shard,
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -17,35 +16,27 @@ from torch import Tensor
 
 from aent.data.batch import Batch
 from aent.data.flat import to_device
-from aent.trainer.context import WHOLE, Chunks, Part, causal_mask, chunks_of
+from aent.trainer.context import WHOLE, Part
 from aent.trainer.partition import Unit
+from aent.trainer.segments import Run, Visible, runs_of
 
 
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron's cu_seqlens, and what the local attention needs besides, computed once.
 
-    Megatron's sequences are units here. ``padded_index`` [B * L]: the packed token in each place
-    of the padded layout [B, L] (padding repeats a token); ``flat_index`` [T]: the place of each
-    packed token in that layout; both None where all units have one length and the layouts are the
-    same. ``positions`` [T]: position of each token in its own sequence; ``longest``: tokens of the
-    longest sequence. ``mask`` [B, 1, L, L] fp32: 0 where a token (row) attends to another, else
-    -inf; None where every unit has one response: causal. ``window_masks``: the same of layers with
-    a sliding window, by its size, where it hides a token. ``rotations``: cosines and sines [T, 1,
-    head_dim] of every rotary embedding.
+    Megatron's sequences are units here. ``positions`` [T]: position of each token in its own
+    sequence. ``runs``: whose they are. ``visible``: which of them attend to which; ``rotations``:
+    cosines and sines [T, 1, head_dim] of every rotary embedding: of the local attention alone.
 
-    Where context-parallel ranks share the units, cu_seqlens are those of whole units, ``positions``
-    and ``rotations`` of this rank's tokens, and ``chunks`` is in place of indices and masks.
+    Where context-parallel ranks share the units, cu_seqlens are those of whole units, the rest is
+    of this rank's tokens; ``all_runs`` are those of all ranks' tokens, in the ranks' order.
     """
 
-    batch_shape: tuple[int, int] = (0, 0)
-    padded_index: Tensor | None = None
-    flat_index: Tensor | None = None
     positions: Tensor | None = None
-    longest: int = 0
-    mask: Tensor | None = None
-    window_masks: dict[int, Tensor] = field(default_factory=dict)
-    chunks: Chunks | None = None
+    runs: list[Run] = field(default_factory=list)
+    all_runs: list[Run] | None = None
+    visible: Visible | None = None
     rotations: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -161,40 +152,27 @@ def lay_out(
     """
     prompts, sizes = (torch.tensor(x) for x in zip(*((p, p + sum(r)) for p, r in units)))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    count, longest = len(units), int(sizes.max())
-    row = torch.repeat_interleave(torch.arange(count), sizes)
+    longest = int(sizes.max())
+    row = torch.repeat_interleave(torch.arange(len(units)), sizes)
     place = torch.arange(len(row))
     positions = torch.cat([torch.arange(b, b + n) for p, r in units for b, n in _runs(p, r)])
     first = positions == prompts[row]  # of a response
     previous = torch.where(first, cu_seqlens[row] + positions, place) - 1
-    response = None
-    if any(len(responses) > 1 for _, responses in units):
-        response = torch.where(positions < prompts[row], 0, first.cumsum(0))  # 0: of a prompt
-    tensors, chunks = {"positions": positions}, None
+    runs, all_runs = runs_of(units), None
     if part.size > 1:
-        whole = sizes.tolist()
-        chunks = chunks_of(part, whole, positions, response, device)
-        tensors["positions"] = positions[part.places(whole)]
-    else:
-        flat_index = row * longest + place - cu_seqlens[row]
-        padded_index = torch.zeros(count * longest, dtype=torch.int64)
-        padded_index[flat_index] = place
-        if count * longest != len(row):
-            tensors |= {"flat_index": flat_index, "padded_index": padded_index}
-        if response is not None:
-            tensors["mask"] = _mask(response[padded_index].view(count, longest))
+        positions = positions[part.places(sizes.tolist())]
+        everyones = [Part(part.size, index).runs(runs) for index in range(part.size)]
+        runs, all_runs = everyones[part.index], [run for each in everyones for run in each]
     cu = to_device(cu_seqlens.int(), device)
-    optional: dict[str, Any] = {name: to_device(value, device) for name, value in tensors.items()}
     packed = PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=cu,
         cu_seqlens_kv=cu,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-        batch_shape=(count, longest),
-        longest=int(positions.max()) + 1,
-        chunks=chunks,
-        **optional,
+        positions=to_device(positions, device),
+        runs=runs,
+        all_runs=all_runs,
     )
     return packed, previous
 
@@ -202,35 +180,3 @@ def lay_out(
 def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
     """(first position, tokens) of the prompt and of each response, which all continue it."""
     return [(0, prompt), *((prompt, n) for n in responses)]
-
-
-def window_mask(packed: PackedSequences, window: int) -> Tensor | None:
-    """``packed.mask`` with what a sliding window hides: tokens that are ``window`` or more before
-    one in its own sequence. [B, 1, L, L], or [L, L] for all units alike; None if it hides none."""
-    assert packed.positions is not None
-    if packed.longest <= window:
-        return None
-    if packed.mask is None:
-        length = packed.batch_shape[1]
-        place = torch.arange(length, device=packed.positions.device)
-        mask = causal_mask(length, length, packed.positions.device)
-    else:  # a response's first token stands behind other responses
-        index = packed.padded_index
-        place = packed.positions if index is None else packed.positions[index]
-        place, mask = place.view(packed.batch_shape)[:, None], packed.mask
-    return mask.masked_fill(place[..., :, None] - place[..., None, :] >= window, -torch.inf)
-
-
-def _mask(response: Tensor) -> Tensor:
-    """[B, 1, L, L] fp32: a token attends to its prompt and its own response, up to itself.
-
-    Added to the scores, not boolean: torch would turn it into that in every layer, and keep each
-    layer's for the backward.
-
-    Args:
-        response: [B, L] a number for each response, 0 on prompts; anything on the padding to the
-            right, which nobody attends to, and which attends at least to itself: no empty row.
-    """
-    query, key = response[:, None, :, None], response[:, None, None, :]
-    allowed = ((key == 0) | (key == query)).tril()
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
