@@ -12,8 +12,14 @@ from aent.runtime.environment import Attention
 
 def attention_of(recipe: Recipe, facts: ModelFacts) -> Attention:
     """``trainer.attention``; of ``auto`` what it stands for here."""
-    suits = not any(_not_in_transformer_engine(recipe, facts))
+    suits = next(_not_in_transformer_engine(recipe, facts), None) is None
     return environment.attention_implementation(recipe.trainer.attention, suits=suits)
+
+
+def why_not_transformer_engine(recipe: Recipe, facts: ModelFacts) -> str:
+    """Why ``auto`` does not take it here; empty where it does."""
+    reason = next(_not_in_transformer_engine(recipe, facts), "")
+    return reason or environment.why_not("transformer_engine")
 
 
 def attention_faults(recipe: Recipe, facts: ModelFacts, *, machine: bool = True) -> Iterator[str]:

@@ -177,7 +177,7 @@ class TrainerSection(Section):
     """transformer_engine: its layers; sdpa, flex: Megatron's local layers with torch's
     scaled_dot_product_attention or flex_attention, the latter on GPUs only. auto:
     transformer_engine where it is installed and computes the model (bfloat16, without
-    share_prompts), else sdpa."""
+    share_prompts, or windows with context_parallel), else sdpa."""
     fused_head: bool = mark(False, "free")
     """Compute the output layer and the loss for some tokens at a time, twice, instead of holding
     all logits of a micro-batch and their gradient; the same results to rounding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ class PackedAttention(torch.nn.Module):
             query, key = rotate(query, *turn), rotate(key, *turn)
         if packed.all_runs is not None:
             key, value = gathered(key, value)
-        scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+        scale = self.softmax_scale
+        if scale is None:
+            scale = 1 / math.sqrt(query.shape[-1])
         attend = flex.attend if self.by_flex else attend_by_pieces
         out = attend(query, key, value, packed.visible, self.layer.window, scale, self.softcap)
         return out.flatten(1)

@@ -17,9 +17,10 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 
 from aent.layout.parallel import ParallelLayout
-from aent.models.attention import attention_of
+from aent.models.attention import attention_of, why_not_transformer_engine
 from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
+from aent.runtime.log import log
 from aent.trainer.bridge import DecoderBridge
 from aent.trainer.layers import adapt, local_block_spec
 from aent.trainer.overlap import announced, wait_for_parameters
@@ -116,6 +117,10 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
     dtype = getattr(torch, recipe.model.dtype)
     bridge = DecoderBridge(facts, dtype=dtype, make_vocab_size_divisible_by=tp)
     bridge.attention = attention_of(recipe, facts)
+    because = (
+        "" if recipe.trainer.attention != "auto" else why_not_transformer_engine(recipe, facts)
+    )
+    log.info(f"aent: attention: {bridge.attention}" + (f" ({because})" if because else ""))
     last = layout.stage_layers(facts.layers, facts.head_layers)[-1]
     bridge.set_extra_args(
         num_layers_in_last_pipeline_stage=len(last) if layout.pipeline > 1 else None,
