@@ -17,6 +17,7 @@ import torch
 from aent.data.batch import Batch
 from aent.trainer.packing import pack
 from aent.trainer.partition import make_units, partition
+from aent.trainer.segments import see
 
 PROMPT, RESPONSE, GROUP = 500, 2_500, 8  # tokens, tokens at most, responses a prompt
 LIMIT = 32_768  # tokens of a micro-batch
@@ -60,7 +61,8 @@ def main() -> None:
         times = []
         for chosen in shares[:20]:
             begin = time.perf_counter()
-            pack(batch, [units[u] for u in chosen], 8, torch.device("cpu"))
+            packed = pack(batch, [units[u] for u in chosen], 8, torch.device("cpu")).packed
+            see(packed.runs, None, torch.device("cpu"))
             times.append(time.perf_counter() - begin)
         tokens = batch.tokens.numel()
         print(

@@ -55,7 +55,7 @@ def plan(rehearse: bool) -> list[Planned]:
     return [
         *kernels,
         Planned("trainer", "gpu_check.training", (), 110 * patience),
-        Planned("attention", "gpu_check.attention", (), 50 * patience, optional=True),
+        Planned("attention", "gpu_check.attention", (), 90 * patience, optional=True),
     ]
 
 

@@ -1,5 +1,5 @@
-"""The local attention and its masks: forward and gradients against float64, and which kernel of
-torch's it gets. Attention by flex_attention has its place here once the trainer has it."""
+"""The local attention and its masks, by sdpa and by flex: forward and gradients against float64,
+and which of torch's kernels it gets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import partial
 import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
-from torch.nn.attention import SDPBackend
 
 from aent.models.config_json import read
 from aent.models.layer_attention import LayerAttention
 from aent.models.model_source import TINY_CONFIG
-from aent.trainer.attention import PackedAttention, padded
-from aent.trainer.packing import PackedSequences, lay_out, window_mask
+from aent.trainer.attention import PackedAttention
+from aent.trainer.packing import PackedSequences, lay_out
+from aent.trainer.segments import see
 from gpu_check.report import bounded
 from gpu_check.section import Section, of_command_line
 
@@ -27,45 +27,56 @@ ALLOWED = {"output": 0.02, "gradients": 0.03}
 
 
 def main(section: Section) -> None:
-    scale = 1 if section.rehearse else 64
+    scale = 32 if section.rehearse else 64
     alone = [(3 * scale, [5 * scale]), (7 * scale, [scale])]
     shared = [(4 * scale, [3 * scale, scale, 2 * scale]), (2 * scale, [3 * scale] * 2)]
+    short = [(40, [24, 8]), (5, [7]), (90, [110])]
     cases: list[tuple[str, Units, int | None, float | None]] = [
         ("causal", [(4 * scale, [4 * scale])] * 2, None, None),
         ("causal, ragged", alone, None, None),
         ("shared prompts", shared, None, None),
+        ("short units", short, None, None),
         ("sliding window", alone, 2 * scale, None),
         ("shared prompts, sliding window", shared, 2 * scale, None),
         ("softcap", alone, None, 30.0),
     ]
-    for name, units, window, softcap in cases:
-        work = partial(check, section, name, units, window, softcap)
-        section.unless_late(name, 3.0, work)
+    for name, *case in cases:
+        section.unless_late(name, 3.0, partial(check, section, name, *case, by_flex=False))
+    for name, *case in (cases[2], cases[5], cases[6]):  # each is compiled
+        work = partial(check, section, f"flex, {name}", *case, by_flex=True)
+        section.unless_late(f"flex, {name}", 3.0 if section.rehearse else 20.0, work)
 
 
 def check(
-    section: Section, name: str, units: Units, window: int | None, softcap: float | None
+    section: Section,
+    name: str,
+    units: Units,
+    window: int | None,
+    softcap: float | None,
+    by_flex: bool,
 ) -> None:
-    """One row: errors, milliseconds of a second run, and torch's kernel."""
+    """One row: errors, milliseconds of a second run, and torch's kernels. No gradients of
+    flex_attention where there is no GPU: torch has none there."""
     facts = dataclasses.replace(
         read(TINY_CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),
         numbers={} if softcap is None else {"attn_logit_softcapping": softcap},
     )
-    attention = PackedAttention(None, 1, AttnMaskType.causal, "self", facts=facts)  # type: ignore[arg-type]
+    arguments = (None, 1, AttnMaskType.causal, "self")
+    attention = PackedAttention(*arguments, facts=facts, by_flex=by_flex)  # type: ignore[arg-type]
     packed, _ = lay_out(units, torch.device(section.device))
-    if window is not None and (mask := window_mask(packed, window)) is not None:
-        packed.window_masks[window] = mask
+    packed.visible = see(packed.runs, None, torch.device(section.device))
     generator = torch.Generator().manual_seed(0)
     total = sum(prompt + sum(responses) for prompt, responses in units)
     shapes = [(total, heads, SIZE) for heads in (HEADS, GROUPS, GROUPS)]
     drawn = [torch.randn(shape, generator=generator) for shape in shapes]
-    leaves = [x.to(section.device, torch.bfloat16).requires_grad_() for x in drawn]
+    learns = not (by_flex and section.device == "cpu")
+    leaves = [x.to(section.device, torch.bfloat16).requires_grad_(learns) for x in drawn]
     upstream = torch.randn(total, HEADS * SIZE, generator=generator).to(leaves[0])
 
     def both() -> tuple[Tensor, list[Tensor]]:
         out = attention(*leaves, None, packed_seq_params=packed)
-        return out, list(torch.autograd.grad(out, leaves, upstream))
+        return out, list(torch.autograd.grad(out, leaves, upstream)) if learns else []
 
     both()
     wait()
@@ -75,14 +86,14 @@ def check(
     seconds = time.perf_counter() - began
     wide = [x.detach().double().requires_grad_() for x in leaves]
     want = plainly(*wide, seen_by_each(units, window).to(section.device), softcap)
-    wanted = torch.autograd.grad(want, wide, upstream.double())
-    measured = {
-        "output": off(out, want),
-        "gradients": max(off(g, w) for g, w in zip(gradients, wanted, strict=True)),
-        "ms": seconds * 1e3,
-    }
-    row = bounded(section.name, f"bf16, {name}, {total} tokens", measured, ALLOWED)
-    section.add(dataclasses.replace(row, note=kernel(leaves, packed, window, softcap)))
+    measured = {"output": off(out, want)}
+    if learns:
+        wanted = torch.autograd.grad(want, wide, upstream.double())
+        measured["gradients"] = max(off(g, w) for g, w in zip(gradients, wanted, strict=True))
+    allowed = {what: limit for what, limit in ALLOWED.items() if what in measured}
+    measured["ms"] = seconds * 1e3
+    row = bounded(section.name, f"bf16, {name}, {total} tokens", measured, allowed)
+    section.add(dataclasses.replace(row, note=kernels(attention, leaves, packed)))
 
 
 def seen_by_each(units: Units, window: int | None) -> Tensor:
@@ -114,19 +125,18 @@ def off(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).abs().max() / want.abs().max())
 
 
-def kernel(
-    leaves: list[Tensor], packed: PackedSequences, window: int | None, softcap: float | None
-) -> str:
-    """Which of scaled_dot_product_attention's kernels torch takes for these tensors."""
-    if softcap is not None:
-        return "all scores are held"
-    query, key, value = (padded(x, packed) for x in leaves)
-    mask = packed.mask if window is None else packed.window_masks.get(window, packed.mask)
-    mask = None if mask is None else mask.to(query.dtype)
-    chosen = torch._fused_sdp_choice(
-        query, key, value, mask, 0.0, mask is None, scale=None, enable_gqa=True
-    )
-    return f"torch's kernel: {SDPBackend(chosen).name}"
+def kernels(attention: PackedAttention, leaves: list[Tensor], packed: PackedSequences) -> str:
+    """Which attention kernels of torch's were used, by the names in the graph."""
+    node = attention(*leaves, None, packed_seq_params=packed).grad_fn
+    left, seen = [node], set()
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    names = {type(node).__name__ for node in seen if node is not None}
+    found = sorted(n for n in names if "ttention" in n or "Softmax" in n)
+    return f"torch's kernels: {', '.join(found)}" if found else ""
 
 
 def wait() -> None:

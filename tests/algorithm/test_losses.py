@@ -149,9 +149,9 @@ def test_gspo_is_the_papers_sequence_objective(advantage, clip_low, clipped):
     )
     log_prob = torch.tensor(LOG_PROB, requires_grad=True)
     given = terms(advantages=[advantage[i] for i in SEQUENCE.tolist()])
-    ratio = sequence_log_ratio(log_prob, given.old_logprobs, SEQUENCE)
-    result = policy_loss(log_prob, InTraining(torch.zeros(6), ratio), given, settings)
     lengths = torch.bincount(SEQUENCE)
+    ratio = sequence_log_ratio(log_prob, given.old_logprobs, SEQUENCE, lengths)
+    result = policy_loss(log_prob, InTraining(torch.zeros(6), ratio), given, settings)
     loss = (result.loss / lengths[SEQUENCE]).sum()  # sequence_mean, times the number of responses
     (gradient,) = torch.autograd.grad(loss, log_prob)
     want = -gspo_objective(log_prob, advantage, settings)

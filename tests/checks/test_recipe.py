@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from aent.checks.recipe import check
+from aent.models.attention import attention_of
+from aent.models.facts import model_facts
 from aent.recipe.folder import run_folder
 from aent.recipe.load import load
 from aent.runtime import environment
@@ -58,18 +60,53 @@ def test_a_sound_recipe_has_no_faults(recipe, tmp_path):
 
 
 def test_what_transformer_engine_does_not_compute(recipe, tmp_path, monkeypatch):
-    sharing = ("trainer.share_prompts=true", "model.dtype=bfloat16")
-    assert check(recipe(sharing[0])) == []
+    named, half = "trainer.attention=transformer_engine", "model.dtype=bfloat16"
+    sharing = (named, half, "trainer.share_prompts=true")
+    (fault,) = check(recipe(named, half))
+    assert_names(fault, "trainer.attention", "transformer_engine", "not installed")
     monkeypatch.setattr(environment, "why_not", lambda _: "")  # as on a GPU that has it
-    assert check(recipe("model.dtype=bfloat16")) == check(recipe(*sharing), machine=False) == []
-    (fault,) = check(recipe(*sharing))
-    assert_names(fault, "trainer.share_prompts", "Transformer Engine")
-    (fault,) = check(recipe("model.dtype=float32"))
-    assert_names(fault, "model.dtype=float32", "Transformer Engine", "bfloat16")
-    # layers that are not its own are computed by torch
+    assert check(recipe(named, half)) == []
+    for machine in (True, False):
+        (fault,) = check(recipe(*sharing), machine=machine)
+        assert_names(fault, "trainer.attention", "trainer.share_prompts", "sdpa")
+        (fault,) = check(recipe(named, "model.dtype=float32"), machine=machine)
+        assert_names(fault, "trainer.attention", "float32", "model.dtype", "sdpa")
+    # what auto leaves to torch
+    for overrides in ((), (half, "trainer.share_prompts=true")):
+        assert check(recipe(*overrides)) == []
+    windowed, split = {"model_type": "mistral", "sliding_window": 64}, "trainer.context_parallel=2"
+    assert check(recipe(named, half, split)) == []
+    folders.write(tmp_path / "model", CONFIG | windowed)
+    (fault,) = check(recipe(named, half, split))
+    assert_names(fault, "trainer.attention", split, "sliding_window=64", "sdpa")
+    assert check(recipe(named, half)) == check(recipe(half, split)) == []
     config = json.loads((tmp_path / "model/config.json").read_text())
     folders.write(tmp_path / "model", config | {"model_type": "olmo2"})
-    assert check(recipe(sharing[0], "model.dtype=float32")) == []
+    (fault,) = check(recipe(named, half))
+    assert_names(fault, "trainer.attention", "olmo2", "sdpa")
+    assert check(recipe(half)) == []
+
+
+def test_which_attention_auto_is(recipe, monkeypatch):
+    def chosen(*overrides):
+        loaded = recipe(*overrides)
+        return attention_of(loaded, model_facts(loaded.model))
+
+    half, sharing = "model.dtype=bfloat16", "trainer.share_prompts=true"
+    assert chosen(half) == "sdpa"
+    monkeypatch.setattr(environment, "why_not", lambda _: "")
+    assert chosen(half) == "transformer_engine"
+    assert chosen(half, sharing) == chosen("model.dtype=float32") == "sdpa"
+    assert chosen(half, "trainer.attention=sdpa") == "sdpa"
+    assert chosen(half, "trainer.attention=flex") == "flex"
+
+
+def test_flex_attention_is_not_trained_with_on_a_cpu(recipe, monkeypatch):
+    (fault,) = check(recipe("trainer.attention=flex"))
+    assert_names(fault, "trainer.attention=flex", "CPU", "sdpa")
+    assert check(recipe("trainer.attention=flex"), machine=False) == []
+    monkeypatch.setattr(environment, "device_kind", lambda: "cuda")
+    assert not [f for f in check(recipe("trainer.attention=flex")) if "flex" in f]
 
 
 def test_longrope_up_to_the_original_length(recipe, tmp_path):

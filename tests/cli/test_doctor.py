@@ -20,7 +20,7 @@ from aent.runtime.probe import DISTRIBUTIONS, Findings, Part, Roles
 from models import folders
 from wording import assert_names
 
-CPU = Roles("cpu", [], "CPU", "AVX2", "C library for avx2", "torch", "torch", {
+CPU = Roles("cpu", [], "CPU", "AVX2", "C library for avx2", "sdpa", "torch", {
     "transformer_engine": "Transformer Engine is not installed",
     "apex": "the installed package apex 0.9 is an unrelated package",
     "torch": "",

@@ -30,6 +30,10 @@ def test_every_rank_has_a_place_and_a_part(recipe):
     (sixth,) = (line for line in text.splitlines() if "rank 6" in line)
     assert_names(sixth, "tensor 0", "data 0", "pipeline 1", "layers 17-29", "loss")
     assert_names(text, "134.5 M", "port")
+    assert "context" not in text
+    shared = describe(recipe("trainer.context_parallel=2", "trainer.data_parallel=2"))
+    (second,) = (line for line in shared.splitlines() if "rank 1" in line)
+    assert_names(second, "tensor 0", "context 1", "data 0", "pipeline 0")
 
 
 def test_engines_of_others_and_the_samples_of_a_step_are_named(recipe):

@@ -21,6 +21,9 @@ def test_of_a_recipe():
     trainer = TrainerSection(tensor_parallel=3, data_parallel=2, pipeline_parallel=5)
     layout = ParallelLayout.of(trainer)
     assert layout == ParallelLayout(tensor=3, context=1, expert=1, data=2, pipeline=5)
+    wide = ParallelLayout.of(trainer.model_copy(update={"context_parallel": 4}))
+    assert wide == ParallelLayout(tensor=3, context=4, expert=1, data=2, pipeline=5)
+    assert wide.num_ranks == 120
     assert (layout.num_ranks, str(layout)) == (30, "tensor 3 x data 2 x pipeline 5")
     assert layout.coordinates(19) == Coordinates(tensor=1, context=0, expert=0, data=0, pipeline=3)
     assert "context 2" in str(ParallelLayout(context=2))

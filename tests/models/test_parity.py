@@ -86,13 +86,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 LENGTHS = [(3, 9), (11, 20), (25, 17), (40, 24), (1, 1), (7, 5)]
-Layout = tuple[int, int, int, bool]  # tensor, pipeline, data parallel sizes, sequence parallel
-TENSOR: Layout = (2, 1, 1, True)
-STAGES: Layout = (1, 2, 1, False)
-ALONE: Layout = (1, 1, 1, False)
+Layout = tuple[int, int, int, int, bool]  # tensor, context, pipeline, data; sequence parallel
+TENSOR: Layout = (2, 1, 1, 1, True)
+STAGES: Layout = (1, 1, 2, 1, False)
+CONTEXT: Layout = (1, 2, 1, 1, False)
+ALONE: Layout = (1, 1, 1, 1, False)
 OTHERS: list[Layout] = [
-    ALONE, (2, 1, 1, False), (1, 4, 1, False), (2, 2, 1, True), (2, 1, 2, False),
+    ALONE, (2, 1, 1, 1, False), (1, 1, 4, 1, False), (2, 1, 2, 1, True), (2, 1, 1, 2, False),
+    (2, 2, 1, 1, True),
 ]  # fmt: skip
+WINDOWED = {"mistral-window", "gemma2"}  # with windows alone; with softcaps too
 # whose names are all stages'
 STAGED = {
     "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", "gemma2",
@@ -121,13 +124,14 @@ def write_model(folder: Path, name: str, layers: int) -> None:
 
 def layouts_of(name: str, every: bool) -> list[Layout]:
     if every:
-        return [TENSOR, STAGES, *OTHERS]
-    return [TENSOR, STAGES] if name in STAGED else [TENSOR]
+        return [TENSOR, STAGES, CONTEXT, *OTHERS]
+    return [TENSOR, *[STAGES] * (name in STAGED), *[CONTEXT] * (name in WINDOWED)]
 
 
 def recipe_of(path: Path, layout: Layout = ALONE) -> Recipe:
-    tp, pp, dp, sequence_parallel = layout
+    tp, context, pp, dp, sequence_parallel = layout
     settings = {
+        "context_parallel": context,
         "optimizer": {"lr": 1e-30, "clip_grad": 0.0},
         "sequence_parallel": sequence_parallel,
     }

@@ -79,7 +79,7 @@ def test_transformer_engine_is_for_gpus_and_for_plain_layers(tmp_path):
     files = {f"transformer_engine/{name}.py": "" for name in ("pytorch/optimizers", "__init__")}
     plant(tmp_path, "transformer_engine", "2.0", files)
     code = "from aent.runtime import environment as e\n"
-    asked = "print(e.attention_implementation(), e.attention_implementation(plain_layers=False))"
+    asked = "print(e.attention_implementation(), e.attention_implementation(suits=False))"
     for kind in ("cpu", "cuda"):
         said = subprocess.run(
             [sys.executable, "-c", f"{code}e.device_kind = lambda: {kind!r}\n{asked}"],
@@ -87,8 +87,8 @@ def test_transformer_engine_is_for_gpus_and_for_plain_layers(tmp_path):
             capture_output=True,
             text=True,
         )
-        engine = "transformer_engine" if kind == "cuda" else "torch"
-        assert said.stdout.split() == [engine, "torch"], said.stderr
+        engine = "transformer_engine" if kind == "cuda" else "sdpa"
+        assert said.stdout.split() == [engine, "sdpa"], said.stderr
 
 
 def test_torch_can_always_be_named():

@@ -3,6 +3,7 @@
 import pytest
 import torch.distributed as dist
 
+from aent.recipe.training import TrainerSection
 from aent.runtime import rank
 from distributed.ranks import run_ranks
 from wording import assert_names
@@ -61,23 +62,27 @@ def test_gpus_of_other_jobs_are_left_alone_where_slurm_sets_no_variable(environ,
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
 
 
-@pytest.mark.parametrize(("tensor_parallel", "queues"), [(1, None), (2, "1")])
-def test_what_a_gpu_reads_first_is_set_where_nobody_has(environ, tensor_parallel, queues):
+@pytest.mark.parametrize(
+    ("sizes", "queues"), [({}, None), ({"tensor_parallel": 2}, "1"), ({"context_parallel": 2}, "1")]
+)
+def test_what_a_gpu_reads_first_is_set_where_nobody_has(environ, sizes, queues):
     import os
+
+    trainer = TrainerSection(**sizes)
 
     names = ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     for name in names:
         environ.setenv(name, "x")  # so that what is set is undone
         environ.delenv(name)
-    rank.set_gpu_defaults(tensor_parallel)
+    rank.set_gpu_defaults(trainer)
     assert [os.environ.get(n) for n in names] == [queues, "expandable_segments:True", None]
     environ.setenv(names[0], "8")
     environ.setenv(names[1], "backend:native")
-    rank.set_gpu_defaults(tensor_parallel)
+    rank.set_gpu_defaults(trainer)
     assert [os.environ.get(n) for n in names] == ["8", "backend:native", None]
     environ.delenv(names[1])
     environ.setenv(names[2], "backend:native")
-    rank.set_gpu_defaults(tensor_parallel)
+    rank.set_gpu_defaults(trainer)
     assert names[1] not in os.environ
 
 

@@ -1,7 +1,8 @@
 """The trainer on one GPU against the formulas on the CPU (``make test-gpu``; not run without one).
 
 Also where Transformer Engine or apex is installed: the layer spec and optimizer they bring, in
-bfloat16 where the attention is Transformer Engine's, which has none in float32.
+bfloat16 where the attention is Transformer Engine's, which has none in float32; and the local
+layers with sdpa and flex.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from trainer import formulas, tiny
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "attention"), [(True, "auto"), (False, "auto"), (False, "sdpa"), (False, "flex")]
+)
 def test_loss_gradient_and_export_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, attention: str
 ) -> None:
     if not torch.cuda.is_available():
         pytest.fail("this test needs a GPU that torch can use")
@@ -33,10 +36,10 @@ def test_loss_gradient_and_export_on_a_gpu(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     path = tiny.write_model(tmp_path / "model", tied)
-    engine = attention_implementation() == "transformer_engine"
+    engine = attention == "auto" and attention_implementation() == "transformer_engine"
     recipe = tiny.recipe(
         model={"path": "unused", "dtype": "bfloat16" if engine else "float32"},
-        trainer={"optimizer": {"implementation": "auto", "lr": 1e-30}},
+        trainer={"attention": attention, "optimizer": {"implementation": "auto", "lr": 1e-30}},
     )
     mini = tiny.mini_batch(tiny.RAGGED)
     reference = formulas.load(path)

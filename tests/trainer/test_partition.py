@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from aent.data.batch import Batch
 from aent.trainer.packing import MicroBatch, lay_out, pack
 from aent.trainer.partition import make_units, partition
+from aent.trainer.segments import SHORT, SHORTEST, see
 from trainer import tiny
+from trainer.test_attention import seen_by_each
 
 CPU = torch.device("cpu")
 
@@ -54,8 +56,8 @@ def test_balanced_by_work_within_the_limit_of_tokens() -> None:
 
 def test_the_work_of_a_unit_is_its_tokens_and_the_pairs_that_its_mask_lets_see() -> None:
     units = make_units(tiny.grouped_batch().batch, True, 100)
-    packed, _ = lay_out([(units[0].prompt, [4, 1, 7])], CPU)
-    seen = int((packed.mask == 0).sum())  # the diagonal whole, where the formula has halves
+    seen = int(seen_by_each([(units[0].prompt, [4, 1, 7])], None).sum())
+    # the diagonal whole, where the formula has halves
     assert units[0].work(2.0) == units[0].tokens + (seen - units[0].tokens / 2) / 2.0
 
 
@@ -89,13 +91,25 @@ def test_pack_pads_with_a_sequence_of_its_own() -> None:
 
 
 def test_padded_layout_round_trip() -> None:
-    packed, _ = lay_out([(1, [2]), (1, []), (2, [3])], CPU)
+    visible = see(lay_out([(1, [2]), (1, []), (2, [3])], CPU)[0].runs, None, CPU)
+    (batch,) = visible.padded
     values = torch.arange(9)
-    padded = values[packed.padded_index].view(packed.batch_shape)
+    padded = values[batch.index].view(batch.shape)
     assert padded[1, 0] == 3
-    assert (padded.flatten()[packed.flat_index] == values).all()
-    assert packed.mask is None
-    assert lay_out([(1, [3]), (2, [2])], CPU)[0].padded_index is None
+    assert (padded.flatten()[visible.order] == values).all()
+    assert batch.mask(None, torch.float32) is None
+    visible = see(lay_out([(1, [3]), (2, [2])], CPU)[0].runs, None, CPU)
+    assert visible.padded[0].index is visible.order is None
+
+
+def test_long_units_are_not_padded_and_short_ones_to_their_like() -> None:
+    lengths = [SHORT + 1, 3, SHORT, SHORTEST, 3000]
+    visible = see(lay_out([(1, [n - 1]) for n in lengths], CPU)[0].runs, None, CPU)
+    assert sorted(batch.shape for batch in visible.padded) == [(1, SHORT), (2, SHORTEST)]
+    assert [stretch.queries for stretch in visible.stretches] == [0, 4]
+    rows = [batch.index for batch in visible.padded]
+    rows += [torch.arange(SHORT + 1), torch.arange(sum(lengths) - 3000, sum(lengths))]
+    assert (torch.cat(rows)[visible.order] == torch.arange(sum(lengths))).all()
 
 
 def test_a_response_without_a_prompt_is_an_error() -> None:
@@ -130,9 +144,11 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
     packed, previous = lay_out([(2, [2, 1]), (1, [2])], CPU)
     assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
     assert previous.tolist()[2:5] == [1, 2, 1]  # both responses continue the prompt's last token
-    assert packed.mask is not None
-    assert packed.mask.unique().tolist() == [-torch.inf, 0]
-    seen = (packed.mask[0, 0] == 0).long().tolist()
+    (batch,) = see(packed.runs, None, CPU).padded
+    mask = batch.mask(None, torch.float32)
+    assert mask is not None
+    assert mask.unique().tolist() == [-torch.inf, 0]
+    seen = (mask[0, 0] == 0).long().tolist()
     assert seen == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -140,7 +156,7 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],  # the second response does not see the first
     ]
-    assert (packed.mask == 0).any(dim=-1).all()  # no row is empty, padding included: no NaN
+    assert (mask == 0).any(dim=-1).all()  # no row is empty, padding included: no NaN
 
 
 @pytest.mark.parametrize(("limit", "multiple"), [(100, 1), (100, 32), (14, 8)])
@@ -148,14 +164,17 @@ def test_every_response_token_is_predicted_from_its_own_sequence(limit: int, mul
     batch = tiny.grouped_batch().batch
     micro_batch = pack(batch, make_units(batch, True, limit), multiple, CPU)
     packed, starts = micro_batch.packed, batch.cu_seqlens.tolist()
-    assert packed.mask is not None
-    assert packed.padded_index is not None
-    longest = packed.batch_shape[1]
-    padded = micro_batch.tokens[0][packed.padded_index].view(packed.batch_shape)
+    visible = see(packed.runs, None, CPU)
+    (short,) = visible.padded
+    mask, longest = short.mask(None, torch.float32), short.shape[1]
+    assert mask is not None
+    assert short.index is not None
+    assert visible.order is not None
+    padded = micro_batch.tokens[0][short.index].view(short.shape)
     assert sorted(micro_batch.index.tolist()) == batch.loss_mask.nonzero()[:, 0].tolist()
     for place, i in zip(micro_batch.predicts.tolist(), micro_batch.index.tolist()):
-        row, column = divmod(int(packed.flat_index[place]), longest)
-        seen = padded[row][packed.mask[row, 0, column] == 0]
+        row, column = divmod(int(visible.order[place]), longest)
+        seen = padded[row][mask[row, 0, column] == 0]
         start = starts[int(batch.sequence_of_token[i])]
         assert seen.tolist() == batch.tokens[start:i].tolist()
         assert int(packed.positions[place]) == i - start - 1

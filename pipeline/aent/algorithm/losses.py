@@ -7,6 +7,7 @@ is NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -193,7 +194,13 @@ def cispo(
     return -weight * advantages * log_prob, weight != ratio
 
 
-def sequence_log_ratio(log_prob: Tensor, old_logprobs: Tensor, sequence: Tensor) -> Tensor:
+def sequence_log_ratio(
+    log_prob: Tensor,
+    old_logprobs: Tensor,
+    sequence: Tensor,
+    tokens: Tensor,
+    add_up: Callable[[Tensor], object] | None = None,
+) -> Tensor:
     """Log of GSPO's sequence ratio, the geometric mean of a response's token ratios
     (pi(y) / pi_old(y))^(1 / |y|) (arXiv 2507.18071 eq. 7), at each of its tokens, detached.
 
@@ -202,13 +209,17 @@ def sequence_log_ratio(log_prob: Tensor, old_logprobs: Tensor, sequence: Tensor)
     tokens of a response have one advantage, and right too where they do not.
 
     Args:
-        log_prob, old_logprobs: [N] fp32. All tokens of a response must be among them.
-        sequence: [N] int64 in [0, N): which response each token belongs to.
+        log_prob, old_logprobs: [N] fp32. All tokens of a response must be among them, or among
+            those of other ranks.
+        sequence: [N] int64 in [0, R): which response each token belongs to.
+        tokens: [R] int64: of each response, on all ranks.
+        add_up: sums [R] float64 over the ranks that have tokens of these responses, in place.
 
     Returns:
         [N] fp32.
     """
     difference = log_prob.detach().double() - old_logprobs.double()
-    total = torch.zeros_like(difference).index_add(0, sequence, difference)
-    count = torch.zeros_like(difference).index_add(0, sequence, torch.ones_like(difference))
-    return (total[sequence] / count[sequence]).float()
+    total = difference.new_zeros(len(tokens)).index_add(0, sequence, difference)
+    if add_up is not None:
+        add_up(total)
+    return (total / tokens)[sequence].float()

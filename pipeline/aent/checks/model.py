@@ -7,12 +7,12 @@ from pathlib import Path
 
 from aent.layout.parallel import ParallelLayout
 from aent.models import chat, weight_files
+from aent.models.attention import attention_faults
 from aent.models.config_json import ModelError
 from aent.models.decoder import ModelFacts
 from aent.models.facts import are_known, model_facts
 from aent.models.vocabulary import tokenizer_faults
 from aent.recipe.schema import Recipe
-from aent.runtime.environment import attention_implementation
 
 
 def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
@@ -28,8 +28,7 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
         return [f"{field}: {fault}" for fault in error.faults]
     found = [*_layout(recipe, facts), *_lengths(recipe, facts)]
     found += [f"{field}: {fault}" for fault in _not_served(facts)]
-    if machine:
-        found += _attention(recipe, facts)
+    found += attention_faults(recipe, facts, machine=machine)
     if machine and recipe.model.path is not None:
         folder = Path(recipe.model.path).expanduser()
         found += [f"model.path: {fault}" for fault in weight_files.faults(folder, facts)]
@@ -95,26 +94,6 @@ def _not_served(facts: ModelFacts) -> Iterator[str]:
         yield (
             f"sliding_window={facts.stated_window} is not in every layer, and vLLM serves a "
             f"{facts.family.model_type} with a window in all layers or in none"
-        )
-
-
-def _attention(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
-    """What Transformer Engine's attention does not do, where it computes the model."""
-    fp32 = recipe.model.dtype == "float32"
-    # asked for these alone: the answer imports torch where Transformer Engine is installed
-    if not (fp32 or recipe.trainer.share_prompts) or (
-        attention_implementation(facts.plain_layers) == "torch"
-    ):
-        return
-    if recipe.trainer.share_prompts:
-        yield (
-            "trainer.share_prompts works with torch's attention only, and Transformer Engine's "
-            "computes this model here"
-        )
-    if fp32:
-        yield (
-            "model.dtype=float32 has no attention in Transformer Engine, which computes this model "
-            "here: bfloat16 has"
         )
 
 

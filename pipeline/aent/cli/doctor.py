@@ -101,7 +101,7 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
     gpus = ", ".join(f"{name} {size / GIB:.0f} GiB" for name, size in roles.gpus)
     passed_over = [why for why in roles.why_not.values() if why]
     attention, optimizer = _versioned("transformer_engine"), _versioned(roles.optimizer)
-    if roles.attention == "torch":
+    if roles.attention == "sdpa":
         attention = f"torch scaled_dot_product_attention ({roles.why_not['transformer_engine']})"
     if roles.optimizer == "torch":
         optimizer += f" ({'; '.join(passed_over)})"

@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from aent.entropy.head import linear_token_statistics
     from aent.entropy.min_p import min_p_divergence
     from aent.entropy.nucleus import nucleus_entropy
+    from aent.entropy.selection import VocabShard
     from aent.entropy.statistics import TokenStatistics, token_statistics
 
 __all__ = [
     "TokenStatistics",
+    "VocabShard",
     "linear_token_statistics",
     "min_p_divergence",
     "nucleus_entropy",
     "token_statistics",
 ]
 _MODULES = {
+    "VocabShard": "selection",
     "linear_token_statistics": "head",
     "min_p_divergence": "min_p",
     "nucleus_entropy": "nucleus",

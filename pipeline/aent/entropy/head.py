@@ -42,7 +42,7 @@ def linear_token_statistics(
     drop_fraction: float | None = PAPER_DROP_FRACTION,
     top_k: int | None = None,
     vocab_size: int | None = None,
-    tp_group: dist.ProcessGroup | None = None,
+    tp_group: dist.ProcessGroup | VocabShard | None = None,
     chunk_tokens: int = CHUNK_TOKENS,
     weight_grad: Tensor | None = None,
     *,

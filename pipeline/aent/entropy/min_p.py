@@ -34,7 +34,7 @@ def min_p_divergence(
     ratio: float,
     temperature: float = 1.0,
     vocab_size: int | None = None,
-    tp_group: dist.ProcessGroup | None = None,
+    tp_group: dist.ProcessGroup | VocabShard | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """KL(q || p) of tokens whose target is in A, and 0, without gradient, of those whose is not.

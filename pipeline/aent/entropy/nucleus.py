@@ -27,7 +27,7 @@ def nucleus_entropy(
     top_k: int,
     temperature: float = 1.0,
     vocab_size: int | None = None,
-    tp_group: dist.ProcessGroup | None = None,
+    tp_group: dist.ProcessGroup | VocabShard | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """Entropy of softmax(logits / temperature) restricted to its nucleus, nats.

@@ -53,27 +53,34 @@ class VocabShard:
 
     start: global id of the first column. width: columns that are real tokens, the rest of the
     block being padding. vocab_size: real tokens over all ranks. group: the ranks that share the
-    vocabulary, None for one rank alone.
+    vocabulary, None for one rank alone. columns: of the block, padding included, if they are known.
+
+    ``locate`` makes one with a collective, for which the host waits; whoever asks for statistics of
+    the same block again and again gives it in place of the group (``tp_group``).
     """
 
     start: int
     width: int
     vocab_size: int
     group: dist.ProcessGroup | None
+    columns: int | None = None
 
     @classmethod
     def locate(
         cls,
         columns: int,
         vocab_size: int | None,
-        group: dist.ProcessGroup | None,
+        group: dist.ProcessGroup | VocabShard | None,
         device: torch.device,
     ) -> VocabShard:
-        """Find the block from the number of ``columns`` on each rank (one tiny collective).
+        """Find the block from the number of ``columns`` on each rank (one tiny collective). A block
+        that was located before, in place of the group, comes back as it is.
 
         Raises ValueError, on every rank, if ``vocab_size`` is not in [1, columns over all ranks] or
-        a rank has no columns.
+        a rank has no columns; if a located block is not of these.
         """
+        if isinstance(group, VocabShard):
+            return group._checked(columns, vocab_size)
         widths = [columns]
         rank = 0
         if group is not None:
@@ -90,7 +97,20 @@ class VocabShard:
         if not 1 <= real <= total:
             raise ValueError(f"vocab_size is {real}, but the logits have {total} columns")
         start = sum(widths[:rank])
-        return cls(start, max(0, min(columns, real - start)), real, group)
+        return cls(start, max(0, min(columns, real - start)), real, group, columns)
+
+    def _checked(self, columns: int, vocab_size: int | None) -> VocabShard:
+        if columns < self.width or self.columns not in (None, columns):
+            raise ValueError(
+                f"tp_group is a block of {self.columns or self.width} columns, but the logits have "
+                f"{columns}"
+            )
+        if vocab_size not in (None, self.vocab_size):
+            raise ValueError(
+                f"vocab_size is {vocab_size}, but tp_group is a block of a vocabulary of "
+                f"{self.vocab_size}"
+            )
+        return self
 
     @property
     def ranks(self) -> int:

@@ -17,8 +17,8 @@ Together 404 + 68 t bytes a token for t ranks (more for float64), under 1 KB up 
 of a logit grows with it whatever the rounding, so the selection is exact. Rows whose interval
 missed, whose buffers were too small, or in which more than SLOTS different logits of a shard are
 left (heavily clumped ones) are counted out by selection.search, with rounds of their own. Rows are
-taken in blocks, so that the candidates stay below some 64 MB. Whether any row is left for the
-search is the one thing the host asks the device.
+taken in blocks, so that the candidates stay below some 64 MB. Which rows are left for the search is
+the one thing the host asks the device, once for all blocks.
 """
 
 from __future__ import annotations
@@ -85,7 +85,16 @@ def forward(
         rows = slice(first, first + step)
         settings = (k, temperature, shard, capacity, squares)
         parts.append(_block(backend, x[rows], target[rows], *settings))
-    target, *all_sums, threshold, cut = (torch.cat(columns) for columns in zip(*parts))
+    target, *found, done = (torch.cat(columns) for columns in zip(*parts))
+    rest = (~done).nonzero().squeeze(1)
+    if rest.numel():
+        for some in rest.split(step):
+            part = x.index_select(0, some)
+            for into, value in zip(
+                found, _counted_out(backend, part, k, temperature, shard, squares)
+            ):
+                into[some] = value
+    *all_sums, threshold, cut = found
     return Rows(target, Sums.of(all_sums), threshold, cut)
 
 
@@ -99,7 +108,7 @@ def _block(
     capacity: int,
     squares: bool,
 ) -> tuple[Tensor, ...]:
-    """Target, sums, threshold and cut of some rows."""
+    """Target, sums, threshold and cut of some rows, and in which of them these are exact."""
     ends = shard.all_reduce(backend.propose(x, k / shard.vocab_size), dist.ReduceOp.MAX)
     high, low = ends[0], -ends[1]
     proposed = high >= low
@@ -130,12 +139,7 @@ def _block(
     cut = _cut(scan, threshold, here, ties[:, shard.rank], shard.start)
 
     done = (coarse.hit & part.hit & exact) | sums.total.isnan()
-    rest = (~done).nonzero().squeeze(1)
-    if rest.numel():
-        found = _counted_out(backend, x.index_select(0, rest), k, temperature, shard, squares)
-        for into, value in zip((*sums.columns, threshold, cut), found):
-            into[rest] = value
-    return _over_ranks(shares[..., 0]), *sums.columns, threshold, cut
+    return _over_ranks(shares[..., 0]), *sums.columns, threshold, cut, done
 
 
 def _trimmed(scan: Scan) -> Scan:

@@ -58,7 +58,7 @@ def token_statistics(
     drop_fraction: float | None = PAPER_DROP_FRACTION,
     top_k: int | None = None,
     vocab_size: int | None = None,
-    tp_group: dist.ProcessGroup | None = None,
+    tp_group: dist.ProcessGroup | VocabShard | None = None,
     *,
     softcap: float | None = None,
     ignore_index: int | None = None,
@@ -83,6 +83,8 @@ def token_statistics(
             no probability and no gradient. All columns if None.
         tp_group: process group that shares the vocabulary; None for one rank. The call is
             collective over it, with the same number of tokens on every rank; its backward is not.
+            Or the ``VocabShard`` that ``VocabShard.locate`` found for it: then no call waits to
+            learn where this block lies.
         softcap: c > 0; the policy's logits are c tanh(logits / c), as Gemma 2's, and the gradient
             passes through that. A logit of +-inf is then one of +-c: not masked, not invalid.
         ignore_index: the target of tokens without one (torch's cross entropy has -100): log-prob 0,

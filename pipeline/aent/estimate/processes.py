@@ -28,8 +28,9 @@ def describe(recipe: Recipe) -> str:
             ", output layer and loss" if layout.has_head(stage) else ""
         )
         role = "; engines, judges, tracking" if rank == 0 else ""
+        context = f" context {place.context}," if layout.context > 1 else ""
         lines.append(
-            f"  rank {rank}: tensor {place.tensor}, data {place.data}, pipeline {stage}: "
+            f"  rank {rank}: tensor {place.tensor},{context} data {place.data}, pipeline {stage}: "
             f"{layers}{extra}{role}"
         )
     if rollout.urls:

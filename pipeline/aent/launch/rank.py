@@ -20,7 +20,7 @@ def main(run_dir: Path, model_path: Path) -> int:
     from aent.runtime.rank import keep_to_given_gpus, read_place, set_gpu_defaults
 
     recipe = load(run_dir / "recipe.yaml", [])
-    set_gpu_defaults(recipe.trainer.tensor_parallel)
+    set_gpu_defaults(recipe.trainer)
     from aent.launch import starts
     from aent.orchestrator import loop
     from aent.orchestrator.run import Run

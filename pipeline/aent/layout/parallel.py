@@ -46,6 +46,7 @@ class ParallelLayout:
         """A recipe's."""
         return cls(
             tensor=trainer.tensor_parallel,
+            context=trainer.context_parallel,
             data=trainer.data_parallel,
             pipeline=trainer.pipeline_parallel,
         )

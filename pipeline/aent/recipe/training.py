@@ -153,10 +153,12 @@ class ScheduleSection(Section):
 
 
 class TrainerSection(Section):
-    """Layout of the policy over ranks; ranks = tensor x pipeline x data."""
+    """Layout of the policy over ranks; ranks = tensor x context x pipeline x data."""
 
     tensor_parallel: int = mark(1, "free", ge=1)
     """Ranks that share each layer's matrices and the vocabulary."""
+    context_parallel: int = mark(1, "free", ge=1)
+    """Ranks that share each sequence: a part of its tokens each, in every layer."""
     pipeline_parallel: int = mark(1, "free", ge=1)
     """Ranks that share the layers, one stage each."""
     data_parallel: int = mark(1, "free", ge=1)
@@ -166,10 +168,16 @@ class TrainerSection(Section):
     mini_batches: int = Field(1, ge=1)
     """Optimizer steps per step."""
     micro_batch_tokens: int = mark(4096, "free", ge=1)
-    """Tokens of one forward and backward at most, prompts included."""
+    """Tokens of one forward and backward at most, prompts included; those of all context-parallel
+    ranks together."""
     share_prompts: bool = mark(False, "free")
-    """Compute a group's prompt once per micro-batch (arXiv 2506.05433); the same results. With
-    torch's attention only, not Transformer Engine's."""
+    """Compute a group's prompt once per micro-batch (arXiv 2506.05433); the same results. Not with
+    Transformer Engine's attention."""
+    attention: Literal["auto", "transformer_engine", "sdpa", "flex"] = mark("auto", "free")
+    """transformer_engine: its layers; sdpa, flex: Megatron's local layers with torch's
+    scaled_dot_product_attention or flex_attention, the latter on GPUs only. auto:
+    transformer_engine where it is installed and computes the model (bfloat16, without
+    share_prompts, or windows with context_parallel), else sdpa."""
     fused_head: bool = mark(False, "free")
     """Compute the output layer and the loss for some tokens at a time, twice, instead of holding
     all logits of a micro-batch and their gradient; the same results to rounding."""

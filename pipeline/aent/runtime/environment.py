@@ -17,6 +17,7 @@ from typing import Literal
 import psutil
 
 Implementation = Literal["transformer_engine", "apex", "torch"]
+Attention = Literal["transformer_engine", "sdpa", "flex"]
 
 
 def data_path(relative: str) -> Path:
@@ -116,17 +117,20 @@ def optimizer_implementation(
 
 
 def attention_implementation(
-    plain_layers: bool = True,
-) -> Literal["transformer_engine", "torch"]:
+    requested: Literal["auto", "transformer_engine", "sdpa", "flex"] = "auto",
+    *,
+    suits: bool = True,
+) -> Attention:
     """Return whose layers and attention compute a model here.
 
-    Transformer Engine's where it can be used and its layers compute the model's
-    (``ModelFacts.plain_layers``); else Megatron's local layers, with
-    ``torch.nn.functional.scaled_dot_product_attention``.
+    transformer_engine: its layers; sdpa, flex: Megatron's local layers, with torch's
+    ``scaled_dot_product_attention`` or ``flex_attention``. ``auto`` is Transformer Engine where it
+    can be used and ``suits`` what is to be computed, else sdpa. What was named comes back, be it
+    here or not.
     """
-    if not plain_layers or why_not("transformer_engine"):
-        return "torch"
-    return "transformer_engine"
+    if requested != "auto":
+        return requested
+    return "transformer_engine" if suits and not why_not("transformer_engine") else "sdpa"
 
 
 def usable_cores() -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch.distributed as dist
 
+    from aent.recipe.training import TrainerSection
+
 SMI_S = 20.0  # for nvidia-smi to answer
 
 # torchrun's variable -> what srun sets for each task
@@ -64,10 +66,10 @@ def keep_to_given_gpus() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sorted(given, key=lambda g: (len(g), g)))
 
 
-def set_gpu_defaults(tensor_parallel: int) -> None:
+def set_gpu_defaults(trainer: TrainerSection) -> None:
     """Set what CUDA and torch's allocator read when a rank first uses its GPU, where nobody has
     said otherwise. To be called before torch is imported; not run where it was written."""
-    if tensor_parallel > 1:
+    if trainer.tensor_parallel * trainer.context_parallel > 1:
         # Megatron starts a collective, then the product that it overlaps with: with one queue of
         # work they reach the GPU in that order
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

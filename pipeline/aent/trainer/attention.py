@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,18 +10,20 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 
 from aent.models.decoder import ModelFacts
-from aent.trainer.packing import PackedSequences, causal_mask
+from aent.trainer import flex
+from aent.trainer.context import gathered
+from aent.trainer.packing import PackedSequences
 from aent.trainer.rotary import rotate
+from aent.trainer.segments import ROWS, Padded, Stretch, Visible
 
 
 class PackedAttention(torch.nn.Module):
-    """Causal attention within each packed sequence, by torch's scaled_dot_product_attention.
+    """Causal attention within each packed sequence, by torch's scaled_dot_product_attention or
+    flex_attention.
 
-    Units are laid out as one padded batch: a causal mask never looks at padding on the right. Where
-    responses share a prompt, the micro-batch's mask keeps them from looking at one another; in a
-    layer with a sliding window its mask hides what is further away.
     The rotary embedding is applied here, with cos and sin gathered by position once per
     micro-batch (Megatron's packed one loops over sequences in every layer).
     """
@@ -34,12 +37,14 @@ class PackedAttention(torch.nn.Module):
         softmax_scale: float | None = None,
         *,
         facts: ModelFacts,
+        by_flex: bool = False,
         **_parallel: Any,
     ) -> None:
         super().__init__()
         self.softmax_scale = softmax_scale
         self.layer = facts.attention[layer_number - 1]
         self.softcap = facts.numbers.get("attn_logit_softcapping")
+        self.by_flex = by_flex
 
     def forward(
         self,
@@ -51,55 +56,182 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: PackedSequences,
         **_unused: Any,
     ) -> Tensor:
-        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d]."""
+        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d], all of this rank's
+        own tokens; where context-parallel ranks share sequences, collective over them."""
         packed = packed_seq_params
+        assert packed.visible is not None
         if self.layer.rope is not None:
             turn = packed.rotations[self.layer.rope]
             query, key = rotate(query, *turn), rotate(key, *turn)
-        query, key, value = (padded(x, packed) for x in (query, key, value))
-        mask = packed.mask
-        if self.layer.window is not None:
-            mask = packed.window_masks.get(self.layer.window, mask)
-        mask = None if mask is None else mask.to(query.dtype)
-        if self.softcap is None:
-            out = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=self.softmax_scale,
-                enable_gqa=True,
-            )
-        else:
-            scale = query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-            out = capped_attention(query, key, value, mask, scale, self.softcap)
-        out = out.transpose(1, 2).flatten(0, 1).flatten(1)  # [B * L, heads * d]
-        return out if packed.flat_index is None else out.index_select(0, packed.flat_index)
+        if packed.all_runs is not None:
+            key, value = gathered(key, value)
+        scale = self.softmax_scale
+        if scale is None:
+            scale = 1 / math.sqrt(query.shape[-1])
+        attend = flex.attend if self.by_flex else attend_by_pieces
+        out = attend(query, key, value, packed.visible, self.layer.window, scale, self.softcap)
+        return out.flatten(1)
+
+
+def attend_by_pieces(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Visible,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of packed queries, one piece of ``visible`` after another.
+
+    Args:
+        query: [T, heads, d], rows of ``visible.queries``. key, value: [S, groups, d], rows of
+            ``visible.keys``. window: tokens that one attends to at most, itself included.
+        scale: of the products. softcap: bound of the scores (``capped_attention``).
+
+    Returns:
+        [T, heads, d]
+    """
+    rows = [_of_padded(query, key, value, p, window, scale, softcap) for p in visible.padded]
+    if visible.stretches:
+        queries = query.split([run.tokens for run in visible.queries])
+        sizes = [run.tokens for run in visible.keys]
+        keys, values = key.split(sizes), value.split(sizes)
+        for stretch in visible.stretches:
+            tensors = _heads_first(queries, keys, values, stretch)
+            first = visible.queries[stretch.queries].position
+            rows += _of_stretch(*tensors, first, visible, window, scale, softcap)
+    out = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return out if visible.order is None else out.index_select(0, visible.order)
+
+
+def _of_padded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Padded,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """[B * L, heads, d]"""
+
+    def padded(x: Tensor) -> Tensor:
+        if batch.index is not None:
+            x = x.index_select(0, batch.index)
+        return x.unflatten(0, batch.shape).transpose(1, 2)
+
+    mask = batch.mask(window, query.dtype)
+    out = attention(padded(query), padded(key), padded(value), mask, scale, softcap)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _heads_first(
+    queries: tuple[Tensor, ...],
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    stretch: Stretch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its queries [1, heads, n, d], and its keys and values [1, groups, m, d] from position 0."""
+
+    def joined(parts: tuple[Tensor, ...]) -> Tensor:
+        chosen = [parts[k] for k in stretch.keys]
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+
+    tensors = queries[stretch.queries], joined(keys), joined(values)
+    query, key, value = (x.transpose(0, 1)[None] for x in tensors)
+    return query, key, value
+
+
+def _of_stretch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    first: int,
+    visible: Visible,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+) -> list[Tensor]:
+    """[n, heads, d] in one or more parts, of queries from position ``first`` on.
+
+    Where a mask is needed it is made for some queries at a time, each time for the keys that these
+    see and no others.
+    """
+    count, end = query.shape[2], first + query.shape[2]
+    narrow = window is not None and window < end
+    if softcap is None and not narrow:
+        key, value = key[:, :, :end], value[:, :, :end]
+        if first == 0:
+            return [_rows_first(attention(query, key, value, None, scale))]
+        if query.is_cuda:  # flash attention's own way to be causal
+            mask = causal_lower_right(count, end)
+            return [_rows_first(attention(query, key, value, mask, scale))]
+    parts = []
+    for begin in range(0, count, ROWS):
+        some = query[:, :, begin : begin + ROWS]
+        last = first + begin + some.shape[2]
+        low = 0 if window is None else max(0, first + begin - window + 1)
+        mask = visible.strip(some.shape[2], last - low, window if narrow else None, query.dtype)
+        tensors = some, key[:, :, low:last], value[:, :, low:last]
+        parts.append(_rows_first(attention(*tensors, mask, scale, softcap)))
+    return parts
+
+
+def _rows_first(out: Tensor) -> Tensor:
+    return out[0].transpose(0, 1)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """[B, heads, L, d] of query [B, heads, L, d] and key and value [B, groups, S, d].
+
+    mask: added to the scores; None: causal, L = S.
+    """
+    if softcap is not None:
+        return capped_attention(query, key, value, mask, scale, softcap)
+    if query.is_cuda:  # not run where this was written
+        plain = mask is None or isinstance(mask, CausalBias)
+        if not (plain and query.dtype.itemsize == 2):
+            # flash attention takes neither masks nor float32, and what torch takes then has no
+            # grouped queries
+            key, value = (_for_each_head(x, query) for x in (key, value))
+        if not plain and mask is not None and mask.storage_offset() % 8:
+            mask = mask.contiguous()  # its kernel wants 16 bytes' alignment
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _for_each_head(x: Tensor, query: Tensor) -> Tensor:
+    return x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 
 def capped_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
-    """Attention whose scores s become softcap tanh(s / softcap) (Gemma 2, arXiv 2408.00118).
+    """``attention`` whose scores s become softcap tanh(s / softcap) (Gemma 2, arXiv 2408.00118).
 
-    No fused attention has it: all scores are held, for the backward twice.
-
-    Args:
-        query: [B, heads, L, d]; key, value: [B, groups, L, d]. mask: added, None: causal.
+    No fused attention of torch's but flex_attention has it: the scores are held, for the backward
+    twice.
     """
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    key, value = _for_each_head(key, query), _for_each_head(value, query)
     scores = query @ key.transpose(-2, -1) * scale
     scores = (scores / softcap).tanh() * softcap
     if mask is None:
-        mask = causal_mask(query.shape[2], query.device).to(query.dtype)
-    shares = (scores + mask).softmax(dim=-1, dtype=torch.float32)
+        length = query.shape[2]
+        mask = torch.full((length, length), -torch.inf, device=query.device).triu(1)
+    shares = (scores + mask.to(query.dtype)).softmax(dim=-1, dtype=torch.float32)
     return shares.to(query.dtype) @ value
-
-
-def padded(x: Tensor, packed: PackedSequences) -> Tensor:
-    """[T, heads, d] packed -> [B, heads, L, d] padded on the right."""
-    if packed.padded_index is not None:
-        x = x.index_select(0, packed.padded_index)
-    return x.unflatten(0, packed.batch_shape).transpose(1, 2)

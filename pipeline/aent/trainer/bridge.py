@@ -16,6 +16,7 @@ from mbridge.core.llm_bridge import LLMBridge
 from torch import Tensor
 
 from aent.models.decoder import NORMS, ModelFacts
+from aent.runtime.environment import Attention
 
 LAYER = "model.layers.{layer_number}"
 QKV = "self_attention.linear_qkv.weight"
@@ -24,6 +25,8 @@ ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate=
 
 class DecoderBridge(LLMBridge):
     """mbridge's description of a model: Megatron's configuration and both weight mappings."""
+
+    attention: Attention  # which the layers have
 
     def __init__(self, facts: ModelFacts, **options: Any) -> None:
         self.facts = facts

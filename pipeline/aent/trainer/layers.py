@@ -1,8 +1,7 @@
 """Layers of the local spec: Megatron's parallel layers with torch's attention and RMSNorm.
 
-Used where Transformer Engine is not installed or does not compute a family's layers, on GPU and CPU
-alike. Parameter names are those of the Transformer Engine spec, so that importers, exporters and
-checkpoints are one for both.
+Used on GPU and CPU alike, wherever the attention is not Transformer Engine's. Parameter names are
+those of the Transformer Engine spec, so that importers, exporters and checkpoints are one for both.
 """
 
 from __future__ import annotations
@@ -144,8 +143,11 @@ class RowParallelLinearNorm(RowParallelLinear):
         return rms_norm(out, self.post_norm_weight, self.config), None
 
 
-def local_block_spec(config: TransformerConfig, facts: ModelFacts) -> TransformerBlockSubmodules:
-    """The layers of this rank's pipeline stage."""
+def local_block_spec(
+    config: TransformerConfig, facts: ModelFacts, by_flex: bool
+) -> TransformerBlockSubmodules:
+    """The layers of this rank's pipeline stage; by_flex: whether their attention is
+    flex_attention."""
     family = facts.family
     first = ColumnParallelLinear if family.norms == "after" else LayerNormColumnParallelLinear
     last = RowParallelLinear if family.norms == "before" else RowParallelLinearNorm
@@ -154,7 +156,7 @@ def local_block_spec(config: TransformerConfig, facts: ModelFacts) -> Transforme
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=first,
-            core_attention=partial(PackedAttention, facts=facts),
+            core_attention=partial(PackedAttention, facts=facts, by_flex=by_flex),
             linear_proj=last,
             q_layernorm=_qk_norm(facts, facts.heads),
             k_layernorm=_qk_norm(facts, facts.kv_groups),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from aent.algorithm.terms import LossTerms, MiniBatch
 from aent.data.flat import to_device
 from aent.entropy import (
     TokenStatistics,
+    VocabShard,
     linear_token_statistics,
     min_p_divergence,
     nucleus_entropy,
@@ -39,7 +42,7 @@ class Policy:
     """What the loss needs of the policy besides a micro-batch's hidden states."""
 
     model: PolicyModel
-    vocab_size: int  # true V
+    shard: VocabShard | None  # of the vocabulary, this rank's; None but on the last stage
     temperature: float  # of the policy whose log-probs these are
 
 
@@ -154,7 +157,8 @@ def micro_batch_loss(
     tokens, and the terms of nuclei and proxies.
 
     The weights have the whole mini-batch's denominators, so its loss is the plain sum of these over
-    micro-batches and data-parallel ranks. With coefficient 0 no graph is kept for an entropy.
+    micro-batches, data-parallel and context-parallel ranks. With coefficient 0 no graph is kept for
+    an entropy.
 
     Args:
         hidden: what ``run`` gave.
@@ -163,7 +167,8 @@ def micro_batch_loss(
     on_host = mini_batch.terms.at(micro_batch.index)
     terms = on_host.to(hidden.device)
     stats = statistics(policy, hidden, micro_batch, recipe, clamped=True)
-    now = _in_training(stats, terms, micro_batch, recipe)
+    ratio = _sequence_ratio(stats.log_prob, terms, micro_batch, recipe)
+    now = InTraining(stats.entropy.detach(), ratio)
     products = gradient_products(policy, hidden, now, terms, micro_batch, recipe, update)
     extra = (nucleus_term, proxy_term)
     more = [make(policy, hidden, micro_batch, on_host, recipe) for make in extra]
@@ -230,15 +235,36 @@ def gradient_products(
     )
 
 
-def _in_training(
-    stats: TokenStatistics, terms: LossTerms, micro_batch: MicroBatch, recipe: Recipe
-) -> InTraining:
-    """[N] each: what the policy loss wants of this forward besides log-probs."""
-    ratio = None
-    if recipe.algorithm.policy_loss == "gspo" and terms.old_logprobs is not None:
-        # a micro-batch holds whole sequences, so the ratio needs no other rank
-        ratio = sequence_log_ratio(stats.log_prob, terms.old_logprobs, micro_batch.sequence)
-    return InTraining(stats.entropy.detach(), ratio)
+def loss_without_tokens(
+    policy: Policy,
+    hidden: Tensor,
+    micro_batch: MicroBatch,
+    mini_batch: MiniBatch,
+    recipe: Recipe,
+) -> Tensor:
+    """``micro_batch_loss`` of a rank that has no response token of this micro-batch: 0, with the
+    graph of ``hidden``. It takes part in what context-parallel ranks add up."""
+    terms = mini_batch.terms.at(micro_batch.index).to(hidden.device)
+    _sequence_ratio(hidden.new_empty(0, dtype=torch.float32), terms, micro_batch, recipe)
+    unused, _ = policy.model.head_inputs(hidden, micro_batch.predicts)
+    return (unused * 0).sum()
+
+
+def _sequence_ratio(
+    log_prob: Tensor, terms: LossTerms, micro_batch: MicroBatch, recipe: Recipe
+) -> Tensor | None:
+    """[N] of ``sequence_log_ratio``, where the policy loss wants it. A micro-batch holds whole
+    responses; context-parallel ranks have parts of them. Collective over these."""
+    if recipe.algorithm.policy_loss != "gspo" or terms.old_logprobs is None:
+        return None
+    ranks = parallel_state.get_context_parallel_group()
+    return sequence_log_ratio(
+        log_prob,
+        terms.old_logprobs,
+        micro_batch.sequence,
+        micro_batch.responses,
+        partial(dist.all_reduce, group=ranks) if ranks.size() > 1 else None,
+    )
 
 
 def _behaviour(mini_batch: MiniBatch, micro_batch: MicroBatch, log_prob: Tensor) -> Tensor:
@@ -263,10 +289,8 @@ def _clamped_set(recipe: Recipe) -> dict[str, Any]:
 
 def _sharding(policy: Policy) -> dict[str, Any]:
     """Of which policy, and how its vocabulary lies on these ranks."""
-    group = parallel_state.get_tensor_model_parallel_group()
     return {
         "temperature": policy.temperature,
         "softcap": policy.model.logits_softcap,
-        "vocab_size": policy.vocab_size,
-        "tp_group": group if group.size() > 1 else None,
+        "tp_group": policy.shard,
     }

@@ -17,14 +17,16 @@ from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_a
 from torch import Tensor
 
 from aent.layout.parallel import ParallelLayout
+from aent.models.attention import attention_of, why_not_transformer_engine
 from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
-from aent.runtime.environment import attention_implementation
+from aent.runtime.log import log
 from aent.trainer.bridge import DecoderBridge
 from aent.trainer.layers import adapt, local_block_spec
 from aent.trainer.overlap import announced, wait_for_parameters
-from aent.trainer.packing import MicroBatch, window_mask
+from aent.trainer.packing import MicroBatch
 from aent.trainer.rotary import Rotary, rotary
+from aent.trainer.segments import see
 
 
 class PolicyModel(GPTModel):
@@ -50,8 +52,7 @@ class PolicyModel(GPTModel):
             assert positions is not None
             dtype = self.config.params_dtype
             packed.rotations = [turn(positions, dtype) for turn in self.rotaries]
-            masks = {window: window_mask(packed, window) for window in self.facts.windows}
-            packed.window_masks = {n: mask for n, mask in masks.items() if mask is not None}
+            packed.visible = see(packed.runs, packed.all_runs, positions.device)
         embedded, scale = None, self.facts.embedding_scale
         if self.pre_process and scale != 1:
             if self.facts.family.scaled_embedding:  # transformers and vLLM round it
@@ -115,6 +116,11 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
     tp = layout.tensor
     dtype = getattr(torch, recipe.model.dtype)
     bridge = DecoderBridge(facts, dtype=dtype, make_vocab_size_divisible_by=tp)
+    bridge.attention = attention_of(recipe, facts)
+    because = (
+        "" if recipe.trainer.attention != "auto" else why_not_transformer_engine(recipe, facts)
+    )
+    log.info(f"aent: attention: {bridge.attention}" + (f" ({because})" if because else ""))
     last = layout.stage_layers(facts.layers, facts.head_layers)[-1]
     bridge.set_extra_args(
         num_layers_in_last_pipeline_stage=len(last) if layout.pipeline > 1 else None,
@@ -126,18 +132,13 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
         embedding_init_method=_leave,
         # Transformer Engine's rotation of packed sequences; without it Megatron loops over them in
         # every layer (the local attention has its own)
-        apply_rope_fusion=on_transformer_engine(facts),
+        apply_rope_fusion=bridge.attention == "transformer_engine",
         gradient_accumulation_fusion=tensor_parallel.layers._grad_accum_fusion_available,
         # losses are sums whose weights carry the denominators: Megatron scales nothing
         calculate_per_token_loss=True,
         **recipe.trainer.megatron,
     )
     return bridge
-
-
-def on_transformer_engine(facts: ModelFacts) -> bool:
-    """Whether the model's layers are Transformer Engine's here."""
-    return attention_implementation(facts.plain_layers) == "transformer_engine"
 
 
 def _leave(weight: Tensor) -> Tensor:
@@ -157,13 +158,13 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
     args["vocab_size"] = bridge.padded_vocab_size
     config = bridge.config
     rotaries = tuple(rotary(rope, facts, torch.cuda.current_device()) for rope in facts.ropes)
-    engine = on_transformer_engine(facts)
+    engine = bridge.attention == "transformer_engine"
     if engine:  # not run where this was written
         if (scale := rotaries[0].scale) != 1:  # of queries and keys alike: squared in products
             config.softmax_scale = scale**2 * (facts.attention_scale or facts.head_dim**-0.5)
         spec = bridge._get_transformer_layer_spec()
     else:
-        spec = local_block_spec(config, facts)
+        spec = local_block_spec(config, facts, by_flex=bridge.attention == "flex")
         args["position_embedding_type"] = "none"  # PackedAttention applies it
     adapt(spec, facts)
     stage = layout.coordinates(dist.get_rank()).pipeline

@@ -22,15 +22,18 @@ from aent.algorithm import entropy_controls
 from aent.algorithm.terms import MiniBatch
 from aent.data.batch import Batch
 from aent.data.scores import Scores
+from aent.entropy import VocabShard
 from aent.layout.parallel import ParallelLayout
+from aent.models.attention import attention_faults
 from aent.models.facts import folder_facts
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer
+from aent.trainer.context import Part
 from aent.trainer.gradient_share import Neutral
-from aent.trainer.model import build_model, on_transformer_engine, open_bridge
+from aent.trainer.model import build_model, open_bridge
 from aent.trainer.packing import MicroBatch, Packing
 from aent.trainer.partition import make_units, partition
 from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
@@ -46,22 +49,25 @@ class Trainer:
         """Build the model's shard and read its weights; ``distributed.initialize`` came before.
 
         Raises:
-            ValueError: for a model that no record of ``aent.models.families`` covers; for
-                ``trainer.share_prompts`` with Transformer Engine's attention, which
-                would let the responses of a unit see one another.
+            ValueError: for a model that no record of ``aent.models.families`` covers; for a
+                ``trainer.attention`` that does not compute it here.
         """
         facts = folder_facts(model_path)
-        if recipe.trainer.share_prompts and on_transformer_engine(facts):
-            raise ValueError(
-                "trainer.share_prompts works with torch's attention only, and Transformer Engine "
-                "is installed here"
-            )
+        if fault := next(attention_faults(recipe, facts), None):
+            raise ValueError(fault)
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
         self.pairs_per_token = facts.pairs_per_token
         self.bridge = open_bridge(recipe, facts)
         policy = build_model(self.bridge, self.layout, model_path)
+        self.shard: VocabShard | None = None  # of the vocabulary, on the last stage
+        if policy.post_process:
+            group = parallel_state.get_tensor_model_parallel_group()
+            columns = self.bridge.padded_vocab_size // self.layout.tensor
+            self.shard = VocabShard.locate(
+                columns, self.vocab_size, group if group.size() > 1 else None, self.device
+            )
         self.config = policy.config
         self.policy = policy
         self.model = DistributedDataParallel(
@@ -111,7 +117,7 @@ class Trainer:
         names += ["covariances", "entropy_slopes"] * slopes
 
         def scores(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
-            if not len(micro_batch.predicts):  # a data-parallel rank without work
+            if not len(micro_batch.predicts):  # a rank without work
                 return _nothing(hidden), _one_token(), None
             stats = loss.statistics(
                 policy, hidden, micro_batch, self.recipe, clamped=False, slopes=slopes
@@ -164,8 +170,8 @@ class Trainer:
 
         def step_loss(micro_batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Any]:
             if not len(micro_batch.predicts):
-                unused, _ = policy.model.head_inputs(hidden, micro_batch.predicts)
-                return _nothing(unused), _one_token(), None
+                none = loss.loss_without_tokens(policy, hidden, micro_batch, mini_batch, recipe)
+                return none, _one_token(), None
             part = loss.micro_batch_loss(
                 policy, hidden, micro_batch, mini_batch, recipe, coefficient, update
             )
@@ -207,7 +213,7 @@ class Trainer:
         export.save_pretrained(self.exporter, self.model_path, path)
 
     def _micro_batches(self, batch: Batch) -> Packing:
-        """This data-parallel rank's share.
+        """This data-parallel rank's share, of which each of its context-parallel ranks has a part.
 
         Raises:
             ValueError: for a token that the model's embedding has no row for: tensor parallelism
@@ -224,13 +230,14 @@ class Trainer:
         units = make_units(batch, settings.share_prompts, limit)
         work = [unit.work(self.pairs_per_token) for unit in units]
         shares = partition([unit.tokens for unit in units], self.layout.data, limit, work)
-        mine = shares[self.layout.coordinates(dist.get_rank()).data]
-        multiple = self.layout.tensor if self.config.sequence_parallel else 1
-        chosen = [[units[u] for u in micro_batch] for micro_batch in mine]
-        return Packing(batch, chosen, multiple, self.device)
+        place = self.layout.coordinates(dist.get_rank())
+        part = Part(self.layout.context, place.context)
+        multiple = part.multiple * (self.layout.tensor if self.config.sequence_parallel else 1)
+        chosen = [[units[u] for u in micro_batch] for micro_batch in shares[place.data]]
+        return Packing(batch, chosen, multiple, self.device, part)
 
     def _policy(self, batch: Batch) -> loss.Policy:
-        return loss.Policy(self.policy, self.vocab_size, batch.temperature)
+        return loss.Policy(self.policy, self.shard, batch.temperature)
 
     def _run(
         self,
@@ -262,15 +269,19 @@ class Trainer:
         has of its micro-batches' response tokens, [rows, N] each. One collective for all rows; a
         token is one rank's, so the sum is exact."""
         flat = torch.zeros(rows, batch.tokens.numel())
-        for index, value in zip(micro_batches.indices, values):
-            if value is not None:
-                flat[:, index] = value.float().cpu()
+        got = [(i, v) for i, v in zip(micro_batches.indices, values) if v is not None]
+        if got:  # all together: the host waits once
+            flat[:, torch.cat([i for i, _ in got])] = (
+                torch.cat([v for _, v in got], 1).float().cpu()
+            )
         return self._sum_over_ranks(flat)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum over data-parallel ranks of what the last stage has; the same on every rank."""
+        """Sum over data- and context-parallel ranks of what the last stage has; the same on every
+        rank."""
         values = values.to(self.device)
-        dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+        copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        dist.all_reduce(values, group=copies)
         pipeline = parallel_state.get_pipeline_model_parallel_group()
         dist.broadcast(values, group=pipeline, group_src=self.layout.pipeline - 1)
         return values.cpu()
@@ -283,10 +294,10 @@ class Trainer:
         update: optimizer.Update,
         lr: float,
     ) -> MinibatchResult:
-        sums = torch.zeros(len(SUMMED), dtype=torch.float64)
+        sums = torch.zeros(len(SUMMED), dtype=torch.float64, device=self.device)
         for part in parts:
             if part is not None:
-                sums += part[0].cpu()
+                sums += part[0]
         totals = dict(zip(SUMMED, self._sum_over_ranks(sums).tolist()))
         tokens = self._gather_tokens(
             batch, micro_batches, [part and part[1] for part in parts], len(PER_TOKEN)

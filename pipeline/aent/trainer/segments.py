@@ -1,0 +1,228 @@
+"""Which packed tokens attend to which, as pieces that a fused attention computes.
+
+A token attends to its own sequence up to itself: to its unit's prompt and its own response. Long
+runs of tokens are taken one by one, each with the keys that it sees and no others: nothing is
+padded, and no mask stands between responses that share a prompt. Short units are put together in
+padded batches: many small calls would cost more than the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aent.data.flat import to_device
+
+SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
+SHORTEST = 64  # units up to this length are padded to one another, above only up to twice theirs
+ROWS = 512  # queries that a mask is made for at once
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens that follow one another both where they lie and in their own sequence.
+
+    unit: whose they are, ``response`` 0 being its prompt, or all of a sequence that shares nothing;
+    others see those of their own response and of the prompt. position: of the first one in its own
+    sequence. tokens: how many, 1 or more.
+    """
+
+    unit: int
+    response: int
+    position: int
+    tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.position + self.tokens
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One run of queries, and the runs of keys that they see, whose positions follow one another
+    from 0 on (at the end there may be keys that none of them sees)."""
+
+    queries: int
+    keys: tuple[int, ...]
+
+
+@dataclass
+class Padded:
+    """Short units as one batch [B, L], padded on the right; queries and keys lie in the same place.
+
+    index: [B * L] the packed token in each place (padding repeats token 0), None where the packed
+    layout is this one. position, response: [B, L] of ``Run``; response is None where all are 0.
+    """
+
+    shape: tuple[int, int]
+    longest: int  # tokens of the longest sequence
+    index: Tensor | None
+    position: Tensor
+    response: Tensor | None
+    masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """[B, 1, L, L], or [L, L] for all units alike, to be added to scores: 0 where a token (row)
+        attends to another, else -inf; None: causal. Made once for all layers.
+
+        Not boolean: torch would turn it into this in every layer, and keep each layer's for the
+        backward. No row is empty: padding attends at least to itself.
+        """
+        if window is not None and self.longest <= window:
+            window = None
+        if window is None and self.response is None:
+            return None
+        if (window, dtype) not in self.masks:
+            self.masks[window, dtype] = self._mask(window).to(dtype)
+        return self.masks[window, dtype]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if self.response is None:
+            place = torch.arange(self.shape[1], device=self.position.device)
+            allowed = place[:, None] >= place
+        else:
+            place = self.position[:, None]
+            query, key = self.response[:, None, :, None], self.response[:, None, None, :]
+            allowed = ((key == 0) | (key == query)).tril()
+        if window is not None:  # by position: a response's first token stands behind other ones
+            allowed &= place[..., :, None] - place[..., None, :] < window
+        return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+@dataclass
+class Visible:
+    """What is computed for queries and keys of these runs, which lie one after another.
+
+    order: [T] where each packed query's row is in the rows of all ``padded`` batches and then of
+    all ``stretches``, one after another; None where it is in its place.
+    """
+
+    queries: list[Run]
+    keys: list[Run]
+    padded: list[Padded]
+    stretches: list[Stretch]
+    order: Tensor | None
+    device: torch.device
+    strips: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    blocks: dict[int | None, Any] = field(default_factory=dict)  # ``flex``'s own, by the window
+
+    def strip(self, rows: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[rows, keys] mask, to be added to scores, of ``rows`` queries one after another, up to
+        ``ROWS`` of them, the last of which is the last of the keys: a part of one for all tiles and
+        layers."""
+        if (window, dtype) not in self.strips:
+            height = min(ROWS, max(run.tokens for run in self.queries))
+            width = max(run.end for run in self.keys)
+            width = width if window is None else min(width, window - 1 + height)
+            width += -width % 8  # so that parts begin where a GPU's kernels want them to, mostly
+            row = torch.arange(height, device=self.device)[:, None] + width - height
+            column = torch.arange(width, device=self.device)
+            seen = column <= row
+            if window is not None:
+                seen &= row - column < window
+            strip = torch.zeros(height, width, dtype=dtype, device=self.device)
+            self.strips[window, dtype] = strip.masked_fill_(~seen, -torch.inf)
+        strip = self.strips[window, dtype]
+        return strip[strip.shape[0] - rows :, strip.shape[1] - keys :]
+
+
+def runs_of(units: Sequence[tuple[int, Sequence[int]]]) -> list[Run]:
+    """The runs of units of (prompt tokens, tokens of each response), packed one after another."""
+    runs = []
+    for unit, (prompt, responses) in enumerate(units):
+        present = [n for n in responses if n]
+        if len(present) < 2:
+            runs.append(Run(unit, 0, 0, prompt + sum(present)))
+        else:
+            runs.append(Run(unit, 0, 0, prompt))
+            runs += [Run(unit, number, prompt, n) for number, n in enumerate(present, 1)]
+    return runs
+
+
+def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Visible:
+    """Plan the attention of tokens of these runs; nothing here asks the device.
+
+    Args:
+        keys: where keys and values are other rows than the queries, as where they were gathered
+            from other ranks; None: the same rows.
+    """
+    batches = _short_units(queries) if keys is None else []
+    tokens, places, responses, units = columns(queries)
+    place = torch.arange(int(tokens.sum()))
+    start = tokens.cumsum(0) - tokens
+    run = torch.repeat_interleave(torch.arange(len(queries)), tokens)
+    position = places[run] + place - start[run]
+    rest = torch.ones(len(place), dtype=torch.bool)
+    order, base, padded = torch.empty_like(place), 0, []
+    for batch in batches:
+        row = torch.full((int(units.max()) + 1,), -1)  # of a unit in this batch
+        row[batch] = torch.arange(len(batch))
+        first = torch.zeros_like(row).scatter_reduce_(0, units, start, "amin", include_self=False)
+        inside = (row[units[run]] >= 0).nonzero()[:, 0]
+        column = inside - first[units[run[inside]]]
+        shape = len(batch), int(column.max()) + 1
+        into = row[units[run[inside]]] * shape[1] + column
+        cells = torch.zeros(3, len(batch) * shape[1], dtype=torch.int64)
+        cells[:, into] = torch.stack([inside, position[inside], responses[run[inside]]])
+        longest = int(cells[1].max()) + 1
+        same = len(place) == len(into) == cells.shape[1]
+        index, of_cells, whose = (to_device(x, device) for x in cells)
+        padded.append(
+            Padded(
+                shape,
+                longest,
+                None if same else index,
+                of_cells.view(shape),
+                whose.view(shape) if bool(cells[2].any()) else None,
+            )
+        )
+        order[inside], rest[inside] = base + into, False
+        base += cells.shape[1]
+    order[rest] = base + torch.arange(int(rest.sum()))
+    in_place = bool((order == place).all()) and (base == 0 or base == len(place))
+    of_keys = queries if keys is None else keys
+    short = {unit for batch in batches for unit in batch}
+    return Visible(
+        queries,
+        of_keys,
+        padded,
+        _stretches(queries, of_keys, short),
+        None if in_place else to_device(order, device),
+        device,
+    )
+
+
+def columns(runs: list[Run]) -> Tensor:
+    """[4, runs] int64: tokens, position, response, unit."""
+    return torch.tensor([(r.tokens, r.position, r.response, r.unit) for r in runs]).T
+
+
+def _short_units(runs: list[Run]) -> list[list[int]]:
+    """The units that are computed together, by about how long they are."""
+    sizes: dict[int, int] = {}
+    for run in runs:
+        sizes[run.unit] = sizes.get(run.unit, 0) + run.tokens
+    batches: dict[int, list[int]] = {}
+    for unit, size in sizes.items():
+        if size <= SHORT:
+            batches.setdefault((max(size, SHORTEST) - 1).bit_length(), []).append(unit)
+    return list(batches.values())
+
+
+def _stretches(queries: list[Run], keys: list[Run], short: set[int]) -> list[Stretch]:
+    """Those of all units but the short ones."""
+    of_segment: dict[tuple[int, int], list[int]] = {}
+    for number in sorted(range(len(keys)), key=lambda n: keys[n].position):
+        of_segment.setdefault((keys[number].unit, keys[number].response), []).append(number)
+    stretches = []
+    for number, run in enumerate(queries):
+        if run.unit in short:
+            continue
+        whose = [(run.unit, 0)] + [(run.unit, run.response)] * (run.response > 0)
+        seen = [k for segment in whose for k in of_segment[segment] if keys[k].position < run.end]
+        stretches.append(Stretch(number, tuple(seen)))
+    return stretches
