@@ -38,6 +38,10 @@ class CheckpointSection(Section):
     """How many of the newest checkpoints are kept."""
     asynchronous: bool = False
     """Write a checkpoint in a thread while the next steps run, from a copy in host memory."""
+    memory_efficient: bool = False
+    """Gather a distributed optimizer's state on one rank of each data-parallel group, over gloo,
+    instead of on all of them by the training backend: less memory, and slower. Megatron calls it
+    distrib_optim_fully_reshardable_mem_efficient."""
 
 
 class TrackingSection(Section):
