@@ -89,6 +89,9 @@ class ClusterSection(Section):
     """Nodes of a heterogeneous job's second group, for engines. 0: no second group."""
     gpus_per_node: int = Field(8, ge=0)
     """GPUs per node. 0: a job without GPUs."""
+    gpu_memory_gib: float = Field(79.0, gt=0)
+    """Memory of each GPU, GiB, as torch reports it: 79 of a card of 80 GB. A job whose ranks or
+    engines do not fit is refused."""
     time: str | None = None
     """Time limit as sbatch takes it: 30, 8:00:00, 1-12:00:00."""
     account: str | None = None
