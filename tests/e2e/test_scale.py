@@ -78,3 +78,11 @@ def weight_names(file: Path) -> set[str]:
 
 def test_7b_at_16k(shared_engine: Any, tmp_path: Path) -> None:
     run_twin("7b-16k", shared_engine, tmp_path)
+
+
+def test_32b_at_32k(shared_engine: Any, tmp_path: Path) -> None:
+    run_twin("32b-32k", shared_engine, tmp_path)
+
+
+def test_72b_at_32k(shared_engine: Any, tmp_path: Path) -> None:
+    run_twin("72b-32k", shared_engine, tmp_path)

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "fused swiglu": ((1, 1, 1), {"megatron": {"bias_activation_fusion": True}}),
     "tensor 2": ((2, 1, 1), {}),
     "sequence": ((2, 1, 1), {"sequence_parallel": True}),
+    "context 2": ((1, 1, 1), {"context_parallel": 2}),
     "pipeline 2": ((1, 2, 1), {}),
     "data 2": ((1, 1, 2), {"optimizer": {"distributed": True}}),
 }
