@@ -22,6 +22,10 @@ trainer: {micro_batch_tokens: 1024}
 PARAMETERS = 134_515_008  # of SmolLM2-135M, as its authors publish
 TABLE = 49152 * 576
 LAYER = (PARAMETERS - TABLE - 576) // 30
+# bytes of a token: of two norms with their scales, attention and a number for each head,
+# feed-forward; of the last norm, and of the rotary embedding
+LAYER_KEPT = (6 * 576 + 64 * (3 * 9 + 3 * 3) + 5 * 1536 + 2 + 9) * 4
+LAST_KEPT = (2 * 576 + 1 + 2 * 64) * 4
 
 
 @pytest.fixture
@@ -57,24 +61,30 @@ def test_one_rank_float32(recipe):
     assert rank.weights == PARAMETERS * 4
     assert rank.gradients == PARAMETERS * 4
     assert rank.optimizer == PARAMETERS * 8
-    assert rank.logits == 1024 * 49152 * 4 * 2  # 64 x 28 responses: more than a micro-batch holds
+    # 64 x 28 responses: more than a micro-batch holds; and hidden states with their gradient
+    assert rank.logits == 1024 * (49152 + 576) * 4 * 2
     # 8 micro-batches of 1024 tokens, one in flight
-    per_token = 6 * 576 + 64 * (3 * 9 + 3 * 3) + 4 * 1536
-    assert rank.activations == 1024 * 30 * per_token * 4
+    assert rank.activations == 1024 * (30 * LAYER_KEPT + LAST_KEPT)
+    assert rank.temporaries == 1024 * (5 * 1536 + 2 * 576) * 4
     assert rank.export == TABLE * 4 + 2 * 64 * 2**20  # two buckets
     assert rank.total > 16 * PARAMETERS
 
 
 @pytest.mark.parametrize(
-    ("method", "size", "kept", "inputs"),
-    [("uniform", 1, 1, 30), ("uniform", 7, 7, 5), ("block", 10, 20 + 1, 10)],
+    ("method", "size", "kept", "inputs"), [("uniform", 1, 1, 30), ("uniform", 7, 7, 5)]
 )
 def test_recomputed_layers_keep_their_inputs_alone(recipe, method, size, kept, inputs):
-    """kept: layers that have everything at once, one chunk in its recomputation among them."""
+    """kept: layers of the chunk that is computed again, whose input is one of the inputs."""
     knobs = f"recompute_granularity: full, recompute_method: {method}, recompute_num_layers: {size}"
     (rank,) = estimate(recipe(f"trainer.megatron={{{knobs}}}")).per_rank
-    per_token = 6 * 576 + 64 * (3 * 9 + 3 * 3) + 4 * 1536
-    assert rank.activations == 1024 * 4 * (kept * per_token + inputs * 576)
+    rotations = 2 * 64 * 4
+    assert rank.activations == 1024 * (kept * LAYER_KEPT + (inputs - 1) * 576 * 4 + rotations)
+
+
+def test_a_block_of_recomputed_layers_comes_when_the_others_are_done_with(recipe):
+    block = "recompute_granularity: full, recompute_method: block, recompute_num_layers: 10"
+    (rank,) = estimate(recipe(f"trainer.megatron={{{block}}}")).per_rank
+    assert rank.activations == 1024 * (20 * LAYER_KEPT + 10 * 576 * 4 + LAST_KEPT)
 
 
 def test_what_a_familys_record_adds_to_the_activations(tmp_path, recipe):
@@ -89,15 +99,16 @@ def test_what_a_familys_record_adds_to_the_activations(tmp_path, recipe):
         (rank,) = estimate(recipe(f"model={{path: {tmp_path}}}", *overrides)).per_rank
         return rank.activations // (1024 * 4)
 
-    plain = 2 * (6 * 64 + 16 * 3 * (4 + 2) + 4 * 200)
+    plain = 2 * (6 * 64 + 2 + 16 * 3 * (4 + 2) + 4 + 5 * 200) + 2 * 64 + 1 + 2 * 16
     assert elements("llama") == plain
     assert elements("mistral") == plain + 128  # the mask of a window, as long as a sequence
     shared = "trainer.share_prompts=true"
     assert elements("mistral", shared) == elements("llama", shared) + 100 + 8 * 28
-    assert elements("olmo2") == plain + 2 * 16 * (4 + 2)  # queries and keys before their norms
-    norms = 2 * 2 * 4 * 64  # in float32 besides
-    assert elements("gemma2") == plain + 128 + norms + 2 * 2 * 4 * 128  # scores, twice
-    assert elements("gemma3_text") == plain + 128 + norms + 2 * 16 * (4 + 2)
+    assert elements("olmo2") == plain + 2 * 16 * (4 + 2)  # queries and keys after their norms
+    norms = 2 * 2 * (2 * 64 + 1)  # two more of each layer
+    scores = 2 * (2 * 4 * 128 + 16 * 4)  # twice, and keys and values for each head
+    assert elements("gemma2") == plain + 128 + norms + scores
+    assert elements("gemma3_text") == plain + 128 + norms + 2 * 16 * (4 + 2) + 2 * 16  # two rotary
     assert elements("granite") == plain
 
 
@@ -112,11 +123,54 @@ def test_the_largest_tensor_may_be_gate_and_up_together(tmp_path, recipe):
     assert rank.export == 2 * 200 * 64 * 4 + buckets
 
 
-def test_bfloat16_has_float32_main_weights_and_a_reference_doubles_the_weights(recipe):
+def test_bfloat16_has_float32_main_weights_and_a_reference_is_in_host_memory(recipe):
     (rank,) = estimate(recipe("model.dtype=bfloat16", "algorithm.kl_coefficient=.1")).per_rank
-    assert rank.weights == PARAMETERS * 2 * 2
+    assert rank.weights == PARAMETERS * 2
+    assert rank.reference == rank.swap == rank.weights  # the policy, while the reference scores
     assert rank.gradients == PARAMETERS * 4
     assert rank.optimizer == PARAMETERS * 12
+
+
+def test_the_optimizers_own_types_and_offloading(recipe):
+    small = "use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16, exp_avg_sq_dtype: uint8"
+    half = "optimizer_cpu_offload: true, optimizer_offload_fraction: .5"
+    base = ("model.dtype=bfloat16", "trainer.optimizer.distributed=true")
+    (rank,) = estimate(recipe(*base, f"trainer.optimizer.megatron={{{small}}}")).per_rank
+    assert (rank.optimizer, rank.offloaded) == (PARAMETERS * (4 + 2 + 1), 0)
+    (rank,) = estimate(recipe(*base, f"trainer.optimizer.megatron={{{half}}}")).per_rank
+    assert rank.optimizer == PARAMETERS * 6
+    assert rank.offloaded == PARAMETERS * 8  # half of main weights, moments, pinned gradients
+    assert rank.host == rank.offloaded + rank.checkpoint + rank.process
+
+
+def test_fused_swiglu_and_selective_recomputation_keep_less(recipe):
+    def kept(knobs: str) -> float:
+        (rank,) = estimate(recipe(f"trainer.megatron={{{knobs}}}")).per_rank
+        return (rank.activations / 1024 - LAST_KEPT) / 30
+
+    assert kept("bias_activation_fusion: true") == LAYER_KEPT - 2 * 1536 * 4
+    selective = "recompute_granularity: selective"
+    # queries, keys and values before the attention, and its output
+    assert kept(selective) == LAYER_KEPT - 4 * (64 * 3 + 9)
+    mlp = f"trainer.megatron={{{selective}, recompute_modules: [core_attn, mlp]}}"
+    (rank,) = estimate(recipe(mlp)).per_rank
+    layer = kept(selective) - 4 * (5 * 1536 + 2 * 576 + 1)
+    # one layer's feed-forward, when the last norm is done with
+    assert rank.activations == 1024 * (30 * layer + 4 * (5 * 1536 + 576 + 2 * 64))
+
+
+def test_context_parallel_ranks_share_tokens_and_optimizer(recipe):
+    wide = ("trainer.context_parallel=4", "trainer.optimizer.distributed=true")
+    one = estimate(recipe()).per_rank[0]
+    ranks = estimate(recipe(*wide)).per_rank
+    assert len(ranks) == 4
+    assert ranks[0].optimizer == PARAMETERS * 8 // 4
+    assert ranks[0].weights == one.weights
+    assert ranks[0].logits == one.logits // 4
+    # keys and values of all ranks, and the output of single chunks
+    layer = LAYER_KEPT + 4 * (64 * (2 * 4 * 3 - 3 * 3))
+    assert ranks[0].activations == 256 * (30 * layer + LAST_KEPT)
+    assert ranks[0].temporaries == 256 * 4 * (5 * 1536 + 2 * 576 + 4 * 3 * 64 * 4)
 
 
 def test_pipeline_stages(recipe):
@@ -124,20 +178,26 @@ def test_pipeline_stages(recipe):
     assert first.weights == (17 * LAYER + TABLE) * 4
     assert last.weights == (13 * LAYER + TABLE + 576) * 4  # the tied table is on both ends
     assert (first.logits, last.logits > 0) == (0, True)
-    # 1F1B: two micro-batches in flight, then one
-    assert first.activations * 13 == 2 * last.activations * 17
+    # 1F1B: two micro-batches in flight, then one; hidden states that are sent on, and rotations
+    sent = (576 + 2 * 64) * 4
+    assert first.activations == 2 * 1024 * (17 * LAYER_KEPT + sent)
+    assert last.activations == 1024 * (13 * LAYER_KEPT + LAST_KEPT)
     one = estimate(recipe("trainer.pipeline_parallel=2", "trainer.micro_batch_tokens=100000"))
-    assert one.per_rank[0].activations * 13 == one.per_rank[1].activations * 17  # one in all
+    assert one.per_rank[0].activations == 8192 * (17 * LAYER_KEPT + sent)  # one in all
 
 
 def test_tensor_and_sequence_parallel(recipe):
     whole = estimate(recipe()).per_rank[0]
     shards = estimate(recipe("trainer.tensor_parallel=3")).per_rank
     assert len(shards) == 3
-    assert shards[0].logits * 3 == whole.logits
-    assert whole.activations / 3 < shards[0].activations < whole.activations
+    assert shards[0].logits == 1024 * 2 * 4 * (49152 // 3 + 576)  # hidden states are not divided
+    split = 4 * (64 * (3 * 9 + 3 * 3) + 5 * 1536 + 9)
+    assert whole.activations - shards[0].activations == 1024 * 30 * split * 2 / 3
     sequence = estimate(recipe("trainer.tensor_parallel=3", "trainer.sequence_parallel=true"))
-    assert sequence.per_rank[0].activations * 3 == whole.activations
+    residual = 1024 * 4 * (30 * 6 + 2) * 576
+    assert shards[0].activations - sequence.per_rank[0].activations == residual * 2 / 3
+    gathered = sequence.per_rank[0].temporaries - shards[0].temporaries
+    assert gathered == 1024 * 2 * 576 * 4
 
 
 def test_data_parallel_shards_the_distributed_optimizer(recipe):
@@ -156,6 +216,39 @@ def test_an_asynchronous_checkpoint_is_a_copy_of_weights_and_optimizer(recipe):
     assert rank.checkpoint == PARAMETERS * (4 + 8)
 
 
+def test_a_distributed_optimizer_is_gathered_for_a_checkpoint(recipe):
+    """Main weights and two moments, of all ranks; two times one of them while it comes together."""
+    sharded = ("trainer.data_parallel=2", "trainer.optimizer.distributed=true")
+    whole, part = PARAMETERS * 12, PARAMETERS * 4
+    for rank in estimate(recipe(*sharded)).per_rank:
+        assert rank.checkpoint == whole + whole // 2 + 2 * part
+        assert rank.gathering == part + part // 2  # on the card, on its way
+    on_one = (*sharded, "checkpoint.memory_efficient=true")
+    first, second = estimate(recipe(*on_one)).per_rank
+    assert (first.gathering, second.gathering) == (0, 0)
+    assert first.checkpoint == whole + whole // 2 + 2 * part
+    assert second.checkpoint == whole  # when it is read again
+    # in buckets where gradients are reduced early
+    bucket = 10_000_000 + TABLE
+    overlapped = "trainer.ddp={overlap_grad_reduce: true, bucket_size: 10000000}"
+    (first, _) = estimate(recipe(*sharded, overlapped)).per_rank
+    assert first.gathering == 6 * bucket
+    assert first.checkpoint == whole + 12 * bucket // 2 + 2 * 4 * bucket
+
+
+def test_a_card_holds_one_of_training_export_and_checkpoint_at_a_time(recipe):
+    (rank,) = estimate(recipe("algorithm.kl_coefficient=.1")).per_rank
+    held = rank.weights + rank.gradients + rank.optimizer
+    assert rank.allocated == held + rank.activations + rank.logits + rank.temporaries
+    few = ("trainer.micro_batch_tokens=128", "rollout.transfer_bucket_mib=1024")
+    (rank,) = estimate(recipe(*few, "trainer.optimizer.distributed=true")).per_rank
+    assert rank.gathering == PARAMETERS * 8
+    assert rank.allocated == rank.weights + rank.gradients + rank.optimizer + rank.gathering
+    assert rank.total == rank.allocated - rank.gathering + sum(
+        (rank.activations, rank.logits, rank.temporaries, rank.export, rank.host)
+    )
+
+
 def test_shared_prompts(recipe):
     big = "trainer.micro_batch_tokens=100000"  # the whole mini-batch
     plain = estimate(recipe(big)).per_rank[0]
@@ -163,6 +256,7 @@ def test_shared_prompts(recipe):
     unit = 100 + 8 * 28
     mask = 8 * unit * unit * 4  # no more than that: one for all layers
     assert shared.activations - mask == plain.activations * unit / (8 * (100 + 28))
+    assert shared.activations == 8 * unit * (30 * LAYER_KEPT + LAST_KEPT + 4 * unit)
     assert shared.logits == plain.logits
     # units that are split fill their micro-batches, as sequences did
     small = "trainer.micro_batch_tokens=128"
@@ -174,10 +268,11 @@ def test_fused_head_holds_the_logits_of_a_chunk(recipe):
     big = "trainer.micro_batch_tokens=100000"  # 64 x 28 responses in one micro-batch
     plain = estimate(recipe(big)).per_rank[0]
     fused = estimate(recipe(big, "trainer.fused_head=true")).per_rank[0]
-    assert plain.logits == 64 * 28 * 49152 * 4 * 2
-    assert fused.logits == 1024 * 49152 * 4
+    hidden = 64 * 28 * 576 * 4 * 2
+    assert plain.logits == 64 * 28 * 49152 * 4 * 2 + hidden
+    assert fused.logits == 1024 * 49152 * 4 + hidden
     few = estimate(recipe("trainer.micro_batch_tokens=200", "trainer.fused_head=true"))
-    assert few.per_rank[0].logits == 200 * 49152 * 4
+    assert few.per_rank[0].logits == 200 * (49152 + 2 * 576) * 4
 
 
 def test_siren_has_the_logits_of_its_tokens_once_more(recipe):
@@ -205,7 +300,7 @@ def test_responses_that_controls_ask_for_are_counted(recipe):
     big = ("trainer.micro_batch_tokens=100000", "algorithm.advantage=group_mean")
 
     def responses(*overrides: str) -> float:
-        return estimate(recipe(*big, *overrides)).per_rank[0].logits / (28 * 49152 * 4 * 2)
+        return estimate(recipe(*big, *overrides)).per_rank[0].logits / (28 * (49152 + 576) * 4 * 2)
 
     assert responses() == 64
     reroll = "entropy_controls=[{kind: reroll, target: 1, share: .25, limit: LIMIT}]"

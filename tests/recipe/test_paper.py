@@ -11,7 +11,7 @@ from aent import tasks
 from aent.algorithm.advantages import group_advantages
 from aent.checks.recipe import check
 from aent.cli.main import app
-from aent.estimate.memory import estimate
+from aent.estimate import card
 from aent.layout.nodes import layout
 from aent.models.model_source import TINY_CONFIG
 from aent.models.published import PUBLISHED
@@ -24,7 +24,7 @@ ARMS = ("aent", "grpo", "full", "full-controlled")
 REMOTE = [RECIPES / "paper" / f"{s}-{arm}.yaml" for s in SETTINGS for arm in ARMS]
 REMOTE.append(RECIPES / "paper" / "gsm8k-aent-band.yaml")
 SCALE = sorted((RECIPES / "scale").glob("*.yaml"))
-CARD = 80e9  # bytes
+CARD = 79 * 2**30  # bytes of a card of 80 GB
 TWO_NODES = ("cluster.nodes=2", "trainer.data_parallel=8", "rollout.engines=8")
 TWO_NODES_7B = ("cluster.nodes=2", "trainer.data_parallel=4", "rollout.engines=4")
 
@@ -116,11 +116,8 @@ def test_fits_its_nodes_and_their_gpus(path):
         assert check(found, machine=False) == []
         cluster = found.cluster
         layout(found, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
-        memory = estimate(found)
-        # what the allocator and the kernels take comes on top
-        assert max(rank.total for rank in memory.per_rank) < 0.9 * CARD
-        weights = memory.engines[0].weights / found.rollout.engine.tensor_parallel
-        assert weights < found.rollout.engine.gpu_memory_utilization * CARD / 2  # room for a cache
+        assert list(card.faults(found, CARD)) == []
+        assert card.engine_card(found, CARD).sequences >= 32  # to be worth a GPU
 
 
 def test_a_dry_run_says_what_it_cannot_check(tmp_path, monkeypatch):

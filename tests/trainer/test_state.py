@@ -24,11 +24,18 @@ LAYOUTS = {
     "tensor 2": (2, 1, 1, False),
     "pipeline 2": (1, 2, 1, False),
     "data 2": (1, 1, 2, True),
+    "data 2, on one": (1, 1, 2, True),
     "tensor 2 distributed": (2, 1, 1, True),
 }
-SAVED = ("one", "tensor 2", "data 2")
+ON_ONE = "data 2, on one"  # with checkpoint.memory_efficient
+SAVED = ("one", "tensor 2", "data 2", ON_ONE)
 SAME = [(name, name) for name in SAVED]
-CHANGED = [("tensor 2", "one"), ("one", "pipeline 2"), ("data 2", "tensor 2 distributed")]
+CHANGED = [
+    ("tensor 2", "one"),
+    ("one", "pipeline 2"),
+    ("data 2", "tensor 2 distributed"),
+    (ON_ONE, "tensor 2 distributed"),
+]
 
 
 def recipe_of(name: str, lr: float = 3e-3) -> Recipe:
@@ -37,7 +44,8 @@ def recipe_of(name: str, lr: float = 3e-3) -> Recipe:
         "optimizer": {"lr": lr, "weight_decay": 0.01, "distributed": distributed},
         "schedule": {"kind": "cosine", "warmup_steps": 1},
     }
-    return tiny.recipe(tp, pp, dp, 40, trainer=settings, steps=6)
+    checkpoint = {"memory_efficient": name == ON_ONE}
+    return tiny.recipe(tp, pp, dp, 40, trainer=settings, steps=6, checkpoint=checkpoint)
 
 
 def draws() -> list[float]:
@@ -56,6 +64,22 @@ def save(trainer: Any, folder: Path) -> None:
     request = state.begin_save(trainer, folder, copied=False)
     request.async_fn()
     state.finish_save(request)
+
+
+def gathered_bytes(trainer: Any) -> tuple[int, int]:
+    """Bytes of optimizer state that this rank holds in host memory for a checkpoint, and of its
+    parameters."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    from aent.trainer import state
+
+    how = state.metadata(trainer.recipe)
+    model = trainer.policy.sharded_state_dict(metadata=dict(how))
+    kept = trainer.optimizer.sharded_state_dict(model, metadata=how)["param_state"]
+    storages = [each.data.untyped_storage() for each in nested_values(kept or {})]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert state._gathered({"param_state": kept}) == sizes.keys()
+    return sum(sizes.values()), 4 * sum(p.numel() for p in trainer.policy.parameters())
 
 
 def go_on(trainer: Any) -> dict[str, Any]:
@@ -101,6 +125,8 @@ def run(rank: int, _world: int, path: str, folder: str) -> dict[Any, Any]:
             for batch in BEFORE:
                 trainer.train_minibatch(batch, LAMBDA)
             request = state.begin_save(trainer, target / "trained", copied=True)
+            if name in ("data 2", ON_ONE):
+                out["gathered", name] = gathered_bytes(trainer)
             out[name] = go_on(trainer)  # the state has changed when it is written
             request.async_fn()
             state.finish_save(request)
@@ -162,6 +188,14 @@ def test_another_layout_goes_on_with_the_same_losses(
     np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
     for name, weight in before["weights"].items():
         np.testing.assert_allclose(after["weights"][name], weight, atol=1e-4, err_msg=name)
+
+
+def test_one_rank_of_a_group_gathers_the_optimizers_state_where_asked(ranks: list[dict]) -> None:
+    for seen, of_rank in zip(ranks, (1, 0)):
+        for name, share in (("data 2", 1), (ON_ONE, of_rank)):
+            held, parameters = seen["gathered", name]
+            # main weights and two moments, each with the buffer's padding
+            assert 3 * share * parameters <= held <= 3 * share * 1.05 * parameters
 
 
 def test_a_rank_that_cannot_write_is_told_so(ranks: list[dict]) -> None:

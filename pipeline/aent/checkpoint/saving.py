@@ -6,7 +6,7 @@ import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -92,26 +92,15 @@ class Saving:
                 self.thread.join(patience_s)
             if self.is_under_way():
                 raise TimeoutError(f"{self.partial}: not written after {patience_s:.0f} s")
-            sums = self._everyones_sums()
+            everyones = distributed.everyones(
+                self.sums, self.error, f"write its files of {self.partial}"
+            )
+            sums = {name: digest for part in everyones for name, digest in part.items()}
             state.finish_save(self.request)
         with self.writer.phases("publish"):
             self.writer.on_rank_zero.alone(
                 f"publishing {target.name}", lambda: self._publish(target, sums)
             )
-
-    def _everyones_sums(self) -> dict[str, str]:
-        """SHA-256 of every rank's files by their names, on every rank; RuntimeError on every rank,
-        with the reason, if one could not write its files."""
-        # as text: an error of torch's or of pickling need not be one that can be pickled
-        why = None if self.error is None else f"{type(self.error).__name__}: {self.error}"
-        everyones: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyones, why or self.sums, distributed.control_group())
-        for rank, part in enumerate(everyones):
-            if isinstance(part, str):
-                raise RuntimeError(
-                    f"{self.partial}: rank {rank} could not write its files: {part}"
-                ) from self.error
-        return {name: digest for part in everyones for name, digest in part.items()}
 
     def _publish(self, target: Path, sums: dict[str, str]) -> None:
         """Rank 0's part: sums of what no rank has hashed, the name, and what is older goes."""

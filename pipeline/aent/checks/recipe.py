@@ -11,6 +11,7 @@ from aent.checks import controls as check_controls
 from aent.checks import engines as check_engines
 from aent.checks import graders as check_graders
 from aent.checks import megatron as check_megatron
+from aent.checks import memory as check_memory
 from aent.checks import model as check_model
 from aent.checks import task as check_task
 from aent.entropy import controllers
@@ -52,7 +53,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     faults += check_model.faults(recipe, machine=machine)
     if machine:
         faults += [*filter(None, [megatron.fault()]), *_run_folder(recipe), *_cache_folder(recipe)]
-    return faults
+    return faults or list(check_memory.faults(recipe, machine))
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:
@@ -189,6 +190,10 @@ def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
 
 def _optimizer(recipe: Recipe) -> Iterator[str]:
     optimizer, schedule = recipe.trainer.optimizer, recipe.trainer.schedule
+    if recipe.checkpoint.memory_efficient and not optimizer.distributed:
+        yield (
+            "checkpoint.memory_efficient has no meaning without trainer.optimizer.distributed=true"
+        )
     for index, beta in enumerate(optimizer.betas):
         if not 0 <= beta < 1:
             yield f"trainer.optimizer.betas[{index}] must be in [0, 1), got {beta:g}"

@@ -296,6 +296,7 @@ def _port_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
+    from aent.estimate import card
     from aent.estimate.disk import disk_bytes
     from aent.estimate.memory import estimate
     from aent.recipe.folder import run_folder
@@ -310,16 +311,17 @@ def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
             f"{free / GIB:.1f} GiB free"
         )
     memory = estimate(recipe)
-    if isinstance(roles, Roles) and roles.device == "cuda":
-        for rank, ((name, size), need) in enumerate(zip(roles.gpus, memory.per_rank)):
-            on_device = need.total - need.process
-            if on_device > size:
-                yield (
-                    f"memory: rank {rank} needs about {on_device / GIB:.1f} GiB, its GPU {name} "
-                    f"has {size / GIB:.1f} GiB"
-                )
-        return
     available = environment.available_memory_bytes()
+    if isinstance(roles, Roles) and roles.device == "cuda":
+        if roles.gpus:
+            yield from card.faults(recipe, min(size for _, size in roles.gpus))
+        host = sum(rank.host for rank in memory.per_rank[: len(roles.gpus)])
+        if host > available:
+            yield (
+                f"memory: the ranks' host memory is about {host / GIB:.1f} GiB, "
+                f"{available / GIB:.1f} GiB are available"
+            )
+        return
     if memory.total_host_bytes > available:
         yield (
             f"memory: the run needs about {memory.total_host_bytes / GIB:.1f} GiB, "

@@ -60,8 +60,9 @@ def _dry_run(recipe: Recipe) -> None:
     from aent.checks import model as check_model
     from aent.checks.engines import taken_ports
     from aent.checks.recipe import check
+    from aent.estimate import card
     from aent.estimate.disk import describe_disk
-    from aent.estimate.memory import estimate
+    from aent.estimate.memory import GIB, estimate
     from aent.estimate.processes import describe
     from aent.models.facts import are_known, is_here, is_published
     from aent.recipe.load import dump
@@ -72,7 +73,10 @@ def _dry_run(recipe: Recipe) -> None:
     print(dump(recipe))
     if are_known(recipe.model):
         print(describe(recipe))
-        print(estimate(recipe))
+        memory = estimate(recipe)
+        print(memory)
+        if recipe.cluster.gpus_per_node:
+            print(card.describe(recipe, memory, int(recipe.cluster.gpu_memory_gib * GIB)))
         print(describe_disk(recipe))
     if is_published(recipe.model):
         print(f"not checked: {recipe.model.path} is not here; sizes are those of its publication")

@@ -9,7 +9,7 @@ more than an output layer followed by ``token_statistics``, for chunk_tokens / N
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,14 +23,12 @@ from aent.entropy.arguments import (
     first_derivative_only,
     kept_count,
 )
+from aent.entropy.chunks import CHUNK_TOKENS
 from aent.entropy.kernels.pages import with_large_pages
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import TokenStatistics, gathered
 
-# Enough rows for the weight's gradient, which every chunk reads and writes, to cost less than the
-# matrix product that makes it.
-CHUNK_TOKENS: Final = 1024
 WEIGHT_ROWS = 8192  # of a product that is added to a wider dtype: what it takes besides the buffer
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from aent.estimate.state import element_bytes
 from aent.models.facts import model_facts
 from aent.recipe.schema import Recipe
 
 GIB = 2**30
-# of each parameter: weights and Adam's two moments; bfloat16 weights have float32 main ones too
-CHECKPOINT = {"float32": 4 + 8, "bfloat16": 2 + 4 + 8}
-POLICY = 4  # in 32 bits
+MOMENTS = 8  # of each parameter: Adam's two
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Of one checkpoint."""
-    return CHECKPOINT[recipe.model.dtype] * model_facts(recipe.model).parameters
+    """Of one checkpoint: weights, Adam's moments and, for bfloat16, main weights in float32; a
+    distributed optimizer has the latter whatever the weights are."""
+    weights = element_bytes(recipe)
+    main = 4 if weights < 4 or recipe.trainer.optimizer.distributed else 0
+    return (weights + main + MOMENTS) * model_facts(recipe.model).parameters
 
 
 def disk_bytes(recipe: Recipe, checkpoints_here: int = 0) -> int:
@@ -24,7 +26,7 @@ def disk_bytes(recipe: Recipe, checkpoints_here: int = 0) -> int:
     Raises as ``models.facts.model_facts``.
     """
     left = max(1, recipe.checkpoint.keep + 1 - checkpoints_here)
-    policies = 2 * POLICY * model_facts(recipe.model).parameters
+    policies = 2 * element_bytes(recipe) * model_facts(recipe.model).parameters
     return left * checkpoint_bytes(recipe) + policies
 
 

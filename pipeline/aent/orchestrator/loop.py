@@ -65,7 +65,7 @@ def train(run: Run) -> bool:
         if run.checkpoints.save(step + 1, state, memory, gaps.same):
             run.zero.alone("the last words", lambda zero: zero.report.suspend())
             return False
-    peaks = distributed.peak_memory()  # before rank 0 gathers the whole policy to save it
+    peaks = distributed.peak_memory()  # of the steps: not of saving the policy
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")
     run.zero.alone("the summary", lambda zero: zero.report.finish(peaks))

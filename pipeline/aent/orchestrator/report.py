@@ -37,6 +37,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
+from aent.runtime.environment import device_kind
 from aent.runtime.log import log
 from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
@@ -198,7 +199,11 @@ class Report:
         self.tracker.log(self.recipe.steps - 1, gib)
         entities.log_policy(self.tracker, self.recipe, self.run_dir / "policy")
         self.tracker.finish("FINISHED")
-        estimated = [f"{rank.total / GIB:.2f}" for rank in estimate(self.recipe).per_rank]
+        on_card = device_kind() == "cuda"
+        estimated = [
+            f"{(rank.allocated if on_card else rank.total) / GIB:.2f}"
+            for rank in estimate(self.recipe).per_rank
+        ]
         places = {
             "policy": str(self.run_dir / "policy"),
             "figure": str(self.run_dir / "figure.png"),

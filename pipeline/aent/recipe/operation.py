@@ -38,6 +38,10 @@ class CheckpointSection(Section):
     """How many of the newest checkpoints are kept."""
     asynchronous: bool = False
     """Write a checkpoint in a thread while the next steps run, from a copy in host memory."""
+    memory_efficient: bool = False
+    """Gather a distributed optimizer's state on one rank of each data-parallel group, over gloo,
+    instead of on all of them by the training backend: less memory, and slower. Megatron calls it
+    distrib_optim_fully_reshardable_mem_efficient."""
 
 
 class TrackingSection(Section):
@@ -85,6 +89,9 @@ class ClusterSection(Section):
     """Nodes of a heterogeneous job's second group, for engines. 0: no second group."""
     gpus_per_node: int = Field(8, ge=0)
     """GPUs per node. 0: a job without GPUs."""
+    gpu_memory_gib: float = Field(79.0, gt=0)
+    """Memory of each GPU, GiB, as torch reports it: 79 of a card of 80 GB. A job whose ranks or
+    engines do not fit is refused."""
     time: str | None = None
     """Time limit as sbatch takes it: 30, 8:00:00, 1-12:00:00."""
     account: str | None = None

@@ -10,6 +10,7 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from aent.layout.parallel import ParallelLayout
 from aent.recipe.training import TrainerSection
 from aent.runtime import megatron_cpu, rank
 
+T = TypeVar("T")
 _control_group: dist.ProcessGroup | None = None
 
 
@@ -78,6 +80,27 @@ def control_group() -> dist.ProcessGroup:
             "aent.runtime.distributed.initialize has not been called in this process"
         )
     return _control_group
+
+
+def everyones(value: T, error: Exception | None, what: str) -> list[T]:
+    """What every rank has done, in rank order, on every rank. Collective over ``control_group``.
+
+    Args:
+        value: this rank's; it is pickled.
+        error: what went wrong here, if anything did.
+        what: what a rank could not do, as a clause.
+
+    Raises:
+        RuntimeError: on every rank, with the reason, if a rank has an error.
+    """
+    # as text: an error of torch's or of pickling need not be one that can be pickled
+    why = None if error is None else f"{type(error).__name__}: {error}"
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (why, None if why else value), control_group())
+    for rank_of, (reason, _) in enumerate(told):
+        if reason is not None:
+            raise RuntimeError(f"rank {rank_of} could not {what}: {reason}") from error
+    return [value for _, value in told]
 
 
 def device() -> torch.device:

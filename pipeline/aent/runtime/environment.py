@@ -11,11 +11,16 @@ import importlib.metadata
 import importlib.util
 import os
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
+from aent.runtime.log import log
+
+SMI_S = 20.0  # nvidia-smi may take
 Implementation = Literal["transformer_engine", "apex", "torch"]
 Attention = Literal["transformer_engine", "sdpa", "flex"]
 
@@ -57,6 +62,20 @@ def torch_is_for_gpus() -> bool:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     build = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
     return bool(build["cuda"] or build["hip"])
+
+
+def gpu_memory_bytes() -> int | None:
+    """Memory of the smallest GPU here, by nvidia-smi; None where torch computes on a CPU, or, with
+    a warning, where nvidia-smi does not say."""
+    if shutil.which("nvidia-smi") is None or not torch_is_for_gpus():
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_S, check=True)
+        return min(int(line) for line in answer.stdout.splitlines()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        log.warning(f"aent: whether the GPUs' memory is enough is not checked: {error}")
+        return None
 
 
 def why_not(implementation: Implementation) -> str:

@@ -1,29 +1,18 @@
-"""The policy's weights under Hugging Face names: handed out, or written as a folder."""
+"""The policy's weights under Hugging Face names, handed out."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from huggingface_hub import save_torch_state_dict
 from megatron.core import parallel_state
 from torch import Tensor
 
 from aent.layout.parallel import ParallelLayout
 from aent.trainer.bridge import DecoderBridge
 from aent.trainer.model import PolicyModel
-
-# weights in any format, which a policy must not carry along from the model that it began as
-WEIGHT_FILES = (
-    ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot",
-    ".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".npz", ".nemo",
-)  # fmt: skip
 
 
 @dataclass
@@ -38,7 +27,8 @@ class _Shard:
 
 
 class Exporter:
-    """Collects full tensors on rank 0, one Megatron parameter at a time."""
+    """Collects full tensors, one Megatron parameter at a time: of the whole policy on rank 0, or of
+    each pipeline stage on its first rank."""
 
     def __init__(self, bridge: DecoderBridge, model: PolicyModel, layout: ParallelLayout) -> None:
         """Collective over the pipeline: the stages tell one another what they hold.
@@ -80,28 +70,60 @@ class Exporter:
             for name, tensor in zip(names, tensors):
                 yield name, tensor.contiguous()
 
-    def _collect(self, shard: _Shard) -> Tensor | None:
-        """The whole parameter on global rank 0, None elsewhere: merged over the tensor-parallel
-        group of its stage, then sent to stage 0. Other copies of the weights have no part."""
+    @property
+    def collects_stage(self) -> bool:
+        """Whether this rank gets the tensors of its pipeline stage from ``stage``."""
+        return self.layout.holds_first_copy(dist.get_rank()) and self.place.tensor == 0
+
+    def planned(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Hugging Face names and shapes of what ``stage`` yields here, in its order."""
+        if not self.collects_stage:
+            return []
+        shapes = self.bridge.facts.weights
+        mine = [shard for shard in self.shards if shard.stage == self.place.pipeline]
+        names = [n for s in mine for n in self.bridge._weight_name_mapping_mcore_to_hf(s.name)]
+        return [(name, shapes[name]) for name in names]
+
+    @torch.no_grad()
+    def stage(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) of this rank's pipeline stage, on the stage's first
+        rank; nothing elsewhere. The ranks of a stage must iterate to the end, stages need not wait
+        for one another. Tensors as of ``__iter__``."""
+        for shard in self.shards:
+            if shard.stage != self.place.pipeline:
+                continue
+            whole = self._merge(shard)
+            if whole is not None:
+                names, tensors = self.bridge._weight_to_hf_format(shard.name, whole)
+                for name, tensor in zip(names, tensors):
+                    yield name, tensor.contiguous()
+
+    def _merge(self, shard: _Shard) -> Tensor | None:
+        """The whole parameter, of this rank's stage, on the stage's first rank, None elsewhere.
+        Other copies of the weights have no part."""
         if not self.layout.holds_first_copy(dist.get_rank()):
             return None
-        stage, first = self.place.pipeline, self.place.tensor == 0
-        tensor_group = parallel_state.get_tensor_model_parallel_group()
-        pipeline = parallel_state.get_pipeline_model_parallel_group()
-        whole = None
-        if stage == shard.stage:
-            parameter = self.parameters[shard.name]
-            pieces = [parameter.detach()]
-            if shard.split and self.layout.tensor > 1:
-                pieces = [torch.empty_like(parameter) for _ in range(self.layout.tensor)]
-                dist.gather(
-                    parameter.detach(), pieces if first else None, group=tensor_group, group_dst=0
-                )
-            if first:
-                whole = pieces[0]
-                if shard.split:
-                    whole = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
+        first = self.place.tensor == 0
+        parameter = self.parameters[shard.name]
+        pieces = [parameter.detach()]
+        if shard.split and self.layout.tensor > 1:
+            pieces = [torch.empty_like(parameter) for _ in range(self.layout.tensor)]
+            group = parallel_state.get_tensor_model_parallel_group()
+            dist.gather(parameter.detach(), pieces if first else None, group=group, group_dst=0)
         if not first:
+            return None
+        if not shard.split:
+            return pieces[0]
+        merged: Tensor = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
+        return merged
+
+    def _collect(self, shard: _Shard) -> Tensor | None:
+        """The whole parameter on global rank 0, None elsewhere: merged in its stage, then sent to
+        stage 0."""
+        stage = self.place.pipeline
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        whole = self._merge(shard) if stage == shard.stage else None
+        if not self.collects_stage:
             return None
         if shard.stage == 0:
             return whole if stage == 0 else None
@@ -130,32 +152,3 @@ def _device() -> torch.device:
     from aent.runtime import distributed
 
     return distributed.device()
-
-
-def save_pretrained(exporter: Exporter, source: Path, target: Path) -> None:
-    """Write a Hugging Face folder: safetensors, config.json, and the tokenizer of ``source``.
-
-    Collective; rank 0 writes, under a temporary name that becomes ``target`` when all is there.
-
-    Raises:
-        FileExistsError: on rank 0, if ``target`` exists.
-    """
-    if dist.get_rank() != 0:
-        for _ in exporter:
-            pass
-        return
-    if target.exists():
-        raise FileExistsError(f"{target} exists: a saved model is never written over")
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
-            shutil.copy2(file, partial / file.name)
-    weights = {name: tensor.to("cpu", copy=True) for name, tensor in exporter}
-    save_torch_state_dict(weights, partial)
-    config = json.loads((partial / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(exporter.bridge.dtype).removeprefix("torch.")
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(partial, target)

@@ -28,7 +28,7 @@ from aent.entropy import (
     nucleus_entropy,
     token_statistics,
 )
-from aent.entropy.head import CHUNK_TOKENS
+from aent.entropy.chunks import CHUNK_TOKENS
 from aent.entropy.statistics import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share

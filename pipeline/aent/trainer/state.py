@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
@@ -35,6 +36,7 @@ from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 
 from aent.layout.parallel import ParallelLayout
+from aent.recipe.schema import Recipe
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import optimizer as optimizers
 from aent.trainer.gradient_share import Neutral
@@ -42,8 +44,15 @@ from aent.trainer.gradient_share import Neutral
 if TYPE_CHECKING:
     from aent.trainer.trainer import Trainer
 
-# the distributed optimizer's state as whole parameters, for any later layout
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+def metadata(recipe: Recipe) -> dict[str, Any]:
+    """Megatron's settings: the distributed optimizer's state as whole parameters, for any later
+    layout."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": recipe.checkpoint.memory_efficient,
+        "chained_optim_avoid_prefix": True,
+    }
 
 
 class WriteInProcess(TorchDistSaveShardedStrategy):
@@ -53,12 +62,12 @@ class WriteInProcess(TorchDistSaveShardedStrategy):
     multiprocessing manager beside every rank: neither would die with a rank that is killed.
 
     copied: the state is copied (to host memory) before ``async_save`` returns, so that it may
-    change while it is written.
+    change while it is written; all but ``gathered``, storages which are copies already.
     """
 
-    def __init__(self, copied: bool) -> None:
+    def __init__(self, copied: bool, gathered: frozenset[int]) -> None:
         super().__init__("torch_dist", 1)
-        self.copied = copied
+        self.copied, self.gathered = copied, gathered
 
     def async_save(
         self,
@@ -69,7 +78,7 @@ class WriteInProcess(TorchDistSaveShardedStrategy):
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, keep_only_main_replica=True
         )
-        writer = Writer(checkpoint_dir, self.copied)
+        writer = Writer(checkpoint_dir, self.copied, self.gathered)
         planned, *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(by_key, False),
             writer,
@@ -81,15 +90,15 @@ class WriteInProcess(TorchDistSaveShardedStrategy):
 class Writer(FileSystemWriter):
     """torch's writer of a rank's files, in the parts that Megatron's asynchronous save has."""
 
-    def __init__(self, folder: str | Path, copied: bool) -> None:
+    def __init__(self, folder: str | Path, copied: bool, gathered: frozenset[int]) -> None:
         # torch copies 10 MB ahead of its writing, by a stream of the thread's own current GPU: in
         # another thread than the rank's that may be another's, and a copy is there already
         super().__init__(folder, per_thread_copy_ahead=0 if copied else 10_000_000)
-        self._copied = copied
+        self._copied, self._gathered = copied, gathered
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         self._plan = plan
-        self._data: Any = _Copy(plan, planner) if self._copied else planner
+        self._data: Any = _Copy(plan, planner, self._gathered) if self._copied else planner
 
     def write(self) -> None:
         """Write this rank's files, to the disk. Raises whatever torch's writer does: OSError,
@@ -106,16 +115,33 @@ class Writer(FileSystemWriter):
 class _Copy:
     """In a planner's place: what it would have said, as it was when this was made."""
 
-    def __init__(self, plan: SavePlan, planner: SavePlanner) -> None:
-        self._data = {item.index: _copy(planner.resolve_data(item)) for item in plan.items}
+    def __init__(self, plan: SavePlan, planner: SavePlanner, gathered: frozenset[int]) -> None:
+        self._data = {
+            item.index: _copy(planner.resolve_data(item), gathered) for item in plan.items
+        }
 
     def resolve_data(self, item: WriteItem) -> Any:
         return self._data[item.index]
 
 
-def _copy(data: Any) -> Any:
+def _copy(data: Any, gathered: frozenset[int]) -> Any:
     """A tensor's copy in host memory; other things come as bytes of their own already."""
-    return data.detach().to("cpu", copy=True) if isinstance(data, torch.Tensor) else data
+    if not isinstance(data, torch.Tensor) or data.untyped_storage().data_ptr() in gathered:
+        return data
+    return data.detach().to("cpu", copy=True)
+
+
+def _gathered(optimizer_state: dict[Any, Any]) -> frozenset[int]:
+    """Addresses of the storages of a distributed optimizer's state, which Megatron has gathered in
+    host memory for the checkpoint alone: twelve bytes a parameter, not to be copied once more."""
+    found: set[int] = set()
+    for key, value in optimizer_state.items():
+        if key == "param_state":
+            tensors = (each.data for each in nested_values(value or {}))
+            found |= {t.untyped_storage().data_ptr() for t in tensors}
+        elif isinstance(value, dict):
+            found |= _gathered(value)
+    return frozenset(found)
 
 
 @on_device
@@ -135,16 +161,15 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
         "optimizer_steps": trainer.learning_rate.moves,
         "skipped_updates": trainer.skipped_updates,
         "neutral": trainer.neutral.to_dict(),
-        "model": trainer.policy.sharded_state_dict(metadata=dict(METADATA)),
+        "model": trainer.policy.sharded_state_dict(metadata=metadata(trainer.recipe)),
         "rng": _rng_object(rng_state()),
     }
     if _has_state(trainer.optimizer):  # a rank may own no parameter
         sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-            sharded["model"], metadata=dict(METADATA)
+            sharded["model"], metadata=metadata(trainer.recipe)
         )
-    return dist_checkpointing.save(
-        sharded, str(folder), WriteInProcess(copied), async_sharded_save=True
-    )
+    strategy = WriteInProcess(copied, _gathered(sharded.get("optimizer", {})))
+    return dist_checkpointing.save(sharded, str(folder), strategy, async_sharded_save=True)
 
 
 @on_device
@@ -168,11 +193,12 @@ def load(trainer: Trainer, folder: Path) -> bool:
     """
     common = dist_checkpointing.load_common_state_dict(str(folder))
     same_layout = ParallelLayout.saved(common["layout"]) == trainer.layout
-    sharded: dict[str, Any] = {"model": trainer.policy.sharded_state_dict(metadata=dict(METADATA))}
+    how = metadata(trainer.recipe)
+    sharded: dict[str, Any] = {"model": trainer.policy.sharded_state_dict(metadata=dict(how))}
     if "optimizer" in common:
         _make_room(trainer.optimizer)
         sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-            sharded["model"], is_loading=True, metadata=dict(METADATA)
+            sharded["model"], is_loading=True, metadata=how
         )
     if same_layout:
         sharded["rng"] = _rng_object(None)

@@ -30,7 +30,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
-from aent.trainer import export, loss, optimizer
+from aent.trainer import export, loss, optimizer, saved_policy
 from aent.trainer.context import Part
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, open_bridge
@@ -208,9 +208,10 @@ class Trainer:
         return iter(self.exporter)
 
     def save_pretrained(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder, which appears when it is whole."""
+        """Write the policy as a Hugging Face folder, which appears when it is whole: each pipeline
+        stage its own weight files. Raises as ``saved_policy.save_pretrained``."""
         self.gather_parameters()
-        export.save_pretrained(self.exporter, self.model_path, path)
+        saved_policy.save_pretrained(self.exporter, self.model_path, path)
 
     def _micro_batches(self, batch: Batch) -> Packing:
         """This data-parallel rank's share, of which each of its context-parallel ranks has a part.

@@ -1,0 +1,148 @@
+"""What a rank keeps for the backward pass, and what it holds besides while it computes a layer.
+
+Counted as autograd saves it for this project's own layers (Megatron's parallel linear layers,
+torch's norms and attention), which a test measures: ``tests/estimate/test_measured.py``. On a GPU
+torch's fused norms keep one tensor less each, Transformer Engine's layers about as much as
+these; that was not measured where this was written. After Korthikanti et al., arXiv 2205.05198,
+section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aent.estimate.batch import MicroBatch
+from aent.layout.parallel import ParallelLayout
+from aent.models.decoder import NORMS, ModelFacts
+from aent.recipe.schema import Recipe
+
+
+def activations(
+    recipe: Recipe,
+    facts: ModelFacts,
+    layout: ParallelLayout,
+    micro: MicroBatch,
+    element: int,
+    stage: int,
+) -> int:
+    """Bytes that autograd keeps, of every micro-batch in flight; the output layer's apart.
+
+    Pipeline schedule 1F1B (arXiv 2104.04473): stage p of P has forwarded at most P - p
+    micro-batches before the first backward. With full recomputation a layer (or a chunk of them)
+    keeps its input alone, and one chunk after the other has everything, in the backward.
+    """
+    settings = recipe.trainer.megatron
+    layers = len(layout.stage_layers(facts.layers, facts.head_layers)[stage])
+    whole, at_once, inputs = layers, 0, 0
+    if settings.get("recompute_granularity") == "full":
+        n = min(layers, settings["recompute_num_layers"])
+        if settings["recompute_method"] == "uniform":
+            whole, at_once, inputs = 0, n, -(-layers // n)
+        else:
+            whole, at_once, inputs = layers - n, 1, n
+    layer = _layer(recipe, facts, layout, micro, element)
+    residual = _residual(recipe, facts, layout) * element
+    kept = whole * layer + inputs * residual
+    kept += 2 * facts.head_dim * len(facts.ropes) * element  # cosines and sines, for all layers
+    # one after the other: the last norm, which the backward is done with first; then a chunk that
+    # is computed again, whose input is there, when the layers behind it are done with
+    once = at_once * layer - residual - whole * layer
+    if "mlp" in recomputed_modules(recipe):
+        once = _feed_forward(recipe, facts, layout, element)
+    if layout.has_head(stage):
+        last = 2 * _residual(recipe, facts, layout) * _norm_element(facts, element) + 4
+        once = max(once, last)
+    else:  # what was sent on, until its gradient comes
+        kept += residual
+    windows = sum(window < micro.longest for window in facts.windows)
+    masks = windows + recipe.trainer.share_prompts
+    kept += masks * 4 * micro.longest  # a row of float32 for each token, as long as its unit
+    in_flight = min(layout.pipeline - stage, micro.in_mini_batch)
+    return int(micro.tokens * (in_flight * kept + max(once, 0)))
+
+
+def recomputed_modules(recipe: Recipe) -> list[Any]:
+    """Parts of each layer that are computed again, by Megatron's names."""
+    settings = recipe.trainer.megatron
+    if settings.get("recompute_granularity") != "selective":
+        return []
+    return settings.get("recompute_modules") or ["core_attn"]
+
+
+def temporaries(
+    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
+) -> int:
+    """Bytes of the largest tensors that live while one layer is computed backwards: read from the
+    code, not measured.
+
+    The feed-forward's: gradients of its output, of its activation and of what entered it, of gate
+    and up apart and together, 5 f / TP and 2 h a token; with sequence parallelism the gathered
+    input of a linear layer, which Megatron keeps a buffer for, and its whole gradient, 2 h; with
+    context parallelism gradients of the keys and values of all ranks.
+    """
+    gathered = recipe.trainer.sequence_parallel and layout.tensor > 1
+    per_token = 5 * facts.ffn / layout.tensor + (4 if gathered else 2) * facts.hidden
+    if layout.context > 1:
+        keys = facts.kv_groups * facts.head_dim / layout.tensor
+        per_token += 2 * 2 * keys * layout.context  # as they come, and in the order of tokens
+    return int(micro.tokens * per_token * element)
+
+
+def _residual(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> float:
+    """Elements of a token between layers."""
+    return facts.hidden / (layout.tensor if recipe.trainer.sequence_parallel else 1)
+
+
+def _norm_element(facts: ModelFacts, element: int) -> int:
+    """Bytes of what a norm keeps: one by 1 + weight is computed in float32."""
+    return 4 if facts.family.unit_offset else element
+
+
+def _layer(
+    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
+) -> float:
+    """Bytes that one layer keeps of a token: each norm its input and its result before the weight,
+    and its scale; attention and feed-forward, with the inputs of their first linear layers. What
+    is as wide as the model is divided by TP with sequence parallelism only."""
+    norms = len(NORMS[facts.family.norms])
+    residual = _residual(recipe, facts, layout)
+    of_norms = norms * (2 * residual * _norm_element(facts, element) + 4)
+    modules = recomputed_modules(recipe)
+    attention = residual * element + _attention(facts, layout, micro, element, modules)
+    if "mlp" in modules:  # its input alone, and no norm of its own
+        return of_norms / 2 + residual * element + attention
+    return of_norms + attention + _feed_forward(recipe, facts, layout, element)
+
+
+def _feed_forward(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, element: int) -> float:
+    """Bytes that the feed-forward keeps of a token, its norms apart: its input; gate and up as one,
+    the activation, up once more (Megatron adds an offset of 0), the product, or without the second
+    and third of these with Megatron's ``bias_activation_fusion``."""
+    fused = recipe.trainer.megatron.get("bias_activation_fusion")
+    parts = 3 if fused and facts.family.activation == "silu" else 5
+    return (_residual(recipe, facts, layout) + parts * facts.ffn / layout.tensor) * element
+
+
+def _attention(
+    facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int, modules: list[Any]
+) -> float:
+    """Bytes that the attention keeps of a token between its two linear layers: their product of
+    queries, keys and values as one (the values are a view of it), queries and keys after their
+    rotation, the attention's output, and a float32 for each head.
+
+    With context parallelism keys and values of all ranks, and the output twice: of single chunks,
+    and together. A softcap has no fused attention: two rows of scores for each head, as long as the
+    unit, and keys and values repeated for each head.
+    """
+    queries = facts.heads * facts.head_dim / layout.tensor
+    keys = facts.kv_groups * facts.head_dim / layout.tensor
+    normed = queries + keys if facts.family.qk_norm != "none" else 0
+    if "core_attn" in modules:  # before the rotation, queries once more in their own order
+        return (3 * queries + 2 * keys + normed) * element
+    scores = 4 * facts.heads / layout.tensor
+    elements = 3 * queries + 3 * keys + normed
+    if layout.context > 1:
+        elements = 3 * queries + 2 * keys * layout.context + normed
+    if "attn_logit_softcapping" in facts.numbers:
+        elements += queries + 2 * facts.heads / layout.tensor * micro.longest
+    return elements * element + scores

@@ -1,0 +1,156 @@
+"""Whether a recipe's ranks and engines fit their cards, and what a card holds besides tensors.
+
+The assumptions are numbers that could not be measured where this was written (no GPU): what is
+commonly seen on cards of 80 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from aent.estimate.memory import GIB, MemoryEstimate, RankMemory, estimate
+from aent.estimate.state import element_bytes
+from aent.layout.parallel import ParallelLayout
+from aent.models.facts import model_facts
+from aent.recipe.schema import Recipe
+
+CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context with the kernels of torch and Transformer Engine
+NCCL_BYTES = int(0.3 * GIB)  # of each group of ranks that a rank communicates in
+WORKSPACE_BYTES = int(0.3 * GIB)  # of cuBLAS and of the attention
+FRAGMENTED = 0.05  # of what torch has allocated, lost between its blocks
+ENGINE_BYTES = int(3.0 * GIB)  # of one of vLLM's workers: context, NCCL, CUDA graphs, activations
+
+
+@dataclass(frozen=True)
+class Card:
+    """Bytes on the card of one trainer rank."""
+
+    allocated: int
+    context: int
+    nccl: int
+    workspaces: int
+    fragmentation: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def card(memory: RankMemory, layout: ParallelLayout) -> Card:
+    """What a rank takes of its card, assumptions among it."""
+    sizes = (layout.tensor, layout.context, layout.data, layout.pipeline)
+    groups = sum(size > 1 for size in sizes) + (layout.num_ranks > 1)
+    return Card(
+        allocated=memory.allocated,
+        context=CONTEXT_BYTES,
+        nccl=groups * NCCL_BYTES,
+        workspaces=WORKSPACE_BYTES,
+        fragmentation=int(FRAGMENTED * memory.allocated),
+    )
+
+
+@dataclass(frozen=True)
+class EngineCard:
+    """Bytes on each card of one engine."""
+
+    usable: int  # rollout.engine.gpu_memory_utilization of the card
+    weights: int
+    transfer: int  # two buckets of new weights
+    worker: int  # assumed
+    sequence: int  # key-value cache of one sequence of the longest kind
+
+    @property
+    def cache(self) -> int:
+        """What is left for the key-value cache; below 0 where the weights do not fit."""
+        return self.usable - self.weights - self.transfer - self.worker
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of the longest kind the cache holds."""
+        return max(0, self.cache // self.sequence)
+
+
+def engine_card(recipe: Recipe, size: int) -> EngineCard:
+    """Of an engine on cards of ``size`` bytes. Key-value heads that are fewer than the cards are
+    there on each of them."""
+    facts, rollout = model_facts(recipe.model), recipe.rollout
+    cards, element = rollout.engine.tensor_parallel, element_bytes(recipe)
+    heads = -(-facts.kv_groups // cards)
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return EngineCard(
+        usable=int(rollout.engine.gpu_memory_utilization * size),
+        weights=facts.parameters * element // cards,
+        transfer=2 * rollout.transfer_bucket_mib * 2**20,
+        worker=ENGINE_BYTES,
+        sequence=2 * facts.layers * heads * facts.head_dim * element * longest,
+    )
+
+
+def faults(recipe: Recipe, size: int) -> Iterator[str]:
+    """One sentence for a trainer that does not fit cards of ``size`` bytes, and for engines.
+
+    recipe: one that is checked, of a model whose sizes are known.
+    """
+    memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
+    rank = memory.fullest
+    need = card(memory.per_rank[rank], layout)
+    if need.total > size:
+        yield (
+            f"memory: rank {rank} ({layout}) needs about {need.total / GIB:.1f} GiB of a GPU that "
+            f"has {size / GIB:.1f} GiB: {_parts(memory.per_rank[rank], need)}; docs/scaling.md "
+            "says what makes each smaller"
+        )
+    if not recipe.rollout.engines:
+        return
+    engine = engine_card(recipe, size)
+    if engine.sequences < 1:
+        yield (
+            f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: of each GPU "
+            f"an engine may use {engine.usable / GIB:.1f} GiB, and weights "
+            f"({engine.weights / GIB:.1f}), two transfer buckets, the process and the key-value "
+            f"cache of one sequence ({engine.sequence / GIB:.1f}) do not fit"
+        )
+
+
+def describe(recipe: Recipe, memory: MemoryEstimate, size: int) -> str:
+    """Lines for a person: the fullest card of the trainer, an engine's, host memory."""
+    layout, rank = ParallelLayout.of(recipe.trainer), memory.fullest
+    need = card(memory.per_rank[rank], layout)
+    lines = [
+        f"on GPUs: rank {rank}, the fullest, needs {need.total / GIB:.1f} of {size / GIB:.1f} GiB "
+        f"({_parts(memory.per_rank[rank], need)})"
+    ]
+    if recipe.rollout.engines:
+        engine = engine_card(recipe, size)
+        lines.append(
+            f"an engine's GPU: {engine.usable / GIB:.1f} GiB may be used: weights "
+            f"{engine.weights / GIB:.1f}, transfer {engine.transfer / GIB:.1f}, assumed for the "
+            f"process {engine.worker / GIB:.1f}; the key-value cache's {engine.cache / GIB:.1f} "
+            f"hold {engine.sequences} of the longest sequences"
+        )
+    lines.append(
+        f"host memory beside GPUs: {max(r.host for r in memory.per_rank) / GIB:.1f} GiB of a rank, "
+        f"{node_host_bytes(recipe, memory) / GIB:.1f} of a node with {recipe.cluster.gpus_per_node}"
+    )
+    return "\n".join(lines)
+
+
+def node_host_bytes(recipe: Recipe, memory: MemoryEstimate) -> int:
+    """Host memory of the trainer's ranks on the fullest node of the recipe's job."""
+    size, ranks = recipe.cluster.gpus_per_node, memory.per_rank
+    firsts = range(0, len(ranks), size)
+    return max(sum(rank.host for rank in ranks[first : first + size]) for first in firsts)
+
+
+def _parts(memory: RankMemory, need: Card) -> str:
+    """What fills a card, largest first, in GiB; then what is assumed."""
+    held, training = ["weights", "gradients", "optimizer"], ["activations", "logits", "temporaries"]
+    if memory.allocated > sum(getattr(memory, name) for name in held + training):
+        training = [max(("export", "swap", "gathering"), key=lambda name: getattr(memory, name))]
+    sizes = sorted(((getattr(memory, name), name) for name in held + training), reverse=True)
+    told = ", ".join(f"{name} {size / GIB:.1f}" for size, name in sizes)
+    assumed = [f.name for f in fields(need) if f.name != "allocated"]
+    return f"{told}; assumed: " + ", ".join(
+        f"{name} {getattr(need, name) / GIB:.1f}" for name in assumed
+    )

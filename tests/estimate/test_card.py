@@ -1,0 +1,90 @@
+"""What a card holds, and what is said of one that is too small."""
+
+import pytest
+
+from aent.checks.recipe import check
+from aent.estimate import card
+from aent.estimate.memory import GIB, estimate
+from aent.layout.parallel import ParallelLayout
+from aent.recipe.load import load
+from aent.runtime import environment
+from wording import assert_names
+
+BASE = """
+name: x
+model: {path: models/Qwen2.5-7B-Instruct, dtype: bfloat16}
+controller: {initial: 0}
+rollout: {prompts_per_step: 8, samples_per_prompt: 8, max_prompt_tokens: 1024,
+          max_response_tokens: 15360, engine: {tensor_parallel: 2}}
+trainer: {tensor_parallel: 2, data_parallel: 2, micro_batch_tokens: 16384, fused_head: true,
+          sequence_parallel: true, optimizer: {distributed: true}}
+"""
+RECOMPUTED = (
+    "trainer.megatron={recompute_granularity: full, recompute_method: uniform, "
+    "recompute_num_layers: 1}"
+)
+PARAMETERS, GROUPS = 7_615_616_512, 4  # of the model, as it was published
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "r.yaml").write_text(BASE)
+    return lambda *overrides: load(tmp_path / "r.yaml", overrides)
+
+
+def test_assumptions_stand_beside_what_is_computed(recipe):
+    found = recipe(RECOMPUTED)
+    memory = estimate(found)
+    need = card.card(memory.per_rank[0], ParallelLayout.of(found.trainer))
+    assert need.allocated == memory.per_rank[0].allocated
+    assert need.nccl == 3 * card.NCCL_BYTES  # tensor, data, and all ranks
+    assert need.fragmentation == int(0.05 * need.allocated)
+    assumed = card.CONTEXT_BYTES + need.nccl + card.WORKSPACE_BYTES + need.fragmentation
+    assert need.total == need.allocated + assumed
+    said = card.describe(found, memory, 79 * GIB)
+    assert_names(said, f"{need.total / GIB:.1f} of 79.0", "assumed", "context 0.6", "nccl 0.9")
+    host = memory.per_rank[0].checkpoint + memory.per_rank[0].process
+    assert_names(said, "host memory", f"{host / GIB:.1f} GiB of a rank")
+
+
+def test_a_trainer_that_does_not_fit_is_one_sentence_before_anything_starts(recipe):
+    assert check(recipe(RECOMPUTED), machine=False) == []
+    (fault,) = check(recipe(), machine=False)
+    assert_names(fault, "memory: rank", "tensor 2", "79.0 GiB", "activations", "docs/scaling.md")
+    assert check(recipe("cluster.gpu_memory_gib=139"), machine=False) == []
+    assert check(recipe("cluster.gpus_per_node=0"), machine=False) == []  # no GPUs, no bound
+
+
+def test_of_this_machine_its_own_gpus_count(recipe, monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: True)
+    smi.write_text("#!/bin/sh\necho 81559\necho 24576\n")
+    smi.chmod(0o755)
+    assert environment.gpu_memory_bytes() == 24 * GIB
+    smi.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert environment.gpu_memory_bytes() is None
+    monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: False)
+    assert environment.gpu_memory_bytes() is None
+
+
+def test_an_engine_needs_room_for_a_sequence(recipe):
+    found = recipe(RECOMPUTED)
+    engine = card.engine_card(found, 79 * GIB)
+    assert engine.usable == int(0.85 * 79 * GIB)
+    assert engine.weights == PARAMETERS * 2 // 2
+    # keys and values, of 28 layers, heads of 128, in bfloat16
+    assert engine.sequence == 2 * 28 * (GROUPS // 2) * 128 * 2 * 16384
+    assert engine.sequences == engine.cache // engine.sequence > 0
+    small = recipe(RECOMPUTED, "rollout.engine.gpu_memory_utilization=.13")
+    (fault,) = card.faults(small, 79 * GIB)
+    assert_names(fault, "rollout.engine.tensor_parallel=2", "key-value cache")
+    # heads that are fewer than the cards are on each
+    spread = card.engine_card(recipe("rollout.engine.tensor_parallel=8"), 79 * GIB)
+    assert spread.sequence == engine.sequence // 2
+
+
+def test_nothing_is_gathered_without_a_distributed_optimizer(recipe):
+    plain = ("trainer.optimizer.distributed=false", "checkpoint.memory_efficient=true")
+    (fault,) = check(recipe(RECOMPUTED, *plain), machine=False)
+    assert_names(fault, "checkpoint.memory_efficient", "trainer.optimizer.distributed")
