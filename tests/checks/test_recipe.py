@@ -142,6 +142,10 @@ FAULTS = [
         ["trainer.phase_timeout_s=650", "rollout.engine.start_timeout_s=400"],
         "trainer.phase_timeout_s 650 rollout.progress_timeout_s rollout.engine.start_timeout_s 700",
     ),
+    (["profile.steps=[2]"], "profile.steps 2 0"),
+    (["profile.ranks=[0,9]"], "profile.ranks 9"),
+    (["profile.peak_tflops=-1"], "profile.peak_tflops -1"),
+    (["profile.peak_tflops=most"], "profile.peak_tflops measure"),
     (["entropy.top_k=1001"], "entropy.top_k 1001 1000"),
     (
         ["rollout.max_prompt_tokens=465"],

@@ -1,4 +1,4 @@
-"""Model FLOPs against what torch counts in transformers' models, and pairs against a plain count."""
+"""Model FLOPs against what torch counts in transformers' models, pairs against a plain count."""
 
 from __future__ import annotations
 

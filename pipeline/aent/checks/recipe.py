@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ from aent.checks import model as check_model
 from aent.checks import task as check_task
 from aent.entropy import controllers
 from aent.evaluation import suites
+from aent.layout.parallel import ParallelLayout
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import Recipe
@@ -48,6 +50,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *filter(None, [address.fault(recipe)]),
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
+        *_profile(recipe),
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
@@ -159,6 +162,19 @@ def _timeouts(recipe: Recipe) -> Iterator[str]:
     ):
         if limit <= seconds:
             yield f"trainer.phase_timeout_s={limit:g} must be above {what} = {seconds:g}"
+
+
+def _profile(recipe: Recipe) -> Iterator[str]:
+    profile, ranks = recipe.profile, ParallelLayout.of(recipe.trainer).num_ranks
+    for step in profile.steps:
+        if not 0 <= step < recipe.steps:
+            yield f"profile.steps: there is no step {step}: the run's are 0 to {recipe.steps - 1}"
+    for rank in profile.ranks:
+        if not 0 <= rank < ranks:
+            yield f"profile.ranks: there is no rank {rank}: the trainer's are 0 to {ranks - 1}"
+    peak = profile.peak_tflops
+    if peak is not None and peak != "measure" and not (math.isfinite(peak) and peak > 0):
+        yield f"profile.peak_tflops={peak:g} must be above 0"
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -38,6 +38,7 @@ class StepDone:
     results: Sequence[MinibatchResult]
     report: ControllerReport
     memory: Memory  # what the entropy controls keep for the next step
+    peak_flops: float | None  # of all ranks together, per second; None: not known
 
 
 def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, float]:
@@ -215,12 +216,32 @@ def time_metrics(
         "time/total": total,
         "time/trainer_busy": trainer,
         "time/trainer_idle": total - trainer,
+        "time/trainer_idle_share": (total - trainer) / max(total, 1e-9),
         "time/engines_busy": engine_busy_s,
         "time/engines_idle": total - engine_busy_s,
+        "time/engines_idle_share": (total - engine_busy_s) / max(total, 1e-9),
         "tokens/total": float(tokens),
         "tokens/response": float(batch.loss_mask.sum()),
         "tokens/per_s": tokens / max(total, 1e-9),
     }
+
+
+def compute_metrics(done: StepDone, seconds: Mapping[str, float]) -> dict[str, float]:
+    """Model FLOPs of the step's updates, per second of the whole step; their share of the ranks'
+    peak (MFU, arXiv 2204.02311), of the step and of its ``train`` alone, where the peak is known;
+    the pipeline's bubble, where there is one."""
+    results, total = done.results, max(sum(seconds.values()), 1e-9)
+    flops = float(sum(r.flops for r in results))
+    metrics = {"compute/tflop": flops / 1e12, "compute/tflop_per_s": flops / total / 1e12}
+    bubbles = [r.bubble for r in results if r.bubble is not None]
+    if bubbles:
+        metrics["compute/bubble_share"] = sum(bubbles) / len(bubbles)
+    if done.peak_flops is not None:
+        metrics["compute/peak_tflop_per_s"] = done.peak_flops / 1e12
+        metrics["compute/mfu"] = flops / total / done.peak_flops
+        if seconds.get("train"):
+            metrics["compute/train_mfu"] = flops / seconds["train"] / done.peak_flops
+    return metrics
 
 
 def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:

@@ -17,6 +17,7 @@ from aent.orchestrator import entities
 from aent.orchestrator.alerts import Alerts
 from aent.orchestrator.records import (
     StepDone,
+    compute_metrics,
     control_metrics,
     evaluation_metrics,
     grader_metrics,
@@ -37,6 +38,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
+from aent.runtime import profiling
 from aent.runtime.log import log
 from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
@@ -107,6 +109,7 @@ class Report:
         metrics["response/distinct_answers"] = distinct_answers(rollout, readers)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s) | dict(load)
+        metrics |= compute_metrics(done, seconds)
         self.tracker.log(done.step, metrics)
         self._alert(done.step, metrics)
         self._say_filled(done.step, noted)
@@ -120,6 +123,7 @@ class Report:
                 done.step,
                 lambda: heatmap.page(shown(record, rollout, self.pieces, title, measure)),
             )
+        self._keep_profiles()
         self.tracker.refresh_figure()
         self.rewards.append(metrics["reward/mean"])
         for phase, value in seconds.items():
@@ -135,6 +139,12 @@ class Report:
                 sum(r.update_skipped for r in done.results),
             )
         )
+
+    def _keep_profiles(self) -> None:
+        """Have MLflow get the steps' profiles that are written by now, of every rank."""
+        if self.recipe.profile.steps:
+            for path in profiling.finished(self.run_dir):
+                self.tracker.log_file(path)
 
     def _alert(self, step: int, metrics: Mapping[str, float]) -> None:
         for alert in self.alerts.look(step, metrics):
@@ -194,6 +204,7 @@ class Report:
         peaks: bytes of memory that each rank has held at most.
         """
         self.display.stop()
+        self._keep_profiles()
         gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
         self.tracker.log(self.recipe.steps - 1, gib)
         entities.log_policy(self.tracker, self.recipe, self.run_dir / "policy")

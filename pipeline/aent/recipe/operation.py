@@ -61,6 +61,19 @@ class TrackingSection(Section):
     """MLflow run under which this one is shown (a sweep's)."""
 
 
+class ProfileSection(Section):
+    """A close look at single steps, and what the trainer's speed is held against."""
+
+    RESUME: ClassVar[Resume] = "free"
+    steps: tuple[int, ...] = ()
+    """Steps, from 0, of which torch.profiler records a trace in run_dir/profiles. Default: none."""
+    ranks: tuple[int, ...] = (0,)
+    """Trainer ranks that record it."""
+    peak_tflops: float | Literal["measure"] | None = None
+    """Largest number of 10^12 floating point operations that a rank computes per second, for MFU;
+    measure: by matrix products at the start. Default: no MFU is recorded."""
+
+
 class AlertsSection(Section):
     """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/tracking.md),
     beside a reward that is not finite; 0 turns one off."""

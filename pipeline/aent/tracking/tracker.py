@@ -33,6 +33,7 @@ from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIGURE_EVERY_S = 10.0  # at most
+LARGEST_FILE = 32 * 2**20  # bytes of one that somebody else wrote
 
 
 class Tracker:
@@ -115,6 +116,15 @@ class Tracker:
         """Record a page of HTML, one a step, in ``run_dir/tokens`` and among MLflow's artifacts."""
         name = f"tokens/step_{step:06d}.html"
         self._keep(File(journal.now(), name, "tokens"), name, make)
+
+    def log_file(self, path: Path) -> None:
+        """Have MLflow get a file that lies in a folder of ``run_dir``, once, under that folder's
+        name; a large one stays where it is."""
+        name = str(path.relative_to(self.run_dir))
+        if name not in self._files and path.stat().st_size <= LARGEST_FILE:
+            self._files.add(name)
+            self._append([File(journal.now(), name, path.parent.name)])
+            self._points.wake()
 
     def log_entity(self, entity: EntityKind, name: str, make: Callable[[], str]) -> None:
         """Record something that MLflow has pages for (``entities``): ``make`` makes the text of the

@@ -66,6 +66,7 @@ class Packing:
     units: list[list[Unit]]  # of each micro-batch
     multiple: int
     device: torch.device
+    flops: int = 0  # model FLOPs of a forward of all ranks' micro-batches
     indices: list[Tensor] = field(default_factory=list)  # ``MicroBatch.index`` of those packed
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from aent.data.batch import Batch
 from aent.data.scores import Scores
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import folder_facts
+from aent.models.flops import TRAINING
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
@@ -33,6 +34,7 @@ from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, on_transformer_engine, open_bridge
 from aent.trainer.packing import MicroBatch, Packing
 from aent.trainer.partition import make_units, partition
+from aent.trainer.pipeline_wait import PipelineWaits
 from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
 
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
@@ -59,7 +61,7 @@ class Trainer:
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
-        self.pairs_per_token = facts.pairs_per_token
+        self.facts = facts
         self.bridge = open_bridge(recipe, facts)
         policy = build_model(self.bridge, self.layout, model_path)
         self.config = policy.config
@@ -81,6 +83,9 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
+        self.waits = PipelineWaits()
+        if self.layout.pipeline > 1:
+            self.config.timers = self.waits
         self.exporter = export.Exporter(self.bridge, policy, self.layout)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
@@ -173,6 +178,7 @@ class Trainer:
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self.waits.begin()
         parts = self._run(micro_batches, step_loss, forward_only=False)
         applied = optimizer.apply_gradients(self.optimizer, recipe.trainer.optimizer.clip_grad)
         self._count_skipped(applied)
@@ -222,12 +228,13 @@ class Trainer:
         settings = self.recipe.trainer
         limit = settings.micro_batch_tokens
         units = make_units(batch, settings.share_prompts, limit)
-        work = [unit.work(self.pairs_per_token) for unit in units]
+        work = [unit.work(self.facts.pairs_per_token) for unit in units]
         shares = partition([unit.tokens for unit in units], self.layout.data, limit, work)
         mine = shares[self.layout.coordinates(dist.get_rank()).data]
         multiple = self.layout.tensor if self.config.sequence_parallel else 1
         chosen = [[units[u] for u in micro_batch] for micro_batch in mine]
-        return Packing(batch, chosen, multiple, self.device)
+        flops = sum(unit.flops(self.facts) for unit in units)
+        return Packing(batch, chosen, multiple, self.device, flops)
 
     def _policy(self, batch: Batch) -> loss.Policy:
         return loss.Policy(self.policy, self.vocab_size, batch.temperature)
@@ -301,6 +308,8 @@ class Trainer:
             grad_norm=update.grad_norm,
             lr=lr,
             update_skipped=update.skipped,
+            flops=TRAINING * micro_batches.flops,
+            bubble=self.waits.mean_share() if self.layout.pipeline > 1 else None,
             **dict(zip(PER_TOKEN, tokens)),
         )
 
