@@ -19,8 +19,8 @@ from wording import assert_names
 STEPS = 3
 BASE = {
     "time/total": 10.0, "time/sample": 4.0, "time/engines_busy": 3.0, "time/score": 0.5,
-    "time/train": 4.5, "time/sync": 1.0, "time/trainer_idle_share": 0.4,
-    "time/engines_idle_share": 0.7, "response/length_mean": 10.0, "response/length_max": 20.0,
+    "time/train": 4.5, "time/sync": 1.0, "time/trainer_idle": 4.0,
+    "time/engines_idle": 7.0, "response/length_mean": 10.0, "response/length_max": 20.0,
 }  # fmt: skip
 
 

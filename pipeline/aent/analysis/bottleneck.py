@@ -14,8 +14,8 @@ BETWEEN = ("evaluate", "checkpoint", "publish", "restore")  # phases that are du
 BUBBLE, LONG_TAIL, FULL = 0.2, 3.0, 0.95  # from which on a cause is named
 TOLD = (  # what a cause is read from
     "response/length_max", "response/length_mean", "engine/kv_use", "engine/preemptions",
-    "compute/bubble_share", "compute/train_mfu", "time/trainer_idle_share",
-    "time/engines_idle_share",
+    "compute/bubble_share", "compute/train_mfu", "time/trainer_idle",
+    "time/engines_idle",
 )  # fmt: skip
 NAMES = {
     "generate": "the engines' generation",
@@ -39,7 +39,8 @@ class Seconds:
 
     total: float  # of a step, without what is due now and then
     parts: Mapping[str, float]  # by ``NAMES`` or the phase; they do not overlap
-    means: Mapping[str, float]  # of every metric that is looked at
+    means: Mapping[str, float]  # of ``TOLD``, those that are recorded
+    idle: Mapping[str, float]  # share of all seconds, by role
 
     @property
     def largest(self) -> str:
@@ -70,7 +71,12 @@ def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
         parts["grade"] = sample - parts["generate"]
     total = mean("time/total") - sum(mean(f"time/{phase}") for phase in BETWEEN)
     means = {name: mean(name) for name in TOLD if metrics.get(name)}
-    return Seconds(total, parts, means)
+    idle = {
+        role: means[f"time/{role}_idle"] / mean("time/total")
+        for role in ("trainer", "engines")
+        if f"time/{role}_idle" in means
+    }
+    return Seconds(total, parts, means, idle)
 
 
 def sentence(recipe: Recipe, metrics: Mapping[str, Series]) -> str:
@@ -82,20 +88,23 @@ def sentence(recipe: Recipe, metrics: Mapping[str, Series]) -> str:
     took = found.parts[name]
     return (
         f"The bottleneck is {NAMES[name]}: {took:.1f} of a step's {found.total:.1f} s "
-        f"({took / found.total:.0%}){_cause(recipe, name, found.means)}."
+        f"({took / found.total:.0%}){_cause(recipe, name, found)}."
     )
 
 
-def _cause(recipe: Recipe, name: str, means: Mapping[str, float]) -> str:
+def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
     """A clause, or nothing."""
-    idle = means.get("time/engines_idle_share", 0.0)
+    means = found.means
     if name == "train":
         if means.get("compute/bubble_share", 0.0) > BUBBLE:
             return f"; its pipeline stages wait {means['compute/bubble_share']:.0%} of that time"
         if "compute/train_mfu" in means:
             return f", at an MFU of {means['compute/train_mfu']:.2f}"
-        if not recipe.rollout.max_staleness:
-            return f"; the engines are idle {idle:.0%} of the time (rollout.max_staleness)"
+        if not recipe.rollout.max_staleness and "engines" in found.idle:
+            return (
+                f"; the engines are idle {found.idle['engines']:.0%} of the time, which "
+                "rollout.max_staleness uses"
+            )
     if name in ("generate", "ahead"):
         mean = means.get("response/length_mean", 0.0)
         if means.get("engine/preemptions", 0.0) > 0 or means.get("engine/kv_use", 0.0) > FULL:
@@ -105,7 +114,8 @@ def _cause(recipe: Recipe, name: str, means: Mapping[str, float]) -> str:
                 f"; the longest response has {means['response/length_max'] / mean:.1f} times the "
                 "tokens of the mean one"
             )
-        return f"; the trainer is idle {means.get('time/trainer_idle_share', 0.0):.0%} of the time"
+        if "trainer" in found.idle:
+            return f"; the trainer is idle {found.idle['trainer']:.0%} of the time"
     if name == "grade":
         return f" (task.judge_processes={recipe.task.judge_processes})"
     return ""
@@ -117,8 +127,6 @@ def lines(recipe: Recipe, metrics: Mapping[str, Series]) -> Iterator[str]:
     if found is not None and found.total > 0:
         for name, took in sorted(found.parts.items(), key=lambda part: -part[1]):
             yield f"{took:9.2f} s {took / found.total:6.1%}  {NAMES[name]}"
-        shares = {"trainer": "time/trainer_idle_share", "engines": "time/engines_idle_share"}
-        for role, key in shares.items():
-            if key in found.means:
-                yield f"{'idle':>11} {found.means[key]:6.1%}  {role}"
+        for role, share in found.idle.items():
+            yield f"{'idle':>11} {share:6.1%}  {role}"
     yield sentence(recipe, metrics)
