@@ -144,8 +144,10 @@ FAULTS = [
     ),
     (["profile.steps=[2]"], "profile.steps 2 0"),
     (["profile.ranks=[0,9]"], "profile.ranks 9"),
-    (["profile.peak_tflops=-1"], "profile.peak_tflops -1"),
-    (["profile.peak_tflops=most"], "profile.peak_tflops measure"),
+    (
+        ["profile.peak_tflops=2", "profile.measure_peak=true"],
+        "profile.peak_tflops profile.measure_peak",
+    ),
     (["entropy.top_k=1001"], "entropy.top_k 1001 1000"),
     (
         ["rollout.max_prompt_tokens=465"],

@@ -39,7 +39,7 @@ STEP_METRICS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    job = Job(folder, f"steps={STEPS}", "profile.peak_tflops=measure")
+    job = Job(folder, f"steps={STEPS}", "profile.measure_peak=true")
     assert job.wait() == 0, job.text
     return job
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 
@@ -172,9 +171,8 @@ def _profile(recipe: Recipe) -> Iterator[str]:
     for rank in profile.ranks:
         if not 0 <= rank < ranks:
             yield f"profile.ranks: there is no rank {rank}: the trainer's are 0 to {ranks - 1}"
-    peak = profile.peak_tflops
-    if peak is not None and peak != "measure" and not (math.isfinite(peak) and peak > 0):
-        yield f"profile.peak_tflops={peak:g} must be above 0"
+    if profile.measure_peak and profile.peak_tflops is not None:
+        yield "profile.peak_tflops is given and profile.measure_peak is true: give one of them"
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -69,9 +69,11 @@ class ProfileSection(Section):
     """Steps, from 0, of which torch.profiler records a trace in run_dir/profiles. Default: none."""
     ranks: tuple[int, ...] = (0,)
     """Trainer ranks that record it."""
-    peak_tflops: float | Literal["measure"] | None = None
-    """Largest number of 10^12 floating point operations that a rank computes per second, for MFU;
-    measure: by matrix products at the start. Default: no MFU is recorded."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """10^12 floating point operations that one rank computes per second at most, for MFU. Default:
+    no MFU is recorded."""
+    measure_peak: bool = False
+    """Measure peak_tflops by matrix products at the start."""
 
 
 class AlertsSection(Section):

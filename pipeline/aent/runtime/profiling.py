@@ -85,10 +85,10 @@ def peak_flops(settings: ProfileSection, dtype: torch.dtype) -> float | None:
 
     Measured: the fastest of ``REPEATS`` products of two square matrices, on all ranks at once.
     """
-    if settings.peak_tflops is None:
-        return None
-    if settings.peak_tflops != "measure":
+    if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12 * dist.get_world_size()
+    if not settings.measure_peak:
+        return None
     device = distributed.device()
     size = PRODUCT[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
