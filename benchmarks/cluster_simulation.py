@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
+from scipy.optimize import nnls
 
 from aent.models.config_json import read
 from aent.models.decoder import ModelFacts
@@ -189,7 +190,7 @@ def check(run_dir: Path) -> None:
     rows = np.array([[max(lengths[s]), sum(lengths[s])] for s in steps], dtype=float)
     took = np.array([seconds["sample"][s] for s in steps])
     fit, rest = slice(0, None, 2), slice(1, None, 2)
-    constants = np.linalg.lstsq(rows[fit], took[fit], rcond=None)[0]
+    constants = nnls(rows[fit], took[fit])[0]  # neither is below 0
     predicted = rows[rest] @ constants
     errors = np.abs(predicted - took[rest]) / took[rest]
     other = [seconds[n] for n in ("train", "sync")]

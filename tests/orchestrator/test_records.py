@@ -12,10 +12,10 @@ from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import summarize
 from aent.inference.completion import Completion
 from aent.orchestrator import records
+from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
     StepDone,
     aim_metrics,
-    compute_metrics,
     control_metrics,
     grader_metrics,
     groups_replaced,

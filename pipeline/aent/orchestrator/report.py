@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from aent.checkpoint.lead import own_lead
@@ -15,9 +16,9 @@ from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
 from aent.orchestrator import entities
 from aent.orchestrator.alerts import Alerts
+from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
     StepDone,
-    compute_metrics,
     control_metrics,
     evaluation_metrics,
     grader_metrics,
@@ -143,8 +144,7 @@ class Report:
     def _keep_profiles(self) -> None:
         """Have MLflow get the steps' profiles that are written by now, of every rank."""
         if self.recipe.profile.steps:
-            for path in profiling.finished(self.run_dir):
-                self.tracker.log_file(path)
+            self.tracker.log_files(profiling.FOLDER, partial(profiling.finished, self.run_dir))
 
     def _alert(self, step: int, metrics: Mapping[str, float]) -> None:
         for alert in self.alerts.look(step, metrics):

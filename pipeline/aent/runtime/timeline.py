@@ -4,6 +4,7 @@ which ``aent timeline`` makes a picture (``analysis.timeline``)."""
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class Timeline:
         """path: None writes nothing."""
         self._path = path
         self._kept: dict[str, _Thinned] = {}
+        self._lock = threading.Lock()
         self._told = False
 
     @contextmanager
@@ -66,14 +68,16 @@ class Timeline:
         if self._path is None:
             return
         event = {"name": name, "begin": begin, "end": time.time(), "track": track, **facts}
-        self._kept.setdefault(name, _Thinned()).add(event)
+        with self._lock:
+            self._kept.setdefault(name, _Thinned()).add(event)
 
     def write(self) -> None:
         """Append what was collected to the file."""
         if self._path is None:
             return
-        kept, self._kept = self._kept, {}
-        events = [event for one in list(kept.values()) for event in one.events]
+        with self._lock:
+            kept, self._kept = self._kept, {}
+        events = [event for one in kept.values() for event in one.events]
         for name, one in kept.items():
             if one.every > 1:
                 now = time.time()

@@ -117,14 +117,18 @@ class Tracker:
         name = f"tokens/step_{step:06d}.html"
         self._keep(File(journal.now(), name, "tokens"), name, make)
 
-    def log_file(self, path: Path) -> None:
-        """Have MLflow get a file that lies in a folder of ``run_dir``, once, under that folder's
-        name; a large one stays where it is."""
-        name = str(path.relative_to(self.run_dir))
-        if name not in self._files and path.stat().st_size <= LARGEST_FILE:
-            self._files.add(name)
-            self._append([File(journal.now(), name, path.parent.name)])
-            self._points.wake()
+    def log_files(self, folder: str, find: Callable[[], Sequence[Path]]) -> None:
+        """Have MLflow get the files that ``find`` finds in this folder of ``run_dir``, each once; a
+        large one stays where it is."""
+        self._try(f"look for {folder}", self._log_files, folder, find)
+
+    def _log_files(self, folder: str, find: Callable[[], Sequence[Path]]) -> None:
+        for path in find():
+            name = f"{folder}/{path.name}"
+            if name not in self._files and path.stat().st_size <= LARGEST_FILE:
+                self._files.add(name)
+                self._append([File(journal.now(), name, folder)])
+                self._points.wake()
 
     def log_entity(self, entity: EntityKind, name: str, make: Callable[[], str]) -> None:
         """Record something that MLflow has pages for (``entities``): ``make`` makes the text of the
