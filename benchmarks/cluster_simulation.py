@@ -30,7 +30,7 @@ from scipy.optimize import nnls
 
 from aent.models.config_json import read
 from aent.models.decoder import ModelFacts
-from aent.models.flops import TRAINING, forward_flops
+from aent.models.flops import TRAINING, ForwardFlops
 from aent.models.published import PUBLISHED
 from simulated_engines import Decoding, Engine, Machine
 
@@ -129,7 +129,8 @@ def best(
 ) -> tuple[float, Outcome]:
     """(share of the GPUs that sample, outcome) of the fastest division."""
     machine, found = Machine(mfu=options.mfu), []
-    flops = [sum(forward_flops(facts, p, [r]) for p, r in step) for step in steps]
+    of = ForwardFlops.of(facts)
+    flops = [sum(of.of_unit(p, [r]) for p, r in step) for step in steps]
     sync_s = machine.probe_s + 2 * facts.parameters / machine.link
     for share in SHARES:
         sampling = int(gpus * share) // options.engine_gpus * options.engine_gpus

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from aent.models.decoder import ModelFacts
-from aent.models.flops import ProductFlops
+from aent.models.flops import ForwardFlops
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Decoding:
     @staticmethod
     def of(facts: ModelFacts, gpus: int, machine: Machine) -> Decoding:
         read_s = 1 / (gpus * machine.bytes * machine.bandwidth)
-        products = ProductFlops.of(facts)
+        products = ForwardFlops.of(facts)
         token = (products.token + products.predicted) / (gpus * machine.flops * machine.mfu)
         cached = 2 * 2 * facts.layers * facts.kv_groups * facts.head_dim  # bytes of a token
         return Decoding(machine.overhead_s + 2 * facts.parameters * read_s, token, cached * read_s)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aent.models.config_json import read
-from aent.models.flops import TRAINING, ProductFlops, attending_pairs, forward_flops
+from aent.models.flops import TRAINING, ForwardFlops, attending_pairs
 from models.test_parity import BASE, VARIANTS
 
 LENGTH = 24
@@ -28,7 +28,7 @@ def test_products_are_what_torch_counts(name: str) -> None:
     config.architectures = [f"{type(AutoModelForCausalLM.from_config(config)).__name__}"]
     model = AutoModelForCausalLM.from_config(config)
     facts = read(config.to_dict(), "config.json")
-    products = ProductFlops.of(facts)
+    products = ForwardFlops.of(facts)
     forward = LENGTH * (products.token + products.predicted)
     forward += facts.layers * products.pair * LENGTH**2
     tokens = torch.arange(LENGTH)[None] % facts.vocab
@@ -64,8 +64,8 @@ def test_a_shared_prompt_is_counted_once_and_windows_by_layer() -> None:
     config = AutoConfig.for_model(kind, **(BASE | changes))
     config.architectures = ["Gemma3ForCausalLM"]
     facts = read(config.to_dict(), "config.json")
-    products = ProductFlops.of(facts)
+    products = ForwardFlops.of(facts)
     pairs = attending_pairs(10, [3, 4], 8) + attending_pairs(10, [3, 4])
     expected = 17 * products.token + pairs * products.pair + 7 * products.predicted
-    assert forward_flops(facts, 10, [3, 4]) == expected
-    assert expected < forward_flops(facts, 10, [3]) + forward_flops(facts, 10, [4])
+    assert products.of_unit(10, [3, 4]) == expected
+    assert expected < products.of_unit(10, [3]) + products.of_unit(10, [4])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aent.models.decoder import ModelFacts
@@ -22,21 +22,36 @@ TRAINING = 3  # forward and backward, in forwards
 
 
 @dataclass(frozen=True)
-class ProductFlops:
+class ForwardFlops:
     """FLOPs of a forward's matrix products."""
 
+    layers: Mapping[int | None, int]  # how many have a sliding window of this size; None: no window
     token: int  # of the projections of all layers, for each token
     pair: int  # of attention, for each pair of tokens in one layer
     predicted: int  # of the output layer, for each token that is predicted
 
     @staticmethod
-    def of(facts: ModelFacts) -> ProductFlops:
+    def of(facts: ModelFacts) -> ForwardFlops:
         matrices = [shape for shape in facts.layer_weights.values() if len(shape) == 2]
-        return ProductFlops(
+        return ForwardFlops(
+            layers=Counter(layer.window for layer in facts.attention),
             token=2 * facts.layers * sum(map(math.prod, matrices)),
             pair=4 * facts.heads * facts.head_dim,
             predicted=2 * facts.embedding_parameters,
         )
+
+    def of_unit(self, prompt: int, responses: Sequence[int]) -> int:
+        """Of one prompt, computed once, and its responses.
+
+        Args:
+            prompt: its tokens. responses: tokens of each, all of which are predicted.
+        """
+        pairs = sum(
+            count * attending_pairs(prompt, responses, window)
+            for window, count in self.layers.items()
+        )
+        written = sum(responses)
+        return self.token * (prompt + written) + self.pair * pairs + self.predicted * written
 
 
 def attending_pairs(prompt: int, responses: Sequence[int], window: int | None = None) -> int:
@@ -49,20 +64,3 @@ def attending_pairs(prompt: int, responses: Sequence[int], window: int | None = 
         return full * (full + 1) // 2 + (length - full) * full
 
     return until(prompt) + sum(until(prompt + n) - until(prompt) for n in responses)
-
-
-def forward_flops(facts: ModelFacts, prompt: int, responses: Sequence[int]) -> int:
-    """Model FLOPs of a forward over one prompt, computed once, and its responses.
-
-    Args:
-        prompt: its tokens. responses: tokens of each, all of which are predicted.
-    """
-    products = ProductFlops.of(facts)
-    windows = Counter(layer.window for layer in facts.attention)
-    pairs = sum(
-        layers * attending_pairs(prompt, responses, window) for window, layers in windows.items()
-    )
-    written = sum(responses)
-    return (
-        products.token * (prompt + written) + products.pair * pairs + products.predicted * written
-    )

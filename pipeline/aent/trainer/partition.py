@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 
 from aent.data.batch import Batch
-from aent.models.decoder import ModelFacts
-from aent.models.flops import forward_flops
+from aent.models.flops import ForwardFlops
 
 
 @dataclass
@@ -35,9 +34,9 @@ class Unit:
         pairs = self.prompt**2 / 2 + sum(n * self.prompt + n**2 / 2 for n in responses)
         return self.tokens + pairs / pairs_per_token
 
-    def flops(self, facts: ModelFacts) -> int:
+    def flops(self, of: ForwardFlops) -> int:
         """Model FLOPs of its forward."""
-        return forward_flops(facts, self.prompt, [end - b - self.prompt for b, end in self.spans])
+        return of.of_unit(self.prompt, [end - start - self.prompt for start, end in self.spans])
 
 
 def make_units(batch: Batch, share_prompts: bool, micro_batch_tokens: int) -> list[Unit]:

@@ -24,7 +24,7 @@ from aent.data.batch import Batch
 from aent.data.scores import Scores
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import folder_facts
-from aent.models.flops import TRAINING
+from aent.models.flops import TRAINING, ForwardFlops
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
@@ -61,7 +61,8 @@ class Trainer:
         self.recipe, self.model_path = recipe, model_path
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
-        self.facts = facts
+        self.pairs_per_token = facts.pairs_per_token
+        self.forward_flops = ForwardFlops.of(facts)
         self.bridge = open_bridge(recipe, facts)
         policy = build_model(self.bridge, self.layout, model_path)
         self.config = policy.config
@@ -228,12 +229,12 @@ class Trainer:
         settings = self.recipe.trainer
         limit = settings.micro_batch_tokens
         units = make_units(batch, settings.share_prompts, limit)
-        work = [unit.work(self.facts.pairs_per_token) for unit in units]
+        work = [unit.work(self.pairs_per_token) for unit in units]
         shares = partition([unit.tokens for unit in units], self.layout.data, limit, work)
         mine = shares[self.layout.coordinates(dist.get_rank()).data]
         multiple = self.layout.tensor if self.config.sequence_parallel else 1
         chosen = [[units[u] for u in micro_batch] for micro_batch in mine]
-        flops = sum(unit.flops(self.facts) for unit in units)
+        flops = sum(unit.flops(self.forward_flops) for unit in units)
         return Packing(batch, chosen, multiple, self.device, flops)
 
     def _policy(self, batch: Batch) -> loss.Policy:
