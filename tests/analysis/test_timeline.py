@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from aent.analysis.timeline import trace
 from aent.cli.main import app
 from aent.runtime import timeline
-from aent.runtime.timeline import Timeline
+from aent.runtime.timeline import ENGINE, JUDGES, Timeline
+from aent.tracking import journal
+from aent.tracking.journal import Point
 from wording import assert_names
 
 
@@ -49,23 +51,89 @@ def test_events_lie_in_the_rows_of_their_tracks(tmp_path: Path) -> None:
     assert process["args"]["name"] == "rank 1"
 
 
-def test_what_is_collected_is_written_and_the_rest_is_counted(
+def assert_valid(found: dict[str, Any]) -> None:
+    """As the Trace Event Format has it: what a viewer needs of each kind of event; the events of a
+    row lie within or behind one another, to the microsecond."""
+    json.loads(json.dumps(found, allow_nan=False))
+    rows: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    named = {(e["pid"], e["tid"]) for e in found["traceEvents"] if e["name"] == "thread_name"}
+    for event in found["traceEvents"]:
+        assert isinstance(event["name"], str)
+        assert isinstance(event["pid"], int)
+        if event["ph"] == "X":
+            assert event["ts"] >= 0
+            assert event["dur"] >= 0
+            row = event["pid"], event["tid"]
+            assert row in named
+            rows.setdefault(row, []).append((event["ts"], event["ts"] + event["dur"]))
+        elif event["ph"] == "C":
+            assert all(isinstance(value, float) for value in event["args"].values())
+        else:
+            assert event["ph"] == "M"
+    for spans in rows.values():
+        around: list[float] = []  # where those end that the next one lies in
+        for begin, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+            while around and around[-1] <= begin + 1:
+                around.pop()
+            assert not around or end <= around[-1] + 1
+            around.append(end)
+
+
+def test_engines_judges_and_machines_are_processes_of_their_own(tmp_path: Path) -> None:
+    collected = Timeline(timeline.file_of(tmp_path, 0))
+    for url in ("http://a:1", "http://b:2"):
+        collected.add("request", 10.0, f"{ENGINE}{url}", tokens=3)
+    collected.add("last_number", 11.0, JUDGES)
+    with collected.span("sample", step=0):
+        pass
+    collected.write()
+    points = [
+        Point(0, 12_000, "system/n1/cpu_utilization_percentage", 50.0),
+        Point(0, 12_000, "system/n1/system_memory_usage_megabytes", 9.0),
+        Point(0, 12_000, "reward/mean", 1.0),
+    ]
+    journal.append(tmp_path / "journal.jsonl", points)
+    found = trace(tmp_path)
+    assert_valid(found)
+    names = {
+        e["pid"]: e["args"]["name"] for e in found["traceEvents"] if e["name"] == "process_name"
+    }
+    assert set(names.values()) == {
+        "rank 0", "engine http://a:1", "engine http://b:2", "judges", "machine n1",
+    }  # fmt: skip
+    assert len(names) == 5
+    assert names[0] == "rank 0"
+    drawn = {names[e["pid"]]: e["name"] for e in found["traceEvents"] if e["ph"] in "XC"}
+    assert drawn == {
+        "rank 0": "sample",
+        "engine http://a:1": "request",
+        "engine http://b:2": "request",
+        "judges": "last_number",
+        "machine n1": "cpu_utilization_percentage",
+    }
+    (counter,) = [e for e in found["traceEvents"] if e["ph"] == "C"]
+    assert (counter["ts"], counter["args"]) == (12e6, {"percent": 50.0})
+
+
+def test_of_many_events_of_a_name_an_even_part_is_kept_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeline, "LIMIT", 3)
     collected = Timeline(timeline.file_of(tmp_path, 0))
-    for number in range(5):
-        with collected.span(f"event {number}", "here", number=number):
+    for number in range(9):
+        with collected.span("request", "here", number=number):
             pass
+    with collected.span("train"):
+        pass
     collected.write()
-    with collected.span("later"):
+    with collected.span("request", number=9):
         pass
     collected.write()
     drawn = [e for e in trace(tmp_path)["traceEvents"] if e["ph"] == "X"]
-    names = [e["name"] for e in drawn]
-    assert {"event 0", "event 1", "event 2", "later"} < set(names)
-    assert len(names) == 5
-    assert_names(" ".join(names), "2 events")
+    # evenly, so that late ones are there too
+    assert [e["args"]["number"] for e in drawn if e["name"] == "request"] == [0, 4, 8, 9]
+    (told,) = {e["name"] for e in drawn} - {"request", "train"}
+    assert_names(told, 9, "request", 4)
 
 
 def test_a_file_that_cannot_be_written_is_told_once(

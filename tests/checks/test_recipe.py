@@ -179,6 +179,12 @@ FAULTS = [
         ["trainer.phase_timeout_s=650", "rollout.engine.start_timeout_s=400"],
         "trainer.phase_timeout_s 650 rollout.progress_timeout_s rollout.engine.start_timeout_s 700",
     ),
+    (["profile.steps=[2]"], "profile.steps 2 0"),
+    (["profile.ranks=[0,9]"], "profile.ranks 9"),
+    (
+        ["profile.peak_tflops=2", "profile.measure_peak=true"],
+        "profile.peak_tflops profile.measure_peak",
+    ),
     (["entropy.top_k=1001"], "entropy.top_k 1001 1000"),
     (
         ["rollout.max_prompt_tokens=465"],

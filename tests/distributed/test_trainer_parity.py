@@ -180,6 +180,11 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(
         assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         assert result["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
         assert result["tokens"] == reference["tokens"] == 63
+        assert result["flops"] == reference["flops"] > 0
+        if layout[1] == 1:
+            assert result["bubble"] is None
+        else:
+            assert 0 < result["bubble"] < 1
         for name in ("entropy", "clamped_entropy", "kept_mass", "kl_behaviour"):
             assert result[name] == pytest.approx(reference[name], rel=1e-5)
 
@@ -275,6 +280,7 @@ def test_shared_prompts_change_nothing_but_the_work(
     results, reference = ranks[0][model, layout], ranks[0][model, (1, 1, 1, False)]
     alone, shared = reference["grouped", None], results["grouped", tokens]
     assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert shared["flops"] < alone["flops"]
     assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
     np.testing.assert_allclose(shared["logprobs"], alone["logprobs"], atol=2e-5)
     score = results["grouped score", tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 
@@ -18,10 +19,17 @@ STEPS = 2
 def test_three_graders_and_their_parts(shared_engine, tmp_path):
     """Every response has a grade of each, the sum is learnt from, and both are recorded."""
     job = Job(
-        tmp_path, f"steps={STEPS}", "checkpoint.every=9", *shared_engine,
+        tmp_path, f"steps={STEPS}", "checkpoint.every=9", "profile.steps=[1]", *shared_engine,
         recipe="recipes/rewards/own.yaml",
     )  # fmt: skip
     assert job.wait() == 0, job.text
+    profile = "profiles/step_000001_rank0.json.gz"
+    with gzip.open(job.run_dir / profile, "rt") as file:
+        assert {"sample", "train", "sync", "aten::mm"} <= {
+            event.get("name") for event in json.load(file)["traceEvents"]
+        }
+    (artifact,) = (tmp_path / "mlflow-artifacts").glob(f"*/artifacts/{profile}")
+    assert artifact.read_bytes() == (job.run_dir / profile).read_bytes()
     points = [json.loads(line) for line in (job.run_dir / "journal.jsonl").open()]
     for step in range(STEPS):
         rollout = rollout_files.read(job.run_dir, step)

@@ -11,8 +11,10 @@ import sys
 import pytest
 import torch
 
+from aent.analysis import timeline
 from aent.estimate.memory import estimate
 from aent.recipe.load import load
+from analysis.test_timeline import assert_valid
 from e2e.jobs import PATIENCE_S, Job
 
 pytestmark = pytest.mark.slow
@@ -29,13 +31,15 @@ STEP_METRICS = {
     "gradient/policy", "gradient/entropy", "gradient/bonus_share", "gradient/product",
     "gradient/neutral_coefficient", "gradient/predicted_policy", "gradient/predicted_bonus",
     "time/sample", "time/train", "time/sync", "time/trainer_idle", "time/engines_busy",
-    "tokens/per_s",
+    "tokens/per_s", "time/trainer_idle_share", "time/engines_idle_share", "compute/tflop",
+    "compute/tflop_per_s", "compute/bubble_share", "compute/mfu", "compute/train_mfu",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    job = Job(tmp_path_factory.mktemp("tiny"), f"steps={STEPS}")
+    folder = tmp_path_factory.mktemp("tiny")
+    job = Job(folder, f"steps={STEPS}", "profile.measure_peak=true")
     assert job.wait() == 0, job.text
     return job
 
@@ -70,6 +74,37 @@ def test_mlflow_holds_every_metric_of_every_step(recorded):
     assert len(series(recorded, "evaluation/accuracy")) == 2
     assert min(series(recorded, "time/engines_busy")) > 0
     assert recorded[1].data.params["trainer.tensor_parallel"] == "2"
+
+
+def test_shares_of_time_and_peak_are_shares(recorded):
+    for key in ("time/trainer_idle_share", "time/engines_idle_share", "compute/bubble_share",
+                "compute/mfu", "compute/train_mfu"):  # fmt: skip
+        assert all(0 < share < 1 for share in series(recorded, key)), key
+
+
+def test_the_timeline_has_every_process_and_phase(finished):
+    found = timeline.trace(finished.run_dir)
+    assert_valid(found)
+    events = found["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    drawn = [(names[e["pid"]], e["name"], e["args"]) for e in events if e["ph"] == "X"]
+    for rank in range(4):
+        for phase in ("sample", "score", "train", "sync"):
+            steps = [a["step"] for who, what, a in drawn if (who, what) == (f"rank {rank}", phase)]
+            assert set(steps) == set(range(STEPS))
+        assert (f"rank {rank}", "start", {}) in drawn
+        waits = [what for who, what, _ in drawn if who == f"rank {rank}"]
+        assert any(what.startswith("waits: sampling") for what in waits) == (rank > 0)
+    (engine,) = {name for name in names.values() if name.startswith("engine http")}
+    assert sum(who == engine and what == "request" for who, what, _ in drawn) >= 16 * STEPS
+    assert sum((who, what) == ("judges", "last_number") for who, what, _ in drawn) >= 16 * STEPS
+
+
+def test_the_report_names_the_bottleneck(finished):
+    argv = [sys.executable, "-m", "aent", "report", str(finished.run_dir)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("The bottleneck is ")
 
 
 def test_memory_is_within_15_percent_of_the_estimate(finished, recorded):

@@ -12,7 +12,9 @@ from aent.entropy.controllers import ControllerReport
 from aent.evaluation.heldout import summarize
 from aent.inference.completion import Completion
 from aent.orchestrator import records
+from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
+    StepDone,
     aim_metrics,
     control_metrics,
     grader_metrics,
@@ -106,8 +108,33 @@ def test_time_is_told_per_phase_and_per_role():
         "time/total": 10.0,
         "time/trainer_busy": 4.0,
         "time/trainer_idle": 6.0,
+        "time/trainer_idle_share": 0.6,
         "time/engines_busy": 4.5,
         "time/engines_idle": 5.5,
+        "time/engines_idle_share": 0.55,
+    }
+
+
+def test_compute_is_told_of_the_step_and_of_its_training():
+    class Result:
+        def __init__(self, flops: int, bubble: float | None) -> None:
+            self.flops, self.bubble = flops, bubble
+
+    def told(peak: float | None, *results: Result) -> dict[str, float]:
+        done = StepDone(0, None, None, None, results, None, {}, peak)
+        return compute_metrics(done, {"sample": 5.0, "train": 3.0})
+
+    assert told(None, Result(3 * 10**12, None), Result(10**12, None)) == {
+        "compute/tflop": 4.0,
+        "compute/tflop_per_s": 0.5,
+    }
+    assert told(2e12, Result(3 * 10**12, 0.1), Result(10**12, 0.3)) == {
+        "compute/tflop": 4.0,
+        "compute/tflop_per_s": 0.5,
+        "compute/bubble_share": 0.2,
+        "compute/peak_tflop_per_s": 2.0,
+        "compute/mfu": 0.25,
+        "compute/train_mfu": 4 / 3 / 2,
     }
 
 

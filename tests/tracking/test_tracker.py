@@ -17,6 +17,7 @@ from aent.recipe.load import dump, flatten, load
 from aent.recipe.schema import Recipe
 from aent.runtime import node_metrics
 from aent.tracking import journal, store
+from aent.tracking import tracker as tracker_module
 from aent.tracking.address import tracking_uri
 from aent.tracking.ended import mark_ended
 from aent.tracking.journal import File, Point, Status
@@ -113,6 +114,33 @@ def test_samples_are_a_table_for_every_step(run_dir, recipe, monkeypatch):
     assert len(client.list_artifacts(run_id, "samples")) == steps  # though not all in the tag
 
 
+def test_files_of_others_are_artifacts_once_and_large_ones_stay(
+    run_dir, recipe, monkeypatch, capfd
+):
+    monkeypatch.setattr(tracker_module, "LARGEST_FILE", 5)
+    (run_dir / "profiles").mkdir()
+    for name, text in (("a.gz", "small"), ("b.gz", "large as it is")):
+        (run_dir / "profiles" / name).write_text(text)
+
+    def find():
+        return sorted((run_dir / "profiles").glob("*.gz"))
+
+    def fail():
+        raise OSError("the disk is away")
+
+    for _ in range(2):  # the second goes on with the first one's journal
+        tracker = Tracker(run_dir, recipe)
+        tracker.log_files("profiles", find)
+        tracker.log_files("profiles", fail)
+        assert tracker.finish("FINISHED", timeout_s=300)
+        assert tracker.failures == 1
+        assert_names(capfd.readouterr().err, "profiles", "the disk is away")
+    client, run_id = client_of(run_dir)
+    assert [a.path for a in client.list_artifacts(run_id, "profiles")] == ["profiles/a.gz"]
+    entries = [e for e, _ in journal.entries(run_dir / "journal.jsonl") if isinstance(e, File)]
+    assert [(e.file, e.folder) for e in entries] == [("profiles/a.gz", "profiles")]
+
+
 def test_the_journal_sent_twice_is_the_same_as_once(run_dir, recipe):
     tracker = Tracker(run_dir, recipe)
     for step in range(3):
@@ -196,6 +224,7 @@ import os, sys, time
 from pathlib import Path
 from aent.recipe.load import load
 from aent.tracking.tracker import Tracker
+from aent.tracking import tracker as tracker_module
 run_dir = Path(sys.argv[1])
 tracker = Tracker(run_dir, load(run_dir / "recipe.yaml"))
 deadline = time.monotonic() + 300

@@ -1,7 +1,9 @@
-"""A run's timeline as a Chrome trace (https://ui.perfetto.dev opens it): what every rank did, and
-every request of its engines.
+"""A run's timeline as a Chrome trace (https://ui.perfetto.dev opens it): what every rank did and
+waited for, every request of its engines, every answer of its judges, how busy its machines were.
 
-Format: Chrome's "Trace Event Format", complete events (``X``) and names of processes and rows.
+Format: Chrome's "Trace Event Format": complete events (``X``), counters (``C``) and names of
+processes and rows. Each process has its own clock's times: on several machines they are as far
+apart as their clocks.
 """
 
 from __future__ import annotations
@@ -11,7 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aent.runtime.timeline import FOLDER
+from aent.runtime.timeline import ENGINE, FOLDER, JUDGES
+from aent.tracking import journal
+from aent.tracking.journal import JOURNAL_FILE
+
+OTHERS = 1_000_000  # number of the first process that is no rank
+COUNTED = "utilization_percentage"  # how the names of the machines' metrics end that are drawn
 
 
 def trace(run_dir: Path) -> dict[str, Any]:
@@ -22,11 +29,21 @@ def trace(run_dir: Path) -> dict[str, Any]:
     files = sorted(run_dir.glob(f"{FOLDER}/rank*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{run_dir} has no timeline: no file {FOLDER}/rank*.jsonl")
-    events: list[dict[str, Any]] = []
+    processes: dict[str, int] = {}  # numbers of those that are no ranks, by name
+    by_process: dict[int, list[dict[str, Any]]] = {}
     for path in files:
         rank = int(path.stem.removeprefix("rank"))
-        events.append(_name("process_name", f"rank {rank}", rank))
-        events += _drawn(list(_read(path)), rank)
+        for event in _read(path):
+            track, number = event["track"], rank
+            if track == JUDGES or track.startswith(ENGINE):
+                number = processes.setdefault(track, OTHERS + len(processes))
+            by_process.setdefault(number, []).append(event)
+    names = {number: name for name, number in processes.items()}
+    events: list[dict[str, Any]] = []
+    for number, found in sorted(by_process.items()):
+        events.append(_name("process_name", names.get(number, f"rank {number}"), number))
+        events += _drawn(found, number)
+    events += _machines(run_dir / JOURNAL_FILE, OTHERS + len(processes))
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
@@ -38,8 +55,8 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _drawn(events: list[dict[str, Any]], rank: int) -> Iterator[dict[str, Any]]:
-    """Events of one rank, each track in as many rows as it has at once."""
+def _drawn(events: list[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
+    """Events of one process, each track in as many rows as it has at once."""
     rows: dict[tuple[str, int], int] = {}  # (track, lane): number of the row
     ends: dict[str, list[float]] = {}  # of each track, by lane: when its last event ends
     for event in sorted(events, key=lambda e: (e["begin"], -e["end"])):
@@ -53,15 +70,35 @@ def _drawn(events: list[dict[str, Any]], rank: int) -> Iterator[dict[str, Any]]:
             lanes[lane : lane + 1] = [end]
         if (track, lane) not in rows:
             rows[track, lane] = len(rows)
-            yield _name("thread_name", track, rank, rows[track, lane])
+            yield _name("thread_name", track, number, rows[track, lane])
         yield {
             "name": event["name"],
             "ph": "X",
             "ts": begin * 1e6,
-            "dur": (end - begin) * 1e6,
-            "pid": rank,
+            "dur": max(end - begin, 0.0) * 1e6,  # a clock may be set back
+            "pid": number,
             "tid": rows[track, lane],
             "args": facts,
+        }
+
+
+def _machines(path: Path, first: int) -> Iterator[dict[str, Any]]:
+    """How busy processors and GPUs were, by the run's journal."""
+    numbers: dict[str, int] = {}
+    for point in journal.read(path) if path.is_file() else ():
+        room, _, rest = point.key.partition("/")
+        machine, _, metric = rest.partition("/")
+        if room != "system" or not metric.endswith(COUNTED):
+            continue
+        if machine not in numbers:
+            numbers[machine] = first + len(numbers)
+            yield _name("process_name", f"machine {machine}", numbers[machine])
+        yield {
+            "name": metric,
+            "ph": "C",
+            "ts": point.time * 1000,
+            "pid": numbers[machine],
+            "args": {"percent": point.value},
         }
 
 

@@ -16,6 +16,7 @@ from aent.checks import model as check_model
 from aent.checks import task as check_task
 from aent.entropy import controllers
 from aent.evaluation import suites
+from aent.layout.parallel import ParallelLayout
 from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.schema import Recipe
@@ -49,6 +50,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *filter(None, [address.fault(recipe)]),
         *check_cluster.faults(recipe.cluster),
         *_timeouts(recipe),
+        *_profile(recipe),
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
@@ -160,6 +162,18 @@ def _timeouts(recipe: Recipe) -> Iterator[str]:
     ):
         if limit <= seconds:
             yield f"trainer.phase_timeout_s={limit:g} must be above {what} = {seconds:g}"
+
+
+def _profile(recipe: Recipe) -> Iterator[str]:
+    profile, ranks = recipe.profile, ParallelLayout.of(recipe.trainer).num_ranks
+    for step in profile.steps:
+        if not 0 <= step < recipe.steps:
+            yield f"profile.steps: there is no step {step}: the run's are 0 to {recipe.steps - 1}"
+    for rank in profile.ranks:
+        if not 0 <= rank < ranks:
+            yield f"profile.ranks: there is no rank {rank}: the trainer's are 0 to {ranks - 1}"
+    if profile.measure_peak and profile.peak_tflops is not None:
+        yield "profile.peak_tflops is given and profile.measure_peak is true: give one of them"
 
 
 def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -75,7 +75,10 @@ def compare(
 
 def report(
     source: Annotated[
-        str, typer.Argument(help="A comparison's folder, or the MLflow id of the run above it.")
+        str,
+        typer.Argument(
+            help="A comparison's folder, or the MLflow id of the run above it; or one run's folder."
+        ),
     ] = "runs/comparison",
     baseline: Annotated[
         str | None,
@@ -87,12 +90,19 @@ def report(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: the comparison's folder.")] = None,
 ) -> None:
-    """Write what a comparison found, from MLflow: one page (HTML), and Markdown."""
+    """Write what a comparison found, from MLflow: one page (HTML), and Markdown. Of one run's
+    folder: print where its seconds went."""
     from aent.compare import collect, page
     from aent.compare.report import make
     from aent.recipe.load import RecipeError
+    from aent.tracking.journal import JOURNAL_FILE
     from aent.tracking.recorded import SourceError
 
+    if (Path(source) / JOURNAL_FILE).is_file():
+        given = {"--baseline": baseline, "--reward": reward, "--out": out}
+        if unfit := [name for name, value in given.items() if value is not None]:
+            refuse([f"{', '.join(unfit)}: for a comparison, and {source} is one run's folder"])
+        return _one_run(source)
     try:
         made = make(collect.read(source), baseline, reward)
     except (RecipeError, SourceError, ValueError) as error:
@@ -101,3 +111,16 @@ def report(
     make_folder(folder)
     for path in page.write(made, folder):
         print(path)
+
+
+def _one_run(source: str) -> None:
+    from aent.analysis import bottleneck
+    from aent.recipe.load import RecipeError
+    from aent.tracking.recorded import SourceError, read
+
+    try:
+        recorded = read(source)
+    except (RecipeError, SourceError) as error:
+        refuse(str(error).splitlines())
+    for line in bottleneck.lines(recorded.recipe, recorded.metrics):
+        print(line)

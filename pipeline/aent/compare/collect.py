@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aent.analysis import bottleneck
 from aent.evaluation.pass_at_k import ks, pass_at_k
 from aent.recipe.load import load_recorded
 from aent.recipe.redact import redacted
@@ -37,6 +38,7 @@ METRICS = (
     "response/distinct_answers",
     "tokens/total",
     *(f"time/{phase}" for phase in PHASES),
+    *bottleneck.METRICS,
 )
 HELDOUT = "heldout"  # the folder of the answers' tables among MLflow's artifacts
 

@@ -77,6 +77,7 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
             tables.entropy_table(comparison, arms),
             *tables.heldout_table(comparison, arms),
             tables.cost_table(comparison, arms, reward),
+            tables.bottleneck_table(comparison, arms),
             _difference_table(differences, baseline),
         ],
         concluded=[_sentence(d, baseline) for d in differences if d.is_certain],

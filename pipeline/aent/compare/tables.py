@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from aent.analysis import bottleneck
 from aent.analysis.intervals import last_quarter
 from aent.compare import numbers
 from aent.compare.collect import Comparison
@@ -147,6 +148,15 @@ def cost_table(comparison: Comparison, arms: Sequence[str], reward: float) -> Ta
         "sampling, scoring, training and weight transfer; start, evaluations and checkpoints are "
         "left out. The last three columns are of the seeds that reached it.",
     )  # fmt: skip
+
+
+def bottleneck_table(comparison: Comparison, arms: Sequence[str]) -> Table:
+    """Of each arm's first seed."""
+    rows = []
+    for arm in arms:
+        run = next(iter(comparison.of(arm).values()))
+        rows.append([arm, bottleneck.sentence(run.recipe, run.metrics)])
+    return Table("Where the seconds go", ["arm", "of its first seed"], rows)
 
 
 def spread(values: Iterable[float], form: str = ".3f") -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.http import EngineError, RefusedError, TransientError
 from aent.runtime.log import log
-from aent.runtime.timeline import Timeline
+from aent.runtime.timeline import ENGINE, Timeline
 
 if TYPE_CHECKING:
     from aent.inference.client import EngineClient
@@ -82,7 +82,8 @@ class Flight:
         """One response, and an event of it."""
         begin = time.time()
         done = await self._ask(engine, request)
-        self.timeline.add("request", begin, engine.client.url, tokens=len(done.token_ids))
+        track = f"{ENGINE}{engine.client.url}"
+        self.timeline.add("request", begin, track, tokens=len(done.token_ids))
         return done
 
     async def _ask(self, engine: EngineFlight, request: GenerationRequest) -> Completion:

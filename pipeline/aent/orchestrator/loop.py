@@ -40,6 +40,7 @@ def train(run: Run) -> bool:
         run.checkpoints.save(0, state, memory, gap=None)
     for step in range(start.step, recipe.steps):
         run.phases.step = step
+        run.profiler.at(step)
         batch = run.sampler.next(step, entropy_controls.plan(recipe, memory))
         with run.phases("score"):
             scores, reference = score(run, batch, step, start)
@@ -60,11 +61,12 @@ def train(run: Run) -> bool:
             check_gap(step, gaps.same, recipe.rollout.max_logprob_gap, start.gap_before(step))
         run.sampler.settle()
         run.weights.sync(version=step + 1)
-        record(run, StepDone(step, batch, driven, gaps, results, report, memory))
+        record(run, StepDone(step, batch, driven, gaps, results, report, memory, run.peak_flops))
         evaluate(run, step + 1)
         if run.checkpoints.save(step + 1, state, memory, gaps.same):
             run.zero.alone("the last words", lambda zero: zero.report.suspend())
             return False
+    run.profiler.end()
     peaks = distributed.peak_memory()  # of the steps: not of saving the policy
     with run.phases("save"):
         run.trainer.save_pretrained(run.run_dir / "policy")

@@ -63,7 +63,7 @@ class RankZero:
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message
             engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress)
-            engines.fleet.timeline = timeline
+            engines.fleet.timeline = judge.timeline = timeline
             asker = Asker(engines.fleet, words, judge, progress)
             source = RolloutSource(recipe, task, asker)
             return RankZero(

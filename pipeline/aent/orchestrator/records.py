@@ -38,6 +38,7 @@ class StepDone:
     results: Sequence[MinibatchResult]
     report: ControllerReport
     memory: Memory  # what the entropy controls keep for the next step
+    peak_flops: float | None  # of all ranks together, per second; None: not known
 
 
 def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, float]:
@@ -215,8 +216,10 @@ def time_metrics(
         "time/total": total,
         "time/trainer_busy": trainer,
         "time/trainer_idle": total - trainer,
+        "time/trainer_idle_share": (total - trainer) / max(total, 1e-9),
         "time/engines_busy": engine_busy_s,
         "time/engines_idle": total - engine_busy_s,
+        "time/engines_idle_share": (total - engine_busy_s) / max(total, 1e-9),
         "tokens/total": float(tokens),
         "tokens/response": float(batch.loss_mask.sum()),
         "tokens/per_s": tokens / max(total, 1e-9),

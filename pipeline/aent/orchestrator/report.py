@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from aent.checkpoint.lead import own_lead
@@ -15,6 +16,7 @@ from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
 from aent.orchestrator import entities
 from aent.orchestrator.alerts import Alerts
+from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
     StepDone,
     control_metrics,
@@ -37,6 +39,7 @@ from aent.orchestrator.token_metrics import (
 )
 from aent.orchestrator.token_record import TokenRecord, shown, token_record
 from aent.recipe.schema import Recipe
+from aent.runtime import profiling
 from aent.runtime.environment import device_kind
 from aent.runtime.log import log
 from aent.tasks.mixture import by_source
@@ -108,6 +111,7 @@ class Report:
         metrics["response/distinct_answers"] = distinct_answers(rollout, readers)
         metrics["policy/probe_gap"] = probe_gap
         metrics |= time_metrics(done.batch, seconds, engines_busy_s) | dict(load)
+        metrics |= compute_metrics(done, seconds)
         self.tracker.log(done.step, metrics)
         self._alert(done.step, metrics)
         self._say_filled(done.step, noted)
@@ -121,6 +125,7 @@ class Report:
                 done.step,
                 lambda: heatmap.page(shown(record, rollout, self.pieces, title, measure)),
             )
+        self._keep_profiles()
         self.tracker.refresh_figure()
         self.rewards.append(metrics["reward/mean"])
         for phase, value in seconds.items():
@@ -136,6 +141,11 @@ class Report:
                 sum(r.update_skipped for r in done.results),
             )
         )
+
+    def _keep_profiles(self) -> None:
+        """Have MLflow get the steps' profiles that are written by now, of every rank."""
+        if self.recipe.profile.steps:
+            self.tracker.log_files(profiling.FOLDER, partial(profiling.finished, self.run_dir))
 
     def _alert(self, step: int, metrics: Mapping[str, float]) -> None:
         for alert in self.alerts.look(step, metrics):
@@ -195,6 +205,7 @@ class Report:
         peaks: bytes of memory that each rank has held at most.
         """
         self.display.stop()
+        self._keep_profiles()
         gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
         self.tracker.log(self.recipe.steps - 1, gib)
         entities.log_policy(self.tracker, self.recipe, self.run_dir / "policy")

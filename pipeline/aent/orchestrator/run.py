@@ -16,9 +16,10 @@ from aent.orchestrator.rank_zero import RankZero
 from aent.orchestrator.sampler import Sampler
 from aent.orchestrator.weight_sync import WeightSync
 from aent.recipe.schema import Recipe
-from aent.runtime import distributed
+from aent.runtime import distributed, profiling
 from aent.runtime.on_rank_zero import HeldByRankZero, OnRankZero
 from aent.runtime.phases import Phases
+from aent.runtime.profiling import Profiler
 from aent.runtime.signals import StopRequest
 from aent.trainer.trainer import Trainer
 
@@ -34,6 +35,8 @@ class Run:
     sampler: Sampler
     weights: WeightSync
     checkpoints: Checkpoints
+    profiler: Profiler
+    peak_flops: float | None  # of all ranks, per second; None: nobody asks
     zero: HeldByRankZero[RankZero]  # evaluator, report, engines: rank 0's alone
 
     @staticmethod
@@ -46,8 +49,10 @@ class Run:
         distributed.initialize(recipe.trainer, recipe.seed)
         deadline = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
         store = dist.distributed_c10d._get_default_store()
-        control = OnRankZero(store, rank, deadline, phases.progress)
+        control = OnRankZero(store, rank, deadline, phases.progress, phases.timeline)
         trainer = Trainer(recipe, model_path)
+        peak = profiling.peak_flops(recipe.profile, trainer.bridge.dtype)
+        profiler = Profiler(recipe.profile, run_dir, phases, rank)
         zero = HeldByRankZero(
             control,
             "reaching the engines",
@@ -63,9 +68,12 @@ class Run:
                 Sampler(recipe.rollout.max_staleness, phases, zero),
                 WeightSync(trainer, phases, zero),
                 Checkpoints(stop, zero, writer),
+                profiler,
+                peak,
                 zero,
             )
         finally:
+            profiler.end()
             zero.meanwhile(RankZero.close)
         # rank 0 has the job's store, which others may still be asking for its last words
         dist.barrier(group=distributed.control_group())

@@ -65,6 +65,21 @@ class TrackingSection(Section):
     """MLflow run under which this one is shown (a sweep's)."""
 
 
+class ProfileSection(Section):
+    """A close look at single steps, and what the trainer's speed is held against."""
+
+    RESUME: ClassVar[Resume] = "free"
+    steps: tuple[int, ...] = ()
+    """Steps, from 0, of which torch.profiler records a trace in run_dir/profiles. Default: none."""
+    ranks: tuple[int, ...] = (0,)
+    """Trainer ranks that record it."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """10^12 floating point operations that one rank computes per second at most, for MFU. Default:
+    no MFU is recorded."""
+    measure_peak: bool = False
+    """Measure peak_tflops by matrix products at the start."""
+
+
 class AlertsSection(Section):
     """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/tracking.md),
     beside a reward that is not finite; 0 turns one off."""

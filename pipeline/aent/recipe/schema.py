@@ -20,6 +20,7 @@ from aent.recipe.operation import (
     CheckpointSection,
     ClusterSection,
     EvaluationSection,
+    ProfileSection,
     TrackingSection,
 )
 from aent.recipe.section import Resume, Section, mark
@@ -213,6 +214,8 @@ class Recipe(Section):
     """Checkpoints."""
     tracking: TrackingSection = TrackingSection()
     """MLflow."""
+    profile: ProfileSection = ProfileSection()
+    """Profiles of single steps."""
     alerts: AlertsSection = AlertsSection()
     """What somebody on call is told."""
     cluster: ClusterSection = ClusterSection()

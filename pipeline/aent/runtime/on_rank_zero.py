@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 
 import torch.distributed as dist
 
+from aent.runtime.timeline import Timeline
+
 T = TypeVar("T")
 P = TypeVar("P")
 POLL_S = 0.1  # between two looks of a waiting rank; the price of a wait is half of it
@@ -31,6 +33,7 @@ class OnRankZero:
     rank: int
     deadline_s: float  # without a sign of progress from rank 0
     on_progress: Callable[[], None]  # called on every rank, at rank 0's signs
+    timeline: Timeline = field(default_factory=Timeline)  # of this rank: rank 0's work, and waits
     _turn: int = field(default=0, init=False)
     _ticks: int = field(default=0, init=False)
 
@@ -50,10 +53,12 @@ class OnRankZero:
         self._turn += 1
         key = f"aent/turn/{self._turn}"
         if self.rank != 0:
-            self._wait(key, what)
+            with self.timeline.span(f"waits: {what}", "rank 0's work"):
+                self._wait(key, what)
             return None
         try:
-            value = work()
+            with self.timeline.span(what, "rank 0's work"):
+                value = work()
         except BaseException as error:
             self.store.set(key, f"{type(error).__name__}: {error}"[:2000])
             raise

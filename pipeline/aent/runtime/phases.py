@@ -16,8 +16,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,10 +34,13 @@ class Phases:
     deadline_s: float  # without progress in a phase, after which the rank is stuck
     step: int = 0  # that the phases belong to
     timeline: Timeline = field(default_factory=Timeline)
+    # a phase's range, for a profiler of this step
+    around: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
     seconds: dict[str, float] = field(default_factory=dict)
     _place: dict[str, object] = field(default_factory=dict)  # what the file says
     _progress: float = field(default_factory=time.monotonic)  # when there was some
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _began: float = 0.0  # when the rank did, until its first phase has begun
     _written: bool = False  # the file says where the rank is
     _told: bool = False  # that it cannot be written
 
@@ -46,6 +49,7 @@ class Phases:
         """Those of a rank that begins."""
         file = heartbeats.file_of(run_dir, rank)
         phases = Phases(file, deadline_s, timeline=Timeline(timeline.file_of(run_dir, rank)))
+        phases._began = time.time()
         phases.begin("start")
         return phases
 
@@ -54,7 +58,7 @@ class Phases:
         self.begin(name)
         start = time.monotonic()
         try:
-            with self.timeline.span(name, step=self.step):
+            with self.timeline.span(name, step=self.step), self.around(name):
                 yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
@@ -67,6 +71,9 @@ class Phases:
 
     def begin(self, name: str) -> None:
         """Write the heartbeat: this phase begins now."""
+        if self._began and name != "start":
+            self.timeline.add("start", self._began, "phases")
+            self._began = 0.0
         with self._lock:
             self._place = {"step": self.step, "phase": name, "since": time.time()}
             self.progress()

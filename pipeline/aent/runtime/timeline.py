@@ -4,20 +4,40 @@ which ``aent timeline`` makes a picture (``analysis.timeline``)."""
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aent.runtime.log import log
 
 FOLDER = "timeline"
-LIMIT = 1000  # events of a step: one of 8,192 requests would be a megabyte otherwise
+LIMIT = 1000  # events of one name in a step: 8,192 requests would be a megabyte
+ENGINE, JUDGES = "engine ", "judges"  # tracks of other processes: the first with an address
 
 
 def file_of(run_dir: Path, rank: int) -> Path:
     return run_dir / FOLDER / f"rank{rank}.jsonl"
+
+
+@dataclass
+class _Thinned:
+    """Events of one name: all of them, or where they are more than ``LIMIT`` every second, fourth
+    ... of them, so that those which end late are shown too."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    every: int = 1
+    seen: int = 0
+
+    def add(self, event: dict[str, Any]) -> None:
+        if self.seen % self.every == 0:
+            self.events.append(event)
+        self.seen += 1
+        if len(self.events) > LIMIT:
+            self.events, self.every = self.events[::2], 2 * self.every
 
 
 class Timeline:
@@ -29,8 +49,8 @@ class Timeline:
     def __init__(self, path: Path | None = None) -> None:
         """path: None writes nothing."""
         self._path = path
-        self._events: list[dict[str, Any]] = []
-        self._left_out = 0
+        self._kept: dict[str, _Thinned] = {}
+        self._lock = threading.Lock()
         self._told = False
 
     @contextmanager
@@ -47,22 +67,22 @@ class Timeline:
         facts: shown with it; values of JSON."""
         if self._path is None:
             return
-        if len(self._events) >= LIMIT:
-            self._left_out += 1
-            return
-        end = time.time()
-        self._events.append({"name": name, "begin": begin, "end": end, "track": track, **facts})
+        event = {"name": name, "begin": begin, "end": time.time(), "track": track, **facts}
+        with self._lock:
+            self._kept.setdefault(name, _Thinned()).add(event)
 
     def write(self) -> None:
         """Append what was collected to the file."""
         if self._path is None:
             return
-        events, self._events = self._events, []
-        left_out, self._left_out = self._left_out, 0
-        if left_out:
-            now = time.time()
-            name = f"{left_out} events of this step are left out"
-            events.append({"name": name, "begin": now, "end": now, "track": "phases"})
+        with self._lock:
+            kept, self._kept = self._kept, {}
+        events = [event for one in kept.values() for event in one.events]
+        for name, one in kept.items():
+            if one.every > 1:
+                now = time.time()
+                told = f"{one.seen} events {name}: one of {one.every} is drawn"
+                events.append({"name": told, "begin": now, "end": now, "track": "phases"})
         try:
             self._path.parent.mkdir(exist_ok=True)
             with self._path.open("a") as file:

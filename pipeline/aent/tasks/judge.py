@@ -24,6 +24,7 @@ from aent.data.question import Question
 from aent.data.response import Response
 from aent.data.rollout import Grade, Verdict
 from aent.recipe.schema import TaskSection
+from aent.runtime.timeline import JUDGES, Timeline
 from aent.tasks.graders import verdict
 from aent.tasks.judge_worker import Facts, Outcome, Settings, Unit
 from aent.tasks.mixture import appointed
@@ -54,6 +55,7 @@ class JudgePool:
     def __init__(self, section: TaskSection) -> None:
         """Start the workers; they import their graders while the caller goes on."""
         self._section = section
+        self.timeline = Timeline()  # of what they judge
         self._judges = appointed(section)
         graders = [judge.grader for judge in self._judges]
         self._settings = Settings(
@@ -155,6 +157,8 @@ class JudgePool:
                             waiting.appendleft(units[number])
                         else:
                             outcomes[number] = outcome
+                            grader = self._judges[units[number].grader].grader.name
+                            self.timeline.add(grader, time.time() - outcome.seconds, JUDGES)
                             on_progress()
         except BaseException:
             self.close()  # workers may be left with answers that nobody waits for

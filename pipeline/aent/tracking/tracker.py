@@ -33,6 +33,7 @@ from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Table = Literal["samples", "heldout"]  # in training; of an evaluation
 FIGURE_EVERY_S = 10.0  # at most
+LARGEST_FILE = 32 * 2**20  # bytes of one that somebody else wrote
 
 
 class Tracker:
@@ -115,6 +116,19 @@ class Tracker:
         """Record a page of HTML, one a step, in ``run_dir/tokens`` and among MLflow's artifacts."""
         name = f"tokens/step_{step:06d}.html"
         self._keep(File(journal.now(), name, "tokens"), name, make)
+
+    def log_files(self, folder: str, find: Callable[[], Sequence[Path]]) -> None:
+        """Have MLflow get the files that ``find`` finds in this folder of ``run_dir``, each once; a
+        large one stays where it is."""
+        self._try(f"look for {folder}", self._log_files, folder, find)
+
+    def _log_files(self, folder: str, find: Callable[[], Sequence[Path]]) -> None:
+        for path in find():
+            name = f"{folder}/{path.name}"
+            if name not in self._files and path.stat().st_size <= LARGEST_FILE:
+                self._files.add(name)
+                self._append([File(journal.now(), name, folder)])
+                self._points.wake()
 
     def log_entity(self, entity: EntityKind, name: str, make: Callable[[], str]) -> None:
         """Record something that MLflow has pages for (``entities``): ``make`` makes the text of the

@@ -65,6 +65,7 @@ class Packing:
     multiple: int
     device: torch.device
     part: Part = WHOLE
+    flops: int = 0  # model FLOPs of a forward of all ranks' micro-batches
     indices: list[Tensor] = field(default_factory=list)  # ``MicroBatch.index`` of those packed
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 
 from aent.data.batch import Batch
+from aent.models.flops import ForwardFlops
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Unit:
         responses = [end - start - self.prompt for start, end in self.spans]
         pairs = self.prompt**2 / 2 + sum(n * self.prompt + n**2 / 2 for n in responses)
         return self.tokens + pairs / pairs_per_token
+
+    def flops(self, of: ForwardFlops) -> int:
+        """Model FLOPs of its forward."""
+        return of.of_unit(self.prompt, [end - start - self.prompt for start, end in self.spans])
 
 
 def make_units(batch: Batch, share_prompts: bool, micro_batch_tokens: int) -> list[Unit]:

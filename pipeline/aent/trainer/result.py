@@ -55,3 +55,7 @@ class MinibatchResult(Tokens, Sums):
     update_skipped: bool  # the gradient norm was not finite: parameters untouched
     # at which the entropy would stay, by averages over the updates so far; NaN where unknown
     neutral_coefficient: float
+    flops: int  # model FLOPs of its forward and backward, all ranks together (``models.flops``)
+    # share of its forward and backward in which a rank waited for another pipeline stage, the mean
+    # over ranks; None without stages (``pipeline_wait``)
+    bubble: float | None

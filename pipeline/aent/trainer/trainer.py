@@ -26,6 +26,7 @@ from aent.entropy import VocabShard
 from aent.layout.parallel import ParallelLayout
 from aent.models.attention import attention_faults
 from aent.models.facts import folder_facts
+from aent.models.flops import TRAINING, ForwardFlops
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
@@ -36,6 +37,7 @@ from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, open_bridge
 from aent.trainer.packing import MicroBatch, Packing
 from aent.trainer.partition import make_units, partition
+from aent.trainer.pipeline_wait import PipelineWaits
 from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
 
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
@@ -59,6 +61,7 @@ class Trainer:
         self.device = distributed.device()
         self.layout = ParallelLayout.of(recipe.trainer)
         self.pairs_per_token = facts.pairs_per_token
+        self.forward_flops = ForwardFlops.of(facts)
         self.bridge = open_bridge(recipe, facts)
         policy = build_model(self.bridge, self.layout, model_path)
         self.shard: VocabShard | None = None  # of the vocabulary, on the last stage
@@ -87,6 +90,9 @@ class Trainer:
         )
         self.learning_rate = optimizer.LearningRate(recipe, self.optimizer)
         self.config.finalize_model_grads_func = _sum_gradients
+        self.waits = PipelineWaits()
+        if self.layout.pipeline > 1:
+            self.config.timers = self.waits
         self.exporter = export.Exporter(self.bridge, policy, self.layout)
         self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
         if recipe.algorithm.kl_coefficient > 0:
@@ -179,6 +185,7 @@ class Trainer:
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self.waits.begin()
         parts = self._run(micro_batches, step_loss, forward_only=False)
         applied = optimizer.apply_gradients(self.optimizer, recipe.trainer.optimizer.clip_grad)
         self._count_skipped(applied)
@@ -235,7 +242,8 @@ class Trainer:
         part = Part(self.layout.context, place.context)
         multiple = part.multiple * (self.layout.tensor if self.config.sequence_parallel else 1)
         chosen = [[units[u] for u in micro_batch] for micro_batch in shares[place.data]]
-        return Packing(batch, chosen, multiple, self.device, part)
+        flops = sum(unit.flops(self.forward_flops) for unit in units)
+        return Packing(batch, chosen, multiple, self.device, part, flops)
 
     def _policy(self, batch: Batch) -> loss.Policy:
         return loss.Policy(self.policy, self.shard, batch.temperature)
@@ -313,6 +321,8 @@ class Trainer:
             grad_norm=update.grad_norm,
             lr=lr,
             update_skipped=update.skipped,
+            flops=TRAINING * micro_batches.flops,
+            bubble=self.waits.mean_share() if self.layout.pipeline > 1 else None,
             **dict(zip(PER_TOKEN, tokens)),
         )
 

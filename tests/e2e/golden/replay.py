@@ -37,7 +37,7 @@ CONTROLS = (
     "{kind: clip_cov, share: .05, low: -9, high: 9}, {kind: entropy_advantage}]"
 )
 # seconds and bytes; what compares the trainer with the engine, in whose last bits requests differ
-LEFT_OUT = ("time/", "tokens/", "memory/", "system/", "engine/")
+LEFT_OUT = ("time/", "tokens/", "memory/", "system/", "engine/", "compute/")
 LEFT_OUT += ("policy/logprob_gap", "policy/kl_behaviour")
 
 
