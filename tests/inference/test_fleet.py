@@ -135,7 +135,7 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         assert_whole(generate(fleet, freeze))
         assert fleet.clients == [first]
         assert lost == [other]
-        assert fleet.busy_s > 2.0  # the frozen one was waited for so long
+        assert fleet.clock.take_busy_s() > 2.0  # the frozen one was waited for so long
         said = capfd.readouterr().err
         assert_names(said, f"engine {other.url}", 1)
         push(models.make(41))  # nobody waits for the frozen one
