@@ -4,10 +4,12 @@ and the same run given the same rollouts."""
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 
 from aent.checkpoint import rollout_files
+from aent.runtime.signals import CHECKPOINTED
 from e2e.compare import assert_same_run, replay
 from e2e.jobs import Job
 from processes import assert_gone
@@ -27,6 +29,11 @@ RUN = (
 def test_a_run_that_samples_ahead_is_exact_given_its_rollouts(shared_engine, tmp_path):
     job = Job(tmp_path, *RUN, *shared_engine)
     try:
+        job.wait_for(f"step 1/{STEPS}")
+        job.process.send_signal(signal.SIGUSR1)  # does not wait for what is being written
+        assert job.wait() == CHECKPOINTED, job.text
+        assert_gone(job.survivors())
+        job = Job(tmp_path, *RUN, *shared_engine, "resume=auto")
         job.wait_for(f"step 3/{STEPS}")
         job.process.kill()
         assert_gone(job.survivors(), within_s=60)
