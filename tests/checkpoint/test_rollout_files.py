@@ -44,7 +44,7 @@ def test_what_was_written_is_read_to_the_last_bit(tmp_path):
 
 
 def test_a_file_of_before_temperatures_were_recorded_is_read(tmp_path):
-    before = replace(rollout(), temperature=None)
+    before = replace(rollout(), temperature=None, anew=True)
     rollout_files.write(tmp_path, 3, before)
     assert rollout_files.read(tmp_path, 3) == before
 
@@ -55,10 +55,20 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path, capsys, harm):
     path = rollout_files.path_of(tmp_path, 0)
     data = bytearray(path.read_bytes())
     if harm == "flip":
-        data[len(data) // 2] ^= 1
+        data[data.index(b'"prompt"')] ^= 1  # content: a header's unused bytes have no checksum
     path.write_bytes({"cut": data[:-100], "flip": data, "empty": b""}[harm])
     assert rollout_files.read(tmp_path, 0) is None
     assert str(path) in capsys.readouterr().err
+
+
+def test_the_newest_step_that_was_begun_is_known(tmp_path):
+    assert rollout_files.begun(tmp_path) is None
+    assert [rollout_files.begin(tmp_path, step) for step in (3, 4, 4, 3, 5)] == [
+        False, False, True, True, False,
+    ]  # fmt: skip
+    assert rollout_files.begun(tmp_path) == 5
+    rollout_files.forget(tmp_path, before=9)
+    assert rollout_files.recorded(tmp_path) == {}
 
 
 def test_recorded_steps_end_where_one_is_missing(tmp_path):

@@ -1,9 +1,12 @@
-"""Two runs that must have been the same one."""
+"""Two runs that must have been the same one, and one that repeats another."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+
+from e2e.jobs import Job
 
 # what the trainer computes. The engine's own log-probs (policy/logprob_gap, policy/kl_behaviour)
 # depend in their last bits on which requests share a batch, and enter no loss here.
@@ -37,3 +40,18 @@ def assert_same_run(run_dir: Path, reference: Path, steps: int) -> None:
         assert "was executed again" not in log.read_text()
     weights = [(d / "policy" / "model.safetensors").read_bytes() for d in (run_dir, reference)]
     assert weights[0] == weights[1]
+
+
+def replay(folder: Path, name: str, *overrides: str) -> Path:
+    """The run of ``folder`` once more, in one, from its first checkpoint and by its rollouts, of
+    which none may be missing; the new run's folder."""
+    parts, again = folder / "run", folder / name
+    for kept in ("rollouts", "checkpoints/step_000000"):
+        shutil.copytree(parts / kept, again / "run" / kept)
+    shutil.copy(parts / "recipe.yaml", again / "run")
+    job = Job(again, *overrides, "resume=auto")
+    try:
+        assert job.wait() == 0, job.text
+    finally:
+        job.process.kill()
+    return job.run_dir

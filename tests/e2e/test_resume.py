@@ -163,7 +163,7 @@ def test_newest_checkpoints_are_kept_and_rollouts_that_they_need(parts):
     assert len(checkpoints) == 3
     assert checkpoints[-1] == f"step_{STEPS:06d}"
     oldest = int(checkpoints[0].removeprefix("step_"))
-    rollouts = sorted(p.name for p in (run_dir / "rollouts").iterdir())
+    rollouts = sorted(p.name for p in (run_dir / "rollouts").glob("step_*"))
     assert rollouts == [f"step_{step:06d}.npz" for step in range(oldest, STEPS)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.compare import assert_same_run
+from e2e.compare import assert_same_run, replay
 from e2e.jobs import Job
 from processes import assert_gone
 
@@ -64,6 +64,17 @@ def test_killed_at_every_phase_of_a_step_and_at_some_of_the_others(tmp_path, und
     for place in places:
         kill_at(tmp_path, place)
     finish(tmp_path, undisturbed)
+
+
+def test_killed_at_every_phase_while_the_next_step_is_sampled(tmp_path):
+    """What was sampled ahead and is on disk is used again, the rest asked for again, by the weights
+    of then: the run in one is the one with the same rollouts."""
+    ahead = ("rollout.max_staleness=1", "algorithm.importance=truncated_token", "checkpoint.keep=9")
+    for place in [*BEFORE[:1], *(f"1:{phase}" for phase in PHASES), "2:sample", "3:train"]:
+        kill_at(tmp_path, place, *ahead)
+    job = Job(tmp_path, *RUN, *ahead, "resume=auto")
+    assert job.wait() == 0, job.text
+    assert_same_run(replay(tmp_path, "whole", *RUN, *ahead), job.run_dir, STEPS)
 
 
 def test_killed_while_a_checkpoint_is_written_beside_the_training(tmp_path, undisturbed):

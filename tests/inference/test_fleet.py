@@ -24,6 +24,7 @@ from aent.inference.http import EngineError
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port
+from aent.runtime.worker_thread import WorkerThread
 from aent.weights import probe
 from aent.weights.manifest import expected_manifest
 from aent.weights.weight_transfer import TransferSettings, WeightSender
@@ -135,7 +136,7 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         assert_whole(generate(fleet, freeze))
         assert fleet.clients == [first]
         assert lost == [other]
-        assert fleet.busy_s > 2.0  # the frozen one was waited for so long
+        assert fleet.clock.take_busy_s() > 2.0  # the frozen one was waited for so long
         said = capfd.readouterr().err
         assert_names(said, f"engine {other.url}", 1)
         push(models.make(41))  # nobody waits for the frozen one
@@ -148,6 +149,23 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         assert_whole(generate(fleet, lambda: send_all(back, signal.SIGKILL)))
         assert fleet.clients == [first]
         push(served.model)  # for the tests of others
+
+
+def test_a_server_is_given_up_when_the_others_have_their_new_weights() -> None:
+    """By another thread than the one that sends them, which goes over the list of servers."""
+    lost: list[EngineClient] = []
+    clients = [EngineClient(f"http://127.0.0.1:{port}") for port in (1, 2)]
+    fleet = Fleet(list(clients), min_engines=1, on_loss=lost.append)
+    thread = WorkerThread("samples")
+    with fleet.paused():
+        pending = thread.submit(lambda: fleet.lose(clients[0], EngineError("it is gone")))
+        with pytest.raises(TimeoutError):
+            pending.result(0.2)
+        assert fleet.clients == clients
+    pending.result(60)
+    assert fleet.clients == clients[1:]
+    fleet.lose(clients[0], EngineError("seen by both"))
+    assert lost == clients[:1]
 
 
 def test_too_few_engines_end_it_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

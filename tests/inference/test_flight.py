@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -16,6 +17,7 @@ from aent.inference.client import GENERATE, EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
+from aent.runtime.worker_thread import WorkerThread
 from inference.stand_in import COMPLETION, RESET, standing_in
 from wording import assert_names, naming
 
@@ -112,6 +114,30 @@ def test_long_responses_are_waited_for_as_long_as_tokens_are_written() -> None:
         assert lost == []
         assert server.asked.count(GENERATE) == 2
     assert len(ticks) > 2 + flight.LOOKS  # whoever waits for rank 0 hears of it
+
+
+def test_a_pause_for_new_weights_is_no_silence() -> None:
+    """Three times as long as one may be; what was asked for before it goes on after it."""
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> object:
+        if path == "/metrics":
+            return metrics(100)
+        if path == GENERATE:
+            asked.set()
+            assert goes_on.wait(60)
+        return 200, COMPLETION
+
+    with standing_in(answer) as server:
+        fleet, lost = fleet_of(server.url, progress_timeout_s=0.4)
+        with fleet.clock.paused():
+            pending = WorkerThread("asks").submit(lambda: fleet.generate_sync(REQUESTS[:1]))
+            assert asked.wait(60)
+            time.sleep(3 * 0.4)
+            goes_on.set()
+            assert len(pending.result(60)) == 1
+    assert lost == []
+    assert server.asked.count(GENERATE) == 1
 
 
 def test_a_request_that_got_lost_is_sent_again_before_its_engine_is_given_up(capfd) -> None:

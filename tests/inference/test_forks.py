@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def test_branches_begin_at_the_most_uncertain_tokens(length, forks, branches, pl
 def test_branches_go_on_from_their_trunk_by_seeds_of_their_own():
     asked: list[GenerationRequest] = []
 
-    def generate(requests: Sequence[GenerationRequest]) -> list[Completion]:
+    async def generate(requests: Sequence[GenerationRequest]) -> list[Completion]:
         """Whole ones have five tokens; what goes on from inside is two tokens of its seed."""
         asked.extend(requests)
         return [
@@ -47,7 +48,7 @@ def test_branches_go_on_from_their_trunk_by_seeds_of_their_own():
         ]
 
     requests = [GenerationRequest([1, 2], 9, seed=seed) for seed in range(10)]
-    done = generate_forked(generate, requests, forks=2, branches=2)
+    done = asyncio.run(generate_forked(generate, requests, forks=2, branches=2))
     assert [r.seed for r in asked] == [0, 5, 1, 2, 3, 4, 6, 7, 8, 9]
     assert [r.alternatives for r in asked] == [ALTERNATIVES] * 2 + [0] * 8
     assert [len(r.prompt_ids) + r.max_tokens for r in asked] == [11] * 10
@@ -76,7 +77,7 @@ def test_a_real_engine_has_what_a_branch_shares_in_its_cache(served: Served) -> 
     prompt = [5 + i % 200 for i in range(70)]
     requests = [GenerationRequest(prompt, 100, seed=seed) for seed in range(6)]
     before = cached_tokens(served)
-    done = generate_forked(Fleet([client]).generate_sync, requests, forks=1, branches=5)
+    done = asyncio.run(generate_forked(Fleet([client]).generate, requests, forks=1, branches=5))
     found = cached_tokens(served) - before
     (place,) = most_uncertain(done[0], 1, 1)
     assert len({tuple(c.token_ids) for c in done}) == 6

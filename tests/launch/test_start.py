@@ -78,3 +78,11 @@ def test_an_automatic_band_says_when_it_begins() -> None:
                  "max": 0.3}  # fmt: skip
     names = ("automatic_band", 0.01, "5 steps", "+0.1", 0.2, "-0.1", 0.5, "[0, 0.3]")
     assert_names(said(automatic)[1], *names)
+
+
+def test_sampling_ahead_says_how_old_what_is_known_may_be() -> None:
+    recipe = Recipe.model_validate(
+        {"name": "x", "model": {}, "controller": BAND, "rollout": {"max_staleness": 3}}
+    )
+    assert_names(say_what_controls(recipe).splitlines()[-1], "rollout.max_staleness=3", "3 updates")
+    assert "max_staleness" not in "".join(said(BAND))

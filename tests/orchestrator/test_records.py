@@ -21,6 +21,7 @@ from aent.orchestrator.records import (
     groups_replaced,
     groups_without_signal,
     judged_mean,
+    mixed_share,
     time_metrics,
     token_mean,
     zero_share,
@@ -47,6 +48,13 @@ def test_zero_share_is_over_response_tokens():
     assert zero_share(batch, weight) == 0
     weight[batch.loss_mask.nonzero()[:2, 0]] = 0
     assert zero_share(batch, weight) == 2 / 8
+
+
+def test_mixed_share_counts_responses_of_several_versions():
+    several = samples()
+    assert mixed_share(Batch.from_samples(several, 1.0)) == 0
+    several[1].versions, several[3].versions = [2, 3], [3, 3, 3, 3]  # of 2 and of 4 tokens
+    assert mixed_share(Batch.from_samples(several, 1.0)) == 1 / 4
 
 
 def test_token_mean_is_over_response_tokens():

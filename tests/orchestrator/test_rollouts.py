@@ -21,6 +21,7 @@ from aent.orchestrator.sampler import as_batch
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.runtime.worker_thread import WorkerThread
 from aent.tasks import Task
 from aent.tasks.choice import choose
 from aent.tasks.curriculum import Record, from_json, to_json
@@ -40,12 +41,13 @@ class Source:
     may_end: dict[int, threading.Event]
     begun: list[int] = field(default_factory=list)
     begins: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    fails_at: int | None = None
 
     def next(self, step: int, _plan: Any, max_staleness: int, _record: Any) -> Rollout:
         self.begun.append(step)
         self.begins.release()
         assert self.may_end[step].wait(PATIENCE_S)
-        if step == 3:
+        if step == self.fails_at:
             raise RuntimeError(f"step {step} by weights older than {max_staleness}")
         return rollout_of(step)
 
@@ -100,9 +102,58 @@ def test_what_is_on_disk_is_not_sampled_again_and_the_last_step_has_none_ahead(
     assert source.begun == []
 
 
+def test_k_steps_are_sampled_ahead_one_after_the_other(tmp_path: Path) -> None:
+    made, source, how = rollouts(tmp_path, staleness=2, ready=2)
+    assert made.of(0, how) == rollout_of(0)
+    for _ in range(3):
+        assert source.begins.acquire(timeout=PATIENCE_S)
+    assert source.begun == [0, 1, 2]  # 2 when 1 was there
+    assert made.of(1, how) == rollout_of(1)  # although 2 is not; and 3 is next
+    for event in source.may_end.values():
+        event.set()
+    assert [made.of(step, how) for step in (2, 3, 4)] == [rollout_of(s) for s in (2, 3, 4)]
+    made.settle()
+    assert source.begun == [0, 1, 2, 3, 4]
+    assert made.noted == {"staleness/sampled_anew": 0.0}
+
+
+def test_rollouts_are_on_disk_only_when_their_weights_are_proven(tmp_path: Path) -> None:
+    """Those that end while the engines get new weights, which may turn out to be wrong."""
+    made, source, how = rollouts(tmp_path, staleness=1, ready=5)
+    with made.unproven:
+        source.may_end[1].clear()
+        pending = WorkerThread("learns").submit(lambda: made._make(1, how))
+        assert source.begins.acquire(timeout=PATIENCE_S)
+        source.may_end[1].set()
+        with pytest.raises(TimeoutError):
+            pending.result(0.2)
+        assert rollout_files.read(tmp_path, 1) is None
+    assert pending.result(PATIENCE_S).rollout == rollout_files.read(tmp_path, 1) == rollout_of(1)
+
+
+def test_what_was_begun_and_is_not_on_disk_is_sampled_anew_and_counted(tmp_path: Path) -> None:
+    killed, source, how = rollouts(tmp_path, staleness=1, ready=2)
+    assert killed.of(1, how) == rollout_of(1)
+    for _ in range(2):
+        assert source.begins.acquire(timeout=PATIENCE_S)
+    assert rollout_files.begun(tmp_path) == 2
+    again, _, _ = rollouts(tmp_path, staleness=1, ready=5)
+    assert again.resume(1) == 2
+    again.of(1, how)
+    assert again.noted == {"staleness/sampled_anew": 0.0}
+    assert again.of(2, how) == replace(rollout_of(2), anew=True)
+    assert again.noted == {"staleness/sampled_anew": 1.0}
+    assert rollout_files.read(tmp_path, 2) == replace(rollout_of(2), anew=True)
+    again.of(3, how)
+    assert again.noted == {"staleness/sampled_anew": 0.0}
+    again.settle()
+    source.may_end[2].set()
+
+
 @pytest.mark.parametrize("by", ["settle", "of"])
 def test_what_fails_ahead_is_raised_where_it_is_waited_for(tmp_path: Path, by: str) -> None:
-    made, _, how = rollouts(tmp_path, staleness=1, ready=5)
+    made, source, how = rollouts(tmp_path, staleness=1, ready=5)
+    source.fails_at = 3
     made.of(2, how)
     with pytest.raises(RuntimeError, match="step 3"):
         made.settle() if by == "settle" else made.of(3, how)
@@ -157,7 +208,7 @@ def learner(run_dir: Path, staleness: int, *more: str) -> tuple[Any, Learner, An
     return made, source, plan(recipe, {})
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, 1, 2])
 @pytest.mark.parametrize(("killed_in", "checkpoint"), [(5, 4), (7, 4), (8, 8), (3, 0)])
 def test_a_curriculum_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, staleness: int, killed_in: int, checkpoint: int

@@ -1,26 +1,39 @@
 """Which groups give their places to which questions, which responses are kept, which rewards."""
 
 import json
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aent.algorithm.entropy_controls import plan
+from aent.algorithm.entropy_controls import Plan, plan
 from aent.algorithm.entropy_controls.rollouts import majority
 from aent.checkpoint import rollout_files
 from aent.data.question import Question
 from aent.data.rollout import Rollout, Verdict
 from aent.data.sample import Sample
-from aent.inference.client import EngineClient
+from aent.inference.client import GENERATE, EngineClient
 from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
 from aent.orchestrator.rollouts import Rollouts
-from aent.orchestrator.sampling import RolloutSource, better_ones, replace_groups, reward_by
+from aent.orchestrator.sampling import (
+    Prompted,
+    RolloutSource,
+    better_ones,
+    outcome,
+    replace_groups,
+    reward_by,
+    spares,
+)
 from aent.orchestrator.source_metrics import source_metrics
 from aent.recipe.load import load as load_recipe
 from aent.runtime.environment import data_path
 from aent.tasks import load
 from aent.tasks.asking import Asker
+from aent.tasks.choice import choose
 from aent.tasks.judge import JudgePool
 from inference.stand_in import COMPLETION, standing_in
 
@@ -113,23 +126,39 @@ LETTERS = Tokenizer(
 )
 
 
-def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> None:
-    """From a server in an engine's place, judged in real processes: even seeds say the number of
-    the question, odd ones another; of source b every response is wrong."""
+def said(text: str, version: int = 0) -> dict[str, Any]:
+    """A server's answer."""
+    choice = COMPLETION["choices"][0] | {
+        "token_ids": [ord(c) for c in text],
+        "logprobs": {"content": [{"logprob": -1.0}] * len(text)},
+        "weight_versions": [{"start": 0, "end": len(text), "version": str(version)}],
+        "finish_reason": "stop",
+    }
+    return {"choices": [choice]}
+
+
+def two_sources(folder: Path) -> str:
+    """Of a task: questions 10 to 29 and 50 to 69, two of the first for one of the others."""
     for name, numbers in (("a", range(10, 30)), ("b", range(50, 70))):
         rows = [json.dumps({"question": f"{i}?", "answer": i}) for i in numbers]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
     sources = ", ".join(
-        f"{{name: {n}, path: {tmp_path}/{n}.jsonl, heldout: 2, weight: {w}, graders: {g}}}"
+        f"{{name: {n}, path: {folder}/{n}.jsonl, heldout: 2, weight: {w}, graders: {g}}}"
         for n, w, g in (
             ("a", 2, "[{kind: last_number}]"),
             ("b", 1, "[{kind: last_number, name: c}]"),
         )
     )
+    return f"sources: [{sources}]"
+
+
+def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> None:
+    """From a server in an engine's place, judged in real processes: even seeds say the number of
+    the question, odd ones another; of source b every response is wrong."""
     recipe = load_recipe(
         data_path("recipes/cpu/tiny.yaml"),
         [
-            f"task={{sources: [{sources}], curriculum: {{low: .1, high: .9, replay: .5}}}}",
+            f"task={{{two_sources(tmp_path)}, curriculum: {{low: .1, high: .9, replay: .5}}}}",
             "rollout.prompts_per_step=6", "rollout.replacement_prompts=3", "steps=4",
         ],
     )  # fmt: skip
@@ -138,13 +167,7 @@ def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> 
     def answer(_path: str, body: dict[str, Any]) -> tuple[int, Any]:
         number = int("".join(map(chr, body["token_ids"])).rstrip("?"))
         right = body["sampling_params"]["seed"] % 2 == 0 and number < 50
-        ids = [ord(c) for c in str(number if right else number + 1)]
-        return 200, {"choices": [COMPLETION["choices"][0] | {
-            "token_ids": ids,
-            "logprobs": {"content": [{"logprob": -1.0}] * len(ids)},
-            "weight_versions": [{"start": 0, "end": len(ids), "version": str(step)}],
-            "finish_reason": "stop",
-        }]}  # fmt: skip
+        return 200, said(str(number if right else number + 1), step)
 
     task = load(recipe.task, recipe.seed)
     names = {question.index: question.source for question in task.train}
@@ -175,3 +198,56 @@ def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> 
     assert rollouts.noted["curriculum/repeated_share"] == pytest.approx(
         sum(n > 1 for i, n in seen.items() if i in rollout.outcomes) / len(rollout.outcomes)
     )
+
+
+@pytest.mark.parametrize("limit", [3, 40])
+def test_a_batch_with_early_spares_is_the_one_of_rounds(tmp_path: Any, limit: int) -> None:
+    """From a server whose answers come after a random moment, so that groups end in any order; the
+    reference asks in rounds, each when the one before has been judged. Some places need several."""
+    recipe = load_recipe(
+        data_path("recipes/cpu/tiny.yaml"),
+        [
+            f"task={{{two_sources(tmp_path)}}}", "rollout.prompts_per_step=6",
+            "rollout.samples_per_prompt=3", f"rollout.replacement_prompts={limit}",
+        ],
+    )  # fmt: skip
+    chance = random.Random(7)
+
+    def answer(_path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        number = int("".join(map(chr, body["token_ids"])).rstrip("?"))
+        time.sleep(chance.random() / 30)
+        right = body["sampling_params"]["seed"] % 2 == 0 and number % 3 == 0
+        return 200, said(str(number if right else number + 1))
+
+    task, how = load(recipe.task, recipe.seed), plan(recipe, {})
+    replaced: set[int] = set()
+    with standing_in(answer) as server, JudgePool(recipe.task) as judge:
+        asker = Asker(Fleet([EngineClient(server.url)]), LETTERS, judge)
+        source = RolloutSource(recipe, task, asker)
+        for step in range(3):
+            before = server.asked.count(GENERATE)
+            found = source.next(step, how, step)
+            asked = (server.asked.count(GENERATE) - before) / 3
+            assert found == in_rounds(source, step, how)
+            replaced |= {sample.replaced for sample in found.samples}
+            # no group is thrown away unseen where the limit does not end the replacements
+            assert len(found.outcomes) <= asked <= 6 + limit
+            assert asked == len(found.outcomes) or limit == 3
+    assert max(replaced) > (limit > 3)
+
+
+def in_rounds(source: RolloutSource, step: int, how: Plan) -> Rollout:
+    """What the step samples if a round of replacements is asked for when the one before is over."""
+    choice = choose(source.task, step, 6, source.recipe.seed)
+    outcomes = {}
+
+    def sample(places: list[tuple[int, Question]]) -> list[Rollout]:
+        asked = [Prompted(place, question, 3) for place, question in places]
+        groups = [group for _, group in source._sample(step, asked, how, step)]
+        for (_, question), group in zip(places, groups):
+            outcomes[question.index] = outcome(group, False)
+        return groups
+
+    groups = sample(list(enumerate(choice.questions)))
+    replace_groups(groups, spares(choice, source.recipe.rollout.replacement_prompts), sample)
+    return replace(Rollout.join(groups), temperature=how.temperature, outcomes=outcomes)

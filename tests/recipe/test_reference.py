@@ -35,10 +35,12 @@ def test_defaults_types_and_bounds_are_told() -> None:
     entries = {f"{p.path}.{e.name}": e for p in reference.parts() for e in p.entries}
     staleness = entries["rollout.max_staleness"]
     assert (staleness.type, staleness.default, staleness.resume) == (
-        "integer, at least 0, at most 1",
+        "integer, at least 0",
         "0",
         "no",
     )
+    share = entries["rollout.engine.gpu_memory_utilization"]
+    assert share.type == "number, above 0, at most 1"
     assert entries["controller.initial"].default == "required"
     assert entries["task.graders[python].style"].type == "aent or verl or trl or trl_chat"
     assert entries["trainer.optimizer.betas"].type == "list of 2 numbers"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,8 @@ from aent.inference.fleet import Fleet
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.graders import LastNumber
 from aent.recipe.schema import TaskSection
-from aent.tasks.asking import Asked, Asker, SamplingParams
+from aent.runtime.worker_thread import WorkerThread
+from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 from aent.tasks.judge import JudgePool
 from inference.stand_in import COMPLETION, standing_in
 
@@ -68,7 +71,7 @@ WANTED = [Asked(Question(i, f"{i}?", a), [5, i], s) for i, (a, s) in enumerate(
 
 
 def test_answers_stand_in_the_order_of_what_was_asked(asker: Asker) -> None:
-    answers = asker.ask(WANTED, PARAMS)
+    answers = [answer for group in asker.ask([WANTED[:2], WANTED[2:]], PARAMS) for answer in group]
     assert [a.question for a in answers] == [one.question for one in WANTED]
     assert [a.response for a in answers] == ["99 10", "99 11", "99 12"]
     assert [a.verdict.reward for a in answers] == [1.0, 1.0, 0.0]
@@ -82,9 +85,70 @@ def test_answers_stand_in_the_order_of_what_was_asked(asker: Asker) -> None:
         assert body["sampling_params"]["stop_token_ids"] == list(WORDS.stop_ids)
 
 
-def test_answers_bit_by_bit_are_the_same_ones(asker: Asker) -> None:
-    parts: list[list[tuple[int, Any]]] = []
-    asker.ask_bit_by_bit(WANTED, PARAMS, parts.append)
-    assert [len(part) for part in parts] == [2, 1]  # two judges
-    found = dict(pair for part in parts for pair in part)
-    assert [found[i] for i in range(3)] == asker.ask(WANTED, PARAMS)
+def test_a_group_is_judged_while_others_are_written_and_may_ask_for_more(judge: JudgePool) -> None:
+    """The second response is held back until the first one's verdict is there, and one more that
+    it has led to has been asked for."""
+    judged, more_asked = threading.Event(), threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        seed = body["sampling_params"]["seed"]
+        if seed == 12:
+            more_asked.set()
+        if seed == 11:
+            assert judged.wait(60)
+            assert more_asked.wait(60)
+        return write_the_seed(path, body)
+
+    taken: list[tuple[int, list[float]]] = []
+
+    def take(place: int, answers: list[Answer]) -> list[list[Asked]]:
+        assert threading.current_thread() is not threading.main_thread()  # where the event loop is
+        taken.append((place, [answer.verdict.reward for answer in answers]))
+        judged.set()
+        return [WANTED[2:]] if place == 0 else []
+
+    with standing_in(answer) as server:
+        asker = Asker(Fleet([EngineClient(server.url)]), WORDS, judge)
+        found = asker.ask([WANTED[:1], WANTED[1:2]], PARAMS, take)
+    assert taken[0] == (0, [1.0])
+    assert sorted(taken) == [(0, [1.0]), (1, [1.0]), (2, [0.0])]
+    assert [[a.question.index for a in group] for group in found] == [[0], [1], [2]]
+
+
+def test_what_another_thread_asks_is_ended_by_an_interrupt(judge: JudgePool) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        asked.set()
+        over.wait(60)
+        return write_the_seed(path, body)
+
+    with standing_in(answer) as server:
+        asker = Asker(Fleet([EngineClient(server.url)]), WORDS, judge)
+        thread = WorkerThread("asks")
+        pending = thread.submit(lambda: asker.ask([WANTED], PARAMS))
+        assert asked.wait(60)
+        asker.interrupt()
+        with pytest.raises(asyncio.CancelledError):
+            pending.result(60)
+        with pytest.raises(asyncio.CancelledError):
+            thread.submit(lambda: asker.ask([WANTED], PARAMS)).result(60)
+        over.set()
+
+
+def test_what_goes_wrong_with_one_group_ends_the_others(judge: JudgePool) -> None:
+    over = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["sampling_params"]["seed"] != 10:
+            over.wait(60)
+        return write_the_seed(path, body)
+
+    def take(place: int, answers: list[Answer]) -> list[list[Asked]]:
+        raise OSError("the disk is full")
+
+    with standing_in(answer) as server:
+        asker = Asker(Fleet([EngineClient(server.url)]), WORDS, judge)
+        with pytest.raises(OSError, match="the disk is full"):
+            asker.ask([[one] for one in WANTED], PARAMS, take)
+        over.set()

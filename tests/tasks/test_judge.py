@@ -278,7 +278,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the 
 judge = JudgePool(TaskSection(graders=(MathVerify(kind="math_verify"),), judge_timeout_s=600))
 question = Question(0, "?", "7")
 judge.judge([question], [Response("7")])
-print(judge._workers[0].process.pid, flush=True)
+print(judge._processes._workers[0].process.pid, flush=True)
 judge.judge([question], [Response("{POWER_TOWER}")])
 """
 

@@ -28,6 +28,7 @@ from aent.runtime.files import read_again
 from aent.runtime.log import log
 
 FOLDER = "rollouts"
+BEGUN = "begun"  # beside them: the newest step that was ever begun to be sampled
 NAME = re.compile(r"step_(\d{6,})\.npz")
 ARRAYS = {
     "prompt_ids": np.int64,
@@ -39,6 +40,30 @@ ARRAYS = {
 
 def path_of(run_dir: Path, step: int) -> Path:
     return run_dir / FOLDER / f"step_{step:06d}.npz"
+
+
+def begin(run_dir: Path, step: int) -> bool:
+    """Note that the step is being sampled; whether it was noted before: it is sampled anew."""
+    newest = begun(run_dir)
+    if newest is not None and step <= newest:
+        return True
+    path = run_dir / FOLDER / BEGUN
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_text(f"{step}\n")
+        os.replace(partial, path)
+    except OSError as error:
+        log.warning(f"aent: {path}: {error} (whether step {step} is sampled twice is not counted)")
+    return False
+
+
+def begun(run_dir: Path) -> int | None:
+    """The newest step that was ever begun to be sampled, as far as that is known."""
+    try:
+        return int((run_dir / FOLDER / BEGUN).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def write(run_dir: Path, step: int, rollout: Rollout) -> None:
@@ -59,6 +84,7 @@ def write(run_dir: Path, step: int, rollout: Rollout) -> None:
     ]
     if rollout.temperature is not None:
         arrays["temperature"] = np.asarray(rollout.temperature)
+    arrays["anew"] = np.asarray(rollout.anew)
     arrays["outcomes"] = np.asarray([[i, *counts] for i, counts in rollout.outcomes.items()])
     arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
     partial = path.with_suffix(".partial")
@@ -104,7 +130,7 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     samples = [
         Sample(**row, **{name: columns[name][i] for name in ARRAYS}) for i, row in enumerate(rest)
     ]
-    # files of earlier versions have neither temperature nor outcomes
+    # files of earlier versions have no temperature, no outcomes, and were never sampled anew
     temperature = float(arrays["temperature"]) if "temperature" in arrays else None
     outcomes = arrays["outcomes"].tolist() if "outcomes" in arrays else []
     return Rollout(
@@ -114,6 +140,7 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
         [_verdict(**v) for v in verdicts],
         temperature,
         {item: (right, judged) for item, right, judged in outcomes},
+        bool(arrays.get("anew", False)),
     )
 
 

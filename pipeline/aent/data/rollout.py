@@ -45,6 +45,7 @@ class Rollout:
     # (right responses, responses that were judged) of every question that was asked, those whose
     # groups were thrown away among them, by its index; earlier versions kept none
     outcomes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    anew: bool = False  # an earlier start had begun to sample the step, and it never was on disk
 
     @property
     def has_signal(self) -> bool:
@@ -66,6 +67,11 @@ class Rollout:
         for sample in self.samples:
             if sample.finish_reason == "length":
                 sample.reward = 0.0
+
+    def move(self, place: int) -> None:
+        """Give its responses, of one group, this group id."""
+        for sample in self.samples:
+            sample.group = place
 
     def select(self, chosen: Sequence[int]) -> Rollout:
         """These of its responses, in this order."""

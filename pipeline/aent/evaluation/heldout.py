@@ -56,7 +56,8 @@ def evaluate(
         for i, question in enumerate(repeated)
     ]
     params = SamplingParams(max_response_tokens, section.temperature, section.top_p, section.top_k)
-    answers = asker.ask(wanted, params)
+    groups = [wanted[i : i + section.samples] for i in range(0, len(wanted), section.samples)]
+    answers = [answer for group in asker.ask(groups, params) for answer in group]
     versions = {v for answer in answers for v in answer.completion.versions}
     if versions != {version}:
         raise RuntimeError(

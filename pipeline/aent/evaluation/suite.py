@@ -125,18 +125,21 @@ def ask(
     total = suite.samples * len(questions)
     versions: set[int] = set()
 
-    def save(judged: list[tuple[int, Answer]]) -> None:
-        versions.update(v for _, answer in judged for v in answer.completion.versions)
+    def save(place: int, judged: list[Answer]) -> tuple[()]:
+        (answer,) = judged
+        versions.update(answer.completion.versions)
         if len(versions) > 1:
             raise RuntimeError(f"the engine's weights changed meanwhile: {sorted(versions)}")
         before = len(answers.rows) * PROGRESS_LINES // total
-        answers.add([_row(places[i], answer) for i, answer in judged])
+        answers.add([_row(places[place], answer)])
         if len(answers.rows) * PROGRESS_LINES // total > before:
             right = statistics.fmean(row.reward >= 1 for row in answers.rows.values())
             say(f"{suite.name}: {len(answers.rows)} of {total} answers, {right:.3f} of them right")
+        return ()
 
     params = SamplingParams(suite.max_tokens, suite.temperature, suite.top_p, suite.top_k)
-    asker.ask_bit_by_bit(wanted(suite, questions, prompts, places, seed), params, save)
+    alone = [[one] for one in wanted(suite, questions, prompts, places, seed)]
+    asker.ask(alone, params, save)
 
 
 def _row(place: tuple[int, int], answer: Answer) -> Row:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from aent.inference.client import EngineClient
+from aent.inference.clock import Clock
 from aent.inference.completion import Completion, GenerationRequest
-from aent.inference.flight import EngineFlight, Flight
+from aent.inference.flight import Flight
 from aent.inference.http import EngineError
 from aent.inference.load import Load
 from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
+Submit = Callable[[GenerationRequest], asyncio.Future[Completion]]
+
 
 @dataclass
 class Fleet:
-    """Several servers with the same weights, used as one.
+    """Several servers with the same weights, used as one; by several threads, each its event loop.
 
     A request is sent again where its connection breaks or its server is too busy. A server that is
     lost (it is not healthy after that, or writes no token for ``progress_timeout_s``, twice) leaves
@@ -30,10 +36,12 @@ class Fleet:
     on_loss: Callable[[EngineClient], None] = lambda client: None
     timeline: Timeline = field(default_factory=Timeline)  # of its requests
     load: Load | None = None  # what servers say of themselves meanwhile; None: nobody asks
-    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
+    clock: Clock = field(default_factory=Clock)
     size: int = field(init=False)  # with none lost
     # by address: the weight version with which it was taken back last
     _back: dict[str, int] = field(default_factory=dict, init=False)
+    # of ``clients``: an update of weights goes on with those that it began with
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     def __post_init__(self) -> None:
         self.size = len(self.clients)
@@ -42,50 +50,88 @@ class Fleet:
         self,
         requests: Sequence[GenerationRequest],
         on_progress: Callable[[], None] | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """``generate`` for callers without an event loop."""
-        return asyncio.run(self.generate(requests, on_progress, on_completion))
+        return asyncio.run(self.generate(requests, on_progress))
 
     async def generate(
         self,
         requests: Sequence[GenerationRequest],
         on_progress: Callable[[], None] | None = None,
-        on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Have every sample written, each by the server with the fewest requests in flight.
+        """Have every sample written; in the order of the requests. Raises as ``open`` does."""
+        async with self.open(on_progress) as submit:
+            return await asyncio.gather(*map(submit, requests))
 
-        Returns completions in the order of the requests; calls ``on_progress``, and
-        ``on_completion`` with the request's place, at each that ends (``on_progress`` also where
-        servers write tokens and none ends for long).
-        Raises EngineError, having cancelled the others: that of a healthy server at once, that of
-        a lost one if fewer than ``min_engines`` are left.
+    @asynccontextmanager
+    async def open(self, on_progress: Callable[[], None] | None = None) -> AsyncIterator[Submit]:
+        """A function that has a sample written by the server with the fewest requests in flight;
+        those that are under way at the end of the block are cancelled.
+
+        ``on_progress`` is called at each that ends (also where servers write tokens and none ends
+        for long). Samples fail by EngineError, all of them: that of a healthy server at once, that
+        of a lost one if fewer than ``min_engines`` are left.
         """
         progress = on_progress or (lambda: None)
-        engines = [EngineFlight(client) for client in self.clients]
-        waiting = deque(enumerate(requests))
-        flight = Flight(self.lose, waiting, engines, progress, self.timeline)
-        done: dict[int, Completion] = {}
-        watch = None
-        if self.load is not None:
-            watch = asyncio.create_task(self.load.watch(self.clients))
-        try:
-            while len(done) < len(requests):
+        flight = Flight(self.lose, deque(), [], progress, self.timeline, self.clock)
+        with self._lock:  # not one that has yet to get the others' weights
+            flight.join(self.clients)
+        under_way: dict[int, asyncio.Future[Completion]] = {}
+        numbers = itertools.count()
+        failed: list[BaseException] = []
+
+        def submit(request: GenerationRequest) -> asyncio.Future[Completion]:
+            future = asyncio.get_running_loop().create_future()
+            if failed:
+                future.set_exception(failed[0])
+                return future
+            number = next(numbers)
+            under_way[number] = future
+            flight.add((number, request))
+            return future
+
+        async def carry_out() -> None:
+            while True:
+                if self._lock.acquire(blocking=False):  # else an update is under way
+                    flight.join(self.clients)  # those that came back with the last one
+                    self._lock.release()
                 flight.send()
-                for index, completion in await flight.land():
-                    done[index] = completion
+                for number, completion in await flight.land():
                     progress()
-                    if on_completion is not None:
-                        on_completion(index, completion)
+                    if not (future := under_way.pop(number)).done():
+                        future.set_result(completion)
+
+        def fail(ended: asyncio.Task[None]) -> None:
+            error = None if ended.cancelled() else ended.exception()
+            if error is not None:
+                failed.append(error)
+            for future in under_way.values():
+                if error is None:
+                    future.cancel()
+                elif not future.done():
+                    future.set_exception(error)
+                    future.exception()  # others may have raised it already
+
+        working = [asyncio.create_task(carry_out())]
+        working[0].add_done_callback(fail)
+        if self.load is not None:
+            working.append(asyncio.create_task(self.load.watch(self.clients)))
+        try:
+            yield submit
         finally:
-            if watch is not None:
-                watch.cancel()
-                await asyncio.gather(watch, return_exceptions=True)
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
             for engine in flight.engines:
                 flight.stop(engine)
             await asyncio.gather(*flight.cancelled, return_exceptions=True)
-            self.busy_s += flight.busy_s
-        return [done[i] for i in range(len(requests))]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The servers get other weights meanwhile. Silence is none, and a server that another
+        thread has to give up is given up afterwards."""
+        with self._lock, self.clock.paused():
+            yield
 
     async def readmit(self, known: Callable[[], Iterable[EngineClient]], version: int) -> list[str]:
         """Have servers that were lost, and are healthy, take part again from the update to weight
@@ -121,6 +167,12 @@ class Fleet:
 
     def lose(self, client: EngineClient, error: EngineError) -> None:
         """Go on without this server; raise ``error`` if too few are left."""
+        with self._lock:
+            self._lose(client, error)
+
+    def _lose(self, client: EngineClient, error: EngineError) -> None:
+        if client not in self.clients:  # another thread has given it up
+            return
         self.clients.remove(client)
         self.on_loss(client)
         least = len(self.clients) + 1 if self.min_engines is None else self.min_engines

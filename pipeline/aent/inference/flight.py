@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from aent.inference.clock import Clock
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.http import EngineError, RefusedError, TransientError
 from aent.runtime.log import log
@@ -35,7 +37,6 @@ class EngineFlight:
     tokens: float | None = None  # that it had written then; None: not known
     sent_again: bool = False  # everything in flight, since it last wrote tokens
     retries: int = 0
-    busy_since: float = 0.0  # while requests are in flight
 
     @property
     def due(self) -> float:
@@ -56,16 +57,26 @@ class Flight:
     engines: list[EngineFlight]
     on_progress: Callable[[], None]
     timeline: Timeline = field(default_factory=Timeline)
-    busy_s: float = 0.0  # in which a server had requests to answer, summed over servers
+    clock: Clock = field(default_factory=Clock)  # by which a server may be silent too long
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
     _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
-    _one_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)  # one has ended, or been added
     _jitter: random.Random = field(default_factory=random.Random)
+
+    def join(self, clients: Sequence[EngineClient]) -> None:
+        """Servers that are not taking part take part from now on."""
+        known = [engine.client for engine in self.engines]
+        self.engines += [EngineFlight(client) for client in clients if client not in known]
+
+    def add(self, item: Item) -> None:
+        """Have this carried out too."""
+        self.waiting.append(item)
+        self._woken.set()
 
     def send(self) -> None:
         """Hand out what is waiting, as far as the servers' ``concurrency`` goes."""
-        now = asyncio.get_running_loop().time()
+        now = self.clock.now()
         while self.waiting:
             free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
             if not free:
@@ -73,7 +84,8 @@ class Flight:
             engine = min(free, key=lambda e: len(e.in_flight))
             item = self.waiting.popleft()
             if not engine.in_flight:
-                engine.progress = engine.looked = engine.busy_since = now
+                engine.progress = engine.looked = now
+                self.clock.begin(engine.client.url)
             task = asyncio.create_task(self._complete(engine, item[1]))
             engine.in_flight[task], self._owners[task] = item, engine
             task.add_done_callback(self._note_end)
@@ -100,22 +112,23 @@ class Flight:
 
     def _note_end(self, task: asyncio.Task[Completion]) -> None:
         self._ended.append(task)
-        self._one_ended.set()
+        self._woken.set()
 
     async def land(self) -> list[tuple[int, Completion]]:
-        """Wait for some to end: (index, completion) of each. Servers that are lost are dropped.
+        """Wait for some to end, or to be added: (index, completion) of each that has ended. Servers
+        that are lost are dropped.
 
         Raises the error of a request that failed on a healthy server.
         """
-        loop = asyncio.get_running_loop()
-        first = min(engine.due for engine in self.engines if engine.in_flight)
+        first = min((e.due for e in self.engines if e.in_flight), default=math.inf)
+        patience_s = max(0.0, first - self.clock.now())
         try:
-            async with asyncio.timeout_at(max(first, loop.time())):
-                await self._one_ended.wait()
+            async with asyncio.timeout(patience_s if patience_s < math.inf else None):
+                await self._woken.wait()
         except TimeoutError:
             pass
         ended, self._ended = self._ended, []
-        self._one_ended.clear()
+        self._woken.clear()
         landed = []
         for task in ended:
             engine = self._owners.pop(task, None)
@@ -125,11 +138,11 @@ class Flight:
                 await self._fail(engine, error)
                 continue
             landed.append((engine.in_flight.pop(task)[0], task.result()))
-            engine.advance(loop.time())
+            engine.advance(self.clock.now())
             if not engine.in_flight:
-                self.busy_s += loop.time() - engine.busy_since
+                self.clock.end(engine.client.url)
         for engine in list(self.engines):
-            if engine.in_flight and engine.due <= loop.time():
+            if engine.in_flight and engine.due <= self.clock.now():
                 await self._look(engine)
         return landed
 
@@ -144,7 +157,7 @@ class Flight:
     async def _look(self, engine: EngineFlight) -> None:
         """No response of it has ended for a while: does it write tokens? One that does not, and yet
         is healthy, may have lost requests, and gets them again, once."""
-        now = asyncio.get_running_loop().time()
+        now = self.clock.now()
         client, before = engine.client, engine.tokens
         engine.looked = now
         try:
@@ -171,13 +184,13 @@ class Flight:
         engine.sent_again = True
         self.on_progress()
         self.send()
-        engine.progress = engine.looked = asyncio.get_running_loop().time()
+        engine.progress = engine.looked = self.clock.now()
 
     def stop(self, engine: EngineFlight) -> list[Item]:
         """Have it answer nothing more; return what it was asked."""
         items = list(engine.in_flight.values())
         if items:
-            self.busy_s += asyncio.get_running_loop().time() - engine.busy_since
+            self.clock.end(engine.client.url)
         for task in engine.in_flight:
             self._owners.pop(task, None)
             task.cancel()
@@ -189,6 +202,8 @@ class Flight:
         self.engines.remove(engine)
         self.waiting.extendleft(self.stop(engine))
         self.lose(engine.client, error)
+        if not self.engines:
+            raise error  # others may have come back to the fleet: they have never been asked
 
 
 def _first_line(error: Exception) -> str:

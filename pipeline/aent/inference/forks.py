@@ -5,7 +5,7 @@ What they share is in the engine's prefix cache (whole blocks of it) and is not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from aent.inference.completion import Completion, GenerationRequest
@@ -13,8 +13,8 @@ from aent.inference.completion import Completion, GenerationRequest
 ALTERNATIVES = 20  # likeliest tokens by which uncertainty is judged; vLLM's max_logprobs
 
 
-def generate_forked(
-    generate: Callable[[Sequence[GenerationRequest]], list[Completion]],
+async def generate_forked(
+    generate: Callable[[Sequence[GenerationRequest]], Awaitable[list[Completion]]],
     requests: Sequence[GenerationRequest],
     forks: int,
     branches: int,
@@ -34,11 +34,11 @@ def generate_forked(
     """
     size = 1 + forks * branches
     trunks = [replace(request, alternatives=ALTERNATIVES) for request in requests[::size]]
-    grown = generate(trunks)
+    grown = await generate(trunks)
     places = [place for trunk in grown for place in most_uncertain(trunk, forks, branches)]
     others = [request for i, request in enumerate(requests) if i % size]
     owners = [trunk for trunk in grown for _ in range(size - 1)]
-    branched = generate(
+    branched = await generate(
         [
             replace(
                 request,

@@ -69,7 +69,7 @@ class Load:
         busy_s: seconds in which an engine had requests to answer, the mean over engines.
         """
         grown = dict.fromkeys(COUNTERS, 0.0)
-        for url, newest in self._newest.items():
+        for url, newest in list(self._newest.items()):  # another thread may add one
             before = self._before[url]
             again = newest.get("generated", 0.0) < before.get("generated", 0.0)  # another process
             for name in COUNTERS:

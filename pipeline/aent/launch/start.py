@@ -124,6 +124,12 @@ def say_what_controls(recipe: Recipe) -> str:
     for control in recipe.entropy_controls:
         values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
         lines.append(f"entropy control ({control.ACTS_ON}): {control.kind} {values}".rstrip())
+    if k := recipe.rollout.max_staleness:
+        lines.append(
+            f"rollout.max_staleness={k}: a step's rollouts are planned (temperature, numbers of "
+            f"responses) by what was known {k} steps before; the controller sees the entropy of "
+            f"the present weights, on tokens of weights up to {k} updates older"
+        )
     return "\n".join(f"aent: {line}" for line in lines)
 
 

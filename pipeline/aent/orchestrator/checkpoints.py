@@ -82,6 +82,10 @@ class Checkpoints:
         due = asked or (settings.every > 0 and (last or step % settings.every == 0))
         if self.saving is not None and (due or not writing):
             self._finish_saving()
+        if due and not asked and self.writer.recipe.rollout.max_staleness:
+            # on disk, a run that goes on from here need not ask for it again; a stop is in a hurry
+            with self.writer.phases("sample"):
+                self.zero.alone("what is sampled ahead", lambda zero: zero.rollouts.settle())
         if due:
             goes_on = settings.asynchronous and not asked and not last and step > 0
             questions = self.zero.alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,7 +39,10 @@ class Engines:
     probe: Probe
     say: Callable[[str], None]
     sent_again: int | None = None  # the last weight version that was, to healthy engines
-    seen: list[Seen] = field(default_factory=list)  # by each engine, of the newest weights
+    # by each engine's address, of the newest weights
+    seen: dict[str, Seen] = field(default_factory=dict)
+    # held from before an update until the engines have been found to compute with its weights
+    unproven: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
     def reach(
@@ -79,9 +83,16 @@ class Engines:
     def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
         """Send the weights to every engine, verified tensor by tensor; to those too that are back.
 
-        Returns False where they are to be sent again: an engine was lost meanwhile, or the
-        connection to a healthy one broke, once.
+        What they are writing goes on afterwards, by the new weights; what has been sampled is not
+        final before ``check_probe`` has found them right. Returns False where they are to be sent
+        again: an engine was lost meanwhile, or the connection to a healthy one broke, once.
         """
+        if not self.unproven.locked():
+            self.unproven.acquire()
+        with self.fleet.paused():
+            return self._push(weights, version)
+
+    def _push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
         try:
             known = partial(known_engines, self.recipe, self.run_dir)
             for words in asyncio.run(self.fleet.readmit(known, version)):
@@ -104,17 +115,17 @@ class Engines:
             asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)
             return await asyncio.gather(*asked, return_exceptions=True)
 
-        clients = list(self.fleet.clients)
+        clients = list(self.fleet.clients)  # another thread may lose one
         answers = dict(zip((c.url for c in clients), asyncio.run(ask(clients))))
         errors = [answer for answer in answers.values() if isinstance(answer, EngineError)]
         if errors:
             asyncio.run(self.fleet.drop_lost(errors[0]))
-        self.seen = []
-        for client in self.fleet.clients:
+        self.seen = {}
+        for client in list(self.fleet.clients):
             answer = answers[client.url]
             if isinstance(answer, BaseException):
                 raise answer
-            self.seen.append(answer)
+            self.seen[client.url] = answer
         first, *others = self.probe.text
         nothing = [0.0] * len(others)
         return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
@@ -123,15 +134,15 @@ class Engines:
         """Compare what the engines said of the probe's text with what the trainer says of it
         (``log_probs`` of ``batch``). Raises WeightSyncError naming engine and cause."""
         ours = log_probs[batch.loss_mask].float().cpu()
-        faults = self.probe.judge(self.seen, ours, version)
-        told = [f"{c.url} {fault}" for c, fault in zip(self.fleet.clients, faults) if fault]
+        faults = self.probe.judge(list(self.seen.values()), ours, version)
+        told = [f"{url} {fault}" for url, fault in zip(self.seen, faults) if fault]
         if told:
             raise WeightSyncError(f"weight version {version}: {'; '.join(told)}")
+        self.unproven.release()
 
     def take_busy_s(self) -> float:
         """Seconds since the last call in which an engine had requests to answer: the mean."""
-        busy_s, self.fleet.busy_s = self.fleet.busy_s, 0.0
-        return busy_s / len(self.fleet.clients)
+        return self.fleet.clock.take_busy_s() / len(self.fleet.clients)
 
     def take_load(self, busy_s: float) -> dict[str, float]:
         """What the engines say of themselves, as metrics of the step (``inference.load``)."""

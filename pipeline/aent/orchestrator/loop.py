@@ -59,7 +59,6 @@ def train(run: Run) -> bool:
         gaps = Gaps.of(batch, logprobs, step)
         if scores is None:
             check_gap(step, gaps.same, recipe.rollout.max_logprob_gap, start.gap_before(step))
-        run.sampler.settle()
         run.weights.sync(version=step + 1)
         record(run, StepDone(step, batch, driven, gaps, results, report, memory, run.peak_flops))
         evaluate(run, step + 1)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from aent.checkpoint import resume
+from aent.checkpoint import resume, rollout_files
 from aent.checkpoint.folders import LoopState
 from aent.models import tokenizer
 from aent.models.pieces import Pieces
@@ -63,12 +63,16 @@ class RankZero:
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message
             engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress)
-            engines.fleet.timeline = judge.timeline = timeline
+            engines.fleet.timeline = timeline
+            judge.draw_on(timeline)
             asker = Asker(engines.fleet, words, judge, progress)
-            source = RolloutSource(recipe, task, asker)
+            rollouts = Rollouts(
+                recipe, run_dir, RolloutSource(recipe, task, asker), engines.unproven
+            )
+            opened.callback(rollouts.close)
             return RankZero(
                 engines=engines,
-                rollouts=Rollouts(recipe, run_dir, source),
+                rollouts=rollouts,
                 evaluator=Evaluator(recipe, asker, task.heldout, suites, report),
                 report=report,
                 opened=opened.pop_all(),
@@ -82,7 +86,14 @@ class RankZero:
             self.report.display.message(
                 "the layout is not that of the checkpoint: random streams begin anew"
             )
-        return self.rollouts.resume(saved.step, curriculum.from_json(saved.questions))
+        fresh_from = self.rollouts.resume(saved.step, curriculum.from_json(saved.questions))
+        begun = rollout_files.begun(self.rollouts.run_dir)
+        if begun is not None and begun >= fresh_from:
+            self.report.display.message(
+                f"the responses of step {fresh_from} had begun to be sampled and are not on disk: "
+                "they are asked for again"
+            )
+        return fresh_from
 
     def record(self, done: StepDone, seconds: Mapping[str, float]) -> None:
         """Log and show the step, whose phases took so many ``seconds``."""
@@ -93,5 +104,5 @@ class RankZero:
         self.report.step(done, newest, noted, seconds, busy_s, gap, load)
 
     def close(self) -> None:
-        """End the judges and give the terminal back."""
+        """End sampling and judges, and give the terminal back."""
         self.opened.close()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aent.algorithm.actuators import Driven
@@ -119,7 +120,16 @@ def gap_metrics(recipe: Recipe, done: StepDone) -> dict[str, float]:
     if recipe.rollout.max_staleness:
         behind = done.step - done.batch.versions[done.batch.loss_mask]
         found["staleness/mean"] = float(behind.double().mean())
+        found["staleness/mixed_share"] = mixed_share(done.batch)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def mixed_share(batch: Batch) -> float:
+    """Share of responses whose tokens have several weight versions."""
+    owner = batch.sequence_of_token[batch.loss_mask]
+    pairs = torch.stack([owner, batch.versions[batch.loss_mask]]).unique(dim=1)
+    several = pairs[0].bincount() > 1
+    return float(several.double().mean())
 
 
 def aim_metrics(report: ControllerReport, entropy: float) -> dict[str, float]:

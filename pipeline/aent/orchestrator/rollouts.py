@@ -1,10 +1,11 @@
 """Rank 0's rollouts: from disk where a step was begun before, else from the engines; of the next
-step meanwhile, where the recipe allows older weights."""
+steps meanwhile, where the recipe allows older weights."""
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import threading
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,68 +18,95 @@ from aent.runtime.worker_thread import WorkerThread
 from aent.tasks import curriculum
 from aent.tasks.curriculum import Record
 
+GIVE_UP_S = 10.0  # for what is being sampled to end when it is not wanted any more
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step's rollouts, what the curriculum knows when they are there, and metrics of them."""
+
+    rollout: Rollout
+    record: Record
+    noted: dict[str, float]
+
 
 @dataclass
 class Rollouts:
     """What the run's steps sampled.
 
-    With ``rollout.max_staleness`` 1 step t + 1 is sampled in a thread while step t is learnt from,
-    by the weights of t (one-step off-policy, as in arXiv 2410.18252). It has ended, and is on disk,
-    before those weights are replaced, so that every token of a step has one version, known before:
-    a resumed run has the same rollouts as one that was not stopped. A curriculum chooses a step's
-    questions by the rollouts of all steps before it, which are there when its sampling begins,
-    ahead or not.
+    With ``rollout.max_staleness`` k the k steps after t are sampled, one after the other, in a
+    thread while step t is learnt from ("one step off-policy" where k is 1, arXiv 2410.18252). An
+    update of the weights does not end it: a response goes on by the new ones, so that its tokens
+    may have several versions, none more than k below that of its step. A curriculum chooses a
+    step's questions by the rollouts of all steps before it, which are there when its sampling
+    begins, ahead or not.
     """
 
     recipe: Recipe
     run_dir: Path
     source: RolloutSource
+    # held while it is not known whether the engines compute with the weights that they should
+    unproven: threading.Lock = field(default_factory=threading.Lock)
     newest: Rollout | None = None
     record: Record = field(default_factory=dict)  # what the curriculum knows, the newest included
     noted: dict[str, float] = field(default_factory=dict)  # metrics of the newest's questions
+    _sampled: Record = field(default_factory=dict)  # the same, of the last step that was sampled
     _thread: WorkerThread | None = None
-    _ahead: dict[int, Future[Rollout]] = field(default_factory=dict)  # by step; one at most
+    _ahead: dict[int, Future[Made]] = field(default_factory=dict)  # by step, in their order
 
     def of(self, step: int, plan: Plan) -> Rollout:
         """This step's rollouts, rewarded. New ones are on disk before anything is learnt from them.
 
-        The next step's begin to be sampled by the same plan, where they may.
+        The next steps' begin to be sampled by the same plan, as far as they may.
         """
         under_way = self._ahead.pop(step, None)
-        made = self._make(step, plan, self.record) if under_way is None else under_way.result()
-        self.newest = made
-        if (settings := self.recipe.task.curriculum) is not None:
-            before, self.record = self.record, curriculum.learnt(self.record, step, made.outcomes)
-            self.noted = curriculum.metrics(settings, before, self.record, step, made.outcomes)
-        if self.recipe.rollout.max_staleness and step + 1 < self.recipe.steps:
-            if self._thread is None:
-                self._thread = WorkerThread("sampling ahead")
-            work = partial(self._make, step + 1, plan, self.record)
-            self._ahead[step + 1] = self._thread.submit(work)
-        return made
+        made = self._make(step, plan) if under_way is None else under_way.result()
+        self.newest, self.record, self.noted = made.rollout, made.record, made.noted
+        last = min(step + self.recipe.rollout.max_staleness, self.recipe.steps - 1)
+        for later in range(step + 1, last + 1):
+            if later not in self._ahead:
+                if self._thread is None:
+                    self._thread = WorkerThread("sampling ahead")
+                self._ahead[later] = self._thread.submit(partial(self._make, later, plan))
+        return made.rollout
 
     def settle(self) -> None:
-        """Return when nothing is being sampled: the engines may get other weights.
+        """Return when nothing is being sampled, and what was is on disk.
 
         Raises what the sampling raised; its waits have their own deadlines.
         """
         for under_way in self._ahead.values():
             under_way.result()
 
+    def close(self) -> None:
+        """Give up what is being sampled: a run that goes on asks for all of it again."""
+        self.source.asker.interrupt()
+        wait(self._ahead.values(), GIVE_UP_S)
+
     def resume(self, step: int, record: Record | None = None) -> int:
         """Go on after ``step`` steps, with the ``record`` that they left; return the first step
         whose rollouts are not on disk."""
-        self.record = record or {}
+        self.record = self._sampled = record or {}
         fresh_from = rollout_files.recorded_until(self.run_dir, step)
         # behind a gap: not this policy's
         rollout_files.forget(self.run_dir, from_step=fresh_from)
         return fresh_from
 
-    def _make(self, step: int, plan: Plan, record: Record) -> Rollout:
-        rollout = rollout_files.read(self.run_dir, step)
+    def _make(self, step: int, plan: Plan) -> Made:
+        """From disk or from the engines; one step at a time, in their order."""
+        rollout, before = rollout_files.read(self.run_dir, step), self._sampled
         if rollout is None:
+            keep = self.recipe.checkpoint.every > 0  # else no step is executed again
+            anew = keep and rollout_files.begin(self.run_dir, step)
             staleness = self.recipe.rollout.max_staleness
-            rollout = self.source.next(step, plan, staleness, record)
-            if self.recipe.checkpoint.every:  # else no step is executed again
-                rollout_files.write(self.run_dir, step, rollout)
-        return rollout
+            rollout = replace(self.source.next(step, plan, staleness, before), anew=anew)
+            with self.unproven:
+                if keep:
+                    rollout_files.write(self.run_dir, step, rollout)
+        noted = {}
+        if self.recipe.rollout.max_staleness:
+            noted["staleness/sampled_anew"] = float(rollout.anew * len(rollout.samples))
+        if (settings := self.recipe.task.curriculum) is not None:
+            self._sampled = curriculum.learnt(before, step, rollout.outcomes)
+            noted |= curriculum.metrics(settings, before, self._sampled, step, rollout.outcomes)
+        return Made(rollout, self._sampled, noted)

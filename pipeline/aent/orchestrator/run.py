@@ -65,7 +65,7 @@ class Run:
                 run_dir,
                 phases,
                 trainer,
-                Sampler(recipe.rollout.max_staleness, phases, zero),
+                Sampler(phases, zero),
                 WeightSync(trainer, phases, zero),
                 Checkpoints(stop, zero, writer),
                 profiler,

@@ -15,9 +15,8 @@ from aent.runtime.phases import Phases
 
 @dataclass(frozen=True)
 class Sampler:
-    """On every rank; every method is collective."""
+    """On every rank; its method is collective."""
 
-    max_staleness: int
     phases: Phases
     zero: HeldByRankZero[RankZero]
 
@@ -29,12 +28,6 @@ class Sampler:
                 lambda zero: as_batch(zero.rollouts.of(step, plan), plan),
             )
             return broadcast_batch(batch, distributed.control_group())
-
-    def settle(self) -> None:
-        """Return when no response is under way: the engines may get other weights."""
-        if self.max_staleness:
-            with self.phases("sample"):
-                self.zero.alone("what is sampled ahead", lambda zero: zero.rollouts.settle())
 
 
 def as_batch(rollout: Rollout, plan: Plan) -> Batch:

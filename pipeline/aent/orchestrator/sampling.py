@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from aent import tasks
 from aent.algorithm.entropy_controls import Plan
@@ -113,6 +113,32 @@ class Prompted:
 
 
 @dataclass
+class EarlySpares:
+    """Asks for spare questions while other groups are still being written.
+
+    Each group without signal costs its source one spare question, the next in order: which one is
+    known at once, for which place it is only when the round has ended (``replace_groups``). What is
+    asked for early is therefore what the rounds will ask for, unless ``limit`` ends first and
+    another source has taken its last: such a group is thrown away unseen.
+    """
+
+    choice: Choice
+    limit: int
+    _left: dict[str, Iterator[Question]] = field(default_factory=dict)
+
+    def __call__(self, each: Prompted, group: Rollout) -> list[Prompted]:
+        """What is to be asked for after this group."""
+        if group.has_signal or self.limit == 0:
+            return []
+        source = each.question.source
+        left = self._left.setdefault(source, iter(self.choice.spare[source]))
+        if (question := next(left, None)) is None:
+            return []
+        self.limit -= 1
+        return [Prompted(each.group, question, each.samples)]
+
+
+@dataclass
 class RolloutSource:
     """Samples a step's responses from the engines and has them judged."""
 
@@ -133,55 +159,85 @@ class RolloutSource:
         version, EngineError as the client does.
         """
         rollout, section = self.recipe.rollout, self.recipe.task
-        wanted = rollout.prompts_per_step
+        wanted, limit = rollout.prompts_per_step, rollout.replacement_prompts
         choice = choose(self.task, step, wanted, self.recipe.seed, section.curriculum, record)
         counts = plan.samples([question.index for question in choice.questions])
         asked: dict[int, Question] = {}
         outcomes: dict[int, tuple[int, int]] = {}
+        early: dict[int, Rollout] = {}  # groups that no place has yet, by question
 
-        def sample(prompted: Sequence[Prompted]) -> list[Rollout]:
-            groups = self._sample(step, prompted, plan, max_staleness)
+        def note(each: Prompted, group: Rollout) -> None:
+            asked[each.question.index] = each.question
+            outcomes[each.question.index] = outcome(group, section.finished_only)
+
+        def sample(places: list[tuple[int, Question]]) -> list[Rollout]:
+            prompted = [Prompted(place, question, counts[place]) for place, question in places]
+            anew = [p for p in prompted if not _fits(p, early.get(p.question.index))]
+            for each, group in self._sample(step, anew, plan, max_staleness):
+                early[each.question.index] = group
+            groups = [early.pop(each.question.index) for each in prompted]
             for each, group in zip(prompted, groups):
-                asked[each.question.index] = each.question
-                outcomes[each.question.index] = outcome(group, section.finished_only)
+                group.move(each.group)
+                note(each, group)
             return groups
 
-        groups = sample([Prompted(g, q, counts[g]) for g, q in enumerate(choice.questions)])
-        replace_groups(
-            groups,
-            spares(choice, rollout.replacement_prompts),
-            lambda places: sample([Prompted(g, q, counts[g]) for g, q in places]),
-        )
+        first = [Prompted(g, q, counts[g]) for g, q in enumerate(choice.questions)]
+        done = self._sample(step, first, plan, max_staleness, EarlySpares(choice, limit))
+        early |= {each.question.index: group for each, group in done[wanted:]}
+        for each, group in done[:wanted]:
+            note(each, group)
+        groups = [group for _, group in done[:wanted]]
+        replace_groups(groups, spares(choice, limit), sample)
         if plan.reroll is not None:
-            first = groups[: math.ceil(plan.reroll.share * wanted)]
-            items = [group.samples[0].item for group in first]
+            first_ones = groups[: math.ceil(plan.reroll.share * wanted)]
+            items = [group.samples[0].item for group in first_ones]
             again = [Prompted(g, asked[i], counts[g], again=True) for g, i in enumerate(items)]
             at = replace(plan, temperature=plan.reroll.temperature)
-            rerolled = self._sample(step, again, at, max_staleness)
+            rerolled = [group for _, group in self._sample(step, again, at, max_staleness)]
             groups.append(better_ones(rerolled, plan.reroll.limit))
         return replace(Rollout.join(groups), temperature=plan.temperature, outcomes=outcomes)
 
     def _sample(
-        self, step: int, prompted: Sequence[Prompted], plan: Plan, max_staleness: int
-    ) -> list[Rollout]:
-        """One group of samples for each question."""
-        wanted = [one for each in prompted for one in self._wanted(step, each)]
+        self,
+        step: int,
+        prompted: Sequence[Prompted],
+        plan: Plan,
+        max_staleness: int,
+        further: Callable[[Prompted, Rollout], list[Prompted]] = lambda each, group: [],
+    ) -> list[tuple[Prompted, Rollout]]:
+        """One group of samples for each question; and of those that ``further`` asks for as each
+        group is there, behind them."""
+        places: list[tuple[Prompted, list[Asked]]] = []
+        groups: dict[int, Rollout] = {}
+
+        def wanted(more: Sequence[Prompted]) -> list[list[Asked]]:
+            asked = [list(self._wanted(step, each)) for each in more]
+            places.extend(zip(more, asked))
+            return asked
+
+        def take(place: int, answers: list[Answer]) -> list[list[Asked]]:
+            for answer in answers:
+                check_versions(answer.completion.versions, step, max_staleness)
+            each, asked = places[place]
+            groups[place] = self._group(each, asked, answers, plan)
+            return wanted(further(each, groups[place]))
+
         params = SamplingParams(self.recipe.rollout.max_response_tokens, plan.temperature)
         forks = None if plan.fork is None else (plan.fork.forks, plan.fork.branches)
-        answers = self.asker.ask(wanted, params, forks)
-        for answer in answers:
-            check_versions(answer.completion.versions, step, max_staleness)
-        groups, first = [], 0
-        for each in prompted:
-            part = slice(first, first := first + each.samples)
-            group = _group(each, wanted[part], answers[part])
-            if plan.reward is not None:
-                grader = tasks.graders_of(self.recipe.task, each.question)[0]
-                reward_by(group, plan.reward, grader.kind)
-            if self.recipe.task.finished_only:
-                group.reward_finished_only()
-            groups.append(group)
-        return groups
+        self.asker.ask(wanted(prompted), params, take, forks)
+        return [(each, groups[place]) for place, (each, _) in enumerate(places)]
+
+    def _group(
+        self, each: Prompted, asked: Sequence[Asked], answers: Sequence[Answer], plan: Plan
+    ) -> Rollout:
+        """The responses to one question, rewarded."""
+        group = _rollout(each, asked, answers)
+        if plan.reward is not None:
+            grader = tasks.graders_of(self.recipe.task, each.question)[0]
+            reward_by(group, plan.reward, grader.kind)
+        if self.recipe.task.finished_only:
+            group.reward_finished_only()
+        return group
 
     def _wanted(self, step: int, each: Prompted) -> Iterator[Asked]:
         """Every response to a question."""
@@ -198,6 +254,11 @@ class RolloutSource:
             yield Asked(question, prompt_ids, sample_seed(recipe.seed, step, question.index, place))
 
 
+def _fits(each: Prompted, group: Rollout | None) -> bool:
+    """Whether a group that was sampled early is what is asked for now."""
+    return group is not None and len(group.samples) == each.samples
+
+
 def check_versions(versions: Sequence[int], step: int, max_staleness: int) -> None:
     """Raise RuntimeError if a token of a response was written by other weights than those of
     ``step`` and of ``max_staleness`` steps before."""
@@ -208,7 +269,7 @@ def check_versions(versions: Sequence[int], step: int, max_staleness: int) -> No
         )
 
 
-def _group(each: Prompted, wanted: Sequence[Asked], answers: Sequence[Answer]) -> Rollout:
+def _rollout(each: Prompted, asked: Sequence[Asked], answers: Sequence[Answer]) -> Rollout:
     """The responses to one question."""
     samples = [
         Sample(
@@ -223,7 +284,7 @@ def _group(each: Prompted, wanted: Sequence[Asked], answers: Sequence[Answer]) -
             rerolled=each.again,
             source=each.question.source,
         )
-        for one, answer in zip(wanted, answers)
+        for one, answer in zip(asked, answers)
     ]
     return Rollout(
         samples,

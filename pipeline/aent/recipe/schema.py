@@ -134,9 +134,9 @@ class RolloutSection(Section):
     replacement_prompts: int = Field(0, ge=0)
     """DAPO's dynamic sampling: prompts whose responses all got the same reward are replaced, by at
     most this many others in a step. 0: off."""
-    max_staleness: int = Field(0, ge=0, le=1)
-    """1: sample a step's responses while the step before is trained on, with weights one update
-    old. 0: sample, then train."""
+    max_staleness: int = Field(0, ge=0)
+    """How many steps are sampled ahead while one is trained on; so many updates old may the weights
+    of a token be. 0: sample, then train."""
     engines: int = mark(1, "free", ge=0)
     """vLLM servers started on this machine; 0 together with urls."""
     urls: tuple[str, ...] = mark((), "free")

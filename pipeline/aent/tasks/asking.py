@@ -1,4 +1,5 @@
-"""The one way to sample: questions to the engines, their responses to the judges.
+"""The one way to sample: questions to the engines, their responses to the judges, each group as
+soon as it is complete.
 
 Training, held-out questions and suites differ in which questions they ask, how often, by which
 seeds, and in what they keep.
@@ -6,17 +7,19 @@ seeds, and in what they keep.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 from aent.data.question import Question
 from aent.data.response import Response
 from aent.data.rollout import Verdict
 from aent.inference.completion import Completion, GenerationRequest
-from aent.inference.fleet import Fleet
+from aent.inference.fleet import Fleet, Submit
 from aent.inference.forks import generate_forked
 from aent.models.tokenizer import Tokenizer
+from aent.runtime.interrupt import Interrupt
 from aent.tasks.judge import JudgePool
 
 
@@ -60,64 +63,110 @@ class Answer:
         return self.completion.finish_reason == "length"
 
 
+Group = Sequence[Asked]  # responses that are judged together
+# gets the place of a group and its answers; returns further groups that are wanted
+Take = Callable[[int, list[Answer]], Sequence[Group]]
+
+
 @dataclass(frozen=True)
 class Asker:
-    """Engines, tokenizer and judges."""
+    """Engines, tokenizer and judges; for any thread."""
 
     fleet: Fleet
     tokenizer: Tokenizer
     judge: JudgePool
     progress: Callable[[], None] = lambda: None  # called at every sign of it
+    interrupt: Interrupt = field(default_factory=Interrupt)  # ends what other threads ask
 
     def ask(
-        self, wanted: Sequence[Asked], params: SamplingParams, forks: tuple[int, int] | None = None
-    ) -> list[Answer]:
-        """Have every response written, then judged; in the order of ``wanted``.
+        self,
+        groups: Sequence[Group],
+        params: SamplingParams,
+        take: Take = lambda place, answers: (),
+        forks: tuple[int, int] | None = None,
+    ) -> list[list[Answer]]:
+        """Have every response written, and each group judged while others are still written.
 
         Args:
-            forks: (tokens at which others branch off, branches at each): responses are trees, see
-                ``generate_forked``.
+            take: called for every group, in the order in which they end, one at a time, in a thread
+                that is not the event loop's; further groups have the places behind all before.
+            forks: (tokens at which others branch off, branches at each): a group's responses are
+                trees, see ``generate_forked``.
 
-        Raises EngineError as ``Fleet.generate`` does.
+        Returns:
+            The answers of each group, in the order of its responses; further groups at the end.
+
+        Raises EngineError as ``Fleet.open`` does, what judges and ``take`` raise, and
+        asyncio.CancelledError where ``interrupt`` is called.
         """
-        requests = self._requests(wanted, params)
-        generate = partial(self.fleet.generate_sync, on_progress=self.progress)
-        if forks is None:
-            completions = generate(requests)
-        else:
-            completions = generate_forked(generate, requests, *forks)
-        return self._judged(wanted, completions)
+        return asyncio.run(self._ask(groups, params, take, forks)) if groups else []
 
-    def ask_bit_by_bit(
+    async def _ask(
         self,
-        wanted: Sequence[Asked],
+        groups: Sequence[Group],
         params: SamplingParams,
-        take: Callable[[list[tuple[int, Answer]]], None],
-    ) -> None:
-        """Have every response written, and judged as soon as there is one for every judge; ``take``
-        gets those answers with their places in ``wanted``, in any order.
+        take: Take,
+        forks: tuple[int, int] | None,
+    ) -> list[list[Answer]]:
+        ended: asyncio.Queue[asyncio.Task[list[Answer]]] = asyncio.Queue()
+        places: dict[asyncio.Task[list[Answer]], int] = {}
+        found: dict[int, list[Answer]] = {}
 
-        Raises EngineError as ``Fleet.generate`` does.
-        """
-        pending: list[tuple[int, Completion]] = []
+        with self.interrupt.possible():
+            async with self.fleet.open(self.progress) as submit:
 
-        def hand_over() -> None:
-            places = [place for place, _ in pending]
-            answers = self._judged([wanted[p] for p in places], [done for _, done in pending])
-            pending.clear()
-            take(list(zip(places, answers)))
+                def begin(more: Sequence[Group]) -> None:
+                    for group in more:
+                        work = self._answers(submit, group, params, forks)
+                        task = asyncio.create_task(work)
+                        places[task] = len(places)
+                        task.add_done_callback(ended.put_nowait)
 
-        def keep(place: int, completion: Completion) -> None:
-            pending.append((place, completion))
-            if len(pending) >= self.judge.size:
-                hand_over()
+                begin(groups)
+                try:
+                    while len(found) < len(places):
+                        task = await ended.get()
+                        place, answers = places[task], task.result()
+                        found[place] = answers
+                        begin(await asyncio.to_thread(take, place, answers))
+                finally:
+                    for task in places:
+                        task.cancel()
+                    await asyncio.gather(*places, return_exceptions=True)
+        return [found[place] for place in range(len(found))]
 
-        requests = self._requests(wanted, params)
-        self.fleet.generate_sync(requests, self.progress, on_completion=keep)
-        if pending:
-            hand_over()
+    async def _answers(
+        self,
+        submit: Submit,
+        group: Group,
+        params: SamplingParams,
+        forks: tuple[int, int] | None,
+    ) -> list[Answer]:
+        """A group, written and judged."""
 
-    def _requests(self, wanted: Sequence[Asked], params: SamplingParams) -> list[GenerationRequest]:
+        async def generate(requests: Sequence[GenerationRequest]) -> list[Completion]:
+            return await asyncio.gather(*map(submit, requests))
+
+        requests = self._requests(group, params)
+        if forks is None:
+            completions = await generate(requests)
+        else:
+            completions = await generate_forked(generate, requests, *forks)
+        begin = time.time()
+        responses = await asyncio.to_thread(self._read, completions)
+        seen = [
+            Response(text, len(c.token_ids), c.finish_reason != "length")
+            for text, c in zip(responses, completions)
+        ]
+        questions = [one.question for one in group]
+        verdicts = await asyncio.wrap_future(self.judge.submit(questions, seen, self.progress))
+        self.fleet.timeline.add("grading", begin, "grading", responses=len(group))
+        return [Answer(*each) for each in zip(questions, completions, responses, verdicts)]
+
+    def _read(self, completions: Sequence[Completion]) -> list[str]:
+        return [self.tokenizer.decode(c.token_ids) for c in completions]
+
+    def _requests(self, wanted: Group, params: SamplingParams) -> list[GenerationRequest]:
         return [
             GenerationRequest(
                 prompt_ids=one.prompt_ids,
@@ -130,14 +179,3 @@ class Asker:
             )
             for one in wanted
         ]
-
-    def _judged(self, wanted: Sequence[Asked], completions: Sequence[Completion]) -> list[Answer]:
-        questions = [one.question for one in wanted]
-        responses = [self.tokenizer.decode(c.token_ids) for c in completions]
-        seen = [
-            Response(text, len(c.token_ids), c.finish_reason != "length")
-            for text, c in zip(responses, completions)
-        ]
-        with self.fleet.timeline.span("grading", "grading", responses=len(responses)):
-            verdicts = self.judge.judge(questions, seen, self.progress)
-        return [Answer(*each) for each in zip(questions, completions, responses, verdicts)]

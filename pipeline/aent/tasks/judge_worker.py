@@ -51,7 +51,7 @@ class Facts:
 class Unit:
     """What is judged in one call of a grader."""
 
-    number: int  # within one call of the pool
+    number: int  # within the pool
     grader: int  # its place in the settings
     question: Question
     responses: tuple[Response, ...]  # none: only the reference is read
