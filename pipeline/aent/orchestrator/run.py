@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from aent.checkpoint.saving import Writer
 from aent.orchestrator.checkpoints import Checkpoints
+from aent.orchestrator.offer import Offer
 from aent.orchestrator.rank_zero import RankZero
 from aent.orchestrator.sampler import Sampler
 from aent.orchestrator.weight_sync import WeightSync
@@ -48,10 +49,13 @@ class Run:
         store = dist.distributed_c10d._get_default_store()
         control = OnRankZero(store, rank, deadline, phases.progress)
         trainer = Trainer(recipe, model_path)
+        offer = Offer.of(recipe, trainer)
         zero = HeldByRankZero(
             control,
             "reaching the engines",
-            lambda: RankZero.open(recipe, run_dir, model_path, phases.timeline, control.progress),
+            lambda: RankZero.open(
+                recipe, run_dir, model_path, phases.timeline, control.progress, offer
+            ),
         )
         writer = Writer(recipe, run_dir, trainer, phases, control)
         try:
@@ -61,7 +65,7 @@ class Run:
                 phases,
                 trainer,
                 Sampler(recipe.rollout.max_staleness, phases, zero),
-                WeightSync(trainer, phases, zero),
+                WeightSync.of(trainer, phases, zero, offer),
                 Checkpoints(stop, zero, writer),
                 zero,
             )

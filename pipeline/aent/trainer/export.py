@@ -38,7 +38,8 @@ class _Shard:
 
 
 class Exporter:
-    """Collects full tensors on rank 0, one Megatron parameter at a time."""
+    """Collects full tensors, one Megatron parameter at a time: of the whole policy on rank 0, or of
+    each pipeline stage on its first rank."""
 
     def __init__(self, bridge: DecoderBridge, model: PolicyModel, layout: ParallelLayout) -> None:
         """Collective over the pipeline: the stages tell one another what they hold.
@@ -80,28 +81,60 @@ class Exporter:
             for name, tensor in zip(names, tensors):
                 yield name, tensor.contiguous()
 
-    def _collect(self, shard: _Shard) -> Tensor | None:
-        """The whole parameter on global rank 0, None elsewhere: merged over the tensor-parallel
-        group of its stage, then sent to stage 0. Other copies of the weights have no part."""
+    @property
+    def collects_stage(self) -> bool:
+        """Whether this rank gets the tensors of its pipeline stage from ``stage``."""
+        return self.layout.holds_first_copy(dist.get_rank()) and self.place.tensor == 0
+
+    def planned(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Hugging Face names and shapes of what ``stage`` yields here, in its order."""
+        if not self.collects_stage:
+            return []
+        shapes = self.bridge.facts.weights
+        mine = [shard for shard in self.shards if shard.stage == self.place.pipeline]
+        names = [n for s in mine for n in self.bridge._weight_name_mapping_mcore_to_hf(s.name)]
+        return [(name, shapes[name]) for name in names]
+
+    @torch.no_grad()
+    def stage(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) of this rank's pipeline stage, on the stage's first
+        rank; nothing elsewhere. The ranks of a stage must iterate to the end, stages need not wait
+        for one another. Tensors as of ``__iter__``."""
+        for shard in self.shards:
+            if shard.stage != self.place.pipeline:
+                continue
+            whole = self._merge(shard)
+            if whole is not None:
+                names, tensors = self.bridge._weight_to_hf_format(shard.name, whole)
+                for name, tensor in zip(names, tensors):
+                    yield name, tensor.contiguous()
+
+    def _merge(self, shard: _Shard) -> Tensor | None:
+        """The whole parameter, of this rank's stage, on the stage's first rank, None elsewhere.
+        Other copies of the weights have no part."""
         if not self.layout.holds_first_copy(dist.get_rank()):
             return None
-        stage, first = self.place.pipeline, self.place.tensor == 0
-        tensor_group = parallel_state.get_tensor_model_parallel_group()
-        pipeline = parallel_state.get_pipeline_model_parallel_group()
-        whole = None
-        if stage == shard.stage:
-            parameter = self.parameters[shard.name]
-            pieces = [parameter.detach()]
-            if shard.split and self.layout.tensor > 1:
-                pieces = [torch.empty_like(parameter) for _ in range(self.layout.tensor)]
-                dist.gather(
-                    parameter.detach(), pieces if first else None, group=tensor_group, group_dst=0
-                )
-            if first:
-                whole = pieces[0]
-                if shard.split:
-                    whole = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
+        first = self.place.tensor == 0
+        parameter = self.parameters[shard.name]
+        pieces = [parameter.detach()]
+        if shard.split and self.layout.tensor > 1:
+            pieces = [torch.empty_like(parameter) for _ in range(self.layout.tensor)]
+            group = parallel_state.get_tensor_model_parallel_group()
+            dist.gather(parameter.detach(), pieces if first else None, group=group, group_dst=0)
         if not first:
+            return None
+        if not shard.split:
+            return pieces[0]
+        merged: Tensor = self.bridge._weight_merge_across_tp(shard.name, pieces, parameter)
+        return merged
+
+    def _collect(self, shard: _Shard) -> Tensor | None:
+        """The whole parameter on global rank 0, None elsewhere: merged in its stage, then sent to
+        stage 0."""
+        stage = self.place.pipeline
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        whole = self._merge(shard) if stage == shard.stage else None
+        if not self.collects_stage:
             return None
         if shard.stage == 0:
             return whole if stage == 0 else None
