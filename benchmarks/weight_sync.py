@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/weight_sync.py MODEL_FOLDER [--rounds 5]
 
 A vLLM server on CPUs gets the folder's weights from two processes, each with a half of them as two
-pipeline stages have: by network all of them through the first (the way it was), through shared memory
+pipeline stages have: by network all of them through the first (the way it was), through memory
 from both. Every update is verified as a run's is. Printed are seconds and processor seconds of all
 processes together, and where they go. MODEL_FOLDER: a Hugging Face folder such as those that a run
 keeps in ~/.cache/aent.
