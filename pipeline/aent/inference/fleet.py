@@ -53,7 +53,8 @@ class Fleet:
         on_progress: Callable[[], None] | None = None,
         on_completion: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Have every sample written, each by the server with the fewest requests in flight.
+        """Have every sample written by the server with the fewest requests in flight, samples of
+        one prompt by the same one unless it is much fuller.
 
         Returns completions in the order of the requests; calls ``on_progress``, and
         ``on_completion`` with the request's place, at each that ends (``on_progress`` also where

@@ -2,7 +2,7 @@
 
 vLLM imports this module by the name of ``WorkerExtension`` (``--worker-extension-cls``); importing
 it registers the backends "aent_gloo" and "aent_nccl" with vLLM's weight-transfer API (0.32.0).
-The only module of aent that imports vLLM.
+With ``inference.array_route`` the only module of aent that imports vLLM.
 """
 
 from __future__ import annotations
