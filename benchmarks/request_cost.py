@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
 A stand-in server in a process of its own answers each request after a moment with as many tokens,
-log-probs and weight versions as a response has. One Fleet asks it for all of them; the client's
-processor time per request is to be the same for 256 and for 8,192 of them.
+log-probs and weight versions as a response has, in arrays as our engines do and in JSON as vLLM's own
+route does, in turn. One Fleet asks it for all of them; the client's processor time per request is to
+be the same for 256 and for 8,192 of them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from multiprocessing.connection import Connection
 
 from aiohttp import web
 
+from aent.inference.arrays import MEDIA_TYPE, pack
 from aent.inference.client import EngineClient
-from aent.inference.completion import GenerationRequest
+from aent.inference.completion import GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 
 PROMPT = list(range(200))
 ANSWER_S = 0.5
+KINDS = {"application/json": "JSON", MEDIA_TYPE: "arrays"}
 
 
-def serve(pipe: Connection, tokens: int) -> None:
+def serve(pipe: Connection, tokens: int, kind: str) -> None:
     content = [
         {"token": f"token_id:{i}", "logprob": -1.0 - i / 1000, "bytes": None, "top_logprobs": []}
         for i in range(tokens)
@@ -39,12 +42,15 @@ def serve(pipe: Connection, tokens: int) -> None:
         "logprobs": {"content": content},
         "weight_versions": [{"start": 0, "end": tokens, "version": "3"}],
     }
-    body = json.dumps({"request_id": "x", "choices": [choice]}).encode()
+    body = {
+        "application/json": json.dumps({"request_id": "x", "choices": [choice]}).encode(),
+        MEDIA_TYPE: pack(response_of(choice)),
+    }
 
     async def generate(request: web.Request) -> web.Response:
         await request.read()
         await asyncio.sleep(ANSWER_S)
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=body[kind], content_type=kind)
 
     async def run() -> None:
         app = web.Application()
@@ -67,24 +73,32 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--concurrency", type=int, default=2048)
     given = parser.parse_args()
-    ours, theirs = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(
-        target=serve, args=(theirs, given.tokens), daemon=True
-    )
-    server.start()
-    url = f"http://127.0.0.1:{ours.recv()}"
+    servers = {}
+    for kind in KINDS:
+        ours, theirs = multiprocessing.Pipe()
+        server = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(theirs, given.tokens, kind), daemon=True
+        )
+        server.start()
+        servers[kind] = (server, f"http://127.0.0.1:{ours.recv()}")
     print(f"{given.tokens} tokens a response, {given.concurrency} requests at once")
-    print("requests  wall, s  client's processor time, ms a request")
+    print("requests  answers  wall, s  client's processor time, ms a request")
     for count in given.requests:
-        fleet = Fleet([EngineClient(url, concurrency=given.concurrency)])
-        asked = [GenerationRequest(PROMPT, given.tokens, seed=i) for i in range(count)]
-        begin, spent = time.perf_counter(), time.process_time()
-        done = fleet.generate_sync(asked)
-        spent, wall = time.process_time() - spent, time.perf_counter() - begin
-        assert len(done) == count
-        assert all(len(each.token_ids) == given.tokens for each in done)
-        print(f"{count:<9} {wall:<8.1f} {spent / count * 1e3:.2f}", flush=True)
-    server.terminate()
+        for kind, (_, url) in servers.items():
+            measure(url, KINDS[kind], count, given.tokens, given.concurrency)
+    for server, _ in servers.values():
+        server.terminate()
+
+
+def measure(url: str, name: str, count: int, tokens: int, concurrency: int) -> None:
+    fleet = Fleet([EngineClient(url, concurrency=concurrency)])
+    asked = [GenerationRequest(PROMPT, tokens, seed=i) for i in range(count)]
+    begin, spent = time.perf_counter(), time.process_time()
+    done = fleet.generate_sync(asked)
+    spent, wall = time.process_time() - spent, time.perf_counter() - begin
+    assert len(done) == count
+    assert all(len(each.token_ids) == tokens for each in done)
+    print(f"{count:<9} {name:<8} {wall:<8.1f} {spent / count * 1e3:.2f}", flush=True)
 
 
 if __name__ == "__main__":

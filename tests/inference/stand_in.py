@@ -38,6 +38,7 @@ class StandIn:
     asked: list[str] = field(default_factory=list)  # paths
     told: list[str] = field(default_factory=list)  # headers of each request
     connections: int = 0
+    kinds: dict[str, str] = field(default_factory=dict)  # by path: the answer's, where not JSON
 
 
 @contextmanager
@@ -75,6 +76,7 @@ def standing_in(answer: Callable[[str, dict[str, Any]], Answer | object]) -> Ite
             status, content = answer  # type: ignore[misc]
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
             kind = "text/plain" if path == "/metrics" else "application/json"
+            kind = server.kinds.get(path, kind)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))

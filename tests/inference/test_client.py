@@ -10,7 +10,7 @@ import torch
 
 from aent.inference import flight
 from aent.inference.client import EngineClient
-from aent.inference.completion import INITIAL_VERSION, Completion, GenerationRequest
+from aent.inference.completion import INITIAL_VERSION, Completion, GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
 from aent.runtime.children import free_port
@@ -163,7 +163,7 @@ def choice(**changes: object) -> dict:
 
 
 def test_versions_are_per_token() -> None:
-    assert Completion.of(choice()).versions == [INITIAL_VERSION, 3]
+    assert Completion.of(response_of(choice())).versions == [INITIAL_VERSION, 3]
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_versions_are_per_token() -> None:
 )
 def test_incomplete_answers_are_failures(changes: dict, names: tuple) -> None:
     with pytest.raises(ValueError, match=naming(*names)):
-        Completion.of(choice(**changes))
+        Completion.of(response_of(choice(**changes)))

@@ -14,7 +14,7 @@ import pytest
 from aent.inference import client as client_module
 from aent.inference import flight
 from aent.inference.client import GENERATE, EngineClient
-from aent.inference.completion import Completion, GenerationRequest
+from aent.inference.completion import Completion, GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
 from aent.runtime.worker_thread import WorkerThread
@@ -167,7 +167,7 @@ def test_an_engine_that_answers_while_it_is_looked_at_is_not_silent() -> None:
         async def complete(self, request: GenerationRequest) -> Completion:
             asked.append(request)
             await looked.wait()
-            return Completion.of(COMPLETION["choices"][0])
+            return Completion.of(response_of(COMPLETION["choices"][0]))
 
         async def tokens_written(self) -> float:
             looked.set()
@@ -194,6 +194,35 @@ def test_an_engine_that_answers_while_it_is_looked_at_is_not_silent() -> None:
     asyncio.run(scenario())
     assert lost == []
     assert len(asked) == 1
+
+
+def test_samples_of_a_prompt_go_to_one_engine_unless_it_is_much_fuller() -> None:
+    class Client(EngineClient):
+        async def complete(self, request: GenerationRequest) -> Completion:
+            return await asyncio.get_running_loop().create_future()
+
+    def sent(groups: list[tuple[int, int]]) -> list[list[int]]:
+        """The prompts that each of three engines got."""
+
+        async def scenario() -> list[list[int]]:
+            engines = [flight.EngineFlight(Client(f"http://{i}:1")) for i in range(3)]
+            prompts = [prompt for prompt, samples in groups for _ in range(samples)]
+            items = deque(enumerate(GenerationRequest([prompt, 7], 2) for prompt in prompts))
+            requests = flight.Flight(lambda *_: None, items, engines, lambda: None)
+            requests.send()
+            got = [sorted(r.prompt_ids[0] for _, r in e.in_flight.values()) for e in engines]
+            for engine in engines:
+                requests.stop(engine)
+            await asyncio.gather(*requests.cancelled, return_exceptions=True)
+            return got
+
+        return asyncio.run(scenario())
+
+    assert sent([(p, 8) for p in range(6)]) == [[0] * 8 + [3] * 8, [1] * 8 + [4] * 8,
+                                                [2] * 8 + [5] * 8]  # fmt: skip
+    sizes = [len(each) for each in sent([(0, 90)])]  # one prompt: cached by all of them
+    assert sum(sizes) == 90
+    assert max(sizes) - min(sizes) <= flight.FULLER + 1
 
 
 def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from aent.inference.client import EngineClient
 from aent.inference.http import EngineError, TransientError
-from aent.weights import weight_transfer
+from aent.weights import waiting
+from aent.weights.by_network import Bucket, send
 from aent.weights.manifest import TensorSpec
 from aent.weights.transport import Broadcast, GlooTransport, NcclTransport
-from aent.weights.weight_transfer import Bucket, TransferSettings, WeightSender, WeightSyncError
+from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from inference.stand_in import RESET, standing_in
 from wording import naming
 
@@ -50,10 +51,8 @@ class Connecting:
         self.closed = True
 
 
-def sender_to(url: str, transport: Connecting, timeout_s: float) -> WeightSender:
-    sender = WeightSender([EngineClient(url)], TransferSettings(timeout_s=timeout_s))
-    sender.transport = transport
-    return sender
+def send_to(url: str, transport: Connecting, timeout_s: float) -> None:
+    asyncio.run(send([EngineClient(url)], transport, BUCKET, timeout_s))
 
 
 def test_broadcasts_may_wait_for_the_request_and_the_request_for_them() -> None:
@@ -70,8 +69,7 @@ def test_broadcasts_may_wait_for_the_request_and_the_request_for_them() -> None:
         return came
 
     with standing_in(answer) as server:
-        sender = sender_to(server.url, Connecting(takes_part), 60.0)
-        asyncio.run(sender.send(BUCKET))
+        send_to(server.url, Connecting(takes_part), 60.0)
         assert server.asked == ["/update_weights"]
 
 
@@ -83,27 +81,26 @@ def test_deadlines_hold_while_a_broadcast_blocks() -> None:
         return 200, {}
 
     with standing_in(answer) as server:
-        sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
         with pytest.raises(EngineError, match=naming(f"{server.url}/update_weights", "0 s")):
-            asyncio.run(sender.send(BUCKET))
+            send_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
         over.set()
 
 
 def test_a_broadcast_that_nobody_ends_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_transfer, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(waiting, "LAST_WORDS_S", 0.1)
     over = threading.Event()
     with standing_in(lambda *_: (200, {})) as server:
-        sender = sender_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
         with pytest.raises(EngineError, match=naming(server.url, "0 s")):
-            asyncio.run(sender.send(BUCKET))
+            send_to(server.url, Connecting(lambda: over.wait(60)), 0.2)
         over.set()
 
 
 def test_what_an_engine_says_comes_before_what_its_broadcast_broke_of() -> None:
-    with standing_in(lambda *_: (500, {"error": "out of memory"})) as server:
-        sender = sender_to(server.url, Connecting(lambda: False), 5.0)
-        with pytest.raises(EngineError, match=naming(500, "out of memory")):
-            asyncio.run(sender.send(BUCKET))
+    with (
+        standing_in(lambda *_: (500, {"error": "out of memory"})) as server,
+        pytest.raises(EngineError, match=naming(500, "out of memory")),
+    ):
+        send_to(server.url, Connecting(lambda: False), 5.0)
 
 
 def test_why_our_end_did_not_join_is_told_though_the_engine_still_waits(
@@ -119,7 +116,7 @@ def test_why_our_end_did_not_join_is_told_though_the_engine_still_waits(
     def join(*arguments: object) -> Connecting:
         raise RuntimeError("no memory left on this device")
 
-    monkeypatch.setattr(weight_transfer, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(waiting, "LAST_WORDS_S", 0.1)
     monkeypatch.setattr(GlooTransport, "join", join)
     with standing_in(answer) as server:
         sender = WeightSender([EngineClient(server.url)], TransferSettings(timeout_s=60.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.weights import probe
+from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
+from aent.weights.memory import WeightMemory
 from aent.weights.probe import Probe, Seen
 from aent.weights.transport import Broadcast, GlooTransport, Transport
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
@@ -39,6 +41,7 @@ class Link:
     client: EngineClient
     expected: Manifest
     text: list[int]  # of the probe
+    stages: list[WeightMemory] = field(default_factory=list)  # two, where weights pass through them
 
     async def push(
         self, model: Qwen2ForCausalLM | dict[str, Tensor], sender: WeightSender | None = None
@@ -46,7 +49,19 @@ class Link:
         """Push weights under the next version; return it."""
         tensors = model if isinstance(model, dict) else models.named_tensors(model)
         version = await self.client.weight_version() + 1
-        await (sender or self.sender).push(iter(tensors.items()), version, self.expected)
+        sender = sender or self.sender
+        if sender.memories is None:
+            await sender.push(iter(tensors.items()), version, self.expected)
+            return version
+        for stage in self.stages:
+            stage.begin()
+        second = set(self.stages[1].address.names)
+        parts = [[(n, t) for n, t in tensors.items() if (n in second) == last] for last in (0, 1)]
+        other = asyncio.create_task(asyncio.to_thread(self.stages[1].write, parts[1]))
+        try:
+            await sender.push(iter(parts[0]), version, self.expected)
+        finally:
+            await other
         return version
 
     async def probe(self) -> Seen:
@@ -59,24 +74,40 @@ class Link:
         return torch.tensor(models.logprobs(model, self.text[:1], self.text[1:]))
 
 
-async def connected(served: Served) -> Link:
+async def connected(served: Served, way: str) -> Link:
     client = served.engine.client()
     sender = WeightSender([client], SMALL_BUCKETS)
+    expected = expected_manifest(served.folder)
+    stages = []
+    if way == "memory":
+        names = list(models.named_tensors(served.model))
+        half = len(names) // 2
+        for part in (names[:half], names[half:]):
+            stages.append(WeightMemory.make([(name, expected[name]) for name in part]))
+        addresses = [stage.address for stage in stages]
+        assert not await sender.share(Memories.of(stages[0], addresses))
     await sender.connect()
     text = probe.text_of(PROMPTS, probe.length_of(32, models.MAX_LENGTH))
     assert len(text) == probe.TOKENS
-    return Link(served, sender, client, expected_manifest(served.folder), text)
+    return Link(served, sender, client, expected, text, stages)
 
 
-@pytest.fixture
-def link(served: Served) -> Iterator[Link]:
+@pytest.fixture(params=["memory"])
+def link(served: Served, request: pytest.FixtureRequest) -> Iterator[Link]:
     """Afterwards the server has its folder's weights again, for the tests of others."""
-    link = asyncio.run(connected(served))
+    link = asyncio.run(connected(served, request.param))
     yield link
-    link = asyncio.run(connected(served))
+    for stage in link.stages:
+        stage.close()
+    link = asyncio.run(connected(served, "network"))
     asyncio.run(link.push(served.model))
 
 
+by_either_way = pytest.mark.parametrize("link", ["memory", "network"], indirect=True)
+by_network = pytest.mark.parametrize("link", ["network"], indirect=True)
+
+
+@by_either_way
 def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
     async def scenario() -> None:
         for seed in (11, 12):
@@ -157,6 +188,7 @@ def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {n: t for n, t in tensors.items() if n != name}
 
 
+@by_either_way
 @pytest.mark.parametrize(
     ("fault", "names"),
     [
@@ -216,17 +248,35 @@ class TransposingWire:
         self.wire.close()
 
 
+class TransposingMemory(WeightMemory):
+    """Has the first square matrix transposed in its place."""
+
+    def put(self, place: int, tensor: Tensor) -> None:
+        if self.address.names[place] == "model.layers.0.self_attn.q_proj.weight":
+            tensor = tensor.T
+        super().put(place, tensor)
+
+
+@by_either_way
 def test_transposed_in_transit_is_named(link: Link) -> None:
     async def scenario() -> None:
-        assert link.sender.transport is not None
-        good = link.sender.transport
-        link.sender.transport = TransposingWire(good)
+        good, memories = link.sender.transport, link.sender.memories
+        if memories is None:
+            assert good is not None
+            link.sender.transport = TransposingWire(good)
+        else:
+            own = link.stages[0]
+            link.stages[0] = TransposingMemory(own.address, own.mapped, own.update)
+            link.sender.memories = replace(memories, own=link.stages[0])
         first = "model.layers.0.self_attn.q_proj.weight"
         with pytest.raises(
             WeightSyncError, match=naming(link.client.url, "worker 0", first, "checksum")
         ):
             await link.push(models.make(19))
-        link.sender.transport = good
+        link.sender.transport, link.sender.memories = good, memories
+        if memories is not None:
+            memories.own.update = link.stages[0].update
+            link.stages[0] = memories.own
         await link.push(models.make(19))
 
     asyncio.run(scenario())
@@ -278,6 +328,7 @@ def test_weights_that_are_not_numbers_cannot_be_sampled_from(link: Link) -> None
     asyncio.run(scenario())
 
 
+@by_network
 def test_a_new_connection_takes_the_place_of_the_old_one(link: Link) -> None:
     async def scenario() -> None:
         old = link.sender.transport

@@ -1,7 +1,8 @@
 """Speaking with vLLM servers: token ids in; token ids, log-probs and weight versions out.
 
 Generation goes through POST /inference/v1/generate, the one route of vLLM 0.32.0 that says which
-weights wrote each token. A request is one sample with a seed of its own.
+weights wrote each token; our middleware answers there in arrays (``array_route``). A request is one
+sample with a seed of its own.
 
 Same weights and seed give the same tokens when a request is computed in the same company; in
 another batch the logits differ in their last bits, so a token may differ now and then.
@@ -21,7 +22,8 @@ from typing import Any
 import aiohttp
 
 from aent.inference import vllm_metrics
-from aent.inference.completion import Completion, GenerationRequest, version_of
+from aent.inference.arrays import MEDIA_TYPE, unpack
+from aent.inference.completion import Completion, GenerationRequest, response_of, version_of
 from aent.inference.http import (
     Answer,
     EngineError,
@@ -68,9 +70,16 @@ class EngineClient:
         Raises EngineError as ``call`` does, and for an answer without finite log-probs or weight
         versions, or that was aborted.
         """
-        answer = await self.ask_to_generate(request.body())
+        headers = {**self._bearer(), "Accept": f"{MEDIA_TYPE}, application/json"}
+        body = self._named(request.body())
+        answer = await self._answer("POST", GENERATE, headers, None, body)
         try:
-            return Completion.of(answer["choices"][0], request.alternatives > 0)
+            # whose middleware we are not answers in JSON
+            if answer.headers.get("content-type") == MEDIA_TYPE:
+                response = unpack(answer.body)
+            else:
+                response = response_of(self._json(GENERATE, answer)["choices"][0])
+            return Completion.of(response, request.alternatives > 0)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise self.error(f"{GENERATE}: {error!r}") from None
 
@@ -78,12 +87,13 @@ class EngineClient:
         self, body: dict[str, Any], *, timeout_s: float | None = None
     ) -> dict[str, Any]:
         """The answer to one request for generation. Raises EngineError as ``call`` does."""
-        if self.model is not None:
-            body = {**body, "model": self.model}
-        answer = await self.call("POST", GENERATE, body, timeout_s=timeout_s)
+        answer = await self.call("POST", GENERATE, self._named(body), timeout_s=timeout_s)
         if not isinstance(answer, dict):
             raise self.error(f"{GENERATE}: the answer is no JSON object")
         return answer
+
+    def _named(self, body: dict[str, Any]) -> dict[str, Any]:
+        return body if self.model is None else {**body, "model": self.model}
 
     async def call(
         self,
@@ -104,6 +114,9 @@ class EngineClient:
         answer = await self._answer(method, path, self._bearer(), timeout_s, body, params)
         if not answer.headers.get("content-type", "").startswith("application/json"):
             return answer.text or None
+        return self._json(path, answer)
+
+    def _json(self, path: str, answer: Answer) -> Any:
         try:
             return json.loads(answer.body)
         except ValueError:

@@ -33,6 +33,7 @@ READY_POLL_S = 0.2
 STOP_GRACE_S = 3.0
 LOG_LINES = 25  # of a dead server, in the error's message
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+ARRAY_ROUTE = "aent.inference.array_route.ArrayRoute"
 WORKER_EXTENSION = "aent.weights.worker_extension.WorkerExtension"
 SOCKET_PATH = 107  # characters that the path of a Unix socket may have (unix(7)) ...
 SOCKET_NAME = 48  # ... of which so many are for vLLM's name of one in its folder
@@ -108,7 +109,8 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     """Return (argv, environment) of the server."""
     options = {**settings.options, **own_options(settings)}
     argv = [sys.executable, "-m", "aent.inference.server"]
-    argv += [flag(name, value) for name, value in options.items()]
+    for name, value in options.items():
+        argv += [flag(name, each) for each in (value if isinstance(value, tuple) else (value,))]
     return argv, environment(settings)
 
 
@@ -123,7 +125,8 @@ def flag(name: str, value: object) -> str:
 
 
 def own_options(settings: EngineSettings) -> dict[str, object]:
-    """The options that a run gives its engines, by name; recipes may not (``checks.recipe``)."""
+    """The options that a run gives its engines, by name, those that are given several times as
+    tuples; recipes may not (``checks.recipe``)."""
     s = settings
     backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
     options: dict[str, object] = {
@@ -146,8 +149,9 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
         "enable-scale-out": True,  # /inference/v1/generate
         "enable-prompt-tokens-details": True,  # how much came from the cache: the probe asks
     }
-    if s.token_path is not None:
-        options["middleware"] = f"{TokenGate.__module__}.{TokenGate.__name__}"
+    options["middleware"] = (ARRAY_ROUTE,)
+    if s.token_path is not None:  # the last one is the first that a request meets
+        options["middleware"] = (ARRAY_ROUTE, f"{TokenGate.__module__}.{TokenGate.__name__}")
     if s.device == "cuda":
         return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
     options |= {

@@ -65,8 +65,9 @@ class Fleet:
 
     @asynccontextmanager
     async def open(self, on_progress: Callable[[], None] | None = None) -> AsyncIterator[Submit]:
-        """A function that has a sample written by the server with the fewest requests in flight;
-        those that are under way at the end of the block are cancelled.
+        """A function that has a sample written by the server with the fewest requests in flight,
+        samples of one prompt by the same one unless it is much fuller; those that are under way at
+        the end of the block are cancelled.
 
         ``on_progress`` is called at each that ends (also where servers write tokens and none ends
         for long). Samples fail by EngineError, all of them: that of a healthy server at once, that

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from aent.inference.client import EngineClient
 
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again, each in its turn
+# a server is much fuller than another that has so many requests less (or four fifths of its own)
+FULLER = 16
 LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
 
 Item = tuple[int, GenerationRequest]
@@ -60,6 +62,7 @@ class Flight:
     clock: Clock = field(default_factory=Clock)  # by which a server may be silent too long
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
+    _homes: dict[int, EngineFlight] = field(default_factory=dict)  # by prompt: who had it last
     _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)  # one has ended, or been added
     _jitter: random.Random = field(default_factory=random.Random)
@@ -81,7 +84,7 @@ class Flight:
             free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
             if not free:
                 return
-            engine = min(free, key=lambda e: len(e.in_flight))
+            engine = self._choose(free, self.waiting[0][1])
             item = self.waiting.popleft()
             if not engine.in_flight:
                 engine.progress = engine.looked = now
@@ -89,6 +92,18 @@ class Flight:
             task = asyncio.create_task(self._complete(engine, item[1]))
             engine.in_flight[task], self._owners[task] = item, engine
             task.add_done_callback(self._note_end)
+
+    def _choose(self, free: list[EngineFlight], request: GenerationRequest) -> EngineFlight:
+        """The server that has the prompt in its cache, from a sample of it before, unless it is
+        much fuller (``FULLER``) than the emptiest one."""
+        emptiest = min(free, key=lambda e: len(e.in_flight))
+        prompt = hash((request.cache_salt, *request.prompt_ids))
+        home = self._homes.get(prompt)
+        least = len(emptiest.in_flight)
+        if home not in free or len(home.in_flight) > least + max(FULLER, least // 4):
+            home = emptiest
+        self._homes[prompt] = home
+        return home
 
     async def _complete(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
         """One response, and an event of it."""
@@ -181,6 +196,7 @@ class Flight:
             return
         log.warning(f"aent: sent again: {_first_line(silence)}")
         self.waiting.extendleft(reversed(self.stop(engine)))
+        self._homes.clear()  # it gets them again, being empty
         engine.sent_again = True
         self.on_progress()
         self.send()

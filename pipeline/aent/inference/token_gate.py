@@ -38,13 +38,13 @@ class TokenGate:
         elif path == OPEN_PATH:
             await self.app(scope, receive, self._proving(scope, send))
         elif not self._admits(scope):
-            await _refuse(scope, send, 401, b"the run's token is needed")
+            await refuse(scope, send, 401, b"the run's token is needed")
         elif path == RPC_PATH:
-            body = await _body(receive)
+            body = await read_body(receive)
             if _is_ours(body):
                 await self.app(scope, _again(body, receive), send)
             else:
-                await _refuse(scope, send, 403, b"no method of aent's")
+                await refuse(scope, send, 403, b"no method of aent's")
         else:
             await self.app(scope, receive, send)
 
@@ -78,7 +78,8 @@ def _is_ours(body: bytes) -> bool:
     return isinstance(asked, dict) and str(asked.get("method")).startswith(OUR_METHODS)
 
 
-async def _body(receive: Any) -> bytes:
+async def read_body(receive: Any) -> bytes:
+    """The whole body of a request."""
     parts, more = [], True
     while more:
         message = await receive()
@@ -97,10 +98,13 @@ def _again(body: bytes, receive: Any) -> Any:
     return receive_again
 
 
-async def _refuse(scope: dict[str, Any], send: Any, status: int, words: bytes) -> None:
+async def refuse(scope: dict[str, Any], send: Any, status: int, words: bytes) -> None:
+    """Answer with a status and why."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    headers = [(b"content-type", b"text/plain"), (b"www-authenticate", b"Bearer")]
+    headers = [(b"content-type", b"text/plain")]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": words})

@@ -18,10 +18,12 @@ from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, TransientError
 from aent.inference.load import Load
+from aent.orchestrator.offer import Offer
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 from aent.runtime.network import LOOPBACK, is_local, own_address
 from aent.weights import probe
+from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
 from aent.weights.probe import Probe, Seen
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
@@ -52,10 +54,12 @@ class Engines:
         prompts: Iterator[list[int]],
         say: Callable[[str], None],
         progress: Callable[[], None],
+        offer: Offer,
     ) -> Engines:
         """Wait for every engine and connect to it for weights.
 
         prompts: token ids of chat prompts, of which the probe's text is made.
+        offer: memory that weights may pass through.
         Raises EngineError after ``start_timeout_s``.
         """
         found = asyncio.run(find_engines(recipe, run_dir, progress))
@@ -66,6 +70,7 @@ class Engines:
             load=Load(),
         )
         sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
+        say(asyncio.run(choose_way(sender, offer)))
         asyncio.run(sender.connect())
         block = asyncio.run(fleet.clients[0].block_size())
         room = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
@@ -151,6 +156,23 @@ class Engines:
             return {}
         asyncio.run(load.look(self.fleet.clients, in_flight=False))
         return load.take(busy_s)
+
+
+async def choose_way(sender: WeightSender, offer: Offer) -> str:
+    """Have weights pass through the memory that is offered if all engines are on this machine and
+    can open it, else by network; return what to tell. It stays so for the run."""
+    by_network = f"aent: weights reach the engines by {sender.settings.backend}, from rank 0"
+    if offer.own is None:
+        return f"{by_network} ({offer.why_not})" if offer.why_not else by_network
+    if not all(is_local(client.url) for client in sender.clients):
+        return f"{by_network} (not all engines are on this machine)"
+    try:
+        memories = Memories.of(offer.own, offer.addresses)
+    except (OSError, ValueError) as error:  # another rank's, on another machine
+        return f"{by_network} (rank 0 cannot open every stage's memory: {error})"
+    if reason := await sender.share(memories):
+        return f"{by_network} ({reason})"
+    return "aent: weights reach the engines through shared memory, from every pipeline stage"
 
 
 async def find_engines(

@@ -14,6 +14,7 @@ from aent.models.pieces import Pieces
 from aent.orchestrator import entities
 from aent.orchestrator.engines import Engines
 from aent.orchestrator.evaluator import Evaluator
+from aent.orchestrator.offer import Offer
 from aent.orchestrator.questions import load_suites, load_task
 from aent.orchestrator.records import StepDone
 from aent.orchestrator.report import Report
@@ -45,6 +46,7 @@ class RankZero:
         model_path: Path,
         timeline: Timeline,
         progress: Callable[[], None],
+        offer: Offer,
     ) -> RankZero:
         """Start judges and tracking, load the task, and wait for the engines."""
         with ExitStack() as opened:
@@ -62,7 +64,7 @@ class RankZero:
             suites = load_suites(recipe, words)
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message
-            engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress)
+            engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress, offer)
             engines.fleet.timeline = timeline
             judge.draw_on(timeline)
             asker = Asker(engines.fleet, words, judge, progress)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from aent.checkpoint.saving import Writer
 from aent.orchestrator.checkpoints import Checkpoints
+from aent.orchestrator.offer import Offer
 from aent.orchestrator.rank_zero import RankZero
 from aent.orchestrator.sampler import Sampler
 from aent.orchestrator.weight_sync import WeightSync
@@ -53,10 +54,13 @@ class Run:
         trainer = Trainer(recipe, model_path)
         peak = profiling.peak_flops(recipe.profile, trainer.bridge.dtype)
         profiler = Profiler(recipe.profile, run_dir, phases, rank)
+        offer = Offer.of(recipe, trainer)
         zero = HeldByRankZero(
             control,
             "reaching the engines",
-            lambda: RankZero.open(recipe, run_dir, model_path, phases.timeline, control.progress),
+            lambda: RankZero.open(
+                recipe, run_dir, model_path, phases.timeline, control.progress, offer
+            ),
         )
         writer = Writer(recipe, run_dir, trainer, phases, control)
         try:
@@ -66,7 +70,7 @@ class Run:
                 phases,
                 trainer,
                 Sampler(phases, zero),
-                WeightSync(trainer, phases, zero),
+                WeightSync.of(trainer, phases, zero, offer),
                 Checkpoints(stop, zero, writer),
                 profiler,
                 peak,

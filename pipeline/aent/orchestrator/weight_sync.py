@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
 
 from aent.data.batch import Batch, broadcast_batch
 from aent.data.sample import Sample
+from aent.orchestrator.offer import Offer
 from aent.orchestrator.rank_zero import RankZero
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
 from aent.runtime.phases import Phases
 from aent.trainer.trainer import Trainer
+from aent.weights.memory import WeightMemory
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,18 @@ class WeightSync:
     trainer: Trainer
     phases: Phases
     zero: HeldByRankZero[RankZero]
+    memory: WeightMemory | None  # of this rank's stage, where engines read it
+    shared: bool  # whether they do; else all weights go through rank 0
+
+    @staticmethod
+    def of(
+        trainer: Trainer, phases: Phases, zero: HeldByRankZero[RankZero], offer: Offer
+    ) -> WeightSync:
+        """Collective: rank 0's engines have said whether they can read what is offered."""
+        shared = zero.tell("how weights travel", lambda zero: zero.engines.sender.is_shared)
+        return WeightSync(
+            trainer, phases, zero, offer.own if shared else offer.withdrawn("").own, shared
+        )
 
     def sync(self, version: int) -> None:
         """Give the engines the trainer's weights as this version, and check them by the probe.
@@ -38,7 +56,10 @@ class WeightSync:
     def _push(self, version: int) -> Batch | None:
         """Send every weight once, and ask the engines for the probe: its text, to be scored. None
         where an engine was lost meanwhile: those that are left want all of it again."""
-        weights = self.trainer.export()  # collective: every rank goes through all of it
+        # collective: every rank goes through all of it
+        weights = self.trainer.export_stage() if self.shared else self.trainer.export()
+        if self.memory is not None:
+            self.memory.begin()
         sent: list[bool | Exception] = []  # of one element on rank 0, of none elsewhere
         asked: list[Sample] = []
 
@@ -58,10 +79,16 @@ class WeightSync:
 
         with self.phases.timeline.span("weights"):
             self.zero.meanwhile(push)
-            for _ in weights:
-                pass
+            self._go_through(weights)
         if not self.zero.tell(f"sending weight version {version}", ask):
             return None
         # log-probs of given tokens are those at temperature 1
         batch = Batch.from_samples(asked, temperature=1.0) if asked else None
         return broadcast_batch(batch, distributed.control_group())
+
+    def _go_through(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Our part beside rank 0, which has gone through its own."""
+        if self.memory is not None and dist.get_rank() != 0:
+            self.memory.write(weights)
+        for _ in weights:
+            pass

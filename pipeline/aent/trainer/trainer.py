@@ -214,6 +214,12 @@ class Trainer:
         self.gather_parameters()
         return iter(self.exporter)
 
+    def export_stage(self) -> Iterator[tuple[str, Tensor]]:
+        """``export`` of this rank's pipeline stage alone, on the stage's first rank; every rank
+        iterates to the end."""
+        self.gather_parameters()
+        return self.exporter.stage()
+
     def save_pretrained(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder, which appears when it is whole: each pipeline
         stage its own weight files. Raises as ``saved_policy.save_pretrained``."""

@@ -5,8 +5,8 @@ Used on both sides of a weight transfer, so it imports torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def checksum(tensor: Tensor) -> str:
     A sum over the tensor's words, each times an odd factor of its position, modulo 2^64. Any one
     changed word changes it; so do a transposition and two exchanged rows.
     """
+    return _total(tensor.numel(), _sums(tensor).tolist())
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """[ceil(words / _PERIOD)] int64, on the tensor's device: what a checksum is made of."""
     words = tensor.detach().contiguous().view(-1).view(_WORD[tensor.element_size()])
     factors = _factors(str(tensor.device))
     # on a CPU one period at a time: its products (int64) then stay in the cache
@@ -54,10 +59,53 @@ def checksum(tensor: Tensor) -> str:
     sums = [(block * factors).sum(dim=1) for block in rows]
     rest = words[whole:]
     sums.append((rest * factors[: rest.numel()]).sum()[None])
-    total = tensor.numel()
-    for value in torch.cat(sums).tolist():
+    return torch.cat(sums)
+
+
+def _total(numel: int, sums: Iterable[int]) -> str:
+    total = numel
+    for value in sums:
         total = (total * 0x9E3779B97F4A7C15 + value) % 2**64
     return f"{total:016x}"
+
+
+@dataclass
+class Checksums:
+    """Of tensors that pass one after another, read once at the end: a GPU computes them beside its
+    other work, on a stream of their own, and is not waited for at each."""
+
+    specs: Manifest = field(default_factory=dict)  # without checksums
+    _pending: list[tuple[str, int, Tensor]] = field(default_factory=list)
+    _stream: torch.cuda.Stream | None = None
+
+    def add(self, name: str, tensor: Tensor) -> TensorSpec:
+        """Take in a tensor, which must keep its value until ``manifest``; return what it is,
+        without its checksum."""
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        spec = self.specs[name] = TensorSpec(tuple(tensor.shape), dtype)
+        self._pending.append((name, tensor.numel(), self._computed(tensor)))
+        return spec
+
+    def _computed(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return _sums(tensor)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
+        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(self._stream):
+            sums = _sums(tensor)
+        tensor.record_stream(self._stream)
+        return sums
+
+    def manifest(self) -> Manifest:
+        """All that were added, with their checksums."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        for name, numel, sums in self._pending:
+            spec = self.specs[name]
+            self.specs[name] = TensorSpec(spec.shape, spec.dtype, _total(numel, sums.tolist()))
+        self._pending.clear()
+        return self.specs
 
 
 @lru_cache

@@ -12,10 +12,10 @@ The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,24 +23,15 @@ from torch import Tensor
 from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION
 from aent.inference.http import EngineError
-from aent.weights import nccl
+from aent.weights import nccl, waiting
+from aent.weights.by_memory import Memories, refusal, send_shared
+from aent.weights.by_network import send_all
 from aent.weights.manifest import Manifest, TensorSpec, differences
-from aent.weights.transport import (
-    Broadcast,
-    GlooTransport,
-    NcclTransport,
-    Transport,
-    in_daemon_thread,
-)
+from aent.weights.memory import ExportError
+from aent.weights.transport import GlooTransport, NcclTransport, Transport, in_daemon_thread
+from aent.weights.waiting import first_failure
 
-POLL_S = 0.002  # between two looks at broadcasts under way
-LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
 FAULTS_SHOWN = 8
-BROKE = "a broadcast of weights broke"
-
-
-T = TypeVar("T")
-Bucket = list[tuple[str, TensorSpec, Tensor]]  # names, what they are, and the tensors themselves
 
 
 class WeightSyncError(RuntimeError):
@@ -65,19 +56,26 @@ class WeightSender:
     clients: list[EngineClient]
     settings: TransferSettings = TransferSettings()
     transport: Transport | None = field(default=None, init=False)
-    joined: list[str] = field(default_factory=list, init=False)  # addresses in the group
+    memories: Memories | None = field(default=None, init=False)  # None: weights travel by network
+    joined: list[str] = field(default_factory=list, init=False)  # addresses of those connected
     version: int | None = field(default=None, init=False)  # of the last update
     # of one that has failed: engines that it had reached to its end may have it already
     unfinished: int | None = field(default=None, init=False)
 
     async def connect(self) -> None:
-        """Form a group with every worker of every engine, in place of an earlier one; ``push`` does
-        it too, where they are not those of the last time.
+        """Form a group with every worker of every engine, in place of an earlier one, or have each
+        open the trainer's memories; ``push`` does it too, where they are not those of the last
+        time.
 
         Raises EngineError within ``timeout_s`` if an engine does not come.
         """
         self.disconnect()
         await self._rpc("aent_reset_transfer")
+        if self.memories is not None:
+            if reason := await refusal(self.clients, self.memories, self.settings.timeout_s):
+                raise EngineError(reason)
+            self.joined = [client.url for client in self.clients]
+            return
         sizes = await self._values("GET", "/get_world_size", "world_size")
         world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
         address = self.settings.master_address
@@ -104,8 +102,8 @@ class WeightSender:
         joining: asyncio.Future[Transport] = in_daemon_thread(join)
         no_group = "no group with the engines' workers"
         try:
-            async with asyncio.timeout(timeout_s + LAST_WORDS_S):
-                self.transport = await _first_failure(joining, calls, no_group)
+            async with asyncio.timeout(timeout_s + waiting.LAST_WORDS_S):
+                self.transport = await first_failure(joining, calls, no_group)
                 await asyncio.gather(*calls)
         except TimeoutError:
             raise EngineError(f"{no_group} within {timeout_s:.0f} s") from None
@@ -121,6 +119,19 @@ class WeightSender:
         transport, self.transport, self.joined = self.transport, None, []
         if transport is not None:
             transport.close()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether weights pass through memory."""
+        return self.memories is not None
+
+    async def share(self, memories: Memories) -> str:
+        """Have weights pass through these memories from now on if every worker of every engine can
+        open them; else return why not, in one sentence."""
+        await self._rpc("aent_reset_transfer")
+        reason = await refusal(self.clients, memories, self.settings.timeout_s)
+        self.memories = None if reason else memories
+        return reason
 
     async def check_nccl(self) -> None:
         """Raise EngineError naming the engine whose NCCL is of another version than ours, patch
@@ -161,8 +172,7 @@ class WeightSender:
                 await self.connect()  # a broadcast would wait for who is not there
             self.unfinished = version
             await self.begin()
-            sent = await self.send_all(rest, expected)
-            await self.verify(sent, expected)
+            await self.verify(await self.send(rest, expected), expected)
             await self.finish(version)
             await self.reset_caches()
             await self._all("POST", "/resume")
@@ -198,93 +208,30 @@ class WeightSender:
         await self._all("POST", "/pause", params={"mode": "keep", "clear_cache": False})
         await self._all("POST", "/start_weight_update")
 
-    async def send_all(
+    async def send(
         self, named_tensors: Iterator[tuple[str, Tensor]], expected: Manifest | None
     ) -> Manifest:
-        """Send bucket after bucket; return what was offered, by name.
+        """Have the engines load every tensor; return what was offered, by name.
 
-        A tensor that the model does not need, or of another shape or dtype, is not sent: ``verify``
-        names it.
+        Raises EngineError, and WeightSyncError, having closed the update, for an export that
+        cannot be sent.
         """
-        offered: Manifest = {}
-        under_way: asyncio.Task[None] | None = None
+        clients, settings = self.clients, self.settings
         try:
-            # the next bucket is collected, in a thread, while the engines take in this one
-            buckets = self._buckets(named_tensors, expected, offered)
-            while (bucket := await in_daemon_thread(lambda: next(buckets, None))) is not None:
-                if under_way is not None:
-                    await under_way
-                under_way = asyncio.create_task(self.send(bucket))
-            if under_way is not None:
-                await under_way
-        finally:
-            if under_way is not None:
-                under_way.cancel()
-                await asyncio.gather(under_way, return_exceptions=True)
-        return offered
-
-    def _buckets(
-        self,
-        named_tensors: Iterator[tuple[str, Tensor]],
-        expected: Manifest | None,
-        offered: Manifest,
-    ) -> Iterator[Bucket]:
-        """What ``send_all`` sends; fills ``offered``."""
-        bucket: Bucket = []
-        size = 0
-        for name, tensor in named_tensors:
-            if name in offered:
-                raise WeightSyncError(f"{name} was offered twice")
-            spec = offered[name] = TensorSpec.of(tensor)
-            wanted = spec if expected is None else expected.get(name)
-            if wanted is None or (wanted.shape, wanted.dtype) != (spec.shape, spec.dtype):
-                continue
-            bucket.append((name, spec, tensor))
-            size += tensor.nbytes
-            if size >= self.settings.bucket_bytes:
-                yield bucket
-                bucket, size = [], 0
-        if bucket:
-            yield bucket
-
-    async def send(self, bucket: Bucket) -> None:
-        """Announce the bucket to every engine and broadcast its tensors.
-
-        Raises EngineError within ``timeout_s``.
-        """
-        if self.transport is None:
-            raise RuntimeError("push before connect")
-        info = {
-            "names": [name for name, _, _ in bucket],
-            "dtype_names": [spec.dtype for _, spec, _ in bucket],
-            "shapes": [list(spec.shape) for _, spec, _ in bucket],
-        }
-        transport, timeout_s = self.transport, self.settings.timeout_s
-        calls = [
-            asyncio.ensure_future(
-                c.call("POST", "/update_weights", {"update_info": info}, timeout_s=timeout_s)
+            if self.memories is not None:
+                return await send_shared(clients, self.memories, named_tensors, settings.timeout_s)
+            if self.transport is None:
+                raise RuntimeError("push before connect")
+            return await send_all(
+                clients,
+                self.transport,
+                named_tensors,
+                expected,
+                settings.bucket_bytes,
+                settings.timeout_s,
             )
-            for c in self.clients
-        ]
-        # in a thread: NCCL connects in the first broadcasts, which blocks until every engine has
-        # got its call and takes part
-        started = in_daemon_thread(lambda: [transport.broadcast(tensor) for _, _, tensor in bucket])
-        try:
-            # the calls have deadlines of their own, whose errors name the engine
-            async with asyncio.timeout(timeout_s + LAST_WORDS_S):
-                for work in await _first_failure(started, calls, BROKE):
-                    await _finished(work, calls)
-                await asyncio.gather(*calls)
-        except TimeoutError:
-            urls = ", ".join(client.url for client in self.clients)
-            raise EngineError(
-                f"a broadcast of weights to {urls} has not ended within {timeout_s:.0f} s"
-            ) from None
-        finally:
-            started.cancel()
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+        except ExportError as error:
+            await self._refuse([f"the trainer's export: {error}"])
 
     async def verify(self, offered: Manifest, expected: Manifest | None) -> None:
         """Compare what the trainer offered with what the model needs, and what every worker
@@ -302,9 +249,13 @@ class WeightSender:
                     where = f"{client.url}, worker {rank}"
                     faults += [f"{where}: {d}" for d in differences(offered, received)]
         if faults:
-            await self._all("POST", "/finish_weight_update", {})
-            more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-            raise WeightSyncError("weight update: " + "; ".join(faults[:FAULTS_SHOWN]) + more)
+            await self._refuse(faults)
+
+    async def _refuse(self, faults: list[str]) -> NoReturn:
+        """Close the update without a new version, and say why."""
+        await self._all("POST", "/finish_weight_update", {})
+        more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise WeightSyncError("weight update: " + "; ".join(faults[:FAULTS_SHOWN]) + more)
 
     async def finish(self, version: int) -> None:
         """Close the update; every engine must then say ``version``."""
@@ -343,43 +294,3 @@ class WeightSender:
     async def _rpc(self, method: str) -> list[list[Any]]:
         """What every worker of every engine returns from this method of our extension."""
         return await self._values("POST", "/collective_rpc", "results", body={"method": method})
-
-
-async def _first_failure(
-    work: asyncio.Future[T], calls: Sequence[asyncio.Future], broken: str
-) -> T:
-    """The result of ``work``; the error of a call that fails before it has one. ``broken``: what is
-    said where ``work`` itself fails."""
-    running = set(calls)
-    while not work.done():
-        done, _ = await asyncio.wait({work, *running}, return_when=asyncio.FIRST_COMPLETED)
-        for call in done - {work}:
-            running.discard(call)
-            call.result()
-    try:
-        return work.result()
-    except RuntimeError as error:
-        raise await _broken(error, calls, broken) from error
-
-
-async def _finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
-    """Wait for a broadcast; an engine's own error, where there is one, is the one raised."""
-    while not work.is_completed():
-        for call in calls:
-            if call.done():
-                call.result()
-        await asyncio.sleep(POLL_S)
-    try:
-        work.wait()
-    except RuntimeError as error:
-        raise await _broken(error, calls, BROKE) from error
-
-
-async def _broken(error: RuntimeError, calls: Sequence[asyncio.Future], what: str) -> EngineError:
-    """What our end's failure is to be called; raises an engine's own error where it has one to
-    tell."""
-    done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION)
-    for call in calls:  # in their order: several may have failed
-        if call in done:
-            call.result()
-    return EngineError(f"{what}: {error}")

@@ -2,13 +2,14 @@
 
 vLLM imports this module by the name of ``WorkerExtension`` (``--worker-extension-cls``); importing
 it registers the backends "aent_gloo" and "aent_nccl" with vLLM's weight-transfer API (0.32.0).
-The only module of aent that imports vLLM.
+With ``inference.array_route`` the only module of aent that imports vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +37,8 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from aent.weights import nccl
-from aent.weights.manifest import Manifest, TensorSpec
+from aent.weights.manifest import Checksums
+from aent.weights.memory import Address, OpenedMemory, arriving
 from aent.weights.transport import gloo_broadcast, gloo_group
 
 
@@ -53,24 +55,35 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The tensors of one bucket, in the order of their broadcasts."""
+    """The tensors of one bucket, in the order of their broadcasts; or which update is to be read
+    from the trainer's memories, which have their names."""
 
-    names: list[str]
-    dtype_names: list[str]
-    shapes: list[list[int]]
+    names: list[str] = field(default_factory=list)
+    dtype_names: list[str] = field(default_factory=list)
+    shapes: list[list[int]] = field(default_factory=list)
+    update: int = 0  # above 0: from the memories
+    timeout_s: float = 0.0  # without a tensor written there
 
 
-def receive(engine: Any, info: GlooUpdateInfo | NCCLWeightTransferUpdateInfo) -> None:
-    """Load a bucket into ``engine.model``, one tensor at a time; note what arrived."""
+def broadcasts(
+    engine: Any, info: GlooUpdateInfo | NCCLWeightTransferUpdateInfo
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a bucket, one after another."""
+    for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes):
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=engine.device)
+        engine.broadcast(tensor)
+        yield name, tensor
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=engine.device)
-            engine.broadcast(tensor)
-            engine.received[name] = TensorSpec.of(tensor)
+
+def load(engine: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Load them into ``engine.model``; note what arrived."""
+
+    def noted() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named_tensors:
+            engine.received.add(name, tensor)
             yield name, tensor
 
-    engine.model.load_weights(tensors())
+    engine.model.load_weights(noted())
 
 
 def tied_heads(model: torch.nn.Module) -> list[Any]:
@@ -86,12 +99,13 @@ def tied_heads(model: torch.nn.Module) -> list[Any]:
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Weights over TCP, for a server on a CPU."""
+    """Weights over TCP, or from memories of a trainer on this machine, for a server on a CPU."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     group: dist.ProcessGroupGloo | None = None
-    received: Manifest
+    memories: tuple[OpenedMemory, ...] = ()
+    received: Checksums
     is_open = False  # an update has begun and was not finished
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -112,11 +126,16 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         )
 
     def start_weight_update(self) -> None:
-        self.received, self.is_open = {}, True
+        self.received, self.is_open = Checksums(), True
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        receive(self, update_info)
+        if not update_info.update:
+            load(self, broadcasts(self, update_info))
+        elif not self.memories:
+            raise RuntimeError("no memory is open: aent_open_memories comes first")
+        else:
+            load(self, arriving(self.memories, update_info.update, update_info.timeout_s))
 
     def broadcast(self, tensor: Tensor) -> None:
         if self.group is None:
@@ -132,17 +151,17 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.is_open = False
 
     def shutdown(self) -> None:
-        self.group = None
+        self.group, self.memories = None, ()
 
 
 class NcclEngine(NCCLWeightTransferEngine):
     """vLLM's NCCL engine, taking notes of what arrives. Not run here: it needs two GPUs."""
 
-    received: Manifest
+    received: Checksums
     is_open = False
 
     def start_weight_update(self) -> None:
-        self.received, self.is_open = {}, True
+        self.received, self.is_open = Checksums(), True
         super().start_weight_update()
 
     def finish_weight_update(self) -> None:
@@ -150,7 +169,7 @@ class NcclEngine(NCCLWeightTransferEngine):
         self.is_open = False
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
-        receive(self, update_info)
+        load(self, broadcasts(self, update_info))
 
     def broadcast(self, tensor: Tensor) -> None:
         if self.model_update_group is None:
@@ -179,8 +198,21 @@ class WorkerExtension:
 
     def aent_received(self) -> dict[str, Any]:
         """{name: [shape, dtype, checksum]} of every tensor since the update began."""
-        received: Manifest = self.weight_transfer_engine.received
+        received = self.weight_transfer_engine.received.manifest()
         return {n: [list(s.shape), s.dtype, s.checksum] for n, s in received.items()}
+
+    def aent_open_memories(self, addresses: str) -> list[str]:
+        """Open the trainer's memories (a JSON list of ``Address``), for updates to be read from
+        there; why they cannot be, in one sentence, else nothing."""
+        engine = self.weight_transfer_engine
+        try:
+            if not isinstance(engine, GlooEngine):
+                raise ValueError("the engine's backend is not aent_gloo")
+            opened = [OpenedMemory.open(Address(**each)) for each in json.loads(addresses)]
+        except (OSError, ValueError) as error:
+            return [str(error)]
+        engine.memories = tuple(opened)
+        return []
 
     def aent_nccl_version(self) -> list[int]:
         """Major, minor and patch of the NCCL that this worker's groups are made with."""

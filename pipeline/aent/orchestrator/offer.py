@@ -1,0 +1,51 @@
+"""The policy's weights in memory that engines on this machine may read: whether there is such."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from aent.recipe.schema import Recipe
+from aent.runtime import distributed
+from aent.trainer.trainer import Trainer
+from aent.weights.manifest import TensorSpec
+from aent.weights.memory import Address, WeightMemory
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Memory for the policy's weights, of which engines on this machine may read them."""
+
+    own: WeightMemory | None  # of this rank's pipeline stage; None on ranks that collect none
+    addresses: list[Address]  # of all stages; empty: they must travel by network
+    why_not: str = ""
+
+    @staticmethod
+    def of(recipe: Recipe, trainer: Trainer) -> Offer:
+        """Collective. On CPUs only, unless the recipe names how weights are to travel."""
+        if distributed.device().type != "cpu" or recipe.rollout.transfer_backend != "auto":
+            return Offer(None, [])
+        planned = [
+            (name, TensorSpec(shape, recipe.model.dtype))
+            for name, shape in trainer.exporter.planned()
+        ]
+        own: WeightMemory | None = None
+        mine: Address | str | None = None
+        try:
+            if planned:
+                own = WeightMemory.make(planned)
+                mine = own.address
+        except OSError as error:
+            mine = f"a trainer rank has no memory to share: {error}"
+        everyones: list[Address | str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine, group=distributed.control_group())
+        reasons = [each for each in everyones if isinstance(each, str)]
+        offer = Offer(own, [each for each in everyones if isinstance(each, Address)])
+        return offer.withdrawn(reasons[0]) if reasons else offer
+
+    def withdrawn(self, why: str) -> Offer:
+        """Without it."""
+        if self.own is not None:
+            self.own.close()
+        return Offer(None, [], why)
