@@ -1,7 +1,7 @@
 """The policy's tokenizer, through NeMo's: Hugging Face, SentencePiece, tiktoken.
 
-NeMo's files are imported in ``load``, without the packages they are in: those import all of NeMo and
-Lightning, 3 s of processor time before the first question is read.
+NeMo's files are imported in ``load``, without the packages they are in: those import all of NeMo
+and Lightning, 3 s of processor time before the first question is read.
 """
 
 from __future__ import annotations

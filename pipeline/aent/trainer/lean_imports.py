@@ -3,8 +3,9 @@
 Importing mbridge imports every model family that it knows, and for the visual ones most of
 transformers. Here its package is put in place without running its ``__init__``, so that its core
 comes by itself. Megatron imports wandb where it is installed (it comes with nemo-toolkit), and
-transformers scikit-learn, for a way to generate; they do without. On a CPU Megatron gives none of its
-functions to torch.compile, which it does while it is imported: that alone imports torch's compiler.
+transformers scikit-learn, for a way to generate; they do without. On a CPU Megatron gives none of
+its functions to torch.compile, which it does while it is imported: that alone imports torch's
+compiler.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aent.runtime.importing import bare, without
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Let torch.compile return a function as it is; Megatron keeps this one for its later imports."""
+    """Let torch.compile return a function as it is; Megatron keeps that for its later imports."""
     before = torch.compile
     torch.compile = lambda function: function  # type: ignore[assignment]
     try:
