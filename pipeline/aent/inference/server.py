@@ -21,9 +21,10 @@ die_with_parent(int(parent) if parent else None)
 os.environ[STARTED_BY] = str(os.getpid())
 # vLLM imports a million objects that stay: by default a sixth of a start is looking for garbage
 gc.set_threshold(100_000)
-# transformers imports scikit-learn for a way to generate, and vLLM SciPy for sounds: not used here
-for package in ("sklearn", "scipy"):
-    sys.modules[package] = None  # type: ignore[assignment]
+# transformers imports scikit-learn for a way to generate, which vLLM does not use
+sys.modules["sklearn"] = None  # type: ignore[assignment]
+if os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork":  # a CPU: no kernels of others want it
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # vLLM imports it for sounds
 
 
 def fork_for_spawn() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from transformers.utils import is_sklearn_available
@@ -24,8 +25,11 @@ from aent.runtime.importing import bare, without
 @contextmanager
 def _uncompiled() -> Iterator[None]:
     """Let torch.compile return a function as it is; Megatron keeps that for its later imports."""
-    before = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
+
+    def compile(function: Any = None, **_options: Any) -> Any:
+        return function if function is not None else lambda function: function
+
+    before, torch.compile = torch.compile, compile
     try:
         yield
     finally:
