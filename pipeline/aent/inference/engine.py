@@ -188,7 +188,7 @@ def environment(settings: EngineSettings) -> dict[str, str]:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
         return env
     env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
-    # vLLM compiles a function of two lines that ranks log-probs: seconds of the first samples
+    # vLLM would compile the line that ranks log-probs, for seconds, at the first samples
     env["TORCH_COMPILE_DISABLE"] = "1"
     cores = _cores(s.tensor_parallel, s.cpu_threads)
     if s.tensor_parallel == 1:
