@@ -29,15 +29,26 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_in_the_interpreter")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STYLES = ("normal", "wide", "grid", "constant", "one_hot", "tiny", "sorted")
+full = pytest.mark.full
+
+
+def fp32_first(*rest: object) -> list[object]:
+    """Types x the rest: other types than fp32 in `make test-all` alone."""
+    others = [pytest.param(dtype, each, marks=full) for dtype in DTYPES[1:] for each in rest]
+    return [*((torch.float32, each) for each in rest), *others]
+
+
 FORWARD = [(torch.float32, style) for style in STYLES]
-FORWARD += [(dtype, style) for dtype in DTYPES[1:] for style in ("normal", "grid")]
+FORWARD += [(dtype, "grid") for dtype in DTYPES[1:]]
+FORWARD += [pytest.param(dtype, "normal", marks=full) for dtype in DTYPES[1:]]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
-def test_in_the_interpreter() -> None:
+@pytest.mark.parametrize("chosen", ["not full", pytest.param("full", marks=full)])
+def test_in_the_interpreter(chosen: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", f"not gpu and {chosen}", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
@@ -205,8 +216,9 @@ def test_propose_and_scan(triton_path: ModuleType, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "in_place"), [*fp32_first(True), *((dtype, False) for dtype in DTYPES)]
+)
 def test_backward(triton_path: ModuleType, dtype: torch.dtype, in_place: bool) -> None:
     """Padded rows at a stride; targets here and elsewhere; a cut among ties, in global ids."""
     start, width, temperature = 1000, 4100, 0.7
@@ -243,8 +255,17 @@ def test_backward(triton_path: ModuleType, dtype: torch.dtype, in_place: bool) -
 
 
 @interpreted
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "sharded"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, False),
+        (torch.float64, False),
+        pytest.param(torch.bfloat16, True, marks=full),
+        pytest.param(torch.float64, True, marks=full),
+    ],
+)
 def test_token_statistics(
     triton_path: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
@@ -280,8 +301,10 @@ def test_token_statistics(
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("where", ["scattered", "leading", "all but one"])
+@pytest.mark.parametrize(
+    ("dtype", "where"),
+    [*((dtype, "scattered") for dtype in DTYPES), *fp32_first("leading", "all but one")],
+)
 def test_a_finite_mask_is_no_token(
     triton_path: ModuleType, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, where: str
 ) -> None:

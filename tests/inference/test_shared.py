@@ -20,12 +20,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def engine_of(shared: SharedEngines, run_dir: Path, *overrides: str) -> Keeper:
-    """The first engine of a run, published."""
+    """The first engine of a run, which may not be ready yet."""
     recipe = load(data_path("recipes/cpu/tiny.yaml"), overrides)
     run_dir.mkdir()
     registry.make_token(run_dir)
     settings = engine.settings_of(recipe, resolve(recipe.model), run_dir, 0, 0)
-    keeper = shared.engine(recipe, run_dir, 0, settings)
+    return shared.engine(recipe, run_dir, 0, settings)
+
+
+def published(keeper: Keeper) -> Keeper:
+    """The engine, ready."""
     deadline = time.monotonic() + READY_S
     while not keeper.look():
         assert time.monotonic() < deadline
@@ -36,9 +40,9 @@ def engine_of(shared: SharedEngines, run_dir: Path, *overrides: str) -> Keeper:
 def test_an_engine_is_taken_over_by_a_run_that_would_start_the_same(tmp_path: Path) -> None:
     shared = SharedEngines(tmp_path)
     try:
-        first = engine_of(shared, tmp_path / "a", "seed=1", "name=a")
+        first = published(engine_of(shared, tmp_path / "a", "seed=1", "name=a"))
         shared.left[0] = first
-        assert engine_of(shared, tmp_path / "b", "seed=2", "name=b") is first
+        assert published(engine_of(shared, tmp_path / "b", "seed=2", "name=b")) is first
         assert shared.left == {}
         entries = [json.loads((tmp_path / r / "engines/0.json").read_text()) for r in "ab"]
         assert entries[0] == entries[1]

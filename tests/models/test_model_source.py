@@ -78,15 +78,15 @@ def _resolve(cache, barrier):
 
 def test_two_processes_at_once(cache):
     context = multiprocessing.get_context("spawn")  # this process has threads, which hold locks
-    barrier = context.Barrier(4)
+    barrier = context.Barrier(2)
     processes = [
-        context.Process(target=_resolve, args=(cache, barrier), daemon=True) for _ in range(4)
+        context.Process(target=_resolve, args=(cache, barrier), daemon=True) for _ in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(300)
-    assert [p.exitcode for p in processes] == [0] * 4
+    assert [p.exitcode for p in processes] == [0, 0]
     assert len(list(cache.iterdir())) == 1
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aent.recipe.load import RecipeError, dump, flatten, known_keys, load
+from aent.recipe.keys import known_keys
+from aent.recipe.load import RecipeError, dump, flatten, load
 from aent.recipe.schema import Recipe
 from wording import assert_names, naming
 

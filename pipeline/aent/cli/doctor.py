@@ -86,7 +86,7 @@ def role_rows(findings: Findings) -> list[tuple[str, str]]:
         *_device_rows(findings.roles),
         ("training", _named(findings, "megatron.core.optimizer")),
         ("weights in/out", _named(findings, "mbridge")),
-        ("tokenizer, LR", _named(findings, "nemo.collections.common.tokenizers")),
+        ("tokenizer, LR", _named(findings, "nemo.core.optim.lr_scheduler")),
         ("rollouts", _named(findings, "vllm.platforms")),
         ("tasks", _named(findings, "reasoning_gym")),
         ("grader", _named(findings, "math_verify")),

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from aent.entropy.arguments import (
     check_arguments,
-    check_softcap,
     checked_targets,
     first_derivative_only,
 )
 from aent.entropy.kernels.torch_path import inner_dtype
+from aent.entropy.rows import bounded
 from aent.entropy.selection import VocabShard
 
 
@@ -54,11 +54,9 @@ def min_p_divergence(
         RuntimeError: a backward with create_graph=True.
     """
     check_arguments(logits, targets, temperature)
-    check_softcap(softcap)
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio is {ratio}, but must be in (0, 1]")
-    if softcap is not None:
-        logits = (logits / softcap).tanh() * softcap
+    logits = bounded(logits, softcap)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     ids = checked_targets(targets.reshape(-1), shard.vocab_size, None)
     flat = logits.reshape(-1, logits.shape[-1])

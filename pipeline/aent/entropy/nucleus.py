@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy.arguments import check_logits, check_softcap, first_derivative_only
+from aent.entropy.arguments import check_logits, first_derivative_only
 from aent.entropy.kernels.torch_path import inner_dtype
+from aent.entropy.rows import bounded
 from aent.entropy.selection import VocabShard, row_slices
 
 
@@ -51,9 +52,7 @@ def nucleus_entropy(
         raise ValueError(f"top_p is {top_p}, but must be in (0, 1]")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be 1 or more")
-    check_softcap(softcap)
-    if softcap is not None:
-        logits = (logits / softcap).tanh() * softcap
+    logits = bounded(logits, softcap)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     flat = logits.reshape(-1, logits.shape[-1])
     result = _NucleusEntropy.apply(flat, top_p, min(top_k, shard.vocab_size), temperature, shard)

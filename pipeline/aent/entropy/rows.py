@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from aent.entropy import kernels, sharded
-from aent.entropy.arguments import IGNORED, INVALID
+from aent.entropy.arguments import IGNORED, INVALID, check_softcap
 from aent.entropy.kernels.interface import Gradient, Sums
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.selection import VocabShard, row_slices
@@ -171,6 +171,13 @@ def backward_rows(
 def capped(logits: Tensor, softcap: float) -> Tensor:
     """c tanh(logits / c), in place: Gemma 2's bound on logits (arXiv 2408.00118)."""
     return logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def bounded(logits: Tensor, softcap: float | None) -> Tensor:
+    """The same out of place and differentiable; the logits themselves without a bound. Raises
+    ValueError for what is none."""
+    check_softcap(softcap)
+    return logits if softcap is None else (logits / softcap).tanh() * softcap
 
 
 def _own_target_logits(x: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:

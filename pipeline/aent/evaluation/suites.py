@@ -12,10 +12,11 @@ from pydantic import Field, ValidationError
 
 from aent import tasks
 from aent.data.question import Question
+from aent.recipe.faults import sentence
 from aent.recipe.graders import Code, Grader, MathVerify, ReasoningGym
-from aent.recipe.load import RecipeError, parse_value, sentence
 from aent.recipe.schema import Recipe, TaskSection
 from aent.recipe.section import Section
+from aent.recipe.yaml_text import RecipeError, parse_value
 from aent.tasks import files, sources
 from aent.tasks.mixture import appointed
 

@@ -192,6 +192,8 @@ def environment(settings: EngineSettings) -> dict[str, str]:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
         return env
     env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
+    # vLLM would compile the line that ranks log-probs, for seconds, at the first samples
+    env["TORCH_COMPILE_DISABLE"] = "1"
     cores = _cores(s.tensor_parallel, s.cpu_threads)
     if s.tensor_parallel == 1:
         env["OMP_NUM_THREADS"] = str(len(cores[0]))

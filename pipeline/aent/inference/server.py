@@ -23,6 +23,8 @@ os.environ[STARTED_BY] = str(os.getpid())
 gc.set_threshold(100_000)
 # transformers imports scikit-learn for a way to generate, which vLLM does not use
 sys.modules["sklearn"] = None  # type: ignore[assignment]
+if os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork":  # a CPU: no kernels of others want it
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # vLLM imports it for sounds
 
 
 def fork_for_spawn() -> None:

@@ -32,7 +32,7 @@ from aent.runtime.log import log, logged
 from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking import sqlite
-from aent.tracking.address import AddressError, tracking_uri
+from aent.tracking.address import AddressError
 from aent.tracking.ended import mark_ended
 from aent.tracking.sqlite import Making, StoreError
 
@@ -97,7 +97,7 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
     failure: str | None = None
     with caught_signals() as signals:
         try:
-            if (path := sqlite.file_of(tracking_uri(recipe, run_dir))) is not None:
+            if (path := sqlite.file_of_run(recipe, run_dir)) is not None:
                 store = Making.begin(path, run_dir / "logs" / "mlflow-store.log")
             for index in range(recipe.rollout.engines):
                 keepers.append(start_engine(recipe, model_path, run_dir, index, shared))

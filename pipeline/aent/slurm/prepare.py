@@ -35,7 +35,7 @@ from aent.runtime.log import log, logged
 from aent.slurm import hashes
 from aent.slurm.sweep import SweepError, parent_run
 from aent.tracking import sqlite
-from aent.tracking.address import AddressError, tracking_uri
+from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
                 return 0
             digests = hashes.take(run_folder(recipe).absolute())
             run_dir, model_path = prepare(recipe, os.environ.get("SLURM_JOB_ID"), digests)
-            if (store := sqlite.file_of(tracking_uri(recipe, run_dir))) is not None:
+            if (store := sqlite.file_of_run(recipe, run_dir)) is not None:
                 sqlite.make_ready_apart(store)
             count_start(run_dir, given.max_requeues)
             (run_dir / "logs").mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aent.recipe.load import RecipeError, parse_value
+from aent.recipe.yaml_text import RecipeError, parse_value
 
 SUFFIXES = (".parquet", ".jsonl")
 DEFAULT = "train"

@@ -15,8 +15,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from aent.recipe.schema import Recipe
 from aent.runtime.children import Child
 from aent.runtime.files import locked
+from aent.tracking.address import tracking_uri
 
 MAKE_S = 300.0  # for this process, or another one, to make a store
 APART_S = 2 * MAKE_S  # for a process that may wait for another one first
@@ -31,6 +33,11 @@ def file_of(uri: str) -> Path | None:
     """The file of a SQLite store; None for another one."""
     name = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(name).absolute() if uri.startswith("sqlite:///") and name else None
+
+
+def file_of_run(recipe: Recipe, run_dir: Path) -> Path | None:
+    """The same of the run's store. Raises AddressError."""
+    return file_of(tracking_uri(recipe, run_dir))
 
 
 def make_ready(path: Path) -> None:

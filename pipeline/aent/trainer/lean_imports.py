@@ -3,44 +3,41 @@
 Importing mbridge imports every model family that it knows, and for the visual ones most of
 transformers. Here its package is put in place without running its ``__init__``, so that its core
 comes by itself. Megatron imports wandb where it is installed (it comes with nemo-toolkit), and
-transformers scikit-learn, for a way to generate; they do without.
+transformers scikit-learn, for a way to generate; they do without. On a CPU Megatron gives none of
+its functions to torch.compile, which it does while it is imported: that alone imports torch's
+compiler.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
+import torch
 from transformers.utils import is_sklearn_available
 
-
-def _bare(package: str) -> None:
-    """Make a package's modules importable without running the package's own code."""
-    if package not in sys.modules:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        sys.modules[package] = importlib.util.module_from_spec(spec)
+from aent.runtime.environment import device_kind
+from aent.runtime.importing import bare, without
 
 
 @contextmanager
-def _without(package: str) -> Iterator[None]:
-    """Let a package look as if it were not installed."""
-    before = sys.modules.get(package)
-    sys.modules[package] = None  # type: ignore[assignment]
+def _uncompiled() -> Iterator[None]:
+    """Let torch.compile return a function as it is; Megatron keeps that for its later imports."""
+
+    def compile(function: Any = None, **_options: Any) -> Any:
+        return function if function is not None else lambda function: function
+
+    before, torch.compile = torch.compile, compile
     try:
         yield
     finally:
-        del sys.modules[package]
-        if before is not None:
-            sys.modules[package] = before
+        torch.compile = before
 
 
-with _without("wandb"):
+with without("wandb"), _uncompiled() if device_kind() == "cpu" else nullcontext():
     importlib.import_module("megatron.core")
-with _without("sklearn"):
+with without("sklearn"):
     is_sklearn_available()  # transformers keeps the answer
-_bare("mbridge")
+bare("mbridge")

@@ -30,7 +30,7 @@ PROGRAMS = {
     "def add(a, b): return math.fsum([a, b])\nimport sys\nsys.exit(0)": 0,
     "import os\nos._exit(0)": 0,
     "no Python": 0,
-    "def add(a, b):\n    while True: pass": 0,
+    "import time\ndef add(a, b): time.sleep(1000)": 0,
     "def add(a, b): return '\ud800'": 0,  # half a character, which no UTF-8 has
 }
 

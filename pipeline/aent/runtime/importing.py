@@ -1,0 +1,34 @@
+"""Modules imported without what nobody here uses of their packages: it takes most of the time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def bare(package: str) -> None:
+    """Make a package's modules importable without running the package's own ``__init__``.
+
+    Nothing is done where the package is imported already. Raises ModuleNotFoundError where it is
+    not installed.
+    """
+    if package not in sys.modules:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+
+
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """Let a package look as if it were not installed."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if before is not None:
+            sys.modules[package] = before
