@@ -81,12 +81,11 @@ def laid_out(units: list[tuple[int, list[int]]]) -> PackedSequences:
     return packed
 
 
-@pytest.fixture(params=["as padded batches", "one by one", "some of both"])
+@pytest.fixture(params=["as one padded batch", "one by one", "some of both"])
 def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Sizes that a unit of a few tokens is beyond, or not."""
-    if request.param != "as padded batches":
+    if request.param != "as one padded batch":
         monkeypatch.setattr(segments, "SHORT", 0 if request.param == "one by one" else 9)
-        monkeypatch.setattr(segments, "SHORTEST", 4)
         for module in (segments, attention):
             monkeypatch.setattr(module, "ROWS", 3)
     return request.param
