@@ -23,7 +23,7 @@ HEADS, GROUPS, SIZE = 4, 2, 8
 SHARED = [(3, [4, 1, 6]), (7, [2]), (2, [5, 5])]  # tokens of a prompt and of each response
 ALONE = [(3, [4]), (7, [2]), (1, [9])]
 ALIKE = [(5, [6])]
-UNITS = [SHARED, ALONE, ALIKE, [(9, [14]), (3, [2]), (2, [3, 1])]]
+UNITS = [SHARED, ALONE, ALIKE, [(9, [14]), (3, [2]), (2, [3, 1])], [(4, [6]), (3, [5])]]
 
 
 def of_one_sequence(

@@ -155,7 +155,7 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
     place = torch.arange(int(tokens.sum()))
     run = torch.repeat_interleave(torch.arange(len(queries)), tokens)
     inside = torch.tensor([r.unit in short for r in queries])[run]
-    batch, order = None, place
+    batch, order, same = None, place, True
     if short:
         start = tokens.cumsum(0) - tokens
         position = first[run] + place - start[run]
@@ -163,13 +163,14 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
         order = torch.empty_like(place)
         order[inside] = cells
         order[~inside] = math.prod(batch.shape) + torch.arange(int((~inside).sum()))
+        same = len(cells) == math.prod(batch.shape) and bool((order == place).all())
     of_keys = queries if keys is None else keys
     return Visible(
         queries,
         of_keys,
         batch,
         _stretches(queries, of_keys, short),
-        None if bool((order == place).all()) else to_device(order, device),
+        None if same else to_device(order, device),
         device,
     )
 
@@ -225,5 +226,7 @@ def _stretches(queries: list[Run], keys: list[Run], short: set[int]) -> list[Str
             continue
         whose = [(run.unit, 0)] + [(run.unit, run.response)] * (run.response > 0)
         seen = [k for segment in whose for k in of_segment[segment] if keys[k].position < run.end]
+        ends = [0, *(keys[k].end for k in seen)]
+        assert [keys[k].position for k in seen] == ends[:-1], "keys of a sequence are missing"
         stretches.append(Stretch(number, tuple(seen)))
     return stretches
