@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -6,6 +7,14 @@ import pytest
 from aent.data.question import Question
 from aent.evaluation import suite, suites
 from aent.evaluation.answers import Answers, Row
+from aent.inference.client import EngineClient
+from aent.inference.fleet import Fleet
+from aent.models.tokenizer import Tokenizer
+from aent.recipe.graders import LastNumber
+from aent.recipe.schema import TaskSection
+from aent.tasks.asking import Asker
+from aent.tasks.judge import JudgePool
+from inference.stand_in import COMPLETION, standing_in
 from wording import naming
 
 SUITE = suites.find("amc", ["samples=4"])
@@ -84,3 +93,45 @@ def test_a_request_is_the_same_when_it_is_asked_again():
     assert again == [first[5]]
     assert len({one.seed for one in first}) == 12
     assert (first[5].question, first[5].prompt_ids) == (QUESTIONS[1], [2])
+
+
+WORDS = Tokenizer(
+    encode=lambda text: [int(text)],
+    decode=lambda ids: " ".join(map(str, ids)),
+    stop_ids=(99,),
+    template=None,
+    bos_ids=(),
+)
+
+
+def test_answers_are_saved_as_they_come_and_not_of_other_weights(tmp_path):
+    """The server says its prompt; the fourth answer and the later ones are of the next weights."""
+    numbers = itertools.count()
+
+    def answer(path, body):
+        version = "3" if next(numbers) < changes_at else "4"
+        choice = COMPLETION["choices"][0] | {
+            "token_ids": body["token_ids"],
+            "logprobs": {"content": [{"logprob": -1.0}]},
+            "weight_versions": [{"start": 0, "end": 1, "version": version}],
+        }
+        return 200, {"choices": [choice]}
+
+    asked = SUITE.model_copy(update={"samples": 2, "graders": (LastNumber(kind="last_number"),)})
+    answers = Answers.open(tmp_path, {})
+    told = []
+    section = TaskSection(graders=asked.graders, judge_processes=1)
+    with standing_in(answer) as server, JudgePool(section) as judge:
+        asker = Asker(Fleet([EngineClient(server.url, concurrency=1)]), WORDS, judge)
+        prompts = [[0], [1], [7]]
+        changes_at = 3
+        with pytest.raises(RuntimeError, match=naming("weights changed", "[3, 4]")):
+            suite.ask(asker, asked, QUESTIONS, prompts, answers, 0, told.append)
+        assert {row.reward for row in answers.rows.values()} <= {0.0, 1.0}
+        changes_at, saved = 100, len(answers.rows)
+        assert saved <= 3
+        suite.ask(asker, asked, QUESTIONS, prompts, answers, 0, told.append)
+    assert Answers.open(tmp_path, {}).rows == answers.rows
+    rewards = {place: row.reward for place, row in answers.rows.items()}
+    assert rewards == {(q, s): float(q < 2) for q in range(3) for s in range(2)}
+    assert "6 of 6" in told[-1]
