@@ -50,20 +50,21 @@ class Syncs(TorchFunctionMode):
         kwargs = kwargs or {}
         given = list(_tensors([args, kwargs]))
         name = getattr(func, "__name__", str(func))
-        if name == "__get__":  # an attribute
-            return func(*args, **kwargs)
         device = [x for x in given if not getattr(x, "_on_host", False)]
         if device and self._waits(name, args, kwargs):
             self.counts[*_caller(), name] += 1
         result = func(*args, **kwargs)
+        if name == "__iter__":
+            result = list(result)
         on_host = not device and (bool(given) or kwargs.get("device") is None)
-        moved = name in ("to", "cuda") and isinstance(result, Tensor)
-        if moved and any(result is x for x in given):  # as a copy would be another
-            result = result.view_as(result)
+        if name in ("to", "cuda", "cpu") and isinstance(result, Tensor):
+            on_host = name == "cpu"
+            if any(result is x for x in given):  # as a copy would be another
+                result = result.view_as(result)
         for tensor in _tensors([result]):
             if not any(tensor is x for x in given):
-                tensor._on_host = on_host and not moved
-        return result
+                tensor._on_host = on_host
+        return iter(result) if name == "__iter__" else result
 
     def _waits(self, name: str, args: tuple, kwargs: dict) -> bool:
         if name == "__setitem__" and not isinstance(args[2], Tensor):
@@ -93,7 +94,8 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
 def _caller() -> tuple[str, str]:
     """File and function of the code that has asked torch."""
     frame = sys._getframe(2)
-    while "/torch/" in frame.f_code.co_filename and frame.f_back is not None:
+    ours = ("/torch/", "megatron_cpu.py")  # modes and wrappers on the way here
+    while any(part in frame.f_code.co_filename for part in ours) and frame.f_back is not None:
         frame = frame.f_back
     return Path(frame.f_code.co_filename).name, frame.f_code.co_name
 
@@ -106,7 +108,7 @@ def host_tensors(mini_batch: Any) -> list[Tensor]:
         if isinstance(value, Tensor):
             found.append(value)
         elif hasattr(value, "__dataclass_fields__"):
-            left += [getattr(value, name) for name in value.__dataclass_fields__]
+            left += vars(value).values()
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aent.entropy import kernels, token_statistics
+from aent.entropy import kernels, sharded, token_statistics
 from aent.entropy.kernels.torch_path import kept_mask
 from aent.entropy.rows import forward_rows
 from aent.entropy.selection import VocabShard
@@ -119,7 +119,15 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
 
     shard = VocabShard.locate(widths[rank], case.vocab, group, leaf.device)
     real = leaf.detach()[:, : shard.width]
-    *_, saved = forward_rows(real, targets, case.temperature, case.k, shard)
+    with pytest.MonkeyPatch.context() as patch:  # three rows a block
+        room = 8 * (1024 + case.vocab // ranks // 4)
+        patch.setattr(sharded, "CANDIDATE_BYTES", 3 * room)
+        again = token_statistics(
+            real, targets, case.temperature, top_k=case.k, tp_group=replace(shard, columns=None)
+        )
+        *_, saved = forward_rows(real, targets, case.temperature, case.k, shard)
+    assert torch.equal(again.clamped_entropy, stats.clamped_entropy)
+    assert torch.equal(again.kept_mass, stats.kept_mass)
     mask, threshold = torch.ones_like(real, dtype=torch.bool), np.zeros(0)
     if saved.threshold is not None and saved.cut is not None:
         inner = real.to(saved.threshold.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aent.entropy import kernels, token_statistics
+from aent.entropy import VocabShard, kernels, token_statistics
 from entropy.test_statistics import BACKENDS
 from wording import naming
 
@@ -86,6 +86,13 @@ def test_there_are_no_second_derivatives() -> None:
         ({"top_k": 21}, ValueError, "top_k 21 20"),
         ({"vocab_size": 21}, ValueError, "vocab_size 21 20"),
         ({"vocab_size": 0}, ValueError, "vocab_size 0"),
+        ({"tp_group": VocabShard(0, 19, 19, None, 19)}, ValueError, "tp_group 19 20"),
+        ({"tp_group": VocabShard(0, 21, 21, None)}, ValueError, "tp_group 21 20"),
+        (
+            {"tp_group": VocabShard(0, 20, 20, None), "vocab_size": 19},
+            ValueError,
+            "vocab_size 19 tp_group 20",
+        ),
         ({"temperature": 0.0}, ValueError, "temperature 0.0"),
         ({"temperature": float("nan")}, ValueError, "temperature nan"),
         ({"targets": torch.zeros(3, dtype=torch.int64)}, ValueError, "targets (3,)"),

@@ -24,7 +24,7 @@ HEADS, GROUPS, SIZE = 4, 2, 8
 SHARED = [(3, [4, 1, 6]), (7, [2]), (2, [5, 5])]  # tokens of a prompt and of each response
 ALONE = [(3, [4]), (7, [2]), (1, [9])]
 ALIKE = [(5, [6])]
-UNITS = [SHARED, ALONE, ALIKE, [(9, [14]), (3, [2]), (2, [3, 1])]]
+UNITS = [SHARED, ALONE, ALIKE, [(9, [14]), (3, [2]), (2, [3, 1])], [(4, [6]), (3, [5])]]
 
 
 def of_one_sequence(
@@ -82,12 +82,11 @@ def laid_out(units: list[tuple[int, list[int]]]) -> PackedSequences:
     return packed
 
 
-@pytest.fixture(params=["as padded batches", "one by one", "some of both"])
+@pytest.fixture(params=["as one padded batch", "one by one", "some of both"])
 def few_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Sizes that a unit of a few tokens is beyond, or not."""
-    if request.param != "as padded batches":
+    if request.param != "as one padded batch":
         monkeypatch.setattr(segments, "SHORT", 0 if request.param == "one by one" else 9)
-        monkeypatch.setattr(segments, "SHORTEST", 4)
         for module in (segments, attention):
             monkeypatch.setattr(module, "ROWS", 3)
     return request.param
@@ -126,7 +125,7 @@ def test_flex_attention_gives_the_same(units, window, softcap):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("window", [None, 1, 16, 200])
+@pytest.mark.parametrize("window", [None, 1, 16, 40, 200])
 def test_blocks_of_flex_attention_are_those_with_a_visible_pair(window, monkeypatch):
     monkeypatch.setattr(flex, "BLOCK", 16)
     units = [(70, [50, 33, 64]), (5, [7]), (96, [32, 32]), (10, [3, 4])]
@@ -137,7 +136,11 @@ def test_blocks_of_flex_attention_are_those_with_a_visible_pair(window, monkeypa
     tiles = torch.nn.functional.pad(seen, (0, size, 0, size)).unflatten(0, (-1, 16))
     tiles = tiles.unflatten(2, (-1, 16)).transpose(1, 2)
     assert torch.equal(some, tiles.any(-1).any(-1))
-    assert torch.equal(whole, tiles.all(-1).all(-1))
+    # known to be seen as a whole: of one run of queries and one of keys
+    run = torch.cat([torch.full((r.tokens,), n) for n, r in enumerate(runs)])
+    of_block = torch.nn.functional.pad(run, (0, size), value=-1).view(-1, 16)
+    alone = (of_block == of_block[:, :1]).all(-1)
+    assert torch.equal(whole, tiles.all(-1).all(-1) & alone[:, None] & alone)
     assert whole.any() == (window != 1 and window != 16)
     mask = flex.block_mask(runs, runs, window, CPU)
     assert torch.equal(mask.to_dense()[0, 0].bool(), some)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aent.data.batch import Batch
 from aent.trainer.packing import MicroBatch, lay_out, pack
 from aent.trainer.partition import make_units, partition
-from aent.trainer.segments import SHORT, SHORTEST, see
+from aent.trainer.segments import SHORT, see
 from trainer import tiny
 from trainer.test_attention import seen_by_each
 
@@ -92,24 +92,29 @@ def test_pack_pads_with_a_sequence_of_its_own() -> None:
 
 def test_padded_layout_round_trip() -> None:
     visible = see(lay_out([(1, [2]), (1, []), (2, [3])], CPU)[0].runs, None, CPU)
-    (batch,) = visible.padded
+    batch = visible.padded
+    assert batch is not None
     values = torch.arange(9)
     padded = values[batch.index].view(batch.shape)
     assert padded[1, 0] == 3
     assert (padded.flatten()[visible.order] == values).all()
     assert batch.mask(None, torch.float32) is None
     visible = see(lay_out([(1, [3]), (2, [2])], CPU)[0].runs, None, CPU)
-    assert visible.padded[0].index is visible.order is None
+    assert visible.padded is not None
+    assert visible.padded.index is visible.order is None
 
 
-def test_long_units_are_not_padded_and_short_ones_to_their_like() -> None:
-    lengths = [SHORT + 1, 3, SHORT, SHORTEST, 3000]
+def test_short_units_are_padded_to_one_another_and_long_ones_not_at_all() -> None:
+    lengths = [SHORT + 1, 3, SHORT - 1, 3000, 70]
     visible = see(lay_out([(1, [n - 1]) for n in lengths], CPU)[0].runs, None, CPU)
-    assert sorted(batch.shape for batch in visible.padded) == [(1, SHORT), (2, SHORTEST)]
-    assert [stretch.queries for stretch in visible.stretches] == [0, 4]
-    rows = [batch.index for batch in visible.padded]
-    rows += [torch.arange(SHORT + 1), torch.arange(sum(lengths) - 3000, sum(lengths))]
-    assert (torch.cat(rows)[visible.order] == torch.arange(sum(lengths))).all()
+    batch = visible.padded
+    assert batch is not None
+    assert batch.index is not None
+    assert batch.shape == (3, SHORT - 1)
+    assert [stretch.queries for stretch in visible.stretches] == [0, 3]
+    starts = [sum(lengths[:n]) for n in range(len(lengths))]
+    long = [torch.arange(starts[n], starts[n] + lengths[n]) for n in (0, 3)]
+    assert (torch.cat([batch.index, *long])[visible.order] == torch.arange(sum(lengths))).all()
 
 
 def test_a_response_without_a_prompt_is_an_error() -> None:
@@ -144,7 +149,8 @@ def test_shared_prompt_layout_positions_mask_and_what_predicts_what() -> None:
     packed, previous = lay_out([(2, [2, 1]), (1, [2])], CPU)
     assert packed.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 2]
     assert previous.tolist()[2:5] == [1, 2, 1]  # both responses continue the prompt's last token
-    (batch,) = see(packed.runs, None, CPU).padded
+    batch = see(packed.runs, None, CPU).padded
+    assert batch is not None
     mask = batch.mask(None, torch.float32)
     assert mask is not None
     assert mask.unique().tolist() == [-torch.inf, 0]
@@ -165,7 +171,8 @@ def test_every_response_token_is_predicted_from_its_own_sequence(limit: int, mul
     micro_batch = pack(batch, make_units(batch, True, limit), multiple, CPU)
     packed, starts = micro_batch.packed, batch.cu_seqlens.tolist()
     visible = see(packed.runs, None, CPU)
-    (short,) = visible.padded
+    short = visible.padded
+    assert short is not None
     mask, longest = short.mask(None, torch.float32), short.shape[1]
     assert mask is not None
     assert short.index is not None

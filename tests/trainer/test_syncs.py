@@ -60,10 +60,10 @@ def test_waits_of_a_step(tmp_path: Path, ranks: int) -> None:
     tiny.write_model(tmp_path / "model", tied=True)
     results: list[dict[int, Any]] = run_ranks(counted, ranks, str(tmp_path))
     for one, many in (tuple(sorted(result.items())) for result in results):
-        assert (one[0], many[0]) == (1, 6)
+        assert (one[0], many[0]) == (1, 5)
         more = many[1] - one[1]
         del more[CPU_ALONE]
         # which rows are left for the search: once in each call, with several ranks alone; a
         # micro-batch has two calls, of its tokens and of those whose gradient is measured
-        asked = {("sharded.py", "forward", "nonzero"): 2 * (6 - 1)}
+        asked = {("sharded.py", "forward", "nonzero"): 2 * (5 - 1)}
         assert more == (asked if ranks > 1 else {})

@@ -92,7 +92,9 @@ def attend_by_pieces(
     Returns:
         [T, heads, d]
     """
-    rows = [_of_padded(query, key, value, p, window, scale, softcap) for p in visible.padded]
+    rows = []
+    if visible.padded is not None:
+        rows.append(_of_padded(query, key, value, visible.padded, window, scale, softcap))
     if visible.stretches:
         queries = query.split([run.tokens for run in visible.queries])
         sizes = [run.tokens for run in visible.keys]

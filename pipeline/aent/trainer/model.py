@@ -117,10 +117,10 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
     dtype = getattr(torch, recipe.model.dtype)
     bridge = DecoderBridge(facts, dtype=dtype, make_vocab_size_divisible_by=tp)
     bridge.attention = attention_of(recipe, facts)
-    because = (
-        "" if recipe.trainer.attention != "auto" else why_not_transformer_engine(recipe, facts)
-    )
-    log.info(f"aent: attention: {bridge.attention}" + (f" ({because})" if because else ""))
+    because = ""
+    if recipe.trainer.attention == "auto" and (why := why_not_transformer_engine(recipe, facts)):
+        because = f" ({why})"
+    log.info(f"aent: attention: {bridge.attention}{because}")
     last = layout.stage_layers(facts.layers, facts.head_layers)[-1]
     bridge.set_extra_args(
         num_layers_in_last_pipeline_stage=len(last) if layout.pipeline > 1 else None,

@@ -2,12 +2,13 @@
 
 A token attends to its own sequence up to itself: to its unit's prompt and its own response. Long
 runs of tokens are taken one by one, each with the keys that it sees and no others: nothing is
-padded, and no mask stands between responses that share a prompt. Short units are put together in
-padded batches: many small calls would cost more than the padding.
+padded, and no mask stands between responses that share a prompt. Short units are put together in a
+padded batch: many small calls would cost more than the padding.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,6 @@ from torch import Tensor
 from aent.data.flat import to_device
 
 SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
-SHORTEST = 64  # units up to this length are padded to one another, above only up to twice theirs
 ROWS = 512  # queries that a mask is made for at once
 
 
@@ -97,13 +97,13 @@ class Padded:
 class Visible:
     """What is computed for queries and keys of these runs, which lie one after another.
 
-    order: [T] where each packed query's row is in the rows of all ``padded`` batches and then of
-    all ``stretches``, one after another; None where it is in its place.
+    order: [T] where each packed query's row is in the rows of the ``padded`` batch and then of all
+    ``stretches``, one after another; None where it is in its place.
     """
 
     queries: list[Run]
     keys: list[Run]
-    padded: list[Padded]
+    padded: Padded | None  # the short units
     stretches: list[Stretch]
     order: Tensor | None
     device: torch.device
@@ -150,50 +150,57 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
         keys: where keys and values are other rows than the queries, as where they were gathered
             from other ranks; None: the same rows.
     """
-    batches = _short_units(queries) if keys is None else []
-    tokens, places, responses, units = columns(queries)
+    short = _short_units(queries) if keys is None else set()
+    tokens, first, response, unit = columns(queries)
     place = torch.arange(int(tokens.sum()))
-    start = tokens.cumsum(0) - tokens
     run = torch.repeat_interleave(torch.arange(len(queries)), tokens)
-    position = places[run] + place - start[run]
-    rest = torch.ones(len(place), dtype=torch.bool)
-    order, base, padded = torch.empty_like(place), 0, []
-    for batch in batches:
-        row = torch.full((int(units.max()) + 1,), -1)  # of a unit in this batch
-        row[batch] = torch.arange(len(batch))
-        first = torch.zeros_like(row).scatter_reduce_(0, units, start, "amin", include_self=False)
-        inside = (row[units[run]] >= 0).nonzero()[:, 0]
-        column = inside - first[units[run[inside]]]
-        shape = len(batch), int(column.max()) + 1
-        into = row[units[run[inside]]] * shape[1] + column
-        cells = torch.zeros(3, len(batch) * shape[1], dtype=torch.int64)
-        cells[:, into] = torch.stack([inside, position[inside], responses[run[inside]]])
-        longest = int(cells[1].max()) + 1
-        same = len(place) == len(into) == cells.shape[1]
-        index, of_cells, whose = (to_device(x, device) for x in cells)
-        padded.append(
-            Padded(
-                shape,
-                longest,
-                None if same else index,
-                of_cells.view(shape),
-                whose.view(shape) if bool(cells[2].any()) else None,
-            )
-        )
-        order[inside], rest[inside] = base + into, False
-        base += cells.shape[1]
-    order[rest] = base + torch.arange(int(rest.sum()))
-    in_place = bool((order == place).all()) and (base == 0 or base == len(place))
+    inside = torch.tensor([r.unit in short for r in queries])[run]
+    batch, order, same = None, place, True
+    if short:
+        start = tokens.cumsum(0) - tokens
+        position = first[run] + place - start[run]
+        batch, cells = _padded(place, unit[run], position, response[run], inside, device)
+        order = torch.empty_like(place)
+        order[inside] = cells
+        order[~inside] = math.prod(batch.shape) + torch.arange(int((~inside).sum()))
+        same = len(cells) == math.prod(batch.shape) and bool((order == place).all())
     of_keys = queries if keys is None else keys
-    short = {unit for batch in batches for unit in batch}
     return Visible(
         queries,
         of_keys,
-        padded,
+        batch,
         _stretches(queries, of_keys, short),
-        None if in_place else to_device(order, device),
+        None if same else to_device(order, device),
         device,
     )
+
+
+def _padded(
+    place: Tensor,
+    unit: Tensor,
+    position: Tensor,
+    response: Tensor,
+    inside: Tensor,
+    device: torch.device,
+) -> tuple[Padded, Tensor]:
+    """The batch of the tokens ``inside``, of all of which the rest is given, [T] each; and their
+    places in it, [n]."""
+    chosen = inside.nonzero()[:, 0]
+    _, row, sizes = unit[chosen].unique_consecutive(return_inverse=True, return_counts=True)
+    column = torch.arange(len(chosen)) - (sizes.cumsum(0) - sizes)[row]
+    shape = len(sizes), int(sizes.max())
+    into = row * shape[1] + column
+    cells = torch.zeros(3, math.prod(shape), dtype=torch.int64)
+    cells[:, into] = torch.stack([place, position, response])[:, chosen]
+    index, positions, responses = (to_device(x, device) for x in cells)
+    made = Padded(
+        shape,
+        longest=int(position[chosen].max()) + 1,
+        index=None if len(chosen) == len(place) == math.prod(shape) else index,
+        position=positions.view(shape),
+        response=responses.view(shape) if bool(cells[2].any()) else None,
+    )
+    return made, into
 
 
 def columns(runs: list[Run]) -> Tensor:
@@ -201,16 +208,11 @@ def columns(runs: list[Run]) -> Tensor:
     return torch.tensor([(r.tokens, r.position, r.response, r.unit) for r in runs]).T
 
 
-def _short_units(runs: list[Run]) -> list[list[int]]:
-    """The units that are computed together, by about how long they are."""
+def _short_units(runs: list[Run]) -> set[int]:
     sizes: dict[int, int] = {}
     for run in runs:
         sizes[run.unit] = sizes.get(run.unit, 0) + run.tokens
-    batches: dict[int, list[int]] = {}
-    for unit, size in sizes.items():
-        if size <= SHORT:
-            batches.setdefault((max(size, SHORTEST) - 1).bit_length(), []).append(unit)
-    return list(batches.values())
+    return {unit for unit, size in sizes.items() if size <= SHORT}
 
 
 def _stretches(queries: list[Run], keys: list[Run], short: set[int]) -> list[Stretch]:
@@ -224,5 +226,7 @@ def _stretches(queries: list[Run], keys: list[Run], short: set[int]) -> list[Str
             continue
         whose = [(run.unit, 0)] + [(run.unit, run.response)] * (run.response > 0)
         seen = [k for segment in whose for k in of_segment[segment] if keys[k].position < run.end]
+        ends = [0, *(keys[k].end for k in seen)]
+        assert [keys[k].position for k in seen] == ends[:-1], "keys of a sequence are missing"
         stretches.append(Stretch(number, tuple(seen)))
     return stretches
