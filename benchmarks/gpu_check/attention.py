@@ -40,10 +40,11 @@ def main(section: Section) -> None:
         ("shared prompts, sliding window", shared, 2 * scale, None),
         ("softcap", alone, None, 30.0),
     ]
-    for name, *case in cases:
-        section.unless_late(name, 3.0, partial(check, section, name, *case, by_flex=False))
-    for name, *case in (cases[2], cases[5], cases[6]):  # each is compiled
-        work = partial(check, section, f"flex, {name}", *case, by_flex=True)
+    for name, units, window, softcap in cases:
+        work = partial(check, section, name, units, window, softcap, by_flex=False)
+        section.unless_late(name, 3.0, work)
+    for name, units, window, softcap in (cases[2], cases[5], cases[6]):  # each is compiled
+        work = partial(check, section, f"flex, {name}", units, window, softcap, by_flex=True)
         section.unless_late(f"flex, {name}", 3.0 if section.rehearse else 20.0, work)
 
 

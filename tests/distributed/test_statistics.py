@@ -123,8 +123,9 @@ def one_case(case: Case, rank: int, ranks: int) -> dict[str, Any]:
         room = 8 * (1024 + case.vocab // ranks // 4)
         patch.setattr(sharded, "CANDIDATE_BYTES", 3 * room)
         again = token_statistics(
-            real, targets, case.temperature, top_k=case.k, tp_group=replace(shard, columns=None)
-        )
+            real, targets, case.temperature, top_k=case.k, tp_group=replace(shard, columns=None),
+            slopes=True,
+        )  # fmt: skip
         *_, saved = forward_rows(real, targets, case.temperature, case.k, shard)
     assert torch.equal(again.clamped_entropy, stats.clamped_entropy)
     assert torch.equal(again.kept_mass, stats.kept_mass)

@@ -155,7 +155,8 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
     place = torch.arange(int(tokens.sum()))
     run = torch.repeat_interleave(torch.arange(len(queries)), tokens)
     inside = torch.tensor([r.unit in short for r in queries])[run]
-    batch, order, same = None, place, True
+    batch: Padded | None = None
+    order, same = place, True
     if short:
         start = tokens.cumsum(0) - tokens
         position = first[run] + place - start[run]
