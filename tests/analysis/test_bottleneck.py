@@ -73,6 +73,21 @@ def test_a_run_without_a_step_says_so() -> None:
     assert_names(bottleneck.sentence(recipe(), {}), "No", "step")
 
 
+def test_steps_with_an_evaluation_are_left_out_and_older_runs_have_no_split() -> None:
+    found = series()
+    found["time/evaluate"] = {1: 50.0}
+    found["time/engines_busy"][1] = 52.0
+    found["time/total"][1] = 60.0
+    of_step = bottleneck.seconds(recipe(), found)
+    assert of_step is not None
+    assert (of_step.parts["generate"], of_step.parts["grade"], of_step.total) == (3.0, 1.0, 10.0)
+    del found["time/engines_busy"]
+    older = bottleneck.seconds(recipe(), found)
+    assert older is not None
+    assert older.parts["generate"] == 4.0
+    assert "grade" not in older.parts
+
+
 def test_parts_are_the_step() -> None:
     found = bottleneck.seconds(recipe(), series())
     assert found is not None

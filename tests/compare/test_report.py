@@ -86,6 +86,14 @@ def test_the_cost_of_a_reward_is_what_was_spent_until_then(tables):
     assert tables["Cost"]["plain"]["after steps"] == "–"
 
 
+def test_the_bottleneck_is_told_of_every_arm(tables):
+    told = "The bottleneck is training: 1.0 of a step's 1.5 s (67%)."
+    found = tables["Where the seconds go"]
+    assert {arm: row["of its first seed"] for arm, row in found.items()} == {
+        "plain": told, "held": told
+    }  # fmt: skip
+
+
 def test_two_seeds_conclude_nothing(found):
     report = make(found, None, None)
     assert report.concluded == []

@@ -50,13 +50,15 @@ class Seconds:
 def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
     """None where no step's time is known.
 
-    Sampling is split where it is not ahead: while the engines had requests, and the rest. The
-    engines' time for an evaluation is not in it.
+    Sampling is split where it is not ahead: while the engines had requests, and the rest. Steps
+    with an evaluation, which is the engines' work too, count only where there are no others.
     """
     steps = sorted(metrics.get("time/total", {}))
     steps = steps[1:] or steps
     if not steps:
         return None
+    evaluations = metrics.get("time/evaluate", {})
+    steps = [step for step in steps if not evaluations.get(step)] or steps
 
     def mean(name: str) -> float:
         return fmean(metrics.get(name, {}).get(step, 0.0) for step in steps)
@@ -65,6 +67,8 @@ def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
     sample = mean("time/sample")
     if recipe.rollout.max_staleness:
         parts["ahead"] = sample
+    elif not metrics.get("time/engines_busy"):  # of an older run
+        parts["generate"] = sample
     else:
         busy = mean("time/engines_busy") - mean("time/evaluate")
         parts["generate"] = min(sample, max(busy, 0.0))
@@ -109,11 +113,9 @@ def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
         mean = means.get("response/length_mean", 0.0)
         if means.get("engine/preemptions", 0.0) > 0 or means.get("engine/kv_use", 0.0) > FULL:
             return "; the engines' key-value cache is full (rollout.engine)"
-        if mean and means["response/length_max"] > LONG_TAIL * mean:
-            return (
-                f"; the longest response has {means['response/length_max'] / mean:.1f} times the "
-                "tokens of the mean one"
-            )
+        longest = means.get("response/length_max", 0.0)
+        if mean and longest > LONG_TAIL * mean:
+            return f"; the longest response has {longest / mean:.1f} times the mean one's tokens"
         if "trainer" in found.idle:
             return f"; the trainer is idle {found.idle['trainer']:.0%} of the time"
     if name == "grade":
