@@ -15,7 +15,8 @@ activations    per layer, token and micro-batch in flight, see ``_layer_activati
 logits         response tokens of a micro-batch x V / TP x 4 x 2 (the logits and their gradient);
                with the fused head those of one chunk, x 4 (their gradient takes their place); last
                pipeline stage only
-export         the largest whole tensor, gathered, and on rank 0 two transfer buckets
+export         the largest whole tensor, gathered, and on rank 0 two transfer buckets; without a GPU
+               on each stage's first rank, if that is more, the stage's tensors for engines to read
 checkpoint     with ``checkpoint.asynchronous`` a copy of weights and optimizer, in host memory
 process        the libraries themselves
 =============  ==================================================================================
@@ -128,12 +129,19 @@ def estimate(recipe: Recipe) -> MemoryEstimate:
 def _rank(
     recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, element: int, rank: int
 ) -> RankMemory:
-    stage = layout.coordinates(rank).pipeline
+    place = layout.coordinates(rank)
+    stage = place.pipeline
     parameters = _stage_parameters(facts, layout, stage)
     sharding = layout.data if recipe.trainer.optimizer.distributed else 1
     main_weights = 0 if recipe.model.dtype == "float32" else 4
     copies = 2 if recipe.algorithm.kl_coefficient > 0 else 1
-    buckets = 2 * recipe.rollout.transfer_bucket_mib * 2**20
+    transfer = 0
+    if rank == 0:
+        buckets = 2 * recipe.rollout.transfer_bucket_mib * 2**20
+        transfer = min(buckets, facts.parameters * element)
+    shares = not torch_is_for_gpus() and recipe.rollout.transfer_backend == "auto"
+    if shares and layout.holds_first_copy(rank) and place.tensor == 0:
+        transfer = max(transfer, parameters * layout.tensor * element)
     optimizer = parameters * (8 + main_weights) // sharding
     copied = recipe.checkpoint.asynchronous and recipe.checkpoint.every > 0
     return RankMemory(
@@ -142,8 +150,7 @@ def _rank(
         optimizer=optimizer,
         activations=_activations(recipe, facts, layout, element, stage),
         logits=_logits(recipe, facts, layout) if layout.has_head(stage) else 0,
-        export=_largest_tensor(facts) * element
-        + (min(buckets, facts.parameters * element) if rank == 0 else 0),
+        export=_largest_tensor(facts) * element + transfer,
         checkpoint=parameters * element + optimizer if copied else 0,
         process=PROCESS_BYTES
         + (RANK_ZERO_BYTES if rank == 0 else 0)
