@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
 A stand-in server in a process of its own answers each request after a moment with as many tokens,
-log-probs and weight versions as a response has, in arrays as our engines do and in JSON as vLLM's own
-route does, in turn. One Fleet asks it for all of them; the client's processor time per request is to
-be the same for 256 and for 8,192 of them.
+log-probs and weight versions as a response has: one in arrays, as our engines do, one in JSON, as
+vLLM's own route does. One Fleet asks each for all of them in turn; the client's processor time per
+request is to be the same for 256 and for 8,192 of them.
 """
 
 from __future__ import annotations

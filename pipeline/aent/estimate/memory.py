@@ -18,7 +18,8 @@ gathering      the optimizer's state on its way into a checkpoint, on a card
 =============  ==================================================================================
 
 In host memory, whatever computes: the libraries (process), a frozen reference, an offloaded
-optimizer, and a checkpoint that is saved or read. On a card the last four lines above do not meet:
+optimizer, and a checkpoint that is saved or read. Where no card computes, each stage's first rank
+has the stage's tensors in shared memory for engines to read (shared). On a card the last four lines above do not meet:
 the largest of training, export, swap and gathering counts (``RankMemory.allocated``); what a card
 takes besides is assumed (``estimate.card``). Without a card everything is host memory, and all
 lines count.
@@ -65,6 +66,7 @@ class RankMemory:
     reference: int
     offloaded: int
     checkpoint: int
+    shared: int
     process: int
 
     @property
@@ -158,11 +160,11 @@ def estimate(recipe: Recipe) -> MemoryEstimate:
         kv_cache=int(rollout.engine.kv_cache_gib * GIB) * rollout.engine.tensor_parallel,
         process=ENGINE_BYTES * rollout.engine.tensor_parallel,
     )
-    kinds: dict[tuple[int, bool, bool], RankMemory] = {}  # ranks of one kind have the same
+    kinds: dict[tuple[int, bool, bool, bool], RankMemory] = {}  # ranks of one kind have the same
     per_rank = []
     for rank in range(layout.num_ranks):
-        stage = layout.coordinates(rank).pipeline
-        kind = (stage, rank == 0, layout.holds_first_copy(rank))
+        place, first_copy = layout.coordinates(rank), layout.holds_first_copy(rank)
+        kind = (place.pipeline, rank == 0, first_copy, first_copy and place.tensor == 0)
         if kind not in kinds:
             kinds[kind] = _rank(recipe, facts, layout, element, *kind)
         per_rank.append(kinds[kind])
@@ -177,8 +179,10 @@ def _rank(
     stage: int,
     zero: bool,
     first_copy: bool,
+    exports: bool,
 ) -> RankMemory:
-    """Of rank 0 or another one, with the first copy of the weights or not."""
+    """Of rank 0 or another one, with the first copy of the weights or not; ``exports``: the one of
+    its stage that has whole tensors."""
     parameters = states.stage_parameters(facts, layout, stage)
     micro = micro_batch(recipe, layout)
     shard = parameters // states.optimizer_shards(recipe, layout)
@@ -186,6 +190,9 @@ def _rank(
     weights = parameters * element
     reference = weights if recipe.algorithm.kl_coefficient > 0 else 0
     buckets = min(2 * recipe.rollout.transfer_bucket_mib * 2**20, facts.parameters * element)
+    shared = 0
+    if exports and recipe.rollout.transfer_backend == "auto":  # in place of the buckets
+        shared = max(0, parameters * layout.tensor * element - buckets * zero)
     of_head = 0
     if layout.has_head(stage):
         of_head = head.logits(recipe, facts, layout, micro)
@@ -203,5 +210,6 @@ def _rank(
         reference=reference,
         offloaded=shard * offloaded,
         checkpoint=states.checkpoint_host_bytes(recipe, facts, layout, stage, element, first_copy),
+        shared=shared,
         process=PROCESS_BYTES + RANK_ZERO_BYTES * zero + GPU_BUILD_BYTES * torch_is_for_gpus(),
     )

@@ -46,7 +46,7 @@ class ArrayRoute:
             if params.logprobs is None or params.n != 1:
                 raise ValueError("log-probs of one sample are what this answers with")
             prompt = tokens_input(asked["token_ids"], cache_salt=asked.get("cache_salt"))
-        except (ValueError, TypeError, KeyError) as error:
+        except (VLLMClientError, ValueError, TypeError, KeyError) as error:
             await refuse(scope, send, 400, f"{type(error).__name__}: {error}".encode())
             return
         writing = asyncio.ensure_future(_written(scope["app"].state, prompt, params))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again, each in its turn
 # a server is much fuller than another that has so many requests less (or four fifths of its own)
 FULLER = 16
+PROMPT_END = 256  # tokens, by which and by its length a prompt is told from others
 LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
 
 Item = tuple[int, GenerationRequest]
@@ -96,8 +97,11 @@ class Flight:
     def _choose(self, free: list[EngineFlight], request: GenerationRequest) -> EngineFlight:
         """The server that has the prompt in its cache, from a sample of it before, unless it is
         much fuller (``FULLER``) than the emptiest one."""
+        if len(self.engines) == 1:
+            return free[0]
         emptiest = min(free, key=lambda e: len(e.in_flight))
-        prompt = hash((request.cache_salt, *request.prompt_ids))
+        end = request.prompt_ids[-PROMPT_END:]
+        prompt = hash((request.cache_salt, len(request.prompt_ids), *end))
         home = self._homes.get(prompt)
         least = len(emptiest.in_flight)
         if home not in free or len(home.in_flight) > least + max(FULLER, least // 4):

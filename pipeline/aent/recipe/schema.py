@@ -157,11 +157,12 @@ class RolloutSection(Section):
     """Largest mean train-inference mismatch: |engine log-prob - trainer log-prob| per token, nats.
     Checked every step; beyond it the run stops."""
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")
-    """How new weights reach the engines; auto: nccl on GPUs, gloo on a CPU."""
+    """How new weights reach the engines; auto: nccl on GPUs; on CPUs memory that is shared where
+    all engines are on the trainer's machine, else gloo (docs/engines.md)."""
     transfer_bucket_mib: int = mark(64, "free", ge=1)
-    """Size of one message of a weight transfer, MiB."""
+    """Size of one message of a weight transfer by network, MiB."""
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
-    """Seconds a weight transfer may take."""
+    """Seconds a message of a weight transfer may take; through shared memory, all of it."""
     probe_tolerance: float = mark(0.01, "warn", gt=0)
     """As max_logprob_gap, for the probe prompt that is checked after every weight update (bfloat16:
     docs/engines.md)."""

@@ -131,9 +131,10 @@ class WeightMemory:
         return WeightMemory(address, _Mapped(memory, layout))
 
     def close(self) -> None:
-        """Give the descriptor back: nobody can open it any more. The memory itself goes with the
-        last tensor of it."""
+        """Give it back: nobody can open it any more, and it goes with the last reader's."""
         os.close(self.address.descriptor)
+        self.mapped.words.release()
+        self.mapped.memory.close()
 
     def begin(self) -> None:
         """Begin an update: nothing of it is there. Whoever read the one before has done so."""
