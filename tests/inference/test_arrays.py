@@ -101,6 +101,7 @@ def test_the_route_asks_for_the_token_and_refuses_what_it_cannot_serve(served: S
             answer = await answered(client, wrong)
             assert answer.status == 400, (wrong, answer.text)
             assert answer.text
+        assert (await answered(client, good | {"model": "another"})).status == 404
         with pytest.raises(RefusedError, match=naming(client.url, GENERATE, 400)):
             await client.complete(GenerationRequest(list(range(100)) * 100, 2))
         assert (await answered(client, good)).status == 200

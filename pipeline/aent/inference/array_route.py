@@ -49,6 +49,10 @@ class ArrayRoute:
         except (VLLMClientError, ValueError, TypeError, KeyError) as error:
             await refuse(scope, send, 400, f"{type(error).__name__}: {error}".encode())
             return
+        model, models = asked.get("model"), scope["app"].state.openai_serving_models
+        if model is not None and not models.is_base_model(model):
+            await refuse(scope, send, 404, f"the model {model!r} does not exist".encode())
+            return
         writing = asyncio.ensure_future(_written(scope["app"].state, prompt, params))
         gone = asyncio.ensure_future(_gone(receive))
         try:
