@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from aent.data.batch import Batch
+from aent.data.sample import Sample
 from aent.inference import registry
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
@@ -16,6 +19,8 @@ from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.runtime.children import free_port
 from aent.runtime.environment import data_path
+from aent.runtime.worker_thread import WorkerThread
+from aent.weights.probe import Probe, Seen
 from inference.stand_in import standing_in
 
 
@@ -73,6 +78,24 @@ def test_weights_go_again_once_to_an_engine_that_is_well(engines: Engines) -> No
     engines.sender = Sender(RefusedError("no such route"))
     with pytest.raises(RefusedError):
         engines.push(iter(()), 3)
+
+
+def test_weights_wait_until_what_was_sampled_before_is_final(engines: Engines) -> None:
+    """Whoever writes it holds the same lock. Weights that are sent again do not wait for
+    themselves, and it is held until they are proven."""
+    engines.sender = Sender(TransientError("the connection broke"))
+    with engines.unproven:
+        pending = WorkerThread("sends").submit(lambda: engines.push(iter(()), 1))
+        with pytest.raises(TimeoutError):
+            pending.result(0.2)
+        assert engines.sender.errors  # nothing was sent
+    assert not pending.result(60)
+    assert engines.push(iter(()), 1)
+    assert engines.unproven.locked()
+    engines.probe, engines.seen = Probe([1, 2], 1, 1.0), {"a": Seen(torch.zeros(1), 1, 0)}
+    batch = Batch.from_samples([Sample([1], [2], [-1.0], [1], "stop", 0, 0)], temperature=1.0)
+    engines.check_probe(batch, torch.zeros(2), 1)
+    assert not engines.unproven.locked()
 
 
 def test_weights_do_not_go_again_to_an_engine_that_is_lost(engines: Engines) -> None:

@@ -43,8 +43,10 @@ class Engines:
     sent_again: int | None = None  # the last weight version that was, to healthy engines
     # by each engine's address, of the newest weights
     seen: dict[str, Seen] = field(default_factory=dict)
-    # held from before an update until the engines have been found to compute with its weights
+    # held from before an update until the engines have been found to compute with its weights;
+    # by others, while they make final what was sampled
     unproven: threading.Lock = field(default_factory=threading.Lock)
+    _updating: bool = False  # it is us who hold it
 
     @staticmethod
     def reach(
@@ -92,8 +94,9 @@ class Engines:
         final before ``check_probe`` has found them right. Returns False where they are to be sent
         again: an engine was lost meanwhile, or the connection to a healthy one broke, once.
         """
-        if not self.unproven.locked():
+        if not self._updating:  # else the weights are sent again
             self.unproven.acquire()
+            self._updating = True
         with self.fleet.paused():
             return self._push(weights, version)
 
@@ -143,6 +146,7 @@ class Engines:
         told = [f"{url} {fault}" for url, fault in zip(self.seen, faults) if fault]
         if told:
             raise WeightSyncError(f"weight version {version}: {'; '.join(told)}")
+        self._updating = False
         self.unproven.release()
 
     def take_busy_s(self) -> float:
