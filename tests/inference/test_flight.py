@@ -225,6 +225,32 @@ def test_samples_of_a_prompt_go_to_one_engine_unless_it_is_much_fuller() -> None
     assert max(sizes) - min(sizes) <= flight.FULLER + 1
 
 
+def test_an_engine_that_another_thread_has_lost_gets_no_more_requests() -> None:
+    """Started again at its address, it has the weights of its folder until the next update."""
+
+    class Client(EngineClient):
+        async def complete(self, request: GenerationRequest) -> Completion:
+            return await asyncio.get_running_loop().create_future()
+
+    async def scenario() -> list[list[int]]:
+        requests = flight.Flight(lambda *_: None, deque(enumerate(REQUESTS)), [], lambda: None)
+        clients = [Client(f"http://{i}:1") for i in range(2)]
+        requests.join(clients)
+        requests.send()
+        assert [len(e.in_flight) > 0 for e in requests.engines] == [True, True]
+        requests.join(clients[1:])
+        requests.send()
+        (left,) = requests.engines
+        assert left.client == clients[1]
+        numbers = sorted(number for number, _ in left.in_flight.values())
+        requests.stop(left)
+        await asyncio.gather(*requests.cancelled, return_exceptions=True)
+        assert requests.clock.take_busy_s() >= 0
+        return numbers
+
+    assert asyncio.run(scenario()) == list(range(len(REQUESTS)))
+
+
 def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:
     over = threading.Event()
 

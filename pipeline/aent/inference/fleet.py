@@ -94,7 +94,7 @@ class Fleet:
         async def carry_out() -> None:
             while True:
                 if self._lock.acquire(blocking=False):  # else an update is under way
-                    flight.join(self.clients)  # those that came back with the last one
+                    flight.join(self.clients)  # not those lost in the last one; those back with it
                     self._lock.release()
                 flight.send()
                 for number, completion in await flight.land():

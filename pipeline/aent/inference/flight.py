@@ -24,6 +24,7 @@ RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again
 # a server is much fuller than another that has so many requests less (or four fifths of its own)
 FULLER = 16
 PROMPT_END = 256  # tokens, by which and by its length a prompt is told from others
+SHORTEST_WAIT_S = 0.01  # a clock that stands (``Clock.paused``) would be asked without a pause
 LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
 
 Item = tuple[int, GenerationRequest]
@@ -69,7 +70,11 @@ class Flight:
     _jitter: random.Random = field(default_factory=random.Random)
 
     def join(self, clients: Sequence[EngineClient]) -> None:
-        """Servers that are not taking part take part from now on."""
+        """These take part from now on, and no others: what those have not answered is waiting
+        again."""
+        for engine in [e for e in self.engines if e.client not in clients]:
+            self.engines.remove(engine)  # somebody else has lost it
+            self.waiting.extendleft(reversed(self.stop(engine)))
         known = [engine.client for engine in self.engines]
         self.engines += [EngineFlight(client) for client in clients if client not in known]
 
@@ -140,7 +145,7 @@ class Flight:
         Raises the error of a request that failed on a healthy server.
         """
         first = min((e.due for e in self.engines if e.in_flight), default=math.inf)
-        patience_s = max(0.0, first - self.clock.now())
+        patience_s = max(SHORTEST_WAIT_S, first - self.clock.now())
         try:
             async with asyncio.timeout(patience_s if patience_s < math.inf else None):
                 await self._woken.wait()
