@@ -70,7 +70,7 @@ class Load:
         """
         grown = dict.fromkeys(COUNTERS, 0.0)
         for url, newest in list(self._newest.items()):  # another thread may add one
-            before = self._before[url]
+            before = self._before.get(url, newest)  # or has just done so
             again = newest.get("generated", 0.0) < before.get("generated", 0.0)  # another process
             for name in COUNTERS:
                 start = 0.0 if again else before.get(name, 0.0)
