@@ -7,6 +7,7 @@ import random
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,17 @@ def test_what_was_begun_and_is_not_on_disk_is_sampled_anew_and_counted(tmp_path:
     assert again.noted == {"staleness/sampled_anew": 0.0}
     again.settle()
     source.may_end[2].set()
+
+
+def test_a_step_that_waits_for_its_turn_is_not_begun_when_the_run_ends(tmp_path: Path) -> None:
+    made, source, how = rollouts(tmp_path, staleness=2, ready=1)
+    made.source.asker = SimpleNamespace(interrupt=source.may_end[1].set)
+    made.of(0, how)
+    for _ in range(2):
+        assert source.begins.acquire(timeout=PATIENCE_S)
+    made.close()
+    assert source.begun == [0, 1]
+    assert rollout_files.begun(tmp_path) == 1  # a run that goes on does not count 2 as sampled anew
 
 
 @pytest.mark.parametrize("by", ["settle", "of"])

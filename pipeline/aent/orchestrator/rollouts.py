@@ -80,6 +80,8 @@ class Rollouts:
 
     def close(self) -> None:
         """Give up what is being sampled: a run that goes on asks for all of it again."""
+        for under_way in self._ahead.values():
+            under_way.cancel()  # what has not begun must not be noted as begun
         self.source.asker.interrupt()
         wait(self._ahead.values(), GIVE_UP_S)
 

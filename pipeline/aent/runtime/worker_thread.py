@@ -21,7 +21,8 @@ class WorkerThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have ``work`` done when what was submitted before is; its value, or what it raises."""
+        """Have ``work`` done when what was submitted before is; its value, or what it raises. It
+        can be cancelled until it begins."""
         future: Future[T] = Future()
         self._waiting.put((future, work))
         return future
@@ -29,6 +30,8 @@ class WorkerThread:
     def _work(self) -> None:
         while True:
             future, work = self._waiting.get()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(work())
             except BaseException as error:
