@@ -11,6 +11,7 @@ import typer
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
+from aent.cli.metrics import metrics
 from aent.cli.recipe import recipe as describe
 from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
 from aent.cli.refusals import refuse
@@ -222,6 +223,7 @@ def doctor(
 
 
 app.command(name="recipe")(describe)
+app.command()(metrics)
 app.command()(replay)
 app.command()(suggest)
 app.command()(timeline)
