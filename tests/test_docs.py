@@ -76,6 +76,15 @@ def _simple(line: str) -> Iterator[list[str]]:
             words.append(token)
 
 
+def leaves(group: TyperGroup, path: str = "aent") -> Iterator[tuple[str, str]]:
+    """(command, its help) of every command, those of groups too."""
+    for name, found in group.commands.items():
+        if isinstance(found, TyperGroup):
+            yield from leaves(found, f"{path} {name}")
+        else:
+            yield f"{path} {name}", found.help or ""
+
+
 ALL = sorted({command for page in PAGES for command in commands(page)}, key=str)
 
 
@@ -144,6 +153,19 @@ def test_the_commands_of_the_docs_can_be_given(program: str) -> None:
     assert len(chosen) >= 3
     for command in chosen:
         check(command)
+
+
+def test_every_command_says_in_one_line_what_it_does_and_has_an_example() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    found = dict(leaves(group))
+    assert {"aent train", "aent slurm submit", "aent lab control"} <= found.keys()
+    for name, text in found.items():
+        first, *_, last = text.split("\n\n")
+        assert re.fullmatch(r"[A-Z].*\.", first), f"{name}: {first}"  # one line
+        assert re.fullmatch(rf"Example: {name} .*", last), f"{name}: {last}"
+        example = last.removeprefix("Example: ")
+        check(Command(f"{name} --help", tuple(shlex.split(example))))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``aent metrics``: what a recorded number means."""
+"""``aent metrics``: what each recorded number means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def metrics(
         bool, typer.Option("--markdown", help="Print the whole page docs/metrics.md.")
     ] = False,
 ) -> None:
-    """Explain the metrics that a run records. Example: aent metrics policy/entropy"""
+    """Explain the metrics that a run records.
+
+    Example: aent metrics policy/entropy
+    """
     from aent.tracking import metrics as table
 
     if markdown:
