@@ -106,13 +106,14 @@ def control(
     if values["measure"] == "clamped" and run is None:
         refuse(
             [
-                "controller.measure=clamped: this experiment measures the entropy of the whole vocabulary"
+                "controller.measure=clamped: this experiment measures the entropy of the whole "
+                "vocabulary"
             ]
         )
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         refuse([f"--learning-rate={learning_rate:g} must be above 0"])
     if learning_rate is not None and run is not None:
-        refuse(["--learning-rate has no effect with --run: the model is fitted to the run"])
+        refuse(["--learning-rate has no effect with --run, which fits a model to that run"])
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
 
