@@ -32,7 +32,7 @@ from aent.entropy.statistics import TokenStatistics, gathered
 # Enough rows that reading and writing the weight's gradient for each chunk costs less than the
 # matrix product that computes it.
 CHUNK_TOKENS: Final = 1024
-WEIGHT_ROWS = 8192  # bytes that a product needs besides the buffer if it is added to a wider dtype
+WEIGHT_ROWS = 8192  # at a time, if a product is added to a wider dtype: bounds its temporary
 
 
 def linear_token_statistics(
@@ -61,10 +61,9 @@ def linear_token_statistics(
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
             ``token_statistics``.
-        weight_grad: [V_local, H], to which the gradient of ``weight`` is added instead of
-        autograd's
-            own accumulation (Megatron's ``weight.main_grad``, mostly fp32); autograd then computes
-            none for ``weight``.
+        weight_grad: [V_local, H], to which the gradient of ``weight`` is added, in place of
+            autograd's own accumulation (Megatron's ``weight.main_grad``, mostly fp32); autograd
+            then computes none for ``weight``.
 
     Returns:
         TokenStatistics, as ``token_statistics`` does from the same logits. Differentiable with
