@@ -1,11 +1,13 @@
 """The commands that the docs show can be given: options, fields, targets and files exist."""
 
+import ast
 import re
 import shlex
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -183,3 +185,48 @@ def test_every_command_says_in_one_line_what_it_does_and_has_an_example() -> Non
 def test_a_command_that_cannot_be_given_is_found(line: str) -> None:
     with pytest.raises(AssertionError, match=r"no[-_]such"):
         check(Command("a page", tuple(line.split())))
+
+
+def test_the_pages_link_files_that_exist_and_drawings_are_xml() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    drawings = sorted(ROOT.glob("docs/images/*.svg"))
+    assert drawings
+    for drawing in drawings:
+        assert ElementTree.parse(drawing).getroot().tag.endswith("svg")
+
+
+# messages of other programs, and of the shell
+NOT_OURS = ("srun: error", "apptainer: not found", "Watchdog caught", "CUDA out of memory",
+            "No available memory", "No space left")  # fmt: skip
+
+
+def said_by_the_code() -> str:
+    """Every text of the package and of the Slurm scripts, what is filled in as a line break."""
+    texts = [path.read_text() for path in sorted(ROOT.glob("slurm/*.s*"))]
+    for path in (ROOT / "pipeline/aent").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                values = [v.value if isinstance(v, ast.Constant) else "\n" for v in node.values]
+                texts.append("".join(map(str, values)))
+    return "\n".join(texts)
+
+
+def test_the_messages_of_troubleshooting_are_the_codes() -> None:
+    """Each quoted message, cut at what differs from run to run, stands in the code."""
+    rows = (ROOT / "docs/troubleshooting.md").read_text().splitlines()
+    first = [row.split("|")[1] for row in rows if row.startswith("| `")]
+    quoted = [quote for cell in first for quote in re.findall("`([^`]+)`", cell)]
+    assert len(quoted) > 40
+    said = said_by_the_code()
+    varies = (
+        r"^alert |\bengines\b|\bnan\b|\.\.\.|\b[NM]\b|\bNODE\b|\bnode7\b|\b\d[\d.]*\b|=\S+|[()]"
+    )
+    for quote in quoted:
+        if not quote.startswith(NOT_OURS):
+            for piece in re.split(varies, quote):
+                assert piece.strip(" :,;") in said, f"troubleshooting.md: {quote!r}: {piece!r}"
