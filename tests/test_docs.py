@@ -91,7 +91,7 @@ ALL = sorted({command for page in PAGES for command in commands(page)}, key=str)
 
 
 def plain(words: tuple[str, ...]) -> list[str]:
-    """Without what stands for more overrides, nor the brackets of what may be left out."""
+    """Without "..." for further overrides, and without the brackets of optional parts."""
     pairs = zip(("", *words), words)
     left = [word for before, word in pairs if word.strip("]") != "..." or "=" not in before]
     return [word if "{" in word else word.strip("[]") for word in left]
@@ -217,7 +217,7 @@ def said_by_the_code() -> str:
 
 
 def test_the_messages_of_troubleshooting_are_the_codes() -> None:
-    """Each quoted message, cut at what differs from run to run, stands in the code."""
+    """The code contains each quoted message, cut at the parts that differ from run to run."""
     rows = (ROOT / "docs/troubleshooting.md").read_text().splitlines()
     first = [row.split("|")[1] for row in rows if row.startswith("| `")]
     quoted = [quote for cell in first for quote in re.findall("`([^`]+)`", cell)]

@@ -1,4 +1,4 @@
-"""How a run stands, with stand-ins for Slurm's programs."""
+"""``aent status``, with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = "recipes/cpu/tiny.yaml"
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Of a run in its fourth step, which was requeued once and has lost an engine."""
+    """The folder of a run in its fourth step, which was requeued once and has lost an engine."""
     folder = tmp_path / "run"
     (folder / "engines").mkdir(parents=True)
     (folder / "heartbeats").mkdir()

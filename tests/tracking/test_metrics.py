@@ -40,7 +40,7 @@ def names_in_code() -> set[str]:
 
 
 def has_row(name: str) -> bool:
-    """``*`` stands for anything, in either of them."""
+    """Whether a row matches; ``*`` matches anything, in the name or in the row."""
     pattern = re.escape(name).replace(re.escape("*"), ".+")
     rows = [
         own.replace("...", "x") for metric in metrics.METRICS for own in metric.names.split(", ")
