@@ -194,8 +194,8 @@ def test_the_default_drops_a_third() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slopes_of_rows_without_any(backend: str) -> None:
-    """Uniform rows, rows that are sure: no step changes their entropy. The covariance is NaN
-    without a target and 0 if ignored; a token that is masked takes nothing."""
+    """No step changes the entropy of uniform rows and of certain rows. The covariance is NaN for a
+    target outside the vocabulary and 0 for an ignored one; a masked token takes no part."""
     logits = torch.zeros(5, 3000)
     logits[1, 7], logits[2, 7], logits[3, 5] = 1e4, 200.0, -torch.inf
     targets = torch.tensor([5, 7, 5, 5, -1])
