@@ -82,7 +82,9 @@ def test_a_name_has_one_row() -> None:
     names = [own for metric in metrics.METRICS for own in names_of(metric)]
     assert len(names) == len(set(names))
     assert [m.names for m in metrics.find("grader/python/mean")] == ["grader/NAME/mean"]
-    assert not list(metrics.find("no/such"))
+    assert [m.names for m in metrics.find("policy/entropy")] == ["policy/entropy"]
+    assert len(metrics.find("controller/")) > 5
+    assert metrics.find("no/such") == []
 
 
 @pytest.mark.parametrize("name", ["policy/entropyx", "time/a/b", "grader/mean"])

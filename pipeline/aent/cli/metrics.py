@@ -34,7 +34,7 @@ def metrics(
         for metric in table.METRICS:
             print(f"{metric.names}  ({metric.unit})")
         return
-    found = list(table.find(name))
+    found = table.find(name)
     if not found:
         refuse([f"{name}: no run records such a metric (aent metrics lists them)"])
     for metric in found:

@@ -64,8 +64,8 @@ class Summary:
             ("mean reward", f"{self.mean_reward:.3f}"),
             ("mean length, tokens", f"{self.mean_length:.1f}"),
             ("truncated share", f"{self.truncated_share:.3f}"),
-            ("judge: timeouts", str(self.judge_timeouts)),
-            ("judge: exceptions", str(self.judge_exceptions)),
+            ("grader: timeouts", str(self.judge_timeouts)),
+            ("grader: exceptions", str(self.judge_exceptions)),
         ]
         head = f"{self.suite}: {self.questions} questions x {self.samples} samples"
         return "\n".join([head, *(f"{name:<22}{value}" for name, value in rows)])

@@ -8,7 +8,6 @@ table, and the table against the names in the code.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -170,11 +169,11 @@ controller does with these numbers: [controllers.md](controllers.md).
 """
 
 
-def find(name: str) -> Iterator[Metric]:
-    """The rows of a recorded metric's name, or of all names that begin with it."""
-    for metric in METRICS:
-        if metric.matches(name) or any(own.startswith(name) for own in metric.names.split(", ")):
-            yield metric
+def find(name: str) -> list[Metric]:
+    """The row of a recorded metric's name, else the rows with a name that begins with it."""
+    return [m for m in METRICS if m.matches(name)] or [
+        m for m in METRICS if any(own.startswith(name) for own in m.names.split(", "))
+    ]
 
 
 def markdown() -> str:
