@@ -1,4 +1,4 @@
-"""What differs between two recipes, and whether a run may go on with the difference."""
+"""The differences between two recipes, and whether a run may continue with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aent.recipe.section import Resume, Section
 
 @dataclass(frozen=True)
 class Change:
-    """One field that a run was started with and goes on with otherwise."""
+    """One field whose value differs between the run's recipe and the new one."""
 
     field: str  # dotted
     before: Any
@@ -43,11 +43,12 @@ def _changes(prefix: str, before: Section, after: Section) -> Iterator[Change]:
 def rule_of(section: type[Section], name: str) -> Resume:
     """The field's own mark, else its section's."""
     extra = section.model_fields[name].json_schema_extra
-    return extra["resume"] if isinstance(extra, dict) else section.RESUME  # type: ignore[return-value]
+    # type: ignore[return-value]
+    return extra["resume"] if isinstance(extra, dict) else section.RESUME
 
 
 def _hidden(value: Any) -> Any:
-    """The value as a run's folder keeps it: without a password."""
+    """The value as stored in a run's folder: without a password."""
     return redacted(value) if isinstance(value, str) else value
 
 
