@@ -163,8 +163,7 @@ def backward_rows(
         return
     for part in row_slices(*x.shape):  # a few rows at a time, to hold few slopes
         slope = 1 - (x[part] / softcap).square_()
-        # type: ignore[arg-type]
-        of_part = Gradient(*(None if v is None else v[part] for v in rows))
+        of_part = Gradient(*(None if v is None else v[part] for v in rows))  # type: ignore[arg-type]
         kernels.choose(x).backward(x[part], out[part], of_part, temperature, shard.start)
         out[part] *= slope
 

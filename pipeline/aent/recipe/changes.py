@@ -43,8 +43,7 @@ def _changes(prefix: str, before: Section, after: Section) -> Iterator[Change]:
 def rule_of(section: type[Section], name: str) -> Resume:
     """The field's own mark, else its section's."""
     extra = section.model_fields[name].json_schema_extra
-    # type: ignore[return-value]
-    return extra["resume"] if isinstance(extra, dict) else section.RESUME
+    return extra["resume"] if isinstance(extra, dict) else section.RESUME  # type: ignore[return-value]
 
 
 def _hidden(value: Any) -> Any:
