@@ -9,15 +9,15 @@ quickstart: install
 install:
 	@tools/install.sh $(if $(filter command line,$(origin PYTHON)),PYTHON=$(PYTHON))
 
-# A browser looks at the page of `aent report`, and bubblewrap holds programs, where they are or can be
+# Tests use a browser for the page of `aent report`, and bubblewrap for programs, if they are or can be
 # installed.
 test: install
 	@tools/debian_packages.sh test "chromium bwrap" chromium fonts-dejavu-core bubblewrap
 	.venv/bin/python tools/core_seconds.py "make test" 1300 .venv/bin/python -m pytest -rs \
 	  -m "not gpu and not cluster and not containers and not faults and not full and not py312"
 
-# Everything that needs no GPU, in three parts, within an hour. Stopped and called again on the same
-# files, it goes on with what has not passed yet.
+# Everything that needs no GPU, in three parts, within an hour. If it is stopped and called again on the
+# same files, it continues with what has not passed yet.
 test-all: install
 	@tools/debian_packages.sh test-all \
 	  "chromium bwrap slurmctld slurmd sbatch munged ip buildah debootstrap jq mksquashfs gcc make" \
@@ -28,19 +28,19 @@ test-all: install
 test-fast: install
 	.venv/bin/python -m pytest -m "not gpu and not cluster and not containers and not slow and not py312"
 
-# Kills the launcher between any two phases of a step, resumes, and compares.
+# Kills the launcher between every two phases of a step, resumes, and compares.
 test-faults: install
 	.venv/bin/python -m pytest -m faults
 
-# On a Slurm cluster of its own: needs root and Debian packages, and prints the reason where it cannot.
+# On a Slurm cluster of its own: needs root and Debian packages, and prints the reason if it cannot run.
 test-cluster: install
 	@tools/debian_packages.sh test-cluster "slurmctld slurmd sbatch munged ip" \
 	  slurmctld slurmd slurm-client munge iproute2
 	.venv/bin/python -m pytest -m cluster -rs tests/slurm
 
-# Builds the CPU image and runs the tiny recipe in it, as it is and under enroot and pyxis on a Slurm
-# cluster, then the engines' on a CPU base: some twenty minutes and 20 GB of disk, root, buildah,
-# debootstrap and package sources; prints the reason where it cannot.
+# Builds the CPU image and runs the tiny recipe in it, directly and under enroot and pyxis on a Slurm
+# cluster; then builds the engines' image on a CPU base. Needs about twenty minutes, 20 GB of disk, root,
+# buildah, debootstrap and package sources; prints the reason if it cannot run.
 test-containers: install
 	@tools/debian_packages.sh test-containers \
 	  "buildah debootstrap ip slurmctld slurmd sbatch munged jq mksquashfs gcc make" \
@@ -49,7 +49,7 @@ test-containers: install
 	.venv/bin/python -m pytest -m containers -rs tests/containers
 
 # Runs with the first Python whose torch sees a GPU: .venv's, .venv-py312's (whose torch may have CUDA),
-# or the one of the container.
+# or the container's.
 test-gpu:
 	@for python in .venv/bin/python .venv-py312/bin/python python3; do \
 	  if "$$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
@@ -58,7 +58,7 @@ test-gpu:
 	done; \
 	echo "test-gpu: no GPU that torch can use here (tried .venv, .venv-py312 and python3)" >&2; exit 1
 
-# With Python 3.12 and Megatron-core 0.19. .venv writes a checkpoint of 0.16, which is taken up there.
+# With Python 3.12 and Megatron-core 0.19, which continues from a 0.16 checkpoint that .venv writes.
 test-py312:
 	@tools/install.sh
 	@tools/install.sh PYTHON=$(if $(filter command line,$(origin PYTHON)),$(PYTHON),python3.12)
@@ -66,14 +66,14 @@ test-py312:
 	  -m "not gpu and not full" tests/trainer tests/checkpoint tests/distributed tests/models/test_parity.py \
 	  tests/runtime tests/checks/test_megatron.py tests/e2e/test_train.py tests/e2e/test_resume.py
 
-# Kernels and trainer on a machine with a GPU, within eight minutes; nothing of ours need be installed
-# there. OUT is where the report goes. make itself answers 2 to any failure: where the exit code
-# counts, call tools/gpu_check.sh (1: a check failed, 2: no usable GPU).
+# Checks kernels and trainer on a machine with a GPU, within eight minutes; aent need not be installed
+# there. OUT is the report's folder. make returns 2 for any failure: if the exit code matters, call
+# tools/gpu_check.sh (1: a check failed, 2: no usable GPU).
 OUT ?= runs/gpu-check
 gpu-check:
 	@tools/gpu_check.sh --out "$(OUT)"
 
-# What gpu-check's machine may lack, to be carried there: where there is a network, beforehand.
+# Downloads packages that gpu-check's machine may lack; run it beforehand on a machine with a network.
 gpu-check-wheels: install
 	@PYTHONPATH=benchmarks .venv/bin/python -m gpu_check.wheels
 
@@ -84,12 +84,12 @@ lint: install
 	.venv/bin/hadolint containers/*.Dockerfile
 	.venv/bin/shellcheck .ci/run */*.sh */*.sbatch
 
-# Keeps the locked versions where cpu.in allows them; remove lines from the lock to move them on.
+# Keeps the locked versions if cpu.in allows them; remove a line from the lock to update its package.
 lock: install
 	tools/lock.sh
 
-# What vLLM, Transformer Engine and apex have of that which is called there, read from their sources;
-# CONTRACTS="--apex DIR" and the like name sources that are here already.
+# Reads the signatures that aent calls from the sources of vLLM, Transformer Engine and apex;
+# CONTRACTS="--apex DIR" and the like use sources that are here already.
 contracts: install
 	.venv/bin/python tools/contracts.py $(CONTRACTS)
 

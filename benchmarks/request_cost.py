@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
-A stand-in server in a process of its own answers each request after a moment with as many tokens,
-log-probs and weight versions as a response has: one in arrays, as our engines do, one in JSON, as
-vLLM's own route does. One Fleet asks each for all of them in turn; the client's processor time per
-request is to be the same for 256 and for 8,192 of them.
+A stand-in server in its own process answers each request after a moment with as many tokens,
+log-probs and weight versions as a response has: alternately in arrays, as our engines do, and in
+JSON, as vLLM's own route does. One Fleet sends all requests. The client's processor time per
+request should be the same for 256 requests and for 8,192.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = {"application/json": "JSON", MEDIA_TYPE: "arrays"}
 
 
 def serve(pipe: Connection, tokens: int, kind: str) -> None:
-    content = [
+    content: list[dict[str, object]] = [
         {"token": f"token_id:{i}", "logprob": -1.0 - i / 1000, "bytes": None, "top_logprobs": []}
         for i in range(tokens)
     ]

@@ -3,9 +3,9 @@
 #   docker build -f containers/cpu.Dockerfile -t aent-cpu .
 #   docker run --rm aent-cpu aent train recipes/cpu/tiny.yaml
 #
-# Package sources other than the public ones are build secrets, none of which stays in the image:
-# apt.list (lines of sources.list), pip.conf, and ca.pem (the pip.conf that wants it says
-# "cert = /run/secrets/ca.pem"); see README.md beside this file.
+# Pass other package sources as build secrets, which do not stay in the image: apt.list (lines of
+# sources.list), pip.conf, and ca.pem (with "cert = /run/secrets/ca.pem" in pip.conf); see README.md
+# beside this file.
 ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -13,7 +13,7 @@ FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="aent on a CPU" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# Debian keeps one version of a package at a time: there is none to pin
+# Debian has only one version of a package at a time, so there is nothing to pin
 # hadolint ignore=DL3008
 RUN --mount=type=secret,id=apt.list,target=/etc/apt/sources.list.d/build.list,mode=0444 \
     apt-get update && \

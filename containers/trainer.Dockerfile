@@ -1,12 +1,12 @@
-# The trainer: Megatron-core, NeMo and aent on an image that has torch, NCCL, Transformer Engine and
-# NVIDIA apex built for one another.
+# The trainer: Megatron-core, NeMo and aent on an image with matching builds of torch, NCCL, Transformer
+# Engine and NVIDIA apex.
 #
 #   docker build -f containers/trainer.Dockerfile -t aent-trainer .
 #
-# Package sources other than the public ones: build secrets, see README.md beside this file.
+# Pass other package sources as build secrets: see README.md beside this file.
 #
-# Not built here: it needs the base image (about 20 GB) and, to be of use, a GPU. It is the one that
-# megatron-core 0.19 is built and tested on: Python 3.12, and its Transformer Engine.
+# Not built here: it needs the base image (about 20 GB) and, to be useful, a GPU. Megatron-core 0.19 is
+# built and tested on that base image: Python 3.12, with its Transformer Engine.
 ARG BASE_IMAGE=nvcr.io/nvidia/pytorch:26.06-py3
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
@@ -17,23 +17,23 @@ LABEL org.opencontainers.image.title="aent trainer" \
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /opt/aent
 
-# NCCL of the engines' image (that of vLLM's torch: containers/contracts.json), for weights go from one
-# image to the other by it; beside the base's own, which torch finds behind it. (25.12 has 2.28.9.)
+# The engines' NCCL (that of vLLM's torch: containers/contracts.json), which sends weights between the two
+# images. The base's own NCCL stays, and torch would find it after this one. (25.12 has 2.28.9.)
 ARG NCCL=2.29.7
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     PIP_CONSTRAINT='' PIP_CONFIG_FILE=/run/secrets/pip.conf python3 -m pip install --no-cache-dir --no-deps \
       --target /opt/nccl "nvidia-nccl-cu13==${NCCL}"
 ENV LD_LIBRARY_PATH=/opt/nccl/nvidia/nccl/lib:${LD_LIBRARY_PATH}
 
-# apex: the base image's, else built from source (the package of that name on PyPI is another one)
+# apex: the base image's, else built from source (the package of that name on PyPI is unrelated)
 ARG APEX_COMMIT=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca.pem \
     python3 -c 'import torch, amp_C, fused_weight_gradient_mlp_cuda, apex.optimizers' || \
     PIP_CONFIG_FILE=/run/secrets/pip.conf APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-cache-dir --no-build-isolation \
       "git+https://github.com/NVIDIA/apex@${APEX_COMMIT}"
 
-# What the base image has stays as it is; everything else has the version of the CPU lock for Python
-# 3.12, with which `make test-py312` runs, but for the few of trainer.txt.
+# Packages of the base image stay as they are. All others have the versions of the CPU lock for Python
+# 3.12, which `make test-py312` uses, except for the few in trainer.txt.
 COPY containers/locks/cpu-py312.lock.txt containers/locks/trainer.txt containers/beside_base.sh containers/check_trainer.py /tmp/
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY pipeline pipeline

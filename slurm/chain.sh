@@ -1,10 +1,10 @@
 #!/bin/bash
-# A run longer than the time limit: jobs that follow one another, each going on where the last ended.
+# A run longer than the time limit: consecutive jobs, each of which continues where the last one ended.
 #
 #   slurm/chain.sh 5 --nodes=2 --time=8:00:00 slurm/train.sbatch recipes/cpu/tiny.yaml [key=value ...]
 #
-# sends N jobs for one run folder. Each waits until the one before has ended, however it ended, and
-# resumes from the newest checkpoint; one that finds the run finished ends at once.
+# submits N jobs for one run folder. Each waits until the job before has ended for any reason, and
+# resumes from the newest checkpoint; it ends at once if the run is finished.
 
 set -euo pipefail
 

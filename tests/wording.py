@@ -1,4 +1,4 @@
-"""What a message must name: fields, files, values and numbers, in any order and whatever the words
+"""Checks that a message names fields, files, values and numbers, in any order and with any words
 between them."""
 
 import re
@@ -16,6 +16,6 @@ def naming(*tokens: object) -> str:
 
 
 def assert_names(text: str, *tokens: object) -> None:
-    """Every one of the tokens stands in the text."""
+    """Assert that the text contains every one of the tokens."""
     missing = [str(token) for token in tokens if not re.search(_whole(str(token)), text)]
     assert not missing, f"{missing} not in: {text}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# debian_packages.sh TARGET "PROGRAM..." PACKAGE...: what a make target needs beside .venv, installed
-# where a program is missing and that can be done; where not, the tests that need it say so themselves.
+# debian_packages.sh TARGET "PROGRAM..." PACKAGE...: install the packages that a make target needs besides
+# .venv, if a program is missing and it can be installed. If not, the tests that need it report that.
 set -euo pipefail
 target=$1
 read -ra programs <<<"$2"

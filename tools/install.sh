@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make an environment from its lock file, or do nothing where it is already what the lock asks for:
-# .venv of Python 3.11, or with PYTHON=python3.12 as an argument .venv-py312.
+# Create an environment from its lock file, or do nothing if it already matches the lock file:
+# .venv with Python 3.11, or .venv-py312 if the argument is PYTHON=python3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -10,7 +10,7 @@ stop() {
   exit 1
 }
 
-# series_of PROGRAM: such as 3.11; fails where it is no Python that runs.
+# series_of PROGRAM: its series, such as 3.11; fails if it is not a working Python.
 series_of() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
 }
@@ -26,7 +26,7 @@ find_python() {
   stop "Python 3.11 is needed, and neither python3.11 nor python3 is one; on Debian or Ubuntu: apt install python3.11 python3.11-venv python3.11-dev"
 }
 
-# torch.compile builds small C++ kernels at run time; vLLM and Megatron-core both call it
+# torch.compile builds small C++ kernels at run time; vLLM and Megatron-core both use it
 need_compiler() {
   command -v g++ >/dev/null || stop "a C++ compiler is needed and there is no g++; on Debian or Ubuntu: apt install g++"
   local include
@@ -34,7 +34,7 @@ need_compiler() {
   [ -f "$include/Python.h" ] || stop "Python's C headers are needed and $include/Python.h is not there; on Debian or Ubuntu: apt install python$series-dev"
 }
 
-# vLLM's CPU kernels are linked with it; without them its engines do not start
+# vLLM's CPU kernels are linked with it; without it engines do not start
 need_libnuma() {
   "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
     stop "vLLM needs libnuma.so.1 and it is not there; on Debian or Ubuntu: apt install libnuma1"
@@ -79,7 +79,7 @@ if [ "$torch" = "$locked" ]; then
 else # the CPU build, which needs none of CUDA's libraries
   { echo "$torch"; grep -v -e '^torch==' -e '^nvidia-' -e '^cuda-toolkit==' "$lock"; } >"$packages"
 fi
-# source distributions are built with the locked setuptools too
+# source distributions are also built with the locked setuptools
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --exact --compile-bytecode \
   --no-deps --build-constraints "$packages" -r "$packages"
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e .

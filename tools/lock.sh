@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Resolve containers/locks/cpu.in into cpu.lock.txt (Python 3.11) and cpu-py312.lock.txt, with no host
-# names in them. The second has the first's versions of all that both need, but for what the two
-# Pythons have builds of.
+# names in them. Packages that both need have the same version in both, except where the two Pythons
+# need different builds.
 set -euo pipefail
 cd "$(dirname "$0")/../containers/locks"
 venv=../../.venv/bin
@@ -17,5 +17,5 @@ resolve() {
 }
 resolve cpu.lock.txt --python "$venv/python"
 grep -v -e '^torch==' -e '^triton==' -e '^megatron-core==' cpu.lock.txt >"$same"
-# --upgrade: what is pinned is in that list, not in the file that is there
+# --upgrade: the pins come from that list, not from the existing file
 resolve cpu-py312.lock.txt --python-version 3.12 --constraint "$same" --upgrade

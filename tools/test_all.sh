@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make test-all`: each part leaves out what has passed on these files before; a part that fails does
-# not keep the others from running.
+# `make test-all`: each part skips tests that have already passed on these files; if a part fails, the
+# others still run.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 

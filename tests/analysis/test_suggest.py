@@ -112,7 +112,7 @@ def run_folder(folder: Path, **metrics: list[float]) -> Path:
 
 
 def recorded_run(folder: Path, steps: list[plant.Step]) -> Path:
-    """What a run with the coefficient 0 leaves of these steps."""
+    """The record of a run with coefficient 0 and these steps."""
     folder.mkdir()
     return run_folder(
         folder,

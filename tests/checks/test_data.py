@@ -1,4 +1,4 @@
-"""What ``aent data check`` says of a file."""
+"""The report of ``aent data check`` on a file."""
 
 from __future__ import annotations
 

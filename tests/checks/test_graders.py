@@ -1,4 +1,4 @@
-"""What is said of graders before anything starts."""
+"""Faults of graders that are reported before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of sources and of a curriculum before anything starts."""
+"""Faults of sources and of a curriculum that are reported before anything starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Faults = Callable[..., list[str]]
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Faults:
-    """Of the tiny recipe with a task in place of its own; HERE is a folder with files."""
+    """Faults of the tiny recipe with another task; HERE is a folder with files."""
     rows = [{"question": f"{i}?", "answer": str(i), "data_source": "a"} for i in range(12)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "w.jsonl").write_text('{"question": "x?", "answer": "east"}\n' * 2)

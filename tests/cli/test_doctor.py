@@ -28,7 +28,7 @@ CPU = Roles("cpu", [], "CPU", "AVX2", "C library for avx2", "sdpa", "torch", {
 
 
 def findings(roles: Roles | str = CPU, /, **changed: Part) -> Findings:
-    """What a probe of this environment finds, without the minutes of importing it."""
+    """The findings of a probe of this environment, without the minutes of its imports."""
     parts = {}
     for module, names in DISTRIBUTIONS.items():
         name = next((n for n in names if installed_version(n)), names[0])

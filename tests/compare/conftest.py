@@ -38,7 +38,7 @@ def write_recipes(folder: Path) -> list[str]:
 
 
 def entropy(arm: str, step: int) -> float:
-    """Of the plain arm it falls to nothing, of the other into its band."""
+    """The plain arm's entropy falls to nothing, the other arm's into its band."""
     return 2 * math.exp(-step / 4) + (0.6 if arm == "held" else 0.0)
 
 
@@ -52,7 +52,7 @@ def right(arm: str, seed: int, question: int) -> int:
 
 
 def record(run: PlannedRun, parent: str) -> None:
-    """What the run would have recorded."""
+    """The metrics that the run would have recorded."""
     tracking = run.recipe.tracking.model_copy(update={"parent_run_id": parent})
     run.run_dir.mkdir()
     (run.run_dir / "recipe.yaml").write_text(dump(run.recipe))

@@ -63,7 +63,7 @@ def test_the_browser_shows_it(written, browse, tmp_path):
 
 
 def test_a_picture_for_the_docs(browse):
-    """Of the page in the folder that AENT_REPORT names, into that folder: report.png."""
+    """Write report.png, a picture of the page in the folder AENT_REPORT, to that folder."""
     folder = os.environ.get("AENT_REPORT")
     if folder is None:
         pytest.skip("AENT_REPORT names no report: no picture of one is taken")

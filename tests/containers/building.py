@@ -38,7 +38,7 @@ OFFLINE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh
 
 
 def why_not() -> str:
-    """Why no image can be built here; empty where one can."""
+    """Why no image can be built here; empty if one can."""
     if os.geteuid() != 0:
         return "not root (a build changes roots and mounts folders)"
     os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -109,7 +109,8 @@ class Store:
     folder: Path
 
     def buildah(self, *argv: str, timeout_s: float = 300, offline: bool = False) -> str:
-        """Run buildah on this store; its standard output. What fails shows both streams."""
+        """Run buildah on this store and return its standard output. A failure shows both
+        streams."""
         command = ["buildah", f"--root={self.folder}/images", f"--runroot={self.folder}/run", *argv]
         done = subprocess.run(
             OFFLINE * offline + command,

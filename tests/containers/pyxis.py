@@ -22,13 +22,13 @@ BUNDLES = "makeself/bin/enroot-makeself"
 
 @dataclass(frozen=True)
 class Pyxis:
-    """What is built, below ``folder``."""
+    """The built files, below ``folder``."""
 
     folder: Path
 
     @property
     def programs(self) -> Path:
-        """Of enroot; to stand in PATH."""
+        """enroot's programs, to be put in PATH."""
         return self.folder / "installed" / "bin"
 
     def plugins(self, runtime: Path) -> str:
@@ -57,7 +57,7 @@ def why_not() -> str:
 
 
 def fetch(folder: Path) -> str:
-    """Put both sources into ``folder``; why not, where one cannot be had."""
+    """Put both sources into ``folder``; returns the reason if one is not available."""
     for name, release in RELEASES.items():
         variable = f"AENT_{name.upper()}_SOURCE"
         if source := os.environ.get(variable):

@@ -41,7 +41,7 @@ wait $!
 
 @pytest.fixture(scope="module")
 def said(built: Built, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the build printed."""
+    """The output of the build."""
     folder: Path = tmp_path_factory.mktemp("base")
     (folder / "Dockerfile").write_text(BASE_FILE)
     flags = ("--isolation=chroot", "--format=docker", "--pull-never", f"--tag={BASE}")

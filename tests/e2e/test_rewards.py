@@ -1,4 +1,4 @@
-"""Rewards of one's own, as docs/rewards.md has them."""
+"""Custom rewards, as in docs/rewards.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 2
 
 
 def test_three_graders_and_their_parts(shared_engine, tmp_path):
-    """Every response has a grade of each, the sum is learnt from, and both are recorded."""
+    """Every response has a grade from each grader; the sum is the reward, and both are recorded."""
     job = Job(
         tmp_path, f"steps={STEPS}", "checkpoint.every=9", "profile.steps=[1]", *shared_engine,
         recipe="recipes/rewards/own.yaml",

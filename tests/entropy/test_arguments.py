@@ -1,4 +1,4 @@
-"""What token_statistics makes of odd arguments, and what it refuses."""
+"""How token_statistics handles odd arguments, and which it refuses."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ def test_the_integral_removes_the_steady_error(pull: float) -> None:
 
 def test_the_integral_does_not_wind_up() -> None:
     """200 steps of a pull beyond the box, then none: the coefficient leaves its bound with the
-    first error that says so, and is where the target wants it (0) soon after."""
+    first error that of the other sign, and soon is where the target wants it (0)."""
     reports = closed_loop(PI, [3.0] * 200 + [0.0] * 100)
     assert reports[199].steps_at_bound > 150
     released = next(t for t in range(200, 300) if reports[t].error > 0)

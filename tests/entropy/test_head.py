@@ -109,7 +109,7 @@ def test_shapes_frozen_inputs_and_no_tokens() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weight_gradient_is_added_to_a_buffer(dtype: torch.dtype) -> None:
-    """What Megatron calls main_grad: fp32, with something in it from earlier micro-batches."""
+    """Megatron's main_grad: fp32, with gradients of earlier micro-batches in it."""
     *inputs, targets = problem(11, dtype)
     hidden, weight = leaves(*inputs)
     total(linear_token_statistics(hidden, weight, targets, chunk_tokens=4)).backward()

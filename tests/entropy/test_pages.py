@@ -1,4 +1,4 @@
-"""Large pages: asked for where it pays, and nothing else changes."""
+"""Large pages are requested if that pays, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ asked = pytest.mark.skipif(not THP.exists(), reason="this kernel has no large pa
 
 
 def flags_at(address: int) -> set[str]:
-    """What the kernel says of the mapping that an address lies in (/proc/self/smaps)."""
+    """The kernel's description of the mapping that contains an address (/proc/self/smaps)."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if ends := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):

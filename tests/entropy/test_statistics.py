@@ -194,8 +194,8 @@ def test_the_default_drops_a_third() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slopes_of_rows_without_any(backend: str) -> None:
-    """Uniform rows, rows that are sure: no step changes their entropy. What no target owns is NaN,
-    what is ignored 0; a token that is masked takes nothing."""
+    """No step changes the entropy of uniform rows and of certain rows. The covariance is NaN for a
+    target outside the vocabulary and 0 for an ignored one; a masked token takes no part."""
     logits = torch.zeros(5, 3000)
     logits[1, 7], logits[2, 7], logits[3, 5] = 1e4, 200.0, -torch.inf
     targets = torch.tensor([5, 7, 5, 5, -1])
@@ -354,7 +354,7 @@ def test_logits_that_are_not_contiguous() -> None:
 
 
 def test_importing_the_package_needs_torch_alone() -> None:
-    """What aent.entropy brings in besides torch's own imports is the package itself."""
+    """Besides torch's own imports, aent.entropy only imports the package itself."""
     code = (
         "import sys, torch; before = set(sys.modules)\n"
         "import aent.entropy, aent.entropy.controllers\n"

@@ -69,7 +69,8 @@ def test_one_rank_float32(recipe):
     assert rank.export == TABLE * 4 + 2 * 64 * 2**20  # two buckets
     assert rank.export + rank.shared == TABLE * 4 + PARAMETERS * 4  # for engines on this machine
     (by_network,) = estimate(recipe("rollout.transfer_backend=gloo")).per_rank
-    assert by_network.export == rank.export and by_network.shared == 0
+    assert by_network.export == rank.export
+    assert by_network.shared == 0
     assert rank.total > 16 * PARAMETERS
 
 
@@ -104,9 +105,10 @@ def test_what_a_familys_record_adds_to_the_activations(tmp_path, recipe):
 
     plain = 2 * (6 * 64 + 2 + 16 * 3 * (4 + 2) + 4 + 5 * 200) + 2 * 64 + 1 + 2 * 16
     assert elements("llama") == plain
-    assert elements("mistral") == plain + 128  # the mask of a window, as long as a sequence
+    assert elements("mistral") == plain + 128  # the mask of a window, as long as a short unit
     shared = "trainer.share_prompts=true"
-    assert elements("mistral", shared) == elements("llama", shared) + 100 + 8 * 28
+    strip = 512 * (100 + 8 * 28) // 1024  # of a micro-batch
+    assert elements("mistral", shared) == elements("llama", shared) + 256 + strip
     assert elements("olmo2") == plain + 2 * 16 * (4 + 2)  # queries and keys after their norms
     norms = 2 * 2 * (2 * 64 + 1)  # two more of each layer
     scores = 2 * (2 * 4 * 128 + 16 * 4)  # twice, and keys and values for each head
@@ -257,9 +259,10 @@ def test_shared_prompts(recipe):
     plain = estimate(recipe(big)).per_rank[0]
     shared = estimate(recipe(big, "trainer.share_prompts=true")).per_rank[0]
     unit = 100 + 8 * 28
-    mask = 8 * unit * unit * 4  # no more than that: one for all layers
+    # one for all layers: rows of units up to 256 tokens, and a strip of 512 rows for longer ones
+    mask = 8 * unit * 256 * 4 + 512 * unit * 4
     assert shared.activations - mask == plain.activations * unit / (8 * (100 + 28))
-    assert shared.activations == 8 * unit * (30 * LAYER_KEPT + LAST_KEPT + 4 * unit)
+    assert shared.activations == 8 * unit * (30 * LAYER_KEPT + LAST_KEPT) + mask
     assert shared.logits == plain.logits
     # units that are split fill their micro-batches, as sequences did
     small = "trainer.micro_batch_tokens=128"
@@ -315,8 +318,7 @@ def test_responses_that_controls_ask_for_are_counted(recipe):
     assert responses(budget, "trainer.mini_batches=4") == 2 * 12
     shared = estimate(recipe(*big, budget, "trainer.share_prompts=true")).per_rank[0]
     plain = estimate(recipe(*big, "trainer.share_prompts=true")).per_rank[0]
-    tokens = 8 * 100 + 64 * 28
-    assert shared.activations - plain.activations == tokens * 4 * (12 - 8) * 28  # longer masks
+    assert shared.activations - plain.activations == 512 * 4 * (12 - 8) * 28  # a wider mask
 
 
 def test_engines_stand_apart_and_the_total_adds_up(recipe):

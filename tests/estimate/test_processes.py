@@ -1,4 +1,4 @@
-"""What is said of a run's processes before it starts."""
+"""The description of a run's processes before it starts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Connections: few, kept, closed with their event loop, and named where there are too many."""
+"""Connections: few, kept, closed with their event loop, and reported if there are too many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What engines say of themselves: vLLM's text, and its sum over a step."""
+"""The engines' own metrics: vLLM's text, and its sum over a step."""
 
 from __future__ import annotations
 

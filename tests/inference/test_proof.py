@@ -1,4 +1,4 @@
-"""The run's token goes to nobody who has not shown that he knows it."""
+"""The run's token is only sent to a server that has proven that it knows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launcher makes of its children, here small ones with a real heartbeat each."""
+"""How the launcher reacts to its children, here small ones with a real heartbeat each."""
 
 from __future__ import annotations
 

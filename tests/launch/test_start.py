@@ -1,4 +1,4 @@
-"""What a run says of its entropy control before it starts: no hidden default."""
+"""A run prints its entropy control before it starts, so that no default is hidden."""
 
 from __future__ import annotations
 

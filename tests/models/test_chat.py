@@ -186,7 +186,7 @@ def test_special_tokens_may_stand_in_a_file_of_their_own(tmp_path):
 
 
 def test_special_tokens_may_be_those_of_the_tokenizers_class(tmp_path):
-    """LlamaTokenizer has <s> and </s> where no file says so."""
+    """LlamaTokenizer has <s> and </s> even if no file says so."""
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MISTRAL}))
     assert chat.faults(recipe(tmp_path)) == []
     (fault,) = chat.faults(recipe(tmp_path, template={"a": 1}))

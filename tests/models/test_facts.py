@@ -1,4 +1,4 @@
-"""What is read of a config.json, and every reason for which a model is refused."""
+"""The facts read from a config.json, and every reason to refuse a model."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_a_record_covers_every_field_that_transformers_class_has(name):
 
 
 def layers_of(config: PreTrainedConfig) -> tuple[LayerAttention, ...]:
-    """What transformers' configuration says of each of four layers."""
+    """The properties of each of four layers in transformers' configuration."""
     window = getattr(config, "sliding_window", None)
     everywhere = "full_attention" if window is None else "sliding_attention"
     kinds = getattr(config, "layer_types", [everywhere] * 4)[:4]

@@ -141,7 +141,7 @@ def recipe_of(path: Path, layout: Layout = ALONE) -> Recipe:
 
 
 def expected(path: Path) -> dict[str, Any]:
-    """What transformers computes."""
+    """The results of transformers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks: more only wait for one another
     try:
@@ -193,7 +193,7 @@ def doubled(path: Path, layout: Layout, folder: Path, rank: int) -> list[str]:
 
 
 def refused(path: Path, layout: Layout, token: int) -> str:
-    """What the trainer says of weights, and of a token that it must not train on."""
+    """The trainer's results for the weights, with a token that it must not train on."""
     from aent.trainer.trainer import Trainer
 
     batch = tiny.mini_batch(LENGTHS, vocab=VOCAB).batch

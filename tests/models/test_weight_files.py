@@ -1,4 +1,4 @@
-"""Weight files as people have them: cut, missing, stale, of another model; and how it is told."""
+"""Weight files with real faults (cut, missing, stale, of another model), and their messages."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a recipe may change on resume: each field has a rule, and each difference is found."""
+"""Changes of a recipe on resume: each field has a rule, and each difference is found."""
 
 from collections.abc import Iterator
 

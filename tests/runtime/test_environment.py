@@ -1,4 +1,4 @@
-"""What the machine offers, and the package that only has apex's name."""
+"""The machine's offers, and the unrelated package with apex's name."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a command and what a process of a run say, and where."""
+"""The output of a command and of a run's process, and where it goes."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What a machine says of itself."""
+"""A machine's own metrics."""
 
 import os
 import time

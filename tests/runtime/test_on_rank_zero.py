@@ -29,7 +29,7 @@ def work_with_progress(rank: int, world: int) -> list:
 
 
 def work_with_what_is_held(rank: int, world: int) -> list:
-    """Values that everyone is told, and whose rank worked meanwhile."""
+    """Values that every rank gets, and which ranks worked meanwhile."""
     control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
     worked: list[int] = []
     held = HeldByRankZero(control, "building it", lambda: {"first": rank + 7})
@@ -77,7 +77,7 @@ def test_what_rank_zero_holds_is_used_there_and_what_it_tells_is_known_everywher
 def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a clock of their own, which goes on while they sleep, as rank 0 does."""
+    """With a clock of their own, which advances while they sleep, like rank 0."""
     store, ticks = dist.HashStore(), []
     zero, one = (OnRankZero(store, rank, 1.0, lambda: ticks.append(now[0])) for rank in (0, 1))
     now = [0.0]

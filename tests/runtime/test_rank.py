@@ -1,4 +1,4 @@
-"""A rank's place in its job, and a device of its own."""
+"""A rank's place in its job, and its own device."""
 
 import pytest
 import torch.distributed as dist

@@ -74,7 +74,7 @@ CORES = len(os.sched_getaffinity(0))  # that this machine has for the node whose
 
 
 def why_not() -> str:
-    """Why no cluster can be started here; empty where one can."""
+    """Why no cluster can be started here; empty if one can."""
     if os.geteuid() != 0:
         return "not root (namespaces and the network bridge need it)"
     os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -119,7 +119,7 @@ class Cluster:
         return self.show(job)["JobState"]
 
     def show(self, job: str) -> dict[str, str]:
-        """What ``scontrol show job`` says of it, by name."""
+        """The fields of ``scontrol show job``, by name."""
         line = self.run("scontrol", "--oneliner", "show", "job", job).stdout.splitlines()[0]
         return dict(part.split("=", 1) for part in line.split() if "=" in part)
 

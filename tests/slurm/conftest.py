@@ -38,7 +38,7 @@ def cluster() -> Iterator[slurm.Cluster]:
 
 
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What jobs shall find of this process's variables."""
+    """The variables of this process that jobs should see."""
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("PREFLIGHT_FLAGS", "--disk-gib=1 --shm-gib=0.5")
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:

@@ -72,7 +72,7 @@ JOB = {
 
 @dataclass
 class FakeJob:
-    """A batch script and what its programs were told."""
+    """A batch script, and the arguments of its programs."""
 
     folder: Path
 

@@ -67,8 +67,8 @@ class Job:
             time.sleep(POLL_S)
 
     def curve(self, steps: int) -> dict[str, list[float]]:
-        """What the journal has of the first steps, as the trainer computed it; every step once, or
-        with the same value each time."""
+        """The journal's values of the first steps, as the trainer computed them; every step once,
+        or with the same value each time."""
         found = series(self.run_dir)
         values = {key: [found[key].get(step, set()) for step in range(steps)] for key in CURVE}
         assert all(len(v) == 1 for column in values.values() for v in column), values

@@ -1,4 +1,4 @@
-"""What a job's last step says, and whose run it closes."""
+"""The report of a job's last step, and the run that it closes."""
 
 import json
 
@@ -12,7 +12,7 @@ from aent.tracking import journal
 
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
-    """Of a run that job 7 has started, and one of whose ranks has failed."""
+    """The folder of a run that job 7 started, and of whose ranks one failed."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     recipe = load("recipes/cpu/tiny.yaml", [f"run_dir={tmp_path}"])
     (tmp_path / "recipe.yaml").write_text(dump(recipe))

@@ -1,4 +1,4 @@
-"""Jobs that lose an engine, or their place to a more urgent one, and finish or go on."""
+"""Jobs that lose an engine, or their place to a more urgent job, and finish or continue."""
 
 from __future__ import annotations
 

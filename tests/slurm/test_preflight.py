@@ -1,4 +1,4 @@
-"""What preflight finds wrong with a node."""
+"""The faults of a node that preflight finds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch scripts out of recipes: what stands in them, and which recipes get none."""
+"""Batch scripts from recipes: their content, and recipes that are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def aent_slurm(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def directives(text: str) -> list[str]:
-    """What sbatch reads: the #SBATCH lines above the first command."""
+    """The lines that sbatch reads: #SBATCH lines above the first command."""
     lines = []
     for line in text.splitlines():
         if line and not line.startswith("#"):

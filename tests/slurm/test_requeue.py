@@ -1,4 +1,4 @@
-"""Jobs that are asked to end, lose a node, or hang: they go on where they were, or say why not."""
+"""Jobs that are asked to end, lose a node, or hang: they continue, or report why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run stands, with stand-ins for Slurm's programs."""
+"""``aent status``, with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = "recipes/cpu/tiny.yaml"
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Of a run in its fourth step, which was requeued once and has lost an engine."""
+    """The folder of a run in its fourth step, which was requeued once and has lost an engine."""
     folder = tmp_path / "run"
     (folder / "engines").mkdir(parents=True)
     (folder / "heartbeats").mkdir()
@@ -73,7 +73,7 @@ def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs):
     assert told[3] == "alert over with step 2: it is nan"
     assert_names(told[4], "3 time", "job 7", "squeue")
     assert_names(told[5], "attempt 2", "step_000002", "job 7: preempted")
-    assert_names(told[6], "attempt 3", "step_000002", "nobody")
+    assert_names(told[6], "attempt 3", "step_000002", "no process")
     assert_names(told[7], "rank 2", "step 3", "train", "sign of life", "0 s ago")
     assert_names(told[8], "engine 0", "http://n1:8000")
     text = "\n".join(told)

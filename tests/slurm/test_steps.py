@@ -163,7 +163,7 @@ def test_each_task_is_bound_to_cores_of_its_own(cluster: Cluster, folder: Path) 
 
 
 def cores_of(listed: str) -> set[int]:
-    """Of a list such as 0-3,8."""
+    """The numbers of a list such as 0-3,8."""
     ends = (part.split("-") for part in listed.split(","))
     return {core for end in ends for core in range(int(end[0]), int(end[-1]) + 1)}
 

@@ -1,4 +1,4 @@
-"""What tests of several files need: MLflow's server, a proxy before it, an empty SQLite store."""
+"""Fixtures of several files: MLflow's server, a proxy before it, an empty SQLite store."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ HOP = ("transfer-encoding", "content-encoding", "content-length", "connection") 
 
 @dataclass
 class Proxy:
-    """What the tests see and set."""
+    """The proxy's state, which the tests read and set."""
 
     uri: str
     certificate: Path
@@ -38,7 +38,7 @@ class Proxy:
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """(certificate, key) of 127.0.0.1, signed by itself."""
+    """(certificate, key) of 127.0.0.1, self-signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)

@@ -18,7 +18,8 @@ PATIENCE_S = 300
 
 
 class Server:
-    """``mlflow server`` with a SQLite store, on a port of its own; may die and come back."""
+    """``mlflow server`` with a SQLite store, on its own port; it can be killed and started
+    again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()

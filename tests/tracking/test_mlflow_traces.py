@@ -117,7 +117,7 @@ def test_a_trace_with_assessments_of_a_person_keeps_them(store) -> None:
 
 
 def test_the_mlflow_that_is_installed_is_the_one_that_this_was_written_for() -> None:
-    """What the thin module relies on and no public function offers."""
+    """The parts of MLflow that the thin module relies on and that no public function offers."""
     source = inspect.getsource(RestStore.log_spans)
     assert f'Version("{SINCE}")' in source  # below, NotImplementedError
     assert "NotImplementedError" in source

@@ -1,4 +1,4 @@
-"""What a server refuses is told in its own words."""
+"""A server's refusal is reported in its own words."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""What is kept of a response for its trace, and of which responses."""
+"""The data kept of a response for its trace, and the choice of responses."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_the_journal_sent_twice_is_the_same_as_once(run_dir, recipe):
 
 
 def test_points_that_could_not_be_sent_go_with_the_next_attempt(run_dir, recipe, capfd):
-    """A store that cannot be opened at first: training is told once, and nothing is lost."""
+    """A store that cannot be opened at first: training reports it once, and nothing is lost."""
     database = run_dir.parent / "mlflow.db"
     content = database.read_bytes()
     database.write_bytes(b"not a database, but of some length" * 100)

@@ -1,7 +1,7 @@
 """What a controller's coefficient drives: the entropy bonus, or something else that moves entropy.
 
-Any kind of controller (``entropy.controllers``) drives any of them: of each, more means more
-entropy, and 0 means that the recipe's loss is as it is.
+Any kind of controller (``entropy.controllers``) can drive any of them. For each, a larger
+coefficient means more entropy, and 0 leaves the recipe's loss unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aent.recipe.training import AlgorithmSection
 
 @dataclass(frozen=True)
 class Driven:
-    """A step's loss, once its coefficient has acted."""
+    """A step's loss after the coefficient was applied."""
 
     terms: LossTerms
     bonus: float  # coefficient of the entropy bonus
@@ -26,7 +26,7 @@ class Driven:
 
 @dataclass(frozen=True)
 class Step:
-    """What an actuator may ask for."""
+    """What an actuator can use."""
 
     terms: LossTerms
     loss_mask: Tensor  # [T] bool
@@ -42,8 +42,8 @@ def bonus(coefficient: float, step: Step) -> Driven:
 
 
 def upper_clip(coefficient: float, step: Step) -> Driven:
-    """Ratios are cut above (1 + clip_high) (1 + coefficient) instead of 1 + clip_high: likelier
-    tokens are cut as before, unlikely ones with A > 0 may rise further.
+    """Ratios are clipped above (1 + clip_high) (1 + coefficient) instead of 1 + clip_high, so that
+    tokens with A > 0 can rise further.
 
     Certainty: MAI-Thinking-1's k and ADAPO's upper clip (with REPO, arXiv 2603.11682) from notes
     only. There k moves by +- delta towards a target (``kind: target`` does that), from 0, in
@@ -56,12 +56,12 @@ def upper_clip(coefficient: float, step: Step) -> Driven:
 
 
 def advantage_zeta(coefficient: float, step: Step) -> Driven:
-    """REPO-R (arXiv 2603.11682): A (1 - zeta log pi) where A > 0, A (1 + zeta log pi) where A < 0,
-    not beyond 0: zeta, the coefficient, makes unlikely tokens rise more and fall less.
+    """REPO-R (arXiv 2603.11682): A (1 - zeta log pi) if A > 0, A (1 + zeta log pi) if A < 0,
+    bounded at 0: with zeta, the coefficient, unlikely tokens rise more and fall less.
 
-    Certainty: formula from a note and an open pull request's code. log pi is that of the policy in
-    training, without gradient; the bound at 0 is how we read "sign kept". There zeta is doubled or
-    halved, and may turn negative, which a coefficient cannot.
+    Certainty: the formula is from a note and an open pull request's code. log pi is of the policy
+    in training, without gradient; the bound at 0 is our reading of "sign kept". There zeta is
+    doubled or halved and can become negative, which a coefficient cannot.
     """
     if coefficient == 0:
         return Driven(step.terms, 0.0)

@@ -1,4 +1,4 @@
-"""Advantages from rewards, by group id: groups may be uneven and stand in any order."""
+"""Advantages from rewards, by group id: groups may be uneven and in any order."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
     aggregation alone (``constant_length`` gives the paper's, up to a constant). TRL's RLOO takes
     the ratio of whole sequences.
 
-    A group of one response has advantage 0: it has nothing to be compared with (verl leaves its
-    reward as it is).
+    A group of one response has advantage 0, because there is nothing to compare it with (verl keeps
+    its reward).
 
     Args:
         reward: [S] fp32. group: [S] int64.
@@ -55,15 +55,15 @@ def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
 
 
 def batch_normalized(reward: Tensor, group: Tensor, tokens: Tensor, group_baseline: bool) -> Tensor:
-    """Rewards normalised over the step's whole batch (REINFORCE++, arXiv 2501.03262).
+    """Rewards normalized over the step's whole batch (REINFORCE++, arXiv 2501.03262).
 
     - (r - mean) / sqrt(var + 1e-8) over all response tokens, so that a long response counts for
       more; var with Bessel's correction (verl and OpenRLHF; the paper's v9 indexes its mean and
       standard deviation by token too)
     - group_baseline: of r - mean of its group instead of r (the paper's variant with baseline)
 
-    A KL to the reference, where the recipe has one, stays a term of the loss; the paper's variant
-    without a baseline takes it from the reward of each token.
+    If the recipe has a KL to the reference, it stays a term of the loss; the paper's variant
+    without a baseline subtracts it from each token's reward.
 
     Args:
         reward: [S] fp32. group: [S] int64. tokens: [S] int64, response tokens of each sequence.

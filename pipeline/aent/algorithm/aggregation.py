@@ -15,8 +15,8 @@ from aent.data.batch import Batch
 
 
 def mini_batch_sequences(batch: Batch, count: int) -> list[list[int]]:
-    """Which of the step's sequences stand in each of its ``count`` mini-batches, in their order
-    there: whole groups."""
+    """The sequences of each of the step's ``count`` mini-batches, in their order there; groups stay
+    whole."""
     groups = torch.unique(batch.group)  # sorted
     return [
         torch.isin(batch.group, part).nonzero().flatten().tolist()
@@ -25,7 +25,8 @@ def mini_batch_sequences(batch: Batch, count: int) -> list[list[int]]:
 
 
 def per_mini_batch(batch: Batch, count: int, weights: Callable[[Batch], Tensor]) -> Tensor:
-    """[T] fp32: ``weights`` of each of a step's mini-batches, at its tokens' places in the step."""
+    """[T] fp32: ``weights`` of each of a step's mini-batches, at its tokens' indices in the
+    step."""
     flat = torch.zeros(batch.tokens.numel())
     for sequences in mini_batch_sequences(batch, count):
         flat[batch.places(sequences)] = weights(batch.select(sequences))

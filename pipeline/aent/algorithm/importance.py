@@ -1,5 +1,5 @@
-"""Corrections for the gap between the engine that sampled and the trainer that learns: a factor on
-each token's surrogate, from ``logprobs`` [T] fp32, the trainer's before the step's first update."""
+"""Corrections of the train-inference mismatch (TIS and MIS): a factor on each token's surrogate,
+from ``logprobs`` [T] fp32, the trainer's before the step's first update."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from aent.data.batch import Batch
 
 
 def truncated_token(batch: Batch, logprobs: Tensor, cap: float) -> Tensor:
-    """min(pi_trainer / pi_engine, cap) per token (truncated importance sampling, IMPALA arXiv
-    1802.01561; for engine mismatch: Yao et al. 2025, "Your efficient RL framework secretly brings
-    you off-policy RL training").
+    """TIS: min(pi_trainer / pi_engine, cap) per token (truncated importance sampling, IMPALA arXiv
+    1802.01561; for the mismatch of engines: Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training").
 
     Returns:
         [T] fp32, 0 off the loss mask.
@@ -23,8 +23,8 @@ def truncated_token(batch: Batch, logprobs: Tensor, cap: float) -> Tensor:
 
 
 def masked_sequence(batch: Batch, logprobs: Tensor, cap: float) -> Tensor:
-    """1 on the tokens of responses whose geometric-mean ratio pi_trainer / pi_engine lies in
-    [1 / cap, cap], else 0: the whole response leaves the policy loss (sequence masking).
+    """MIS: 1 on the tokens of responses whose geometric-mean ratio pi_trainer / pi_engine lies in
+    [1 / cap, cap], else 0: the whole response is masked (masked importance sampling).
 
     Returns:
         [T] fp32, 0 off the loss mask.

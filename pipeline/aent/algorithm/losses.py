@@ -1,7 +1,7 @@
-"""Policy losses per token. How tokens are averaged is ``aggregation``'s business, not theirs.
+"""Policy losses per token. ``aggregation`` averages over tokens.
 
-One extreme token must not cost a mini-batch its update: a log-ratio is bounded before it is
-exponentiated (``bound_log_ratio``), and a weight of 0 leaves a token out by ``where``, for 0 x inf
+One extreme token must not spoil a mini-batch's update. So a log-ratio is bounded before it is
+exponentiated (``bound_log_ratio``), and a weight of 0 removes a token by ``where``, because 0 x inf
 is NaN.
 """
 
@@ -22,7 +22,7 @@ MAX_LOG_RATIO = 20.0  # nats: e^20 is 5e8; fp32's exp overflows at 88
 
 @dataclass
 class PolicyLoss:
-    """What the policy loss says of N response tokens."""
+    """The policy loss of N response tokens."""
 
     loss: Tensor  # [N] fp32, differentiable
     # [N] bool: the clip (low, high or dual) has cut this token's gradient; CISPO: has bounded its
@@ -33,8 +33,8 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class InTraining(Flat):
-    """What the forward that is learnt from says of N response tokens besides their log-probs;
-    without gradient."""
+    """Results of the forward pass that is trained on, for N response tokens, besides their
+    log-probs; without gradient."""
 
     entropy: PerToken  # [N] fp32, nats, over the whole vocabulary
     sequence_log_ratio: PerToken | None = None  # [N] fp32, for gspo with old log-probs
@@ -43,13 +43,13 @@ class InTraining(Flat):
 def policy_loss(
     log_prob: Tensor, now: InTraining, terms: LossTerms, settings: AlgorithmSection
 ) -> PolicyLoss:
-    """The surrogate that the recipe names, with the terms that stand beside it, per token.
+    """The recipe's surrogate, plus the terms added to it, per token.
 
     - the surrogate (``ppo_clip``, ``gspo``, ``cispo``: see ``clipped_surrogate``, ``cispo``)
     - REPO-R: advantages times max(0, 1 - zeta sign(A) log pi), log pi without gradient
       (``actuators.advantage_zeta``)
     - ``surrogate_factor``: a factor on it, without gradient (off-policy correction, token weight)
-    - ERC: no surrogate where the entropy is outside of ``entropy_gate``
+    - ERC: no surrogate if the entropy is outside ``entropy_gate``
       (``entropy_controls.weights.entropy_ratio_clip``)
     - EntroPIC: - ratio_weight * pi / pi_old (``entropy_controls.terms.probability_push``)
     - KL-Cov: + old_kl_weight * abs(log pi - log pi_old) (``entropy_controls.terms.kl_cov``)
@@ -67,7 +67,7 @@ def policy_loss(
         log_ratio = log_prob - log_prob.detach() + now.sequence_log_ratio
     else:
         log_ratio = log_prob - before
-    if kept is not None:  # without a gradient, and a number in any case
+    if kept is not None:  # without gradient, and finite in any case
         log_ratio = torch.where(kept, log_ratio, log_ratio.detach().nan_to_num())
     advantages = terms.advantages
     if terms.zeta is not None:
@@ -106,13 +106,13 @@ def by_surprise(advantages: Tensor, zeta: Tensor, log_prob: Tensor) -> Tensor:
 
 
 def bound_log_ratio(log_ratio: Tensor) -> Tensor:
-    """At most ``MAX_LOG_RATIO``, for what is exponentiated: beyond it a token has a finite loss and
-    no gradient. Below it nothing changes, to the last bit."""
+    """Bound a log-ratio by ``MAX_LOG_RATIO`` before it is exponentiated: beyond it a token has a
+    finite loss and no gradient. Below it nothing changes, bit for bit."""
     return log_ratio.clamp(max=MAX_LOG_RATIO)
 
 
 def _inside(now: InTraining, gate: EntropyGate) -> Tensor:
-    """[N] bool: whose entropy lies within the bounds of ERC."""
+    """[N] bool: tokens whose entropy lies within the bounds of ERC."""
     return (now.entropy >= gate.low) & (now.entropy <= gate.high)
 
 
@@ -127,8 +127,8 @@ def _kept(now: InTraining, terms: LossTerms) -> Tensor | None:
 
 
 def entropy_bonus(entropy: Tensor, smoothing: Smoothing | None) -> Tensor:
-    """[N]: what the coefficient multiplies: the entropy, less EPO's smoothing where it is asked
-    for, weight * ([low - H]+ + [H - high]+) (``entropy_controls.coefficient.entropy_smoothing``).
+    """[N]: what the coefficient multiplies: the entropy, minus EPO's smoothing if requested,
+    weight * ([low - H]+ + [H - high]+) (``entropy_controls.coefficient.entropy_smoothing``).
     """
     if smoothing is None:
         return entropy
@@ -147,11 +147,11 @@ def clipped_surrogate(
 
     - with r = pi / pi_old: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (PPO, arXiv
       1707.06347 eq. 7; asymmetric bounds: DAPO, arXiv 2503.14476 eq. 10)
-    - clipped_gradient: a token that this has cut has -share * bound / sg(r) * r A instead
+    - clipped_gradient: a clipped token has -share * bound / sg(r) * r A instead
       (``entropy_controls.terms.kept_gradient``)
     - dual clip, only where A < 0: at most -dual_clip * A (arXiv 1912.09729 eq. 5)
 
-    clip_high: [N] fp32, in place of the recipe's.
+    clip_high: [N] fp32, replaces the recipe's.
     """
     ratio = torch.exp(bound_log_ratio(log_ratio))
     bounded = _bounded(ratio, settings, clip_high)
@@ -205,8 +205,8 @@ def sequence_log_ratio(
     (pi(y) / pi_old(y))^(1 / |y|) (arXiv 2507.18071 eq. 7), at each of its tokens, detached.
 
     ``policy_loss`` gives it the gradient of the token's own log-prob, sg[s] pi / sg[pi] (the
-    paper's GSPO-token, eq. 14, as in verl): the same loss and gradient as GSPO's own where all
-    tokens of a response have one advantage, and right too where they do not.
+    paper's GSPO-token, eq. 14, as in verl). The loss and gradient are GSPO's own if all tokens of a
+    response have the same advantage, and are right too if they do not.
 
     Args:
         log_prob, old_logprobs: [N] fp32. All tokens of a response must be among them, or among

@@ -1,4 +1,5 @@
-"""From a step's scored samples to the terms of their loss, and to mini-batches."""
+"""Builds the terms of the loss from a step's scored samples, and cuts the step into
+mini-batches."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ CORRECTIONS = {
 
 
 def needs_scores(recipe: Recipe) -> bool:
-    """Whether a step must score its batch first: later mini-batches, corrections and entropy
-    controls need it."""
+    """Whether the step must score its batch first, as later mini-batches, corrections and entropy
+    controls require."""
     several = recipe.trainer.mini_batches > 1
     corrected = recipe.algorithm.importance != "none"
     return several or corrected or entropy_controls.need_scores(recipe)
@@ -28,11 +29,11 @@ def needs_scores(recipe: Recipe) -> bool:
 def loss_terms(
     batch: Batch, scores: Scores | None, reference: Tensor | None, recipe: Recipe
 ) -> LossTerms:
-    """The loss as the recipe's ``algorithm`` has it, before any entropy control.
+    """The terms of the loss by the recipe's ``algorithm``, before any entropy control.
 
     Args:
-        scores: None where the recipe needs none (``needs_scores``).
-        reference: [T] fp32, the reference's log-probs, where the recipe has a KL to it.
+        scores: None if the recipe needs none (``needs_scores``).
+        reference: [T] fp32, the reference's log-probs, if the recipe has a KL to it.
     """
     settings, mini_batches = recipe.algorithm, recipe.trainer.mini_batches
     per_sequence = sequence_advantages(batch, recipe)
@@ -57,7 +58,7 @@ def loss_terms(
 
 
 def penalty(batch: Batch, recipe: Recipe) -> Tensor:
-    """[S] fp32: what is added to each reward before advantages."""
+    """[S] fp32: the penalty added to each reward before advantages are computed."""
     settings = recipe.algorithm
     if not settings.overlong_buffer:
         return torch.zeros_like(batch.reward)
@@ -70,8 +71,8 @@ def penalty(batch: Batch, recipe: Recipe) -> Tensor:
 
 
 def sequence_advantages(batch: Batch, recipe: Recipe) -> Tensor:
-    """[S] fp32: the advantage of each response, from its reward and penalty; 0 for re-rolled ones,
-    with which nobody is compared."""
+    """[S] fp32: the advantage of each response, from its reward and penalty. It is 0 for re-rolled
+    responses, and others are not compared with them."""
     own, total = batch.own, torch.zeros(batch.num_sequences)
     reward = (batch.reward + penalty(batch, recipe))[own]
     kind, group = recipe.algorithm.advantage, batch.group[own]
@@ -86,7 +87,7 @@ def sequence_advantages(batch: Batch, recipe: Recipe) -> Tensor:
 
 
 def policy_weight(mini_batch: Batch, recipe: Recipe) -> Tensor:
-    """[T] fp32: the weight of each token in the policy loss, as the recipe aggregates."""
+    """[T] fp32: the weight of each token in the policy loss, by the recipe's aggregation."""
     kind = recipe.algorithm.aggregation
     if kind == "constant_length":
         return aggregation.constant_length(mini_batch, recipe.rollout.max_response_tokens)
@@ -95,7 +96,7 @@ def policy_weight(mini_batch: Batch, recipe: Recipe) -> Tensor:
 
 
 def split(batch: Batch, terms: LossTerms, recipe: Recipe) -> list[MiniBatch]:
-    """The step's mini-batches, in order: whole groups."""
+    """The step's mini-batches, in order; groups stay whole."""
     whole = MiniBatch(batch, terms)
     parts = aggregation.mini_batch_sequences(batch, recipe.trainer.mini_batches)
     return [whole.select(sequences) for sequences in parts]

@@ -1,4 +1,4 @@
-"""What is added to a judge's reward before advantages."""
+"""Penalties added to rewards before advantages are computed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 def overlong_penalty(tokens: Tensor, max_tokens: int, buffer: int, factor: float) -> Tensor:
     """Soft overlong punishment (DAPO, arXiv 2503.14476 eq. 13): 0 up to ``max_tokens - buffer``
-    response tokens, from there falling linearly to ``-factor`` at ``max_tokens``, where every
-    response is cut off (the paper's factor is 1; verl names it penalty_factor).
+    response tokens, then falling linearly to ``-factor`` at ``max_tokens``, the longest response
+    (the paper's factor is 1; verl calls it penalty_factor).
 
     Args:
         tokens: [S] int64, response tokens of each sequence. buffer: above 0.

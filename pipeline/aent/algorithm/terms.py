@@ -1,15 +1,15 @@
-"""The typed terms of a step's loss: what advantages, corrections and entropy controls return, and
-``losses`` and the trainer add up.
+"""The typed terms of a step's loss. Advantages, corrections and entropy controls return them;
+``losses`` and the trainer add them up.
 
 The loss of a mini-batch is the sum over its response tokens of
 
     policy_weight (f S + P) - lambda entropy_weight B + nucleus_weight N + proxy_weight K
 
 S: the surrogate that the recipe names (``losses.policy_loss``), with ``zeta``, ``clip_high`` and
-``clipped_gradient`` where they are given. f: ``surrogate_factor``, 0 where
-``entropy_gate`` shuts. P: ``ratio_weight``, ``old_kl_weight`` and ``reference``, each with what it
-multiplies. B: the entropy, less ``smoothing``. N: the entropy of the token's nucleus.
-K: the KL from the policy without its unlikeliest tokens (Lp-Reg's proxy).
+``clipped_gradient`` if they are given. f: ``surrogate_factor``, 0 for tokens outside
+``entropy_gate``. P: ``ratio_weight``, ``old_kl_weight`` and ``reference``, each times its factor.
+B: the entropy minus ``smoothing``. N: the entropy of the token's nucleus. K: the KL from the policy
+without its unlikeliest tokens (Lp-Reg's proxy).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class EntropyGate(Flat):
 
 @dataclass(frozen=True)
 class Smoothing(Flat):
-    """EPO: ``weight`` per nat below or above these bounds is taken from the entropy bonus."""
+    """EPO: ``weight`` per nat below or above these bounds is subtracted from the entropy bonus."""
 
     weight: PerToken  # [T] fp32
     low: PerToken  # [T] fp32, nats
@@ -42,7 +42,7 @@ class Smoothing(Flat):
 
 @dataclass(frozen=True)
 class ClippedGradient(Flat):
-    """CE-GPPO: what share of the gradient at the bound a token keeps that the clip has cut."""
+    """CE-GPPO: the share of the gradient at the bound that a clipped token keeps."""
 
     low: PerToken  # [T] fp32, where A < 0
     high: PerToken  # where A > 0
@@ -58,22 +58,23 @@ class ReferenceKl(Flat):
 
 @dataclass(frozen=True)
 class LossTerms(Flat):
-    """What is made of a step's samples for its loss; None: the loss is without this term.
+    """The terms of the loss for a step's samples; None: the loss does not have this term.
 
-    The weights have the denominators of a token's whole mini-batch (all its micro-batches and
-    ranks), so that a loss is a plain weighted sum wherever it is computed.
+    The weights contain the denominators of a token's whole mini-batch (all its micro-batches and
+    ranks), so a loss is a plain weighted sum wherever it is computed.
     """
 
     advantages: PerToken  # [T] fp32, 0 off the mask
     policy_weight: PerToken  # [T] fp32: in the mean of the policy loss
     entropy_weight: PerToken  # [T] fp32: in the mean of the entropy bonus
-    # [T] fp32: what ratios are taken to, the trainer's before the step's first update; None: those
-    # of the very forward that is learnt from (a step of one mini-batch), so that every ratio is 1
+    # [T] fp32: the denominators of ratios, the trainer's log-probs before the step's first update;
+    # None: those of the forward that is trained on (one mini-batch per step), so every ratio is 1
     old_logprobs: PerToken | None = None
-    correction: PerToken | None = None  # [T] fp32: of the surrogate, for trainer against engine
-    token_weight: PerToken | None = None  # [T] fp32: of the surrogate, by entropy controls
+    # [T] fp32: factor on the surrogate, for the train-inference mismatch
+    correction: PerToken | None = None
+    token_weight: PerToken | None = None  # [T] fp32: factor on the surrogate, by entropy controls
     zeta: PerToken | None = None  # [T] fp32: REPO-R's factor on advantages, by log-probs
-    clip_high: PerToken | None = None  # [T] fp32: in place of algorithm.clip_high
+    clip_high: PerToken | None = None  # [T] fp32: replaces algorithm.clip_high
     clipped_gradient: ClippedGradient | None = None  # with ppo_clip and gspo
     entropy_gate: EntropyGate | None = None
     ratio_weight: PerToken | None = None  # [T] fp32: of minus the ratio
@@ -85,24 +86,24 @@ class LossTerms(Flat):
 
     @property
     def surrogate_factor(self) -> Tensor | None:
-        """[T] fp32: what the surrogate is multiplied by; None: 1."""
+        """[T] fp32: the factor on the surrogate; None: 1."""
         if self.correction is None or self.token_weight is None:
             return self.token_weight if self.correction is None else self.correction
         return self.token_weight * self.correction
 
     def weighed(self, factor: Tensor) -> LossTerms:
-        """The same, the surrogate multiplied by ``factor`` [T] as well."""
+        """The same terms, with the surrogate also multiplied by ``factor`` [T]."""
         weight = factor if self.token_weight is None else factor * self.token_weight
         return replace(self, token_weight=weight)
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """What one optimizer step learns from: samples, and the terms of their loss."""
+    """The data of one optimizer step: samples, and the terms of their loss."""
 
     batch: Batch
     terms: LossTerms
 
     def select(self, sequences: Sequence[int]) -> MiniBatch:
-        """The same for these sequences, in this order."""
+        """The part for these sequences, in this order."""
         return MiniBatch(self.batch.select(sequences), self.terms.at(self.batch.places(sequences)))

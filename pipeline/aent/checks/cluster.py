@@ -1,4 +1,4 @@
-"""Checks of a recipe's ``cluster:`` section, which becomes lines of a batch script."""
+"""Checks of a recipe's ``cluster:`` section, whose values become lines of a batch script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aent.recipe.operation import ClusterSection
 
 TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
 FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
-# flags that the batch script gets of other fields
+# flags that other fields of the recipe set
 OURS = {
     "nodes": "cluster.nodes and cluster.engine_nodes",
     "gpus-per-node": "cluster.gpus_per_node and cluster.engine_gpus_per_node",
@@ -23,7 +23,7 @@ OURS = {
 
 
 def faults(cluster: ClusterSection) -> Iterator[str]:
-    """One sentence per fault, as ``checks.recipe.check`` has them."""
+    """One sentence per fault, as in ``checks.recipe.check``."""
     for name in ("image", "engine_image"):
         given = getattr(cluster, name) is not None
         if given and cluster.container == "none":
@@ -34,7 +34,7 @@ def faults(cluster: ClusterSection) -> Iterator[str]:
         if ":" not in mount or "," in mount:
             yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
     if cluster.time is not None and not re.fullmatch(TIME, cluster.time):
-        yield f"cluster.time={cluster.time!r} is no time limit such as 30, 8:00:00 or 1-12:00:00"
+        yield f"cluster.time={cluster.time!r} is not a time limit such as 30, 8:00:00 or 1-12:00:00"
     for name in ("account", "partition", "engine_partition"):
         value = getattr(cluster, name)
         if value is not None and not re.fullmatch(r"\S+", value):
@@ -50,8 +50,8 @@ def faults(cluster: ClusterSection) -> Iterator[str]:
 def _flag(field: str, flag: str) -> Iterator[str]:
     parts = re.fullmatch(FLAG, flag)
     if parts is None:
-        yield f"{field}: {flag!r} is no flag of sbatch (--NAME or --NAME=VALUE)"
+        yield f"{field}: {flag!r} is not a flag of sbatch (--NAME or --NAME=VALUE)"
         return
     for name, owner in OURS.items():
-        if name.startswith(parts[1]):  # sbatch takes a flag's beginning for it
-            yield f"{field}: {flag} may not stand there: --{name} is for {owner} to say"
+        if name.startswith(parts[1]):  # sbatch accepts abbreviations of flags
+            yield f"{field}: {flag} is not allowed: --{name} is set by {owner}"

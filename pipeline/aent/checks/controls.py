@@ -1,5 +1,5 @@
-"""What is wrong with a recipe's entropy controls: what they need and is switched off, what they
-cannot stand beside, values that contradict one another."""
+"""Checks of a recipe's entropy controls: required fields that are off, controls that exclude each
+other, and contradictory values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from aent.recipe.schema import Recipe
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
-    """A sentence for each, naming the field."""
+    """One sentence per fault, naming the field."""
     yield from driven(recipe)
     kinds = [control.kind for control in recipe.entropy_controls]
     for index, control in enumerate(recipe.entropy_controls):
         name = f"entropy_controls[{index}] ({control.kind})"
         if control.kind in kinds[:index]:
-            yield f"{name} stands there twice"
+            yield f"{name} appears twice"
         for rule in RULES.get(control.kind, ()):
             fault = rule(control, recipe)
             if fault:
@@ -26,7 +26,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
 
 
 def driven(recipe: Recipe) -> Iterator[str]:
-    """What the controller's actuator needs."""
+    """The requirements of the controller's actuator."""
     controller = recipe.controller
     if controller.drives == "upper_clip" and recipe.trainer.mini_batches == 1:
         yield (
@@ -75,7 +75,7 @@ def _group(_: Any, recipe: Recipe) -> str:
 
 
 def _within_reach(control: Any, recipe: Recipe) -> str:
-    """Of n rewards none is further than (n - 1) / sqrt(n) standard deviations from their mean."""
+    """None of n rewards is further than (n - 1) / sqrt(n) standard deviations from their mean."""
     budget = recipe.control("rollout_budget")
     n = recipe.rollout.samples_per_prompt if budget is None else budget.high
     most = (n - 1) / math.sqrt(n)
@@ -119,15 +119,15 @@ def _budget(control: Any, recipe: Recipe) -> str:
 def _several(control: Any, recipe: Recipe) -> str:
     if control.low > 1 or recipe.algorithm.advantage == "reinforce_plus_plus":
         return ""
-    return f": low=1 leaves algorithm.advantage={recipe.algorithm.advantage} nothing to compare"
+    return f": low=1 gives algorithm.advantage={recipe.algorithm.advantage} nothing to compare"
 
 
 def _uncorrected(_: Any, recipe: Recipe) -> str:
     if recipe.algorithm.importance == "none":
         return ""
     return (
-        " learns from another temperature's responses, which algorithm.importance="
-        f"{recipe.algorithm.importance} would correct away"
+        " trains on responses of another temperature, whose effect algorithm.importance="
+        f"{recipe.algorithm.importance} would remove"
     )
 
 
@@ -144,7 +144,7 @@ def _temperatures(control: Any, recipe: Recipe) -> str:
 def _own_temperature(_: Any, recipe: Recipe) -> str:
     if recipe.control("temperature_schedule") is None:
         return ""
-    return " and temperature_schedule would both set temperatures: give one of them"
+    return " and temperature_schedule would both set temperatures: use only one"
 
 
 def _trees(control: Any, recipe: Recipe) -> str:
@@ -160,24 +160,24 @@ def _trees(control: Any, recipe: Recipe) -> str:
 def _whole_trees(_: Any, recipe: Recipe) -> str:
     if recipe.control("rollout_budget") is None:
         return ""
-    return " needs whole trees, which rollout_budget would cut: give one of them"
+    return " needs whole trees, which rollout_budget would cut: use only one"
 
 
 def _rewards_of_a_group(control: Any, recipe: Recipe) -> str:
     if not recipe.algorithm.advantage.startswith("reinforce"):
         before = recipe.entropy_controls[: recipe.entropy_controls.index(control)]
         moved = [other.kind for other in before if other.ACTS_ON == "advantage"]
-        return f" must stand before {moved[0]}: it takes the place of the baseline" if moved else ""
+        return f" must be listed before {moved[0]}: it replaces the baseline" if moved else ""
     return (
-        " takes the place of a group's mean, and algorithm.advantage="
-        f"{recipe.algorithm.advantage} normalises over the batch"
+        " replaces a group's mean, but algorithm.advantage="
+        f"{recipe.algorithm.advantage} normalizes over the batch"
     )
 
 
 def _clip(_: Any, recipe: Recipe) -> str:
     if recipe.algorithm.policy_loss != "cispo":
         return ""
-    return " keeps gradients that a clip cuts, and algorithm.policy_loss=cispo cuts none"
+    return " keeps gradients that a clip removes, but algorithm.policy_loss=cispo removes none"
 
 
 RULES: dict[str, tuple[Callable[[Any, Recipe], str], ...]] = {

@@ -1,4 +1,4 @@
-"""``aent data check FILE``: what is in a file of questions, and what a run would make of it."""
+"""``aent data check FILE``: what a file of questions contains, and what a run would use of it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from aent.tasks import files, trial
 from aent.tasks.judge import JudgePool
 from aent.tasks.mixture import by_source
 
-GRAM = 13  # words in a row that two texts share: GPT-3's measure (arXiv 2005.14165, appendix C)
-SHOWN = 5  # rows named
+GRAM = 13  # consecutive words that two texts share: GPT-3's measure (arXiv 2005.14165, appendix C)
+SHOWN = 5  # rows that are named
 
 
 def of_file(path: Path, recipe: Recipe | None, data: Path) -> Iterator[str]:
-    """Lines about a file, or a data set's folder: rows, questions, data sources, overlap with the
-    suites in ``data``; with a recipe that is to learn from it, also prompts and what is left out
-    (printed by the run's own code). Of a recipe with sources the one that names the file is meant.
+    """Lines about a file or a data set's folder: rows, questions, data sources, and overlap with
+    the suites in ``data``. With a recipe that will train on it, also prompts and what is left out,
+    by the run's own code. If the recipe has sources, the one that names the file is used.
 
-    Raises OSError or ValueError in one sentence for a file that a run would refuse.
+    Raises OSError or ValueError with one sentence for a file that a run would refuse.
     """
     part = TaskSection() if recipe is None else _part_of(path, recipe.task)
     found = files.questions(path, None, part.columns, part.split, part.subset)
     count = len(files.rows(path, part.split, part.subset))
     yield f"{path}: {count} rows, {len(found)} questions ({count - len(found)} rows repeat one)"
     if alike := _alike(found):
-        yield f"{len(alike)} differ from one before in case or signs only{_rows(alike)}"
+        yield f"{len(alike)} differ from an earlier one only in case or punctuation{_rows(alike)}"
     sources = Counter(str(q.metadata["data_source"]) for q in found if "data_source" in q.metadata)
     if sources:
         yield f"data_source: {', '.join(f'{name} {n}' for name, n in sources.most_common())}"
@@ -44,7 +44,7 @@ def of_file(path: Path, recipe: Recipe | None, data: Path) -> Iterator[str]:
 
 
 def _part_of(path: Path, task: TaskSection) -> TaskSection:
-    """The task's part that learns from the file. Raises ValueError where no source names it."""
+    """The task's source that has the file. Raises ValueError if none has."""
     if not task.sources:
         return task
     places = {str(part.path): part for part in by_source(task).values() if part.kind == "file"}
@@ -62,7 +62,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _alike(found: list[Question]) -> list[Question]:
-    """Questions whose words are those of one before."""
+    """Questions with the same words as an earlier one."""
     seen: set[tuple[str, ...]] = set()
     again = []
     for question in found:
@@ -84,16 +84,16 @@ def _overlaps(found: list[Question], data: Path) -> Iterator[str]:
             continue
         there = {gram for question in asked for gram in _grams(_text(question))}
         both = [q for q in found if not there.isdisjoint(_grams(_text(q)))]
-        yield f"{name}: {len(both)} questions share {GRAM} words in a row with it{_rows(both)}"
+        yield f"{name}: {len(both)} questions share {GRAM} consecutive words with it{_rows(both)}"
 
 
 def _text(question: Question) -> str:
-    """All that is said before the answer."""
+    """All text before the answer."""
     return "\n".join([*(text for _, text in question.earlier), question.prompt])
 
 
 def _words(text: str) -> list[str]:
-    """Numbers, words and signs of arithmetic, in lower case: 3 + 4 is not 3 - 4."""
+    """Numbers, words and arithmetic signs, in lower case: 3 + 4 differs from 3 - 4."""
     return re.findall(r"\w+|[-+*/^=<>]", text.casefold())
 
 
@@ -118,7 +118,7 @@ def _as_task(path: Path, part: TaskSection, recipe: Recipe, count: int) -> Itera
     late = lengths[min(len(lengths) - 1, 95 * len(lengths) // 100)]
     yield (
         f"{len(kept)} questions are left; their prompts have {lengths[0]} to {lengths[-1]} tokens, "
-        f"{statistics.median(lengths):g} in the median, {late} at 95%"
+        f"median {statistics.median(lengths):g}, 95% up to {late}"
     )
     for fault in trial.faults(task, kept, recipe.rollout.samples_per_prompt):
         raise ValueError(fault)

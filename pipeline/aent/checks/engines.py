@@ -1,4 +1,4 @@
-"""Whether a recipe's engines can be started, or reached."""
+"""Checks that a recipe's engines can be started or reached."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 from aent.runtime.network import LOOPBACK, port_problem
 
-# of vLLM's server: what the run gives its engines itself (``inference.engine.own_options``), under
-# the field that sets it where there is one
+# options of vLLM's server that the run sets itself (``inference.engine.own_options``), with the
+# field that sets each, if there is one
 OWN_OPTIONS = {
     "model": "model.path",
     "served-model-name": "name",
@@ -34,11 +34,11 @@ OWN_OPTIONS = {
     "gpu-memory-utilization": "rollout.engine.gpu_memory_utilization",
     "kv-cache-memory-bytes": "rollout.engine.kv_cache_gib",
 }
-# what would open a door beside the run's own, or move an engine off the GPUs that it is given
+# options that would open another way in, or move an engine off its GPUs
 KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")
-# a secret, which recipe.yaml and MLflow would show; engines ask no hub for anything
+# secrets, which recipe.yaml and MLflow would show; engines download nothing
 SECRET = "hf-token"
-# set for a CPU's sake, and free on GPUs
+# set on CPUs, free on GPUs
 ON_CPU = ("enforce-eager", "enable-chunked-prefill", "block-size", "distributed-executor-backend")
 ALIASES = {"tp": "tensor-parallel-size", "dp": "data-parallel-size", "pp": "pipeline-parallel-size"}
 SCALARS = (bool, int, float, str, dict, list)
@@ -70,8 +70,8 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
 
 
 def taken_ports(recipe: Recipe) -> Iterator[str]:
-    """A sentence for each port of ``rollout.engine.port`` that another server of this machine has:
-    for whoever starts the engines here, before there is a run folder."""
+    """One sentence for each port of ``rollout.engine.port`` that another server on this machine
+    uses. Called before a run folder exists, by commands that start the engines here."""
     first = recipe.rollout.engine.port
     last = min(first + recipe.rollout.engines, 65536)
     for port in range(first, last) if first else ():
@@ -83,14 +83,14 @@ def _url(url: str) -> Iterator[str]:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # half a bracket, a port that is no number
+    except ValueError:  # half a bracket, or a port that is not a number
         known = False
     if not known:
-        yield f"rollout.urls: {url} is no http address (http://HOST:PORT)"
+        yield f"rollout.urls: {url} is not an http address (http://HOST:PORT)"
     elif "@" in parts.netloc:
         yield (
-            f"rollout.urls: {redacted(url)} has a user or a password, which recipe.yaml and MLflow "
-            "would show: rollout.token_file is for secrets"
+            f"rollout.urls: {redacted(url)} contains a user or a password, which recipe.yaml and "
+            "MLflow would show: use rollout.token_file for secrets"
         )
 
 
@@ -108,7 +108,7 @@ def _token_file(recipe: Recipe, machine: bool) -> Iterator[str]:
         except OSError as error:
             yield f"{where}: {error.strerror}"
         except ValueError:
-            yield f"{where} is no text"
+            yield f"{where} is not text"
         else:
             if not token.strip():
                 yield f"{where} is empty"
@@ -124,7 +124,7 @@ def _option(name: str, value: object, machine: bool) -> Iterator[str]:
         field = OWN_OPTIONS[known]
         yield f"{where} is set by the run itself" + (f": give {field}" if field else "")
     elif known in KEPT_OUT:
-        yield f"{where} would change what the run says of its engines itself"
+        yield f"{where} would change what the run sets for its engines itself"
     elif known == SECRET:
         yield f"{where} is a secret, which recipe.yaml and MLflow would show"
     elif known in ON_CPU and machine and device_kind() == "cpu":

@@ -1,7 +1,7 @@
-"""Further fields of Megatron's configurations, by their names: ``trainer.megatron``,
+"""Checks of fields that are passed on to Megatron's configurations: ``trainer.megatron``,
 ``trainer.ddp`` and ``trainer.optimizer.megatron``.
 
-Names and types are read from Megatron's source, which costs no import of torch.
+Names and types are read from Megatron's source, without importing torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from aent.runtime import megatron
 
 @dataclass(frozen=True)
 class Passed:
-    """One of Megatron's dataclasses that a recipe may say more of."""
+    """One of Megatron's dataclasses whose fields a recipe may set."""
 
     field: str  # of the recipe
-    classes: tuple[tuple[str, str], ...]  # file and name: the dataclass and its bases
-    own: frozenset[str]  # what the run sets itself, or has no use for
+    classes: tuple[tuple[str, str], ...]  # file and name of the dataclass and of its bases
+    own: frozenset[str]  # fields that the run sets itself, or does not use
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Passed:
 
 
 DTYPES = ("float32", "bfloat16", "float16", "uint8")  # uint8: the optimizer's fp8
-# what the model's config.json, the recipe's other fields or the trainer decide
+# decided by the model's config.json, other fields of the recipe, or the trainer
 OWN = frozenset((
     "activation_func", "activation_func_clamp_value", "add_bias_linear", "add_qkv_bias",
     "apply_rope_fusion", "attention_dropout", "batch_p2p_comm", "bf16", "calculate_per_token_loss",
@@ -95,7 +95,7 @@ OPTIMIZER = Passed(
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
-    """One sentence for each entry that Megatron, or this project, would not take."""
+    """One sentence for each entry that Megatron or aent would refuse."""
     trainer = recipe.trainer
     yield from _passed(TRANSFORMER, trainer.megatron)
     yield from _recomputation(trainer.megatron)
@@ -131,9 +131,10 @@ def _of_type(where: str, annotation: str, value: Any) -> Iterator[str]:
             yield f"{where}={value!r} is not one of {', '.join(DTYPES)}"
         return
     try:
-        kind = eval(annotation, dict(vars(typing)))  # Megatron's own text, not the recipe's
+        # the annotation is Megatron's text, not the recipe's
+        kind = eval(annotation, dict(vars(typing)))
         adapter = TypeAdapter(kind)
-    except Exception:  # a type of torch's, or a function: nothing that a recipe can write
+    except Exception:  # a type of torch, or a function, which a recipe cannot write
         yield f"{where} is of the type {annotation}, which a recipe cannot write"
         return
     try:
@@ -143,7 +144,7 @@ def _of_type(where: str, annotation: str, value: Any) -> Iterator[str]:
 
 
 def _recomputation(given: dict[str, Any]) -> Iterator[str]:
-    """What Megatron would say in a rank, after the engines have started."""
+    """Faults that Megatron would report in a rank, after the engines have started."""
     granularity = given.get("recompute_granularity")
     others = [n for n in ("recompute_method", "recompute_num_layers") if given.get(n) is not None]
     if granularity == "full" and len(others) < 2:
@@ -157,7 +158,7 @@ def _recomputation(given: dict[str, Any]) -> Iterator[str]:
 
 @cache
 def known_fields(place: Passed) -> dict[str, str]:
-    """Every field of the dataclass that is installed, with its type as it is written."""
+    """Every field of the installed dataclass, with its annotation as text."""
     return {name: kind for each in place.classes for name, kind in _fields(*each).items()}
 
 

@@ -1,4 +1,4 @@
-"""Whether a recipe's model can be trained, in the recipe's layout and lengths."""
+"""Checks that a recipe's model can be trained with the recipe's layout and lengths."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from aent.recipe.schema import Recipe
 
 
 def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
-    """One sentence per fault, as ``aent.checks.recipe``. The headers of all weight files are read
-    with ``machine`` alone; config.json wherever it is here."""
+    """One sentence per fault, as in ``aent.checks.recipe``. The headers of all weight files are
+    read only with ``machine``; config.json is read if it exists here."""
     missing = list(_missing(recipe, machine))
     if missing or not (machine or are_known(recipe.model)):
         return missing
@@ -37,7 +37,7 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
 
 
 def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:
-    """What is not there at all."""
+    """Faults of models and files that do not exist."""
     path, bundled = recipe.model.path, recipe.model.bundled
     if (path is None) == (bundled is None):
         given = "neither is given" if path is None else "both are given"
@@ -48,12 +48,12 @@ def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:
     if path is not None:
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            yield f"model.path: no folder {path}"
+            yield f"model.path: there is no folder {path}"
         elif not (folder / "config.json").is_file():
-            yield f"model.path: {path} is no Hugging Face folder: it has no config.json"
+            yield f"model.path: {path} is not a Hugging Face folder: it has no config.json"
     tokenizer = recipe.model.tokenizer_path
     if tokenizer is not None and not Path(tokenizer).expanduser().exists():
-        yield f"model.tokenizer_path: no file or folder {tokenizer}"
+        yield f"model.tokenizer_path: there is no file or folder {tokenizer}"
 
 
 def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
@@ -88,12 +88,12 @@ def _layout(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
 
 
 def _not_served(facts: ModelFacts) -> Iterator[str]:
-    """What the trainer computes and no engine does."""
+    """Models that the trainer supports but no engine does."""
     some = any(layer.window is None for layer in facts.attention)
     if facts.stated_window is not None and some and not facts.family.serves_mixed_windows:
         yield (
-            f"sliding_window={facts.stated_window} is not in every layer, and vLLM serves a "
-            f"{facts.family.model_type} with a window in all layers or in none"
+            f"sliding_window={facts.stated_window} is not in every layer, but vLLM serves a "
+            f"{facts.family.model_type} only with a window in all layers or in none"
         )
 
 

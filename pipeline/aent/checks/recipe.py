@@ -29,10 +29,10 @@ from aent.tracking import address
 def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     """One sentence per fault, each naming its field; empty if the run may start.
 
-    Reads folders and writes nothing. ``machine=False`` leaves out what depends on this machine's
-    files (the model's folder, questions, the run's folder), for a recipe that will run elsewhere;
-    a model that is not here is checked by its published sizes, if they are known, and of a folder
-    that is here config.json alone.
+    Reads folders and writes nothing. ``machine=False``, for a recipe that will run elsewhere, skips
+    checks of this machine's files (the model's folder, questions, the run's folder). A model that
+    is not here is then checked by its published sizes, if known; of a folder that is here, only
+    config.json is read.
     """
     faults = [
         *_batch(recipe),
@@ -77,7 +77,7 @@ def _batch(recipe: Recipe) -> Iterator[str]:
     alone = rollout.samples_per_prompt == 1
     if alone and recipe.algorithm.advantage != "reinforce_plus_plus":
         yield (
-            f"rollout.samples_per_prompt=1 leaves algorithm.advantage={recipe.algorithm.advantage} "
+            f"rollout.samples_per_prompt=1 gives algorithm.advantage={recipe.algorithm.advantage} "
             "nothing to compare: every advantage would be 0; it must be 2 or more"
         )
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
@@ -89,19 +89,19 @@ def _batch(recipe: Recipe) -> Iterator[str]:
 
 
 def _staleness(recipe: Recipe) -> Iterator[str]:
-    """What sampling ahead of the weights asks for."""
+    """What sampling ahead of the weights requires."""
     ahead = f"rollout.max_staleness={recipe.rollout.max_staleness}"
     if recipe.rollout.max_staleness == 0:
         return
     if recipe.algorithm.importance == "none":
         yield (
-            f"{ahead} learns from responses of older weights: it needs algorithm.importance "
-            "(truncated_token or masked_sequence), which corrects for them"
+            f"{ahead} trains on responses of older weights: it needs algorithm.importance "
+            "(truncated_token or masked_sequence) to correct for that"
         )
     if recipe.control("temperature_schedule") is not None:
         yield (
-            f"entropy control temperature_schedule sets a step's temperature by the step before, "
-            f"which {ahead} does not know yet"
+            f"entropy control temperature_schedule sets a step's temperature from the step before, "
+            f"which is not known yet with {ahead}"
         )
 
 
@@ -124,10 +124,10 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
     if algorithm.policy_loss == "gspo" and algorithm.aggregation != "sequence_mean":
         yield (
             f"{kind} needs algorithm.aggregation=sequence_mean: {algorithm.aggregation} would "
-            "weigh a response's one ratio by its length"
+            "weight a response's single ratio by its length"
         )
     if algorithm.policy_loss == "cispo" and algorithm.dual_clip is not None:
-        yield f"algorithm.dual_clip has no meaning with {kind}: no token loses its gradient"
+        yield f"algorithm.dual_clip has no meaning with {kind}, which clips no token's gradient"
     if algorithm.overlong_buffer > rollout.max_response_tokens:
         yield (
             f"algorithm.overlong_buffer={algorithm.overlong_buffer} is more than "
@@ -136,14 +136,14 @@ def _algorithm(recipe: Recipe) -> Iterator[str]:
     if rollout.replacement_prompts and algorithm.advantage == "reinforce_plus_plus":
         yield (
             "rollout.replacement_prompts has no meaning with algorithm.advantage="
-            "reinforce_plus_plus: a group of equal rewards teaches too"
+            "reinforce_plus_plus: a group of equal rewards has a signal too"
         )
 
 
 def _entropy(recipe: Recipe) -> Iterator[str]:
     entropy = recipe.entropy
     if entropy.drop_fraction is not None and entropy.top_k is not None:
-        yield "entropy.drop_fraction and entropy.top_k are both given: give one of them"
+        yield "entropy.drop_fraction and entropy.top_k are both given: give only one"
     if "clamped" not in (entropy.measure, recipe.controller.measure):
         for name in ("drop_fraction", "top_k"):
             if getattr(entropy, name) is not None:
@@ -151,7 +151,7 @@ def _entropy(recipe: Recipe) -> Iterator[str]:
 
 
 def _timeouts(recipe: Recipe) -> Iterator[str]:
-    """A wait with a time-out of its own ends by that one, which says what was waited for."""
+    """A wait that has its own time-out must end by that one, which reports what was waited for."""
     rollout, limit = recipe.rollout, recipe.trainer.phase_timeout_s
     for seconds, what in (
         (recipe.trainer.collective_timeout_s, "trainer.collective_timeout_s"),
@@ -185,9 +185,10 @@ def _evaluation(recipe: Recipe, machine: bool) -> Iterator[str]:
             judged_by = suite.graders[0].kind
             if suite.dataset is not None or [judged_by] != first:
                 yield (
-                    f"evaluation.suites: {name} is judged by {judged_by}, and the first of a run's "
+                    f"evaluation.suites: {name} is scored by {judged_by}, but in a run the first "
+                    f"of "
                     f"task.graders without data_sources ({', '.join(first) or 'there is none'}) "
-                    "says what is right"
+                    "decides what is right"
                 )
             elif machine:
                 suites.file(name)
@@ -219,7 +220,7 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
     steps = recipe.steps * recipe.trainer.mini_batches
     if schedule.warmup_steps and schedule.warmup_steps >= steps:
         yield (
-            f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves nothing of the run's "
+            f"trainer.schedule.warmup_steps={schedule.warmup_steps} leaves no step of the run's "
             f"{steps} optimizer steps"
         )
 
@@ -227,11 +228,11 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
 def _run_folder(recipe: Recipe) -> Iterator[str]:
     folder = run_folder(recipe)
     if recipe.resume == "required" and not folder.is_dir():
-        yield f"run_dir: no folder {folder} to resume from"
+        yield f"run_dir: there is no folder {folder} to resume from"
     if folder.is_dir():
         is_run = resume.is_run(folder)
         if any(folder.iterdir()) and (recipe.resume == "never" or not is_run):
-            hint = " (--resume goes on with the run in it)" if is_run else ""
+            hint = " (--resume continues the run in it)" if is_run else ""
             yield f"run_dir: the folder {folder} is not empty{hint}"
         elif not os.access(folder, os.W_OK | os.X_OK):
             yield f"run_dir: the folder {folder} is not writable"
@@ -242,7 +243,7 @@ def _run_folder(recipe: Recipe) -> Iterator[str]:
 
 
 def _cache_folder(recipe: Recipe) -> Iterator[str]:
-    """Where a bundled model is made, unless it is there already."""
+    """The folder where a bundled model would be created, unless it exists already."""
     bundled = recipe.model.bundled
     try:
         if bundled is None or model_source.is_made(bundled):
@@ -251,4 +252,4 @@ def _cache_folder(recipe: Recipe) -> Iterator[str]:
         yield str(error)
     else:
         if (why := folder_problem(model_source.cache_folder())) is not None:
-            yield f"model.bundled: {why} (AENT_CACHE names another folder)"
+            yield f"model.bundled: {why} (set AENT_CACHE to another folder)"

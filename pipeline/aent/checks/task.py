@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's questions: sources, curriculum, files."""
+"""Checks of a recipe's questions: sources, curriculum, files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aent.recipe.sources import CurriculumSection
 from aent.runtime.environment import data_path
 from aent.tasks import choice, mixture, sources, trial
 
-# of a task without sources; each source has its own
+# fields of a task without sources; with sources, each has its own
 ONE_SOURCE = ("kind", "name", "config", "path", "split", "subset", "columns", "size", "heldout")
 
 
 def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
-    """A sentence for each, naming the field; ``machine``: of this machine's files too."""
+    """One sentence per fault, naming the field; ``machine``: also check this machine's files."""
     found = [*_sections(recipe.task), *_curriculum(recipe)] or [*_sizes(recipe)]
     yield from found
     if machine and not found:
@@ -23,20 +23,20 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
 
 
 def _sizes(recipe: Recipe) -> Iterator[str]:
-    """Sources that are too small for a step's prompts, and for those that replace some of them."""
+    """Sources with too few questions for a step's prompts and their replacements."""
     rollout, task = recipe.rollout, recipe.task
     n = rollout.prompts_per_step
     counts = choice.most({s.name: s.weight for s in task.sources} or {"": 1.0}, n)
     for index, (name, part) in enumerate(mixture.by_source(task).items()):
         count = counts[name]
         field = f"task.sources[{index}].size={part.size}" if name else f"task.size={part.size}"
-        of = f"the {count} that a step may ask of {name}" if name else "a step's prompts"
+        of = f"the {count} that a step may need from {name}" if name else "a step's prompts"
         if part.size < count:
             yield f"rollout.prompts_per_step={n}: {field} is less than {of}"
         elif rollout.replacement_prompts and part.size == count:
             yield (
                 f"rollout.replacement_prompts={rollout.replacement_prompts}: {field} leaves no "
-                f"question beside {of} (rollout.prompts_per_step={n})"
+                f"question besides {of} (rollout.prompts_per_step={n})"
             )
 
 
@@ -51,14 +51,14 @@ def _sections(task: TaskSection) -> Iterator[str]:
     for index, source in enumerate(task.sources):
         place = f"task.sources[{index}]"
         if source.name in names[:index]:
-            yield f"{place}.name: {source.name} stands there twice: give each source its own"
+            yield f"{place}.name: {source.name} appears twice: give each source its own name"
         if source.kind == "file" and source.dataset is not None:
             yield f"{place}.dataset has no meaning with {place}.kind=file"
         yield from _of_one(mixture.part_of(task, source), place)
 
 
 def _of_one(part: TaskSection, place: str) -> Iterator[str]:
-    """Fields that have no meaning beside others, of a source or of a task without sources."""
+    """Fields of a source, or of a task without sources, that have no meaning with others."""
     with_kind = f"has no meaning with {place}.kind={part.kind}"
     if part.kind == "file":
         if part.config:
@@ -99,7 +99,7 @@ def _questions(recipe: Recipe) -> Iterator[str]:
     try:
         kinds = {part.kind for part in mixture.by_source(task).values()}
         if "file" not in kinds and not trial.tried(task):
-            # questions that are made are not made twice
+            # generated questions are distinct
             tasks.check_generated(task, recipe.seed)
             return
         loaded = tasks.load(task, recipe.seed)
@@ -125,4 +125,4 @@ def _missing_files(task: TaskSection) -> Iterator[str]:
     for index, part in enumerate(mixture.by_source(task).values()):
         if part.kind == "file" and not data_path(str(part.path)).exists():
             field = f"task.sources[{index}].path" if task.sources else "task.path"
-            yield f"{field}: no file {part.path}{sources.hint(str(part.path))}"
+            yield f"{field}: there is no file {part.path}{sources.hint(str(part.path))}"

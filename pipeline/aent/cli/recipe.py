@@ -1,4 +1,4 @@
-"""``aent recipe``: what the fields of a recipe are."""
+"""``aent recipe``: the fields of a recipe."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ WIDTH = 100
 
 def recipe(
     section: Annotated[
-        str | None, typer.Argument(help="As rollout.engine; default: the list of sections.")
+        str | None,
+        typer.Argument(help="A section, as rollout.engine; default: the list of sections."),
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="All of it as a page: docs/recipe.md.")
+        bool, typer.Option("--markdown", help="Print the whole page docs/recipe.md.")
     ] = False,
     json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="For editors: recipes/recipe.schema.json.")
+        bool, typer.Option("--json-schema", help="Print recipes/recipe.schema.json, for editors.")
     ] = False,
 ) -> None:
-    """Describe the fields of a recipe. Example: aent recipe rollout.engine"""
+    """Describe the fields of a recipe.
+
+    Example: aent recipe rollout.engine
+    """
     from aent.recipe import reference
 
     if markdown or json_schema:
@@ -38,7 +42,7 @@ def recipe(
     if section not in parts:
         near = difflib.get_close_matches(section, parts, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        refuse([f"{section}: a recipe has no such section{hint} (aent recipe lists them)"])
+        refuse([f"{section}: there is no such section{hint} (aent recipe lists them)"])
     print(" ".join(parts[section].text.split()))
     for entry in parts[section].entries:
         kind = f"{entry.type}; default: {entry.default}" if entry.default else entry.type

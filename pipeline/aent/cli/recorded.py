@@ -35,11 +35,16 @@ def replay(
     source: SourceArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Another controller: controller.high=.9 ...", metavar="[key=value]..."),
+        typer.Argument(
+            help="Changes of the controller: controller.high=.9 ...", metavar="[key=value]..."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (PNG).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curves (PNG).")] = None,
 ) -> None:
-    """Print the coefficients (CSV) that a controller makes of recorded entropy."""
+    """Print the coefficients (CSV) that a controller computes from recorded entropy.
+
+    Example: aent replay runs/mine controller.step_size=.4
+    """
     from aent.analysis.replay import run
 
     refuse_unwritable(plot)
@@ -50,11 +55,19 @@ def suggest(
     source: SourceArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="For a CSV: controller.initial=...", metavar="[key=value]..."),
+        typer.Argument(
+            help="For a CSV: the constant coefficient, as controller.initial=0.",
+            metavar="[key=value]...",
+        ),
     ] = None,
-    most: Annotated[float | None, typer.Option("--max", help="Largest coefficient.")] = None,
+    most: Annotated[
+        float | None, typer.Option("--max", help="Largest coefficient allowed.")
+    ] = None,
 ) -> None:
-    """Propose a controller from a run with a constant coefficient, and say why."""
+    """Propose a controller from a run with a constant coefficient, with reasons.
+
+    Example: aent suggest runs/constant
+    """
     from aent.analysis.suggest import suggest as propose
     from aent.tracking.recorded import SourceError
 
@@ -70,7 +83,10 @@ def timeline(
         Path | None, typer.Option(help="File to write; default: RUN_DIR/timeline.json.")
     ] = None,
 ) -> None:
-    """Write what every rank and engine did, and when, for https://ui.perfetto.dev."""
+    """Write a trace of what every rank and engine did, for https://ui.perfetto.dev.
+
+    Example: aent timeline runs/mine
+    """
     import json
 
     from aent.analysis.timeline import trace
@@ -88,7 +104,10 @@ def timeline(
 def mlflow_sync(
     run_dir: Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN_DIR")],
 ) -> None:
-    """Give MLflow all that a run recorded while MLflow was away. May be repeated."""
+    """Upload what was recorded while MLflow was unreachable; safe to repeat.
+
+    Example: aent mlflow-sync runs/mine
+    """
     from aent.recipe.load import RecipeError
     from aent.recipe.redact import redacted
     from aent.tracking.sender import sync
@@ -97,7 +116,7 @@ def mlflow_sync(
         print(sync(run_dir))
     except (RecipeError, FileNotFoundError) as error:
         refuse(str(error).splitlines())
-    except Exception as error:  # whatever MLflow and its store raise
+    except Exception as error:  # anything that MLflow and its store raise
         why = redacted(f"{type(error).__name__}: {error}")
-        print(f"aent: MLflow did not take it: {why}", file=sys.stderr)
+        print(f"aent: the upload to MLflow failed: {why}", file=sys.stderr)
         raise typer.Exit(1) from None

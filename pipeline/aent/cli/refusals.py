@@ -1,4 +1,4 @@
-"""What every command answers to bad input: one clear sentence a fault, and exit code 2."""
+"""How every command refuses bad input: one clear sentence for each fault, and exit code 2."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aent.recipe.redact import redacted
 
 
 def refuse(faults: Iterable[str]) -> NoReturn:
-    """Say the faults and end the command."""
+    """Print the faults and end the command."""
     for fault in faults:
         print(f"aent: {redacted(fault)}", file=sys.stderr)
     raise typer.Exit(2)
 
 
 def refuse_unwritable(*files: Path | None) -> None:
-    """Before work whose result is to stand in these files (None: not asked for)."""
+    """Refuse, before any work, files that cannot be written (None: no file was asked for)."""
     for file in files:
         if file is None:
             continue
@@ -37,9 +37,9 @@ def refuse_unwritable(*files: Path | None) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder if need be; refuse one that nothing can be written into."""
+    """Create the folder if it is missing; refuse one that cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        refuse([f"{folder} cannot be written into: {error.strerror}"])
+        refuse([f"{folder} cannot be written to: {error.strerror}"])

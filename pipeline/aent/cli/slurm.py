@@ -1,4 +1,4 @@
-"""``aent slurm ...`` and ``aent status``: a recipe as a Slurm job, and how a run stands."""
+"""``aent slurm ...`` and ``aent status``: run a recipe as a Slurm job, and report on a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from aent.slurm.render import Script
 
 T = TypeVar("T")
-WATCH_S = 5.0  # between two looks of aent status --watch
-slurm = typer.Typer(help="A recipe as a Slurm job: see its cluster section.", no_args_is_help=True)
+WATCH_S = 5.0  # interval of aent status --watch
+slurm = typer.Typer(
+    help="Run a recipe as a Slurm job (section cluster of the recipe).", no_args_is_help=True
+)
 
 
 def _render(recipe: str, overrides: list[str] | None) -> Script:
@@ -32,7 +34,10 @@ def _render(recipe: str, overrides: list[str] | None) -> Script:
 
 @slurm.command(name="render")
 def slurm_render(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Print the batch script of the recipe's job."""
+    """Print the batch script of the recipe's job.
+
+    Example: aent slurm render recipes/cpu/tiny.yaml cluster.partition=gpu
+    """
     print(_render(recipe, overrides).text, end="")
 
 
@@ -44,24 +49,35 @@ def slurm_submit(
         bool, typer.Option(help="Print the script and the command; submit and write nothing.")
     ] = False,
 ) -> None:
-    """Submit the recipe's job; its script and its log are kept beside the run's folder."""
+    """Submit the recipe's job; its script and log are kept beside the run's folder.
+
+    Example: aent slurm submit recipes/cpu/tiny.yaml cluster.nodes=2
+    """
     hand_over([_render(recipe, overrides)], dry_run)
 
 
 @slurm.command(name="sweep")
 def slurm_sweep(
     recipe: RecipeArgument,
-    variants: Annotated[Path, typer.Argument(help="A file with a line of overrides for each run.")],
+    variants: Annotated[
+        Path, typer.Argument(help="A file with one line of overrides for each run.")
+    ],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs; default: runs/ and VARIANTS' name.")
+        Path | None,
+        typer.Option(help="Folder for the runs; default: runs/ and the name of VARIANTS."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print the scripts and the commands; submit and write nothing.")
     ] = False,
 ) -> None:
-    """Submit a run for each line of VARIANTS, those that are finished left out: a job array, or a
-    job each where they have engines' nodes of their own, or differ in what they ask for."""
+    """Submit one run for each line of VARIANTS that is not finished.
+
+    The runs are one job array, or single jobs if engines have nodes of their own or the runs ask
+    for different resources.
+
+    Example: aent slurm sweep recipes/cpu/tiny.yaml variants.txt --dry-run
+    """
     import shlex
 
     from aent.recipe.load import RecipeError
@@ -85,15 +101,18 @@ def slurm_sweep(
 
 
 TargetArgument = Annotated[
-    str, typer.Argument(help="A run folder, a Slurm job's number, or a recipe.", metavar="TARGET")
+    str, typer.Argument(help="A run folder, a Slurm job id, or a recipe.", metavar="TARGET")
 ]
 
 
 def status(
     target: TargetArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every five seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every five seconds.")] = False,
 ) -> None:
-    """Say how a run stands: job, steps, ranks, engines, restarts, last error, logs."""
+    """Report on a run: job, steps, ranks, engines, restarts, last error, logs.
+
+    Example: aent status runs/mine
+    """
     import time
 
     from aent.slurm.render import SlurmError
@@ -105,14 +124,21 @@ def status(
         time.sleep(WATCH_S)
         try:
             lines, told = report(target), ""
-        except (SlurmError, OSError, ValueError) as error:  # Slurm, or the file system, is away
-            told = f"aent: the above is not up to date: {error}"
+        except (
+            SlurmError,
+            OSError,
+            ValueError,
+        ) as error:  # Slurm or the file system is unreachable
+            told = f"aent: this report is out of date: {error}"
     print("\n".join(lines))
 
 
 @slurm.command(name="cancel")
 def slurm_cancel(target: TargetArgument) -> None:
-    """End the job (scancel); MLflow's run is KILLED."""
+    """Cancel the job (scancel); the run's status in MLflow becomes KILLED.
+
+    Example: aent slurm cancel runs/mine
+    """
     from aent.slurm.status import cancel
 
     print(f"job {_asked(cancel, target)}: cancelled")
@@ -120,7 +146,10 @@ def slurm_cancel(target: TargetArgument) -> None:
 
 @slurm.command(name="logs")
 def slurm_logs(target: TargetArgument) -> None:
-    """Print the job's log as it grows; end it with Ctrl-C."""
+    """Print the job's log as it grows; stop with Ctrl-C.
+
+    Example: aent slurm logs runs/mine
+    """
     import os
 
     from aent.slurm.status import log_of
@@ -129,7 +158,7 @@ def slurm_logs(target: TargetArgument) -> None:
 
 
 def _asked(ask: Callable[[str], T], target: str) -> T:
-    """The answer, or a sentence and exit code 2 (bad input) or 1 (Slurm said no)."""
+    """The answer, or one sentence and exit code 2 (bad input) or 1 (Slurm refused)."""
     from aent.recipe.load import RecipeError
     from aent.slurm.render import SlurmError
 

@@ -1,4 +1,4 @@
-"""How commands hand batch scripts to Slurm: shown by ``--dry-run``, else kept and submitted."""
+"""How commands submit batch scripts: ``--dry-run`` prints them; else they are written and sent."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def hand_over(scripts: Sequence[Script], dry_run: bool) -> None:
-    """Submit every script, or print them. Exit code 1 where one was not submitted: its job waits or
-    runs, which keeps none of the others, or Slurm said no."""
+    """Submit every script, or print them.
+
+    Exit code 1 if one was not submitted: its job already waits or runs (the others are still
+    submitted), or Slurm refused it (the rest are not tried).
+    """
     from aent.slurm.render import SlurmError, SubmittedError, submit
 
     if dry_run:

@@ -1,1 +1,1 @@
-"""Arms x seeds: what runs, what came of it, and the page that says so."""
+"""Arms x seeds: which runs there are, what they recorded, and the report."""

@@ -1,4 +1,4 @@
-"""Which runs a comparison has: every arm (a recipe) with every seed, each in its own folder."""
+"""The runs of a comparison: every arm (a recipe) with every seed, each in its own folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aent.runtime.environment import data_path
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
-OURS = ("name", "seed", "run_dir", "resume", "tracking.parent_run_id")  # not to be overridden
+OURS = ("name", "seed", "run_dir", "resume", "tracking.parent_run_id")  # may not be overridden
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to its end before."""
+        """Whether the run is complete."""
         return journal.last_status(self.run_dir / JOURNAL_FILE) == "FINISHED"
 
     def __str__(self) -> str:
@@ -42,13 +42,14 @@ class PlannedRun:
 def plan(
     sources: Sequence[str], overrides: Sequence[str], seeds: int, folder: Path
 ) -> list[PlannedRun]:
-    """Every arm with the seeds 0, 1, ...; all arms with seed 0 first: an early look is fair.
+    """Every arm with the seeds 0, 1, ...; all arms with seed 0 first, so that early results are
+    comparable.
 
-    A recipe that is named twice is one arm. Runs that have begun are resumed (``resume: auto``);
-    nothing is written here.
+    A recipe that is named twice is one arm. Runs that have begun are resumed (``resume: auto``).
+    Writes nothing.
 
-    Raises RecipeError, one line per fault: a recipe that cannot be loaded, or arms that cannot be
-    compared, or a run in ``folder`` that another recipe has made.
+    Raises RecipeError, one line per fault: a recipe cannot be loaded, arms cannot be compared, or
+    ``folder`` has a run of another recipe.
     """
     if not sources:
         raise RecipeError("a comparison needs recipes: one for each arm")
@@ -81,21 +82,23 @@ def _not_comparable(runs: Sequence[PlannedRun]) -> list[str]:
     for run in runs:
         other = by_arm.setdefault(run.arm, run)
         if other.source != run.source:
-            faults.append(f"{run.source}: its name, {run.arm}, is that of {other.source} too")
+            faults.append(f"{run.source}: {other.source} has the same name, {run.arm}")
         if run.recipe.task != runs[0].recipe.task:
             faults.append(
-                f"{run.source}: its task is not that of {runs[0].source}: the rewards of the two "
-                "cannot be compared"
+                f"{run.source}: its task differs from that of {runs[0].source}, so their rewards "
+                f"cannot "
+                "be compared"
             )
         if run.recipe.checkpoint.every == 0:
             faults.append(
-                f"{run.source}: with checkpoint.every=0 an interrupted comparison could not go on"
+                f"{run.source}: with checkpoint.every=0 an interrupted comparison could not "
+                f"continue"
             )
     return faults
 
 
 def _made_otherwise(runs: Sequence[PlannedRun]) -> list[str]:
-    """What a run in its folder was begun with, where that was another thing than is planned."""
+    """One sentence if the run in the folder began with another recipe than is planned now."""
     faults = []
     for run in runs:
         found = begun_otherwise(run.run_dir, run.recipe)

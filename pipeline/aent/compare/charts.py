@@ -10,7 +10,7 @@ from html import escape
 from aent.compare.numbers import Curve
 from aent.compare.report import Chart
 
-# Okabe and Ito's, which the colour-blind can tell apart
+# by Okabe and Ito: people with color blindness can tell them apart
 COLOURS = ("#555555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a800")
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 468, 30, 214  # of the plot, within the picture
@@ -38,7 +38,7 @@ class Axis:
 
     @staticmethod
     def of(values: Sequence[float], first: float, last: float) -> Axis:
-        """From the smallest to the largest value; around it, where all are one."""
+        """From the smallest to the largest value; an interval around it if all are equal."""
         low, high = min(values), max(values)
         if low == high:
             room = abs(low) / 10 or 0.5
@@ -56,7 +56,7 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def svg(chart: Chart, colour: Mapping[str, str], legend: bool) -> str:
-    """The picture; with ``legend`` it names the arms and has a background, to stand alone."""
+    """The chart; with ``legend`` it names the arms and has a background, as a file of its own."""
     finite = {arm: _finite(curve) for arm, curve in chart.curves.items()}
     x = Axis.of([v for c in finite.values() for v in c.x], LEFT, RIGHT)
     y = Axis.of([v for c in finite.values() for v in (*c.low, *c.high)], BOTTOM, TOP)
@@ -78,7 +78,7 @@ def svg(chart: Chart, colour: Mapping[str, str], legend: bool) -> str:
 
 
 def _finite(curve: Curve) -> Curve:
-    """Without the points that are no numbers."""
+    """The curve without points that are NaN."""
     kept = [
         p for p in zip(curve.x, curve.mean, curve.low, curve.high) if all(map(math.isfinite, p))
     ]

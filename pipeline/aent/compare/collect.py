@@ -21,7 +21,7 @@ from aent.tracking.address import tracking_uri
 from aent.tracking.recorded import Series, SourceError, open_source
 from aent.tracking.store import known_run_id
 
-PHASES = ("sample", "score", "train", "sync")  # of a step; evaluations and checkpoints are not its
+PHASES = ("sample", "score", "train", "sync")  # evaluations and checkpoints do not count
 METRICS = (
     "reward/mean",
     "policy/entropy",
@@ -40,12 +40,12 @@ METRICS = (
     *(f"time/{phase}" for phase in PHASES),
     *bottleneck.METRICS,
 )
-HELDOUT = "heldout"  # the folder of the answers' tables among MLflow's artifacts
+HELDOUT = "heldout"  # folder of the answers' tables in MLflow's artifacts
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to the held-out questions, after some steps."""
+    """Answers to the held-out questions at one evaluation."""
 
     correct: dict[str, int]  # by question (its text)
     samples: int  # per question
@@ -73,25 +73,25 @@ class Run:
 
     @property
     def measured_entropy(self) -> Series:
-        """That which a controller sees."""
+        """The entropy that the controller measures."""
         return self.metrics[f"policy/{self.recipe.measured}"]
 
     @property
     def ks(self) -> list[int]:
-        """The k of pass@k that its last evaluation can tell."""
+        """The values of k for which the last evaluation has pass@k."""
         return ks(self.evaluations[max(self.evaluations)].samples) if self.evaluations else []
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every finished run, and what was left out."""
+    """Every finished run, and the reasons why others are left out."""
 
-    runs: list[Run]  # by seed, arms in the order in which they were begun
+    runs: list[Run]  # by seed; arms in the order in which they began
     left_out: list[str]  # a sentence each
 
     @property
     def arms(self) -> list[str]:
-        """Names, the first run's first."""
+        """Names of the arms, in that order."""
         return list(dict.fromkeys(run.arm for run in self.runs))
 
     def of(self, arm: str) -> dict[int, Run]:
@@ -99,7 +99,7 @@ class Comparison:
         return {run.seed: run for run in self.runs if run.arm == arm}
 
     def is_uncontrolled(self, arm: str) -> bool:
-        """Whether nothing acts on the arm's entropy."""
+        """Whether the arm has no bonus and no other control of the entropy."""
         recipe = next(iter(self.of(arm).values())).recipe
         controller = recipe.controller
         bonus = controller.kind != "constant" or controller.initial > 0
@@ -107,9 +107,9 @@ class Comparison:
 
 
 def read(source: str) -> Comparison:
-    """Read a comparison's folder, or its MLflow run (the one above the others), from MLflow.
+    """Read a comparison from MLflow, given its folder or the id of its parent run.
 
-    Raises SourceError: the source is neither, or has no finished run.
+    Raises SourceError if the source is neither, or has no finished run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -127,32 +127,32 @@ def read(source: str) -> Comparison:
     except MlflowException as error:
         raise SourceError(f"MLflow run {parent} in {redacted(uri)}: {error.message}") from error
     if not runs:
-        raise SourceError(f"{source}: no run below MLflow's {parent} is finished")
+        raise SourceError(f"{source}: no run below the MLflow run {parent} is finished")
     order = {run.arm: place for place, run in reversed(list(enumerate(runs)))}
     runs.sort(key=lambda run: (run.seed, order[run.arm]))
     return Comparison(runs, left_out)
 
 
 def _of_folder(folder: Path) -> tuple[str, str]:
-    """(id of the MLflow run above the others, store)."""
+    """(id of the parent run in MLflow, store)."""
     recipe = next(iter(sorted(folder.glob("*/recipe.yaml"))), None)
     if recipe is None or not known_run_id(folder):
-        raise SourceError(f"{folder} is no comparison: no run has begun in it (aent compare)")
+        raise SourceError(f"{folder} is not a comparison: no run has begun in it (aent compare)")
     uri = tracking_uri(load_recorded(recipe), recipe.parent)
     return known_run_id(folder), uri
 
 
 def _of_id(run_id: str) -> tuple[str, str]:
     if not re.fullmatch("[0-9a-f]{32}", run_id):
-        raise SourceError(f"{run_id} is no folder of a comparison and no MLflow run id")
+        raise SourceError(f"{run_id} is neither a comparison's folder nor an MLflow run id")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        raise SourceError(f"MLflow run {run_id}: MLFLOW_TRACKING_URI does not say where it is")
+        raise SourceError(f"MLflow run {run_id}: MLFLOW_TRACKING_URI is not set")
     return run_id, uri
 
 
 def _chosen(children: Any) -> tuple[list[Any], list[str]]:
-    """The newest finished run of each arm and seed, and a sentence for each that has none."""
+    """The newest finished run of each arm and seed, and one sentence for each pair without one."""
     chosen: dict[tuple[str, str], Any] = {}
     status: dict[tuple[str, str], str] = {}
     left_out = []
@@ -192,7 +192,7 @@ def _evaluations(client: Any, run_id: str, folder: str) -> Iterator[tuple[int, E
         rewards: dict[str, list[float]] = {}
         for values in table["data"]:
             row = dict(zip(table["columns"], values))
-            # conversations may end in the same words; tables of older runs have no "item"
+            # two conversations may end in the same words; tables of older runs have no "item"
             question = f"{row.get('item', '')}: {row['prompt']}"
             rewards.setdefault(question, []).append(row["reward"])
         correct = {q: sum(r >= 1 for r in of_q) for q, of_q in rewards.items()}

@@ -1,6 +1,6 @@
-"""A comparison on this machine: one run after another, each as ``aent train`` would do it.
+"""A comparison on this machine: one run after another, each as by ``aent train``.
 
-The runs share their engines (``inference.shared``): what one has left serves the next one.
+The runs share their engines (``inference.shared``): the next run takes over those of the last one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from aent.tracking.display import clock
 
 
 def run_all(runs: Sequence[PlannedRun], folder: Path) -> int:
-    """Do what is not done; return the exit code: 0, 1 (runs failed; the others were done; or none
-    could begin), or that of a run that a signal stopped, with which the comparison stops."""
+    """Do the runs that are not finished; return the exit code.
+
+    0: all are finished. 1: some failed (the others were done), or none could begin. Else the code
+    of a run that a signal stopped; the comparison stops with it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "at_work").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
         except BlockingIOError:
-            _say(f"another aent compare is at work in {folder}", sys.stderr)
+            _say(f"another aent compare is running in {folder}", sys.stderr)
             return 1
         engines = SharedEngines(folder.absolute())
         try:
@@ -59,13 +61,13 @@ def _run_all(runs: Sequence[PlannedRun], folder: Path, engines: SharedEngines) -
         code = _launch(run, parent, engines)
         took.append(time.monotonic() - started)
         if code == CHECKPOINTED or code > 128:
-            _say(f"stopped in {run}: the same command goes on there", sys.stderr)
+            _say(f"stopped in {run}: the same command continues there", sys.stderr)
             return code
         if code:
             failed.append(run)
-            _say(f"{run} failed (its folder: {run.run_dir}); the others go on", sys.stderr)
+            _say(f"{run} failed (its folder: {run.run_dir}); the others continue", sys.stderr)
     for run in failed:
-        _say(f"failed: {run}: the same command tries it again", sys.stderr)
+        _say(f"failed: {run}: the same command retries it", sys.stderr)
     return 1 if failed else 0
 
 

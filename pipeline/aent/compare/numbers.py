@@ -1,4 +1,4 @@
-"""What a comparison's tables and curves hold, run by run: plain functions of what was recorded."""
+"""The numbers of a comparison's tables and curves, as plain functions of the recorded runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from aent.compare.collect import Comparison, Run
 from aent.entropy.controllers import held_interval
 from aent.tracking.recorded import Series
 
-WINDOW = 10  # steps: one step's mean reward is too noisy to draw, or to say that it was reached
+WINDOW = 10  # steps: the mean reward of one step is too noisy to draw or to compare
 Band = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm's: the mean over its seeds, the smallest and the largest."""
+    """One arm's curve: mean, smallest and largest over its seeds."""
 
     x: list[float]
     mean: list[float]
@@ -26,7 +26,7 @@ class Curve:
 
 
 def curve(series: Sequence[Series]) -> Curve:
-    """Of one arm's runs, at the steps that every one of them has."""
+    """The curve of one arm's runs, at the steps that all of them have."""
     steps = sorted(set.intersection(*(set(s) for s in series)))
     values = [[s[step] for s in series] for step in steps]
     return Curve(
@@ -49,17 +49,17 @@ def curves(
 
 
 def metric(name: str) -> Callable[[Run], Series]:
-    """A run's series of this name."""
+    """The run's series with this name."""
     return lambda run: run.metrics.get(name, {})
 
 
 def pass_at_1(run: Run) -> Series:
-    """Of the held-out questions, by the number of steps trained before."""
+    """Accuracy on the held-out questions, by the number of steps trained before."""
     return {s: fmean(e.pass_at(1).values()) for s, e in run.evaluations.items()}
 
 
 def pass_at_ks(run: Run, steps: int | None = None) -> Series:
-    """pass@k by k, of the evaluation after so many steps; None: the last one."""
+    """pass@k by k, of the evaluation after that many steps; None: the last one."""
     if not run.evaluations:
         return {}
     evaluation = run.evaluations[max(run.evaluations) if steps is None else steps]
@@ -67,20 +67,20 @@ def pass_at_ks(run: Run, steps: int | None = None) -> Series:
 
 
 def band(run: Run) -> Band | None:
-    """Where the controller's aim counts as held, at the last step; None without one."""
+    """The interval in which the entropy counts as held, at the last step; None without an aim."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
     return held_interval(low[max(low)], high[max(high)]) if low and high else None
 
 
 def common_band(comparison: Comparison) -> Band | None:
-    """The band of every run that has one, where it is the same for all."""
+    """The band of all runs that have one, if they have the same."""
     bands = {b for run in comparison.runs if (b := band(run)) is not None}
     return bands.pop() if len(bands) == 1 else None
 
 
 def share_in_band(run: Run, others: Band | None) -> float | None:
-    """Share of steps whose entropy, of the controller's measure, lay in the run's band
-    (``held_interval``); in ``others``, where it has none of its own."""
+    """Share of steps whose entropy, as the controller measures it, lay in the run's band
+    (``held_interval``), or in ``others`` if it has none."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
     entropy = run.measured_entropy
     if low:
@@ -92,17 +92,17 @@ def share_in_band(run: Run, others: Band | None) -> float | None:
 
 
 def relative_noise(run: Run) -> float | None:
-    """Standard error of one step's entropy over that entropy, the mean of the last quarter; None
-    where none is known."""
+    """Standard error of a step's entropy as a share of it, mean over the last quarter; None if
+    unknown."""
     error, entropy = run.metrics.get("policy/entropy_error", {}), run.measured_entropy
     shares = {s: error[s] / h for s, h in entropy.items() if s in error and h > 0}
     return last_quarter(shares) if shares else None
 
 
 def prediction(run: Run) -> float | None:
-    """Correlation, over the steps, of the change of entropy that a step's gradients predict
-    (``gradient/predicted_policy`` and ``..._bonus``) with that which the next step shows; None of
-    fewer than three, or where one of them does not vary."""
+    """Correlation, over the steps, between the change of entropy that a step's gradients predict
+    (``gradient/predicted_policy`` and ``..._bonus``) and the change that the next step shows; None
+    for fewer than three steps, or if one of them does not vary."""
     policy, bonus, change = (
         run.metrics.get(name, {})
         for name in ("gradient/predicted_policy", "gradient/predicted_bonus", "entropy/change")
@@ -128,7 +128,8 @@ class Cost:
 
 
 def cost_to_reach(run: Run, reward: float) -> Cost | None:
-    """At the end of the first step at which the mean of ``WINDOW`` steps' rewards was that high."""
+    """The cost at the end of the first step whose mean reward over ``WINDOW`` steps was that
+    high."""
     step = first_reach(run.metrics["reward/mean"], reward, WINDOW)
     if step is None:
         return None
@@ -140,7 +141,8 @@ def cost_to_reach(run: Run, reward: float) -> Cost | None:
 
 
 def reward_difference(arm: Mapping[int, Run], baseline: Mapping[int, Run]) -> Difference:
-    """Of the mean reward over the last quarter of the steps, over the seeds that both have."""
+    """Difference of the mean reward over the last quarter of the steps; seeds that both arms
+    have."""
     reward = metric("reward/mean")
     return compare(
         [
@@ -153,7 +155,7 @@ def reward_difference(arm: Mapping[int, Run], baseline: Mapping[int, Run]) -> Di
 def pass_difference(
     arm: Mapping[int, Run], baseline: Mapping[int, Run], k: int
 ) -> Difference | None:
-    """Of pass@k after the last step, over seeds and the questions that both have answered."""
+    """Difference of pass@k after the last step; seeds and questions that both arms have."""
     pairs = []
     for seed in sorted(arm.keys() & baseline.keys()):
         if not (arm[seed].evaluations and baseline[seed].evaluations):

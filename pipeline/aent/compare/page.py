@@ -33,7 +33,7 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 
 
 def html(report: Report) -> str:
-    """The page; its curves' values stand in it as JSON too (element ``data``)."""
+    """The page, with the curves' values as JSON in its element ``data``."""
     colour = charts.colours(report.arms)
     arms = [
         f'<label><input type="checkbox" value="{escape(arm)}" checked>'
@@ -59,7 +59,7 @@ def html(report: Report) -> str:
 
 
 def data(report: Report) -> dict[str, Any]:
-    """Arms and curves as JSON has them: six digits, null for what is no number."""
+    """Arms and curves for JSON: six digits, null for NaN."""
     return {
         "arms": report.arms,
         "charts": {
@@ -99,7 +99,7 @@ def _html_table(table: Table) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The same as text; its charts are files beside it."""
+    """The same report as Markdown; its charts are files beside it."""
     return "\n\n".join(_markdown(report)) + "\n"
 
 

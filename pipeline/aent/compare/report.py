@@ -1,4 +1,4 @@
-"""The report of a comparison: charts, tables, and what can and cannot be concluded of them."""
+"""The report of a comparison: charts, tables, and what can and cannot be concluded from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aent.tasks.mixture import title
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves by arm; those of a chart without any are not shown."""
+    """Curves by arm; a chart without curves is not shown."""
 
     name: str
     title: str
@@ -27,7 +27,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page and the Markdown say."""
+    """The content of the page and of the Markdown file."""
 
     title: str
     facts: list[str]
@@ -42,11 +42,12 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
     """The report.
 
     Args:
-        baseline: the arm that the others are held against; None: the one without any control of the
-            entropy, else the first.
-        reward: what it costs to reach is told; None: the baseline's mean of its last quarter.
+        baseline: the arm that the others are compared with; None: the one that controls no entropy,
+            else the first.
+        reward: the report says what it costs to reach it; None: the baseline's mean over its last
+            quarter.
 
-    Raises ValueError for an arm that is not there.
+    Raises ValueError if there is no such arm.
     """
     arms = comparison.arms
     baseline = baseline or next(filter(comparison.is_uncontrolled, arms), arms[0])
@@ -66,8 +67,8 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
             f"{recipe.rollout.prompts_per_step} prompts x {recipe.rollout.samples_per_prompt} "
             "samples.",
             f"Differences are to {baseline}, seed by seed: the arms of a seed {_share(recipe)}.",
-            "Curves are means over seeds, bands reach from the smallest seed to the largest; a "
-            "table's [a, b] does too.",
+            "Curves are means over seeds. Bands, and [a, b] in tables, reach from the smallest "
+            "seed to the largest.",
         ],
         arms=arms,
         charts=[chart for chart in _charts(comparison) if chart.curves],
@@ -123,7 +124,7 @@ def _share(recipe: Recipe) -> str:
     """What the arms of a seed have in common."""
     same = "answer the same held-out questions"
     if recipe.task.curriculum is not None:
-        return f"{same}; which prompts come when is the curriculum's choice, in each arm its own"
+        return f"{same}; each arm's own curriculum chooses the order of the prompts"
     return f"see the same prompts in the same order and {same}"
 
 
@@ -180,7 +181,7 @@ def _sentence(compared: _Compared, baseline: str) -> str:
 def _limits(
     comparison: Comparison, arms: Sequence[str], differences: Sequence[_Compared], baseline: str
 ) -> Iterator[str]:
-    """What the runs do not say."""
+    """What cannot be concluded from the runs."""
     by_verdict: dict[str, list[_Compared]] = {}
     for compared in differences:
         if not compared.is_certain:
@@ -194,22 +195,25 @@ def _limits(
             f"With {seeds} {'seed' if seeds == 1 else 'seeds'}, sign flips cannot give a p-value "
             f"below {least_p(seeds):g}: no "
             f"difference between the methods is concluded at the {LEVEL:.0%} level from so few, "
-            "whatever the intervals say (6 seeds are the least). A bootstrap over so few seeds is "
-            "too narrow besides."
+            "whatever the intervals say (it takes at least 6 seeds). A bootstrap over so few seeds "
+            "is also too narrow."
         )
     if len(differences) > 1:
         yield (
-            f"{len(differences)} differences are looked at, and no level is corrected for that: "
-            "where there were none, one in twenty would seem to be there."
+            f"{len(differences)} differences are tested without correction for multiple tests: "
+            "if none were real, one in twenty would still seem to be."
         )
     counts = {arm: sorted(comparison.of(arm)) for arm in arms}
     if len({tuple(s) for s in counts.values()}) > 1:
         told = "; ".join(f"{arm}: {', '.join(map(str, s))}" for arm, s in counts.items())
-        yield f"The arms do not have the same seeds ({told}); differences use those that both have."
+        yield (
+            f"The arms do not have the same seeds ({told}); differences use the seeds that "
+            f"both have."
+        )
     if not any(run.evaluations for run in comparison.runs):
         yield "No answers to held-out questions were recorded (task.heldout): pass@k is not known."
     yield from (f"Left out: {sentence}." for sentence in comparison.left_out)
     yield (
-        "One policy, one task and one choice of each arm's settings: what is better or worse here "
-        "may be otherwise with another model, or with an arm's best settings."
+        "One policy, one task and one choice of each arm's settings: the result may differ with "
+        "another model, or with the best settings of an arm."
     )

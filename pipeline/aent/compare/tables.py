@@ -1,4 +1,4 @@
-"""The tables of a comparison's report, each a function of the runs that were recorded."""
+"""The tables of a comparison's report, each a function of the recorded runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arms_table(comparison: Comparison, arms: Sequence[str]) -> Table:
             if c.rule != "free" and c.field != "seed"
         ]
         rows.append([arm, ", ".join(map(str, sorted(runs))), "; ".join(values) or "the same"])
-    return Table("Arms", ["arm", "seeds", "what it is (the others: what it changes)"], rows)
+    return Table("Arms", ["arm", "seeds", "what it is (the others: what they change)"], rows)
 
 
 def _given(section) -> str:
@@ -68,12 +68,12 @@ def training_table(comparison: Comparison, arms: Sequence[str]) -> Table:
         rows.append([arm, *cells, in_band])
     note = "Means over the last quarter of the steps; the last column counts all steps."
     if borrowed and others:
-        note += f" *: no band of its own; held against the others', {others[0]:g} to {others[1]:g}."
+        note += f" *: no band of its own; compared with the others' {others[0]:g} to {others[1]:g}."
     return Table("Training", ["arm", *names, "steps in the band"], rows, note)
 
 
 def entropy_table(comparison: Comparison, arms: Sequence[str]) -> Table:
-    """How sure the entropies are, and what became of the answers and of the predictions."""
+    """The noise of the entropy, the variety of answers, and how well its change was predicted."""
 
     def known(values: Iterable[float | None]) -> str:
         return spread(v for v in values if v is not None)
@@ -94,10 +94,11 @@ def entropy_table(comparison: Comparison, arms: Sequence[str]) -> Table:
         "Entropy",
         head,
         rows,
-        "Means over the last quarter of the steps, of the entropy that the controller sees. Noise: "
-        "its standard error over a step's prompts, as a share of it. Distinct answers: among a "
-        "prompt's responses. The last column is the correlation, over all steps, of the change of "
-        "entropy that a step's gradients predict with the change that followed.",
+        "Means over the last quarter of the steps, of the entropy that the controller measures. "
+        "Noise: its standard error over a step's prompts, as a share of it. Distinct answers: "
+        "among "
+        "a prompt's responses. Last column: correlation, over all steps, between the change of "
+        "entropy that a step's gradients predict and the change that followed.",
     )
 
 
@@ -144,9 +145,10 @@ def cost_table(comparison: Comparison, arms: Sequence[str], reward: float) -> Ta
         ["arm", "s a step", "tokens a step", f"seeds that reach {reward:.3f}",
          "after steps", "seconds", "tokens"],
         rows,
-        f"Reached: a mean of {WINDOW} steps' rewards. Wall seconds of the machine it ran on, of "
-        "sampling, scoring, training and weight transfer; start, evaluations and checkpoints are "
-        "left out. The last three columns are of the seeds that reached it.",
+        f"Reached: by the mean reward of {WINDOW} steps. Wall seconds on the machine it ran on, "
+        f"for "
+        "sampling, scoring, training and weight transfer, without start, evaluations and "
+        "checkpoints. The last three columns are of the seeds that reached it.",
     )  # fmt: skip
 
 
@@ -160,7 +162,7 @@ def bottleneck_table(comparison: Comparison, arms: Sequence[str]) -> Table:
 
 
 def spread(values: Iterable[float], form: str = ".3f") -> str:
-    """Mean, and the smallest and largest where they differ."""
+    """Mean, with the smallest and largest if they differ."""
     known = list(values)
     if not known:
         return NOTHING

@@ -1,7 +1,7 @@
 """Token statistics of a sharded vocabulary and entropy controllers; depends on torch alone.
 
-torch is imported with the first statistic that is asked for: the controllers need none, and neither
-does a command that checks a recipe or replays a run.
+torch is imported when a statistic is first used: the controllers do not need it, nor do commands
+that check a recipe or replay a run.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What the statistics may be asked for, and what is refused: one sentence naming the argument."""
+"""Checks of the statistics' arguments, with one sentence naming the argument."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-# The paper's value. The default argument is this very object, by which a call that gives top_k
-# alone is told from one that gives both.
+# The paper's value. The default argument is this very object, so that a call with only top_k
+# differs from one with both.
 PAPER_DROP_FRACTION: Final = float("0.33")
 
 IGNORED, INVALID = -1, -2  # in place of a target id
@@ -32,7 +32,7 @@ def check_arguments(
 
 
 def check_logits(logits: Tensor, temperature: float, name: str = "logits") -> None:
-    """The part of ``check_arguments`` that needs no targets."""
+    """The checks of ``check_arguments`` that need no targets."""
     if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TypeError(f"{name} must be fp16, bf16, fp32 or float64, not {logits.dtype}")
     if logits.dim() == 0:
@@ -42,13 +42,13 @@ def check_logits(logits: Tensor, temperature: float, name: str = "logits") -> No
 
 
 def check_softcap(softcap: float | None) -> None:
-    """Raise ValueError where it is no bound."""
+    """Raise ValueError if it is not a valid bound."""
     if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
         raise ValueError(f"softcap is {softcap}, but must be finite and above 0")
 
 
 def kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) -> int:
-    """Return K; it is V where nothing is clamped."""
+    """Return K; it is V if nothing is clamped."""
     if top_k is None:
         if drop_fraction is None:
             return vocab_size
@@ -63,15 +63,15 @@ def kept_count(drop_fraction: float | None, top_k: int | None, vocab_size: int) 
 
 
 def checked_targets(targets: Tensor, vocab_size: int, ignore_index: int | None) -> Tensor:
-    """[N] int64: the targets, with ``IGNORED`` and ``INVALID`` in place of those that are none."""
+    """[N] int64: the targets, with ``IGNORED`` and ``INVALID`` in place of ids without a token."""
     inside = (targets >= 0) & (targets < vocab_size)
     ids = torch.where(inside, targets, INVALID)
     return ids if ignore_index is None else ids.masked_fill(targets == ignore_index, IGNORED)
 
 
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward that is refused under create_graph=True. (torch's once_differentiable drops the
-    graph in silence where the upstream gradient needs none.)"""
+    """Make a backward refuse create_graph=True. (torch's once_differentiable silently drops the
+    graph if the upstream gradient needs none.)"""
 
     @functools.wraps(backward)
     def checked(ctx: Any, *upstream: Tensor | None) -> Any:

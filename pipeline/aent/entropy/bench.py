@@ -1,9 +1,9 @@
-"""Time token statistics against what people pay anyway: ``python -m aent.entropy.bench --help``.
+"""Time token statistics against a cross-entropy: ``python -m aent.entropy.bench --help``.
 
-Forward + backward of every contender on the same logits, interleaved, in one process (one per rank
-with --tp). Every contender starts from fresh logits, which are copied outside the clock. The table
-has milliseconds a token: the median, the best, and the least processor time of all threads together
-(the figure to trust on a machine that is busy with other things).
+Runs forward and backward of every contender on the same logits, interleaved, in one process (one
+per rank with --tp). Every contender gets fresh logits; copying them is not timed. The table has
+milliseconds per token: the median, the best, and the least processor time of all threads together
+(the figure to trust on a busy machine).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def plain(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-prob and entropy over the whole vocabulary, as one writes them."""
+    """Log-prob and entropy over the whole vocabulary, in the usual formulation."""
     log_p = logits.float().log_softmax(dim=-1)
     entropy = -(log_p.exp() * log_p).sum(dim=-1)
     return (log_p.gather(1, targets[:, None])[:, 0] + 0.01 * entropy).sum()
@@ -49,7 +49,8 @@ def liger(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def obvious(drop: float) -> Loss:
-    """The clamped entropy as its authors publish it: topk of what is dropped, mask, log_softmax."""
+    """The clamped entropy as in its authors' code: topk of the dropped tokens, mask,
+    log_softmax."""
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         z = logits.float()
@@ -81,7 +82,7 @@ def ours(drop: float, inplace: bool, group: dist.ProcessGroup | None, slopes: bo
 def contenders(
     args: argparse.Namespace, drop: float, group: dist.ProcessGroup | None
 ) -> dict[str, tuple[Loss, str | None]]:
-    """(loss, backend of ours) by name; those of ours alone where the vocabulary is sharded."""
+    """(loss, backend of ours) by name; only ours if the vocabulary is sharded."""
     found: dict[str, tuple[Loss, str | None]] = {}
     if group is None:
         found["cross-entropy"] = (lambda x, t: cross_entropy(x, t, reduction="sum"), None)
@@ -104,7 +105,7 @@ def contenders(
 
 
 def run(loss: Loss, backend: str | None, x: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Seconds of one forward and backward: of the clock, and of all this process's threads."""
+    """Seconds of one forward and backward: wall time, and processor time of all threads."""
     start, processor = time.perf_counter(), time.process_time()
     if backend is None:
         torch.autograd.grad(loss(x, targets), x)
@@ -117,7 +118,7 @@ def run(loss: Loss, backend: str | None, x: Tensor, targets: Tensor) -> tuple[fl
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """What a call takes at its peak beyond what was there before."""
+    """The peak memory of a call, beyond what the process held before."""
     if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""How many tokens' logits are held at once, for whoever estimates memory without torch."""
+"""The tokens whose logits are held at once; the memory estimate reads it without torch."""
 
 from typing import Final
 
-# Enough rows for the weight's gradient, which every chunk reads and writes, to cost less than the
-# matrix product that makes it.
+# Enough rows that reading and writing the weight's gradient for each chunk costs less than the
+# matrix product that computes it.
 CHUNK_TOKENS: Final = 1024

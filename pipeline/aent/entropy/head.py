@@ -1,9 +1,10 @@
 """The statistics from hidden states and the output layer's weight, never holding the logits.
 
-The logits of a few tokens at a time pass through one buffer: computed, reduced to the statistics,
-forgotten. The backward computes them once more, turns them into their gradient in place and
-multiplies that into the gradients of the hidden states and of the weight. A third matrix product
-more than an output layer followed by ``token_statistics``, for chunk_tokens / N of its memory.
+This is the chunked head. The logits of a few tokens at a time are computed in one buffer, reduced
+to the statistics, and overwritten by the next. The backward computes them again, turns them into
+their gradient in place, and multiplies that into the gradients of the hidden states and of the
+weight. It has one matrix product more than an output layer followed by ``token_statistics``, and
+needs chunk_tokens / N of its memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.selection import VocabShard
 from aent.entropy.statistics import TokenStatistics, gathered
 
-WEIGHT_ROWS = 8192  # of a product that is added to a wider dtype: what it takes besides the buffer
+WEIGHT_ROWS = 8192  # at a time, if a product is added to a wider dtype: bounds its temporary
 
 
 def linear_token_statistics(
@@ -58,9 +59,9 @@ def linear_token_statistics(
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
             ``token_statistics``.
-        weight_grad: [V_local, H], where the gradient of ``weight`` is to be added in place of
+        weight_grad: [V_local, H], to which the gradient of ``weight`` is added, in place of
             autograd's own accumulation (Megatron's ``weight.main_grad``, mostly fp32); autograd
-            then has none for ``weight``.
+            then computes none for ``weight``.
 
     Returns:
         TokenStatistics, as ``token_statistics`` does from the same logits. Differentiable with
@@ -166,7 +167,7 @@ class _LinearTokenStatistics(torch.autograd.Function):
             wide = torch.promote_types(weight.dtype, torch.float32)
             if weight_grad is None or torch.promote_types(weight_grad.dtype, wide) != (
                 weight_grad.dtype
-            ):  # nowhere to add to, or too narrow to add chunk after chunk
+            ):  # there is no buffer to add to, or its dtype is too narrow for a sum over chunks
                 weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         for rows, logits in _logits(hidden, weight, ctx.chunk_tokens, ctx.softcap):
             saved_rows, gradients = SavedRows(*_of(rows, saved)), _of(rows, upstream)
@@ -190,8 +191,8 @@ def _logits(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the tokens with their logits, all in one buffer.
 
-    The backward sees the same shapes as the forward, so the same logits, bit for bit. One slice at
-    least: without tokens an empty one.
+    The backward uses the same shapes as the forward, so it computes the same logits bit for bit.
+    There is at least one slice: an empty one if there are no tokens.
     """
     tokens = hidden.shape[0]
     buffer = with_large_pages(hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0]))

@@ -1,8 +1,8 @@
 """KL from a policy without its unlikeliest tokens to the policy itself, vocabulary sharded.
 
-Of each token of a text: A are the tokens of the vocabulary with at least ``ratio`` times the
+For each token of a text, A is the set of vocabulary tokens with at least ``ratio`` times the
 largest probability (the set of min-p sampling, arXiv 2407.01082), chosen without gradient; q is the
-policy p restricted to A and renormalised, a constant. Since q = p / p(A) on A,
+policy p restricted to A and renormalized, a constant. Since q = p / p(A) on A,
 
     KL(q || p) = -log p(A)      d KL / d z'_j = p_j - q_j
 
@@ -46,8 +46,8 @@ def min_p_divergence(
 
     Returns:
         [...] fp32 (float64 for float64), nats, the same on every rank, differentiable; the gradient
-        is complete for this rank's columns. Meant for few tokens: buffers of the logits' size are
-        made.
+        is complete for this rank's columns. Meant for few tokens: it allocates buffers of the
+        logits' size.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument.

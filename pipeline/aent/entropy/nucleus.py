@@ -1,11 +1,11 @@
-"""Entropy of the policy renormalised on each token's nucleus, from vocabulary-sharded logits.
+"""Entropy of the policy renormalized on each token's nucleus, from vocabulary-sharded logits.
 
 The nucleus of a token is the smallest set of its likeliest tokens whose probability reaches
-``top_p`` (Holtzman et al., arXiv 1904.09751), at most ``top_k`` of them; tokens as likely as its
-last one are in it, so that, given the logits, it does not depend on how the vocabulary is cut. It
-is chosen without gradient, as a clamped set is; but its size differs from token to token, so it is
-found by sorting: every rank sorts its own likeliest, no more of which are sent to the others than
-any token's nucleus may need (where a policy is nearly sure, a handful).
+``top_p`` (Holtzman et al., arXiv 1904.09751), at most ``top_k`` of them. Tokens as likely as its
+last one are included, so that it does not depend on how the vocabulary is sharded. It is chosen
+without gradient, like a clamped set. Its size differs from token to token, so it is found by
+sorting: every rank sorts its own likeliest tokens, and sends only as many as a token's nucleus can
+need (few if the policy is nearly certain).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _NucleusEntropy(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        """d H / d z'_j = - q_j (log q_j + H) in the nucleus, q the renormalised policy."""
+        """d H / d z'_j = - q_j (log q_j + H) in the nucleus, q the renormalized policy."""
         logits, (peak, threshold, total, entropy) = ctx.saved_tensors
         grad = torch.zeros_like(logits)
         for part in row_slices(*logits.shape):
@@ -116,11 +116,11 @@ def _forward(x: Tensor, top_p: float, top_k: int, temperature: float, shard: Voc
 
 
 def _candidates(ordered: Tensor, mass: Tensor, top_p: float, shard: VocabShard) -> Tensor:
-    """[n, t m]: what may be in the nuclei, from all ranks, descending.
+    """[n, t m]: all logits that may be in the nuclei, from all ranks, descending.
 
     Args:
         ordered: [n, k] this rank's likeliest logits, descending; mass: [n, k] their probabilities.
-            A logit whose likelier neighbours here have top_p already is in no nucleus.
+            A logit is in no nucleus if likelier ones on this rank already sum to top_p.
     """
     if shard.group is None:
         return ordered

@@ -1,4 +1,4 @@
-"""The work on rows of logits, for ``token_statistics`` and for the fused head alike.
+"""The work on rows of logits, for ``token_statistics`` and for the chunked head alike.
 
 The collectives of ``forward_rows`` are those of ``sharded.forward``, ``backward_rows`` has none.
 With x the logits of a token, T the temperature, z' = x / T and m = max z', everything comes from a
@@ -13,8 +13,8 @@ in which nothing cancels: both terms of an entropy are positive or zero. The gra
 to z' is exp(z' - m) (a + b (z' - m)), (a, b) one pair per token for the kept and one for the other
 columns, plus the upstream gradient of log_prob in the target's column.
 
-Where it is asked for, the same pass adds up exp(2 (z' - m)) (z' - m)^i, i = 0, 1, 2: S2, S21, S22.
-With mu = S1/S they give what a step along a gradient would change, exactly: since
+If requested, the same pass adds up exp(2 (z' - m)) (z' - m)^i, i = 0, 1, 2: S2, S21, S22. With
+mu = S1/S they give exactly what a step along a gradient would change: since
 d H / dz'_j = -p_j (log p_j + H) = -p_j (z'_j - m - mu),
 
     <d log_prob, dH> = -p_y (log p_y + H) + sum p^2 (log p + H)    = ... + (S21 - mu S2) / S^2
@@ -40,9 +40,9 @@ from aent.entropy.selection import VocabShard, row_slices
 
 
 class SavedRows(NamedTuple):
-    """What the backward needs of N rows besides their logits: a few numbers each, by rows.
+    """What the backward needs of N rows besides their logits: a few numbers per row.
 
-    threshold and cut are None where nothing was clamped.
+    threshold and cut are None if nothing was clamped.
     """
 
     peak: Tensor
@@ -142,7 +142,7 @@ def backward_rows(
     kept_b: Tensor | None = None
     column, g_target = None, None
     if g_log_prob is not None:
-        # an invalid target's is NaN, but where nobody has used its log-prob
+        # NaN for an invalid target, unless its log-prob is not used
         none = torch.where((targets == INVALID) & (g_log_prob != 0), math.nan, 0)
         g_target = scale * torch.where(targets >= 0, g_log_prob, none)
         a = a - g_target / total
@@ -161,7 +161,7 @@ def backward_rows(
     if softcap is None:
         kernels.choose(x).backward(x, out, rows, temperature, shard.start)
         return
-    for part in row_slices(*x.shape):  # so that the slopes of few rows are held
+    for part in row_slices(*x.shape):  # a few rows at a time, to hold few slopes
         slope = 1 - (x[part] / softcap).square_()
         of_part = Gradient(*(None if v is None else v[part] for v in rows))  # type: ignore[arg-type]
         kernels.choose(x).backward(x[part], out[part], of_part, temperature, shard.start)
@@ -181,7 +181,7 @@ def bounded(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 def _own_target_logits(x: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
-    """Return each target's logit where it is in this shard and else 0, [N] in the inner dtype."""
+    """Return each target's logit if it is in this shard, else 0; [N] in the inner dtype."""
     column, owned = _local_targets(targets, shard)
     found = torch.zeros(len(targets), dtype=inner_dtype(x), device=x.device)
     if shard.width:

@@ -1,6 +1,6 @@
 """Log-probability, entropy and clamped entropy of every token, from vocabulary-sharded logits.
 
-``rows`` has the formulas and does the work; here are its arguments and its place in autograd.
+``rows`` has the formulas and does the work; this module checks arguments and connects autograd.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class TokenStatistics:
     """Statistics of N tokens, each [...] fp32 (float64 for float64 logits), entropies in nats.
 
     log_prob: of the target, under the tempered policy. entropy: over the vocabulary.
-    clamped_entropy: of the policy renormalised on its kept set. kept_mass: the full policy's
+    clamped_entropy: of the policy renormalized on its kept set. kept_mass: the full policy's
     probability of that set, in [0, 1]; not differentiable, the others are. invalid_rows: int64
     scalar on the device, how many tokens have logits with NaN or +inf, or none above -inf, or a
-    target outside of the vocabulary.
+    target outside the vocabulary.
 
-    Where they are asked for, not differentiable: covariance: <d log_prob, d entropy>, by the logits
-    over T, so what the entropy changes by, to first order, where they take a step of length 1 along
-    the gradient of log_prob. entropy_slope: ||d entropy||^2, the same for a step along its own.
+    If requested, not differentiable: covariance: <d log_prob, d entropy>, with respect to the
+    logits over T. This is the change of the entropy, to first order, if the logits take a step of
+    length 1 along the gradient of log_prob. entropy_slope: ||d entropy||^2, the same for a step
+    along its own gradient.
     """
 
     log_prob: Tensor
@@ -77,10 +78,10 @@ def token_statistics(
             entropies are unaffected.
         temperature: T > 0; the policy is softmax(logits / T).
         drop_fraction: in [0, 1); the K = V - int(V * drop_fraction) largest logits are kept, among
-            equals the lower ids. The paper's .33 unless top_k is given.
+            equals the lower ids. The paper's 0.33 unless top_k is given.
         top_k: K itself, in [1, V]. With neither (None, None) the clamped entropy is the entropy.
-        vocab_size: V, where the last columns (over all ranks) are padding: they are in no set, have
-            no probability and no gradient. All columns if None.
+        vocab_size: V, if the last columns (over all ranks) are padding: they are in no set, have no
+            probability and no gradient. All columns if None.
         tp_group: process group that shares the vocabulary; None for one rank. The call is
             collective over it, with the same number of tokens on every rank; its backward is not.
             Or the ``VocabShard`` that ``VocabShard.locate`` found for it: then no call waits to
@@ -90,12 +91,12 @@ def token_statistics(
         ignore_index: the target of tokens without one (torch's cross entropy has -100): log-prob 0,
             no gradient of it, not invalid. None: no such id.
         inplace_backward: let the backward write the gradient over the logits, which saves a tensor
-            of their size. For logits that nobody reads after the forward: not the caller, and not
-            the backward of the operation that made them (a matrix product does not; where one does,
-            as tanh, torch says that they were modified). One backward only. Refused for rows that
-            share memory, as those of an expanded tensor.
-        raise_on_invalid: wait for the device and name the first bad token, for debugging.
-        slopes: give ``covariance`` and ``entropy_slope`` too. From the same pass over the logits.
+            of their size. Only for logits that nothing reads after the forward: neither the caller
+            nor the backward of the operation that made them (a matrix product does not; for one
+            that does, as tanh, torch reports that they were modified). One backward only. Refused
+            for rows that share memory, as in an expanded tensor.
+        raise_on_invalid: wait for the device and name the first bad token, for debugging. slopes:
+        also return ``covariance`` and ``entropy_slope``, from the same pass over the logits.
 
     Returns:
         TokenStatistics, the same on every rank; computed in fp32 for 16- and 32-bit logits, in
@@ -125,7 +126,7 @@ def token_statistics(
 
 
 def gathered(results: Sequence[Tensor], shape: torch.Size) -> TokenStatistics:
-    """Bring what ``forward_rows`` gave, each [N], into the tokens' shape."""
+    """Reshape the results of ``forward_rows``, each [N], to the tokens' shape."""
     log_prob, entropy, clamped, kept_mass, *slopes = (r.view(shape) for r in results)
     invalid = (entropy.detach().isnan() | log_prob.detach().isnan()).sum()
     return TokenStatistics(log_prob, entropy, clamped, kept_mass, invalid, *slopes)
@@ -142,8 +143,8 @@ def _raise_on_invalid(entropy: Tensor, ids: Tensor, targets: Tensor) -> None:
 
 
 class _TokenStatistics(torch.autograd.Function):
-    """logits [N, V_local] -> log_prob, entropy, clamped_entropy, kept_mass and, where ``slopes``
-    are asked for, these, each [N]."""
+    """logits [N, V_local] -> log_prob, entropy, clamped_entropy, kept_mass and, if requested, the
+    ``slopes``, each [N]."""
 
     @staticmethod
     def forward(
@@ -201,6 +202,6 @@ class _TokenStatistics(torch.autograd.Function):
         )
         if ctx.inplace_backward:
             ctx.spent = True
-            # so that torch objects where another backward wants the logits
+            # so that torch raises an error if another backward needs the logits
             torch.autograd.graph.increment_version(grad)
         return grad, *(None,) * 7

@@ -14,6 +14,7 @@ from typing import Any
 from aent.estimate.batch import MicroBatch
 from aent.layout.parallel import ParallelLayout
 from aent.models.decoder import NORMS, ModelFacts
+from aent.models.layer_attention import ROWS, SHORT
 from aent.recipe.schema import Recipe
 
 
@@ -56,9 +57,11 @@ def activations(
         kept += residual
     windows = sum(window < micro.longest for window in facts.windows)
     masks = windows + recipe.trainer.share_prompts
-    kept += masks * 4 * micro.longest  # a row of float32 for each token, as long as its unit
+    # a row for each token of a short unit, as long as the unit; one strip for all others
+    kept += masks * element * min(micro.longest, SHORT)
+    strips = masks * ROWS * micro.longest * element if micro.longest > SHORT else 0
     in_flight = min(layout.pipeline - stage, micro.in_mini_batch)
-    return int(micro.tokens * (in_flight * kept + max(once, 0)))
+    return int(micro.tokens * (in_flight * kept + max(once, 0)) + in_flight * strips)
 
 
 def recomputed_modules(recipe: Recipe) -> list[Any]:

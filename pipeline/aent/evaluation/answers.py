@@ -1,7 +1,7 @@
-"""Answers on disk, written as they come, so that an evaluation that was interrupted goes on.
+"""Answers on disk, written as they come, so that an interrupted evaluation can continue.
 
-A folder holds ``settings.json`` (what was asked, of which weights), ``answers.jsonl`` (a line each)
-and, when all are there, ``summary.json``.
+A folder holds ``settings.json`` (questions and weights), ``answers.jsonl`` (one line each) and,
+once complete, ``summary.json``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from aent.tracking.journal import drop_torn_line
 
 @dataclass(frozen=True)
 class Row:
-    """One judged answer."""
+    """One graded answer."""
 
-    question: int  # place in the suite
+    question: int  # index in the suite
     sample: int
     expected: str
     response: str
     reward: float
-    error: str  # the judge's, '' if it had none
+    error: str  # the grader's, '' if there was none
     length: int  # tokens
     truncated: bool
 
@@ -39,9 +39,9 @@ class Answers:
 
     @classmethod
     def open(cls, folder: Path, settings: dict[str, Any]) -> Answers:
-        """Begin, or go on with what lies in ``folder``.
+        """Begin, or continue what is in ``folder``.
 
-        Raises ValueError if that was made with other settings.
+        Raises ValueError if the folder has other settings.
         """
         path = folder / "settings.json"
         settings = json.loads(json.dumps(settings))
@@ -51,7 +51,7 @@ class Answers:
                 if before.get(key) != settings.get(key):
                     raise ValueError(
                         f"{folder} has answers with {key}={_shown(before.get(key))}, not "
-                        f"{_shown(settings.get(key))}: give another folder (--out)"
+                        f"{_shown(settings.get(key))}: choose another folder (--out)"
                     )
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Answers:
         return self.folder / "answers.jsonl"
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write rows to the end of the file."""
+        """Append rows to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
         self.rows |= {(row.question, row.sample): row for row in rows}

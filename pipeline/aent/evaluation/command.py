@@ -41,15 +41,16 @@ HASH = 10  # characters of the settings' hash in a folder's name
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked, of whom, with whose engine settings, and where the answers go."""
+    """One evaluation: the suite, the policy, the engine settings and the answers' folder."""
 
     model: str  # a Hugging Face folder, a run folder, or the URL of a running engine
     suite: Suite
-    recipe: Recipe  # the engine's and the judges' settings; the questions of ``heldout``
+    recipe: Recipe  # settings of engine and graders; the questions of ``heldout``
     out: Path | None = None  # default: see ``_out``
     data: Path = suites.DATA_FOLDER
-    tokenizer: Path | None = None  # of a URL's model; default: the folder that the engine names
-    token_file: Path | None = None  # of a URL: what it asks for
+    # tokenizer of a URL's model; default: the folder that the engine names
+    tokenizer: Path | None = None
+    token_file: Path | None = None  # file with the token that a URL asks for
 
 
 def run(evaluation: Evaluation) -> int:
@@ -69,10 +70,10 @@ def run(evaluation: Evaluation) -> int:
 
 
 def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
-    """Have every answer that is not there yet written and judged; all of them, summed up.
+    """Sample and grade every missing answer, and summarize all of them.
 
-    Raises FileNotFoundError, PermissionError or ValueError for what cannot be evaluated,
-    EngineError as the engine does, RuntimeError if its weights change meanwhile.
+    Raises FileNotFoundError, PermissionError or ValueError if the policy or suite cannot be
+    evaluated, EngineError as the engine does, RuntimeError if its weights change meanwhile.
     """
     target = _remote(evaluation) if is_url(evaluation.model) else _local(evaluation)
     recipe, asked = evaluation.recipe, _here(evaluation.suite, evaluation.recipe)
@@ -99,8 +100,8 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
 
 
 def _here(asked: Suite, recipe: Recipe) -> Suite:
-    """The suite; where its programs are run, and by which limits, is the recipe's to say, if a
-    grader of its own runs some."""
+    """The suite. If one of the recipe's graders runs programs, the recipe also sets where and with
+    which limits the suite's programs run."""
     graders = (each.grader for each in appointed(recipe.task))
     own = next((grader for grader in graders if grader.kind == "code"), None)
     if own is None or asked.name == suites.HELDOUT or asked.graders[0].kind != "code":
@@ -110,12 +111,12 @@ def _here(asked: Suite, recipe: Recipe) -> Suite:
 
 
 def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -> None:
-    """Raise ValueError for functions that cannot judge here."""
+    """Raise ValueError for functions that cannot grade here."""
     for grader in (judge.grader for judge in appointed(task)):
         if grader.kind == "python" and grader.group:
             raise ValueError(
-                f"suite {asked.name}: {grader.name} (task.graders) judges whole groups, and here "
-                "answers are judged as they come"
+                f"suite {asked.name}: {grader.name} (task.graders) scores whole groups, but here "
+                "answers are scored as they come"
             )
     faults = list(trial.faults(task, questions, 1))
     if faults:
@@ -124,7 +125,7 @@ def _check_graders(task: TaskSection, asked: Suite, questions: list[Question]) -
 
 @dataclass(frozen=True)
 class _Target:
-    """The policy: its folder (a URL's: the tokenizer's) and what tells its weights from others."""
+    """The policy: its folder (for a URL, the tokenizer's) and an identification of its weights."""
 
     section: ModelSection
     folder: Path
@@ -143,7 +144,7 @@ def _ask(
     from aent.models import tokenizer  # late: imports NeMo
 
     asked, recipe = evaluation.suite, evaluation.recipe
-    # a trained policy is asked as it was trained, on any day
+    # a trained policy gets the prompts' date of its training
     now = started(Path(evaluation.model))
     words = tokenizer.load(target.section, target.folder, recipe.task.template, now)
     prompts = [words.chat_prompt(*q.turns(asked.system_prompt)) for q in questions]
@@ -167,14 +168,14 @@ def _ask(
 
 @contextlib.contextmanager
 def _started(recipe: Recipe, target: _Target, prompt: int, response: int) -> Iterator[EngineClient]:
-    """A client of an engine of our own; the recipe's engines and URLs are left alone."""
+    """A client of an engine that is started here; the recipe's engines and URLs are not used."""
     lengths = {"max_prompt_tokens": prompt, "max_response_tokens": response}
     rollout = recipe.rollout.model_copy(update=lengths)
     recipe = recipe.model_copy(update={"model": target.section, "rollout": rollout})
     with tempfile.TemporaryDirectory(prefix="aent-eval-") as logs:
         make_token(Path(logs))
         settings = engine.settings_of(recipe, target.folder, Path(logs), 0, first_gpu=0)
-        # any free port: the recipe's may be that of its run, which goes on
+        # any free port, because the recipe's run may still use its own
         started = engine.start(dataclasses.replace(settings, port=0))
         try:
             started.wait_ready(recipe.rollout.engine.start_timeout_s)
@@ -184,7 +185,7 @@ def _started(recipe: Recipe, target: _Target, prompt: int, response: int) -> Ite
 
 
 def _local(evaluation: Evaluation) -> _Target:
-    """Raises FileNotFoundError where ``model`` is no folder of the right kind."""
+    """Raises FileNotFoundError if ``model`` is not a folder of the right kind."""
     given = Path(evaluation.model)
     folder = given / "policy" if (given / "policy").is_dir() else given
     if not (folder / "config.json").is_file():
@@ -195,7 +196,7 @@ def _local(evaluation: Evaluation) -> _Target:
     given_section = evaluation.recipe.model
     section = given_section.model_copy(update={"path": str(folder), "bundled": None})
     folder = model_source.resolve(section)
-    # contents would take minutes to read: names, sizes and times tell one policy from the next
+    # reading the contents would take minutes; names, sizes and times identify a policy
     files = sorted(folder.glob("*.safetensors"))
     marks = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     weights = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
@@ -203,13 +204,13 @@ def _local(evaluation: Evaluation) -> _Target:
 
 
 def _remote(evaluation: Evaluation) -> _Target:
-    """Raises EngineError where no engine answers, FileNotFoundError without a tokenizer, ValueError
+    """Raises EngineError if no engine answers, FileNotFoundError without a tokenizer, ValueError
     for an address with a password."""
     url = evaluation.model.rstrip("/")
     if "@" in urlsplit(url).netloc:
         raise ValueError(
-            f"{redacted(url)} has a user or a password, which the answers' folder would show: "
-            "--token-file is for secrets"
+            f"{redacted(url)} contains a user or a password, which the answers' folder would show: "
+            "use --token-file for secrets"
         )
     token = read_token(evaluation.token_file) if evaluation.token_file else None
     client = EngineClient(url, token=token)
@@ -221,8 +222,8 @@ def _remote(evaluation: Evaluation) -> _Target:
     folder = evaluation.tokenizer or Path(root)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"the model that {url} serves is {folder}, and there is no such Hugging Face folder "
-            "here: give one with its tokenizer (--tokenizer FOLDER)"
+            f"{url} serves the model {folder}, and there is no such Hugging Face folder here: give "
+            "one with its tokenizer (--tokenizer FOLDER)"
         )
     section = evaluation.recipe.model.model_copy(update={"path": str(folder), "bundled": None})
     version = asyncio.run(client.weight_version())
@@ -231,8 +232,8 @@ def _remote(evaluation: Evaluation) -> _Target:
 
 
 def _out(model: str, asked: Suite, settings: dict) -> Path:
-    """evaluation/SUITE-HASH in a run's folder, else evaluations/MODEL/SUITE-HASH: the same question
-    goes on where it stopped, another one has a folder of its own."""
+    """evaluation/SUITE-HASH in a run's folder, else evaluations/MODEL/SUITE-HASH. So the same
+    evaluation continues, and a different one gets another folder."""
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:HASH]
     if is_url(model):
         place = Path("evaluations") / model.partition("://")[2].rstrip("/").replace("/", "-")
@@ -252,6 +253,6 @@ def describe(summary: Summary, answers: Answers) -> str:
     """The result as lines of text, and the first answers."""
     lines = [str(summary), "", "reward  expected  response (the first)"]
     for row in sorted(answers.rows.values(), key=lambda r: (r.question, r.sample))[:SHOWN]:
-        response = " ".join(row.response.split())[-70:]  # its end, where the answer is
+        response = " ".join(row.response.split())[-70:]  # its end, which has the answer
         lines.append(f"{row.reward:6.2f}  {row.expected[:8]:>8}  {response} {row.error}".rstrip())
     return "\n".join([*lines, "", f"every answer: {answers.path}"])

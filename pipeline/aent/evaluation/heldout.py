@@ -1,4 +1,4 @@
-"""How well a policy answers questions that it was not trained on."""
+"""Scores a policy on held-out questions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Means over all responses; ``answers`` stand question by question."""
+    """Means over all responses; ``answers`` are ordered by question."""
 
     accuracy: float  # mean reward by the first grader
-    standard_error: float  # of accuracy, over questions; NaN for a single one
+    standard_error: float  # of accuracy, over questions; NaN for one question
     mean_length: float  # tokens
     truncated_share: float
     judge_errors: int
-    pass_at_k: dict[int, float]  # k = 1, 2, 4, ... and the samples a question; right: reward 1
+    pass_at_k: dict[int, float]  # k = 1, 2, 4, ... and the samples per question; right: reward 1
     answers: list[Answer]
 
 
@@ -37,9 +37,9 @@ def evaluate(
     version: int,
     seed: int = 0,
 ) -> EvaluationResult:
-    """Have ``section.samples`` responses to every question written and judged.
+    """Sample and grade ``section.samples`` responses to every question.
 
-    Same weights, same seed: the same responses, up to the engine's rounding.
+    The same weights and seed give the same responses, up to the engine's rounding.
 
     Raises ValueError without questions, RuntimeError if a token was not written by weight version
     ``version``, EngineError as the client does.
@@ -67,9 +67,9 @@ def evaluate(
 
 
 def summarize(answers: list[Answer], samples: int) -> EvaluationResult:
-    """Means of answers of which every ``samples`` neighbours belong to one question."""
+    """Means of answers, of which every ``samples`` adjacent ones belong to one question."""
     rewards = [a.verdict.score for a in answers]
-    # responses to one question are not independent: the error is that of the questions' means
+    # responses to one question are not independent, so the error is of the questions' means
     means = [statistics.fmean(rewards[i : i + samples]) for i in range(0, len(rewards), samples)]
     error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else math.nan
     right = [sum(r >= 1 for r in rewards[i : i + samples]) for i in range(0, len(rewards), samples)]

@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: a run of its own under the training run that it belongs to."""
+"""Logs an evaluation to MLflow as a run below its training run."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def is_run(folder: Path) -> bool:
 
 
 def log(run_dir: Path, summary: Summary, folder: Path) -> int:
-    """Log the evaluation in ``folder``, once however often it is called; return an exit code.
+    """Log the evaluation in ``folder``, only once even if called again; return an exit code.
 
-    A failure is one sentence on stderr: the answers are on disk, and the same command tries again.
+    A failure is one sentence on stderr; the answers are on disk, and the same command retries.
     """
     try:
         _log(run_dir, summary, folder)
-    except Exception as error:  # whatever MLflow and its store raise
+    except Exception as error:  # anything that MLflow and its store raise
         print(
             f"aent eval: MLflow did not take the result ({type(error).__name__}: "
-            f"{redacted(str(error))}); the same command tries again and asks nothing anew",
+            f"{redacted(str(error))}); the same command retries without sampling again",
             file=sys.stderr,
         )
         return 1

@@ -1,4 +1,5 @@
-"""A suite, asked of engines and judged: answers saved as they come, then pass@k."""
+"""Asks the engines a suite's questions and grades the answers, which are saved as they come; then
+computes pass@k."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from aent.evaluation.pass_at_k import by_k, interval
 from aent.evaluation.suites import Suite
 from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 
-PROGRESS_LINES = 20  # of a whole evaluation
-EXPECTED = 1000  # characters kept of a reference answer: a program's tests may have a million
+PROGRESS_LINES = 20  # for a whole evaluation
+EXPECTED = 1000  # characters kept of a reference answer; a program's tests may have a million
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What an evaluation found. An answer is correct where its reward is 1."""
+    """The result of an evaluation. An answer is correct if its reward is 1."""
 
     suite: str
     questions: int
@@ -50,7 +51,7 @@ class Summary:
         return {
             f"suite/{self.suite}/{name}": float(value)
             for name, value in found.items()
-            if not math.isnan(value)  # the interval of a single question
+            if not math.isnan(value)  # the interval for a single question
         }
 
     def __str__(self) -> str:
@@ -63,15 +64,15 @@ class Summary:
             ("mean reward", f"{self.mean_reward:.3f}"),
             ("mean length, tokens", f"{self.mean_length:.1f}"),
             ("truncated share", f"{self.truncated_share:.3f}"),
-            ("judge: timeouts", str(self.judge_timeouts)),
-            ("judge: exceptions", str(self.judge_exceptions)),
+            ("grader: timeouts", str(self.judge_timeouts)),
+            ("grader: exceptions", str(self.judge_exceptions)),
         ]
         head = f"{self.suite}: {self.questions} questions x {self.samples} samples"
         return "\n".join([head, *(f"{name:<22}{value}" for name, value in rows)])
 
 
 def settings_of(suite: Suite, questions: Sequence[Question], seed: int, model: str) -> dict:
-    """What must not change while an evaluation is under way. ``model`` names the weights."""
+    """The settings that must not change during an evaluation. ``model`` names the weights."""
     text = json.dumps(
         [[q.prompt, q.answer, *([q.system] if q.system else []), *q.earlier] for q in questions]
     )
@@ -84,7 +85,7 @@ def settings_of(suite: Suite, questions: Sequence[Question], seed: int, model: s
 
 
 def missing(answers: Answers, suite: Suite, questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """(question, sample) of every answer that is not there yet, first samples first."""
+    """(question, sample) of every missing answer, first samples first."""
     everything = [(q, s) for s in range(suite.samples) for q in range(len(questions))]
     return [place for place in everything if place not in answers.rows]
 
@@ -96,7 +97,7 @@ def wanted(
     places: Sequence[tuple[int, int]],
     seed: int,
 ) -> list[Asked]:
-    """What is asked for each (question, sample): the same seed whenever it is asked again."""
+    """The request for each (question, sample), with the same seed whenever it is repeated."""
     return [
         Asked(
             questions[question],
@@ -116,10 +117,10 @@ def ask(
     seed: int,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> None:
-    """Have every answer that is missing written, judged, and saved as it comes.
+    """Sample and grade every missing answer, and save each as it comes.
 
-    Raises RuntimeError if the weights changed meanwhile, EngineError as the client does; what was
-    saved until then stays.
+    Raises RuntimeError if the weights changed meanwhile, and EngineError as the client does; saved
+    answers are kept.
     """
     places = missing(answers, suite, questions)
     total = suite.samples * len(questions)
@@ -129,7 +130,9 @@ def ask(
         (answer,) = judged
         versions.update(answer.completion.versions)
         if len(versions) > 1:
-            raise RuntimeError(f"the engine's weights changed meanwhile: {sorted(versions)}")
+            raise RuntimeError(
+                f"the engine's weights changed during the evaluation: {sorted(versions)}"
+            )
         before = len(answers.rows) * PROGRESS_LINES // total
         answers.add([_row(places[place], answer)])
         if len(answers.rows) * PROGRESS_LINES // total > before:
@@ -157,7 +160,7 @@ def _row(place: tuple[int, int], answer: Answer) -> Row:
 
 
 def summarize(suite: Suite, answers: Answers) -> Summary:
-    """Numbers of an evaluation all of whose answers are there."""
+    """The numbers of a complete evaluation."""
     rows = list(answers.rows.values())
     correct: dict[int, int] = {}
     for row in rows:

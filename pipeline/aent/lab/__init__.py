@@ -1,1 +1,1 @@
-"""The laboratory: claims about entropy control that can be checked on a CPU in minutes."""
+"""Experiments that check claims about entropy control on a CPU in minutes."""

@@ -1,9 +1,9 @@
-"""A contextual bandit with a real vocabulary: does it matter what the entropy bonus is paid on,
-when the same entropy is held?
+"""A contextual bandit with a real vocabulary: does it matter on which tokens the entropy bonus is
+paid, if the same entropy is held?
 
 The policy is SmolLM2's frozen trunk, a trainable residual adapter before its own tied head, and the
 softmax over all 49,152 tokens. A question is "What is a + b + c?", an answer is its first token. No
-engine, no ranks; 150 steps take some 45 seconds of one core.
+engine, no ranks; 150 steps take about 45 seconds of one core.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TRAIN = 170  # of the 220 questions whose answer is one digit; the others are he
 PROMPTS, SAMPLES = 16, 32  # of a step
 WIDTH = 256  # of the adapter
 EVALUATE_EVERY = 25  # steps
-TAIL = 1000  # likeliest tokens; what lies outside of them is the tail
+TAIL = 1000  # likeliest tokens; all others are the tail
 FIRST = 0.02  # coefficient
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What the bonus is paid on, and whether a controller moves its coefficient."""
+    """On which tokens the bonus is paid, and whether a controller moves its coefficient."""
 
     name: str  # as it was given
     bonus: bool = True
@@ -43,8 +43,8 @@ class Arm:
 
     @staticmethod
     def parse(text: str) -> Arm:
-        """``none``, ``full``, a dropped fraction (.33) or ``top_k=K``; with ``@X`` the coefficient
-        is X throughout. Raises ValueError, naming the arm."""
+        """Parse ``none``, ``full``, a dropped fraction (.33) or ``top_k=K``; with ``@X`` the
+        coefficient is X throughout. Raises ValueError naming the arm."""
         paid, _, constant = text.partition("@")
         try:
             value = float(constant) if constant else None
@@ -63,12 +63,12 @@ class Arm:
             return Arm(text, drop_fraction=fraction, constant=value)
         except ValueError:
             raise ValueError(
-                f"{text!r} is no arm: none, full, a dropped fraction below 1 (.33) or top_k=K, "
-                "with @X for a constant coefficient"
+                f"{text!r} is not an arm: use none, full, a dropped fraction below 1 (.33) or "
+                "top_k=K, with @X for a constant coefficient"
             ) from None
 
     def controller(self, target: float) -> ControllerSettings:
-        """log_pi as tuned for this policy; its band is wide open, as ``lab control``'s."""
+        """log_pi as tuned for this policy; its box is wide, as in ``lab control``."""
         if self.constant is not None:
             return ControllerSettings("constant", self.constant)
         return ControllerSettings(
@@ -86,18 +86,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of all questions of one kind, from the policy's own probabilities."""
+    """Results on all questions of one kind, from the policy's own probabilities."""
 
     pass_1: float  # mean probability of the right token
     pass_8: float  # that one of eight samples is right
     greedy: float  # share whose likeliest token is right
     entropy: float  # nats
-    tail: float  # probability outside of the TAIL likeliest tokens
+    tail: float  # probability outside the TAIL likeliest tokens
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step, before its update; ``train`` and ``heldout`` after it, every so many steps."""
+    """One step, before its update; ``train`` and ``heldout`` after it, at some steps only."""
 
     entropy: float  # full, mean over the step's prompts, nats
     coefficient: float
@@ -114,8 +114,8 @@ def simulate(
     learning_rate: float,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> list[Step]:
-    """One arm of one seed. Two arms of a seed see the same questions in the same order, begin with
-    the same adapter, and draw with the same stream of random numbers."""
+    """Run one arm with one seed. The arms of a seed get the same questions in the same order, begin
+    with the same adapter, and use the same random numbers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order
     try:
@@ -152,9 +152,9 @@ class _Policy:
         return (hidden + torch.relu(hidden / self.scale @ first) @ second) @ self.head.t()
 
     def learn(self, arm: Arm, coefficient: float) -> tuple[float, float]:
-        """Draw, judge and update once; (full entropy, reward) before the update.
+        """Sample, grade and update once; returns (full entropy, reward) before the update.
 
-        loss = -mean(A log p) - coefficient mean(H of what is paid), A normalised within a group.
+        loss = -mean(A log p) - coefficient mean(H of the arm's set), A normalized within a group.
         """
         order = torch.randperm(TRAIN, generator=self.generator)
         chosen = self.train[order[:PROMPTS]]

@@ -1,4 +1,4 @@
-"""``aent lab bandit``: arms x seeds of ``bandit``, resumable, and what follows from them."""
+"""``aent lab bandit``: arms x seeds of ``bandit``, resumable, and the conclusions from them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aent.analysis.intervals import Difference, bootstrap, compare, holm
 from aent.lab.bandit import Arm, Scores, Step, simulate
 from aent.tracking.journal import drop_torn_line
 
-SETTLING = 50  # steps until the entropy has come to its target; of a short run, half of it
+SETTLING = 50  # steps until the entropy reaches its target; in a short run, half of its steps
 DECIDED = 0.02  # difference in pass@k that matters; POWER is for it
-ALIKE = 0.01  # two arms whose difference certainly lies within this are alike
+ALIKE = 0.01  # two arms are equivalent if their difference certainly lies within this
 POWER = 0.8
 OUTCOMES = ("pass_1", "pass_8")  # primary; of the training questions, after the last step
 SCORES = ("pass_1", "pass_8", "greedy", "entropy", "tail")
@@ -27,7 +27,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a table have in common."""
+    """The settings that all runs of a table share."""
 
     steps: int
     target: float  # nats, of the full entropy
@@ -41,10 +41,10 @@ def run(
     path: Path | None,
     progress: Callable[[range, str], Iterable[int]],
 ) -> dict[tuple[str, int], list[Step]]:
-    """Every arm of every seed; those that ``path`` (CSV) has already are read, the others appended
-    to it one by one. Seed by seed, so that what is there is paired.
+    """Run every arm with every seed. Runs that ``path`` (CSV) already has are read; the others are
+    appended to it one by one. It goes seed by seed, so that an unfinished file has paired runs.
 
-    Raises ValueError for a file that is not this command's.
+    Raises ValueError if the file is not one of this command's.
     """
     known = read(path) if path is not None else {}
     runs = {}
@@ -85,9 +85,9 @@ def _values(scores: Scores | None) -> list[float | str]:
 
 
 def read(path: Path) -> dict[tuple[str, int, Settings], list[Step]]:
-    """The runs of a file that are whole; what a kill has left of another one is cut off.
+    """The complete runs of a file; a run cut short by a kill is removed.
 
-    Raises ValueError for a file of other columns.
+    Raises ValueError if the file has other columns.
     """
     if not path.exists() or path.stat().st_size == 0:
         return {}
@@ -95,7 +95,7 @@ def read(path: Path) -> dict[tuple[str, int, Settings], list[Step]]:
     with path.open(newline="") as file:
         table = csv.DictReader(file)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} is no file of aent lab bandit: it has other columns")
+            raise ValueError(f"{path} is not a file of aent lab bandit: it has other columns")
         found: dict[tuple[str, int, Settings], list[Step]] = {}
         for row in table:
             settings = Settings(
@@ -139,7 +139,7 @@ def last_scores(steps: Sequence[Step]) -> Scores:
 
 
 def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
-    """Markdown: means over seeds of what each arm came to, and how its entropy was held."""
+    """Markdown: means over seeds of each arm's results, and how well its entropy was held."""
     lines = [
         "| arm | pass@1 | pass@8 | held out | entropy | rms of ln(H / mean) | coefficient | tail |",
         "|---|---|---|---|---|---|---|---|",
@@ -167,8 +167,9 @@ def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[St
 
 
 def contrasts(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
-    """Markdown: every arm against the first, paired by seed; p-values after Holm's correction for
-    all of them; whether the two are alike; the seeds that would decide a difference of DECIDED."""
+    """Markdown: every arm against the first, paired by seed; p-values with Holm's correction over
+    all of them; whether the two are equivalent; the seeds needed to decide a difference of
+    DECIDED."""
     baseline, *others = arms
     found: list[tuple[str, str, list[float], Difference]] = []
     for arm in others:
@@ -202,8 +203,8 @@ def are_alike(paired: Sequence[float]) -> bool:
 
 
 def seeds_needed(paired: Sequence[float]) -> str:
-    """How many pairs find a mean difference of DECIDED with probability POWER, by the spread of
-    these: n = ((z_.975 + z_POWER) s / DECIDED)^2; ``?`` from one pair."""
+    """How many pairs detect a mean difference of DECIDED with probability POWER, given the spread
+    of these: n = ((z_.975 + z_POWER) s / DECIDED)^2; ``?`` for one pair."""
     if len(paired) < 2:
         return "?"
     normal = NormalDist()

@@ -1,8 +1,8 @@
 """How far the clamped entropy is from the full one, on the tokens that a real policy writes.
 
-For a token's logits, a temperature and a rule for what is kept: both entropies and the gradients of
-both by every logit. The kept set is a run of likeliest tokens whatever the rule, so one sort of the
-logits, and sums running down it, serve every rule, temperature and size at once:
+For a token's logits, a temperature and a rule for what is kept, it computes both entropies and
+their gradients with respect to every logit. For any rule, the kept set is a run of likeliest
+tokens. So one sort of the logits, with running sums, serves every rule, temperature and size:
 
     m = sum p     L = sum p log p     sum p^2, sum p^2 log p, sum p^2 (log p)^2     over the first K
     H = -L(V)     Hc = log m - L/m
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-THRESHOLD = 0.01  # where a clamp begins to matter
+THRESHOLD = 0.01  # relative difference from which a clamp matters
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Differences:
     """Of N tokens and S rules, float64.
 
     entropy: [N] nats, of the whole policy. kept: [N, S] tokens in the set. clamped: [N, S] nats.
-    gradient: [N] norm of the full entropy's gradient by the tempered logits. gradient_difference:
-    [N, S] norm of what the clamped entropy's gradient differs from it by.
+    gradient: [N] norm of the full entropy's gradient with respect to the tempered logits.
+    gradient_difference: [N, S] norm of its difference to the clamped entropy's gradient.
     """
 
     entropy: Tensor

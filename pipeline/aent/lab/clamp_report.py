@@ -14,9 +14,10 @@ from torch import Tensor
 from aent.lab import clamp, policies
 from aent.lab.clamp import RULES, THRESHOLD, Differences
 
-TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)  # of the same answers' logits, up to nearly uniform
+# applied to the same answers' logits, up to nearly uniform
+TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 5.0)
 PROMPTS, SAMPLES, TOKENS = 8, 4, 32  # a thousand tokens at most
-FINE = 0.5  # nats: width of the bins in which a difference is looked for
+FINE = 0.5  # nats: width of the bins in which differences are measured
 COARSE = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 9.0, math.inf)  # those of the table
 LEAST = 10  # tokens a bin must have
 
@@ -26,7 +27,7 @@ class Bins:
     """Relative differences by the tokens' full entropy; bin i lies in [edges[i], edges[i + 1]).
 
     tokens: [B]. entropy: [B, S], of the bin's mean entropy. gradient: [B, S], root mean square of
-    the difference over that of the full entropy's gradient. NaN where there are too few tokens.
+    the difference over that of the full entropy's gradient. NaN for bins with too few tokens.
     """
 
     edges: Sequence[float]
@@ -36,9 +37,9 @@ class Bins:
 
 
 def run(model: str, seed: int) -> Bins:
-    """Print what was found (Markdown); return it in fine bins.
+    """Print the result (Markdown) and return it in fine bins.
 
-    Raises FileNotFoundError or ValueError for a model that cannot be read.
+    Raises FileNotFoundError or ValueError if the model cannot be read.
     """
     folder, prompts = policies.find(model, PROMPTS)
     parts = []
@@ -53,7 +54,7 @@ def run(model: str, seed: int) -> Bins:
 
 
 def binned(found: Differences, edges: Sequence[float]) -> Bins:
-    """Sum what was found up, in bins of the full entropy."""
+    """Summarize the results in bins of the full entropy."""
     tokens, entropy, gradient = [], [], []
     gap = found.entropy[:, None] - found.clamped
     for low, high in pairwise(edges):
@@ -98,7 +99,7 @@ def where(edges: Sequence[float], difference: Tensor) -> str:
 
 
 def report(found: Differences, fine: Bins, vocabulary: int) -> str:
-    """Two Markdown tables: where each rule matters, and how much."""
+    """Two Markdown tables: at which entropies each rule matters, and how much."""
     coarse = binned(found, COARSE)
     lines = [
         f"{len(found.entropy)} tokens, temperatures {', '.join(f'{t:g}' for t in TEMPERATURES)}, "

@@ -1,8 +1,8 @@
 """``aent lab control``: how well a controller holds the entropy of a policy that learns.
 
-Every seed is one policy: the compare recipes' (``plant``), or one that answers as a recorded run
-did (``fitted``). What counts is what happens from step ``SETTLING`` on: until then the policy comes
-down from its first 3.5 nats.
+Every seed is one policy: that of the compare recipes (``plant``), or a model fitted to a recorded
+run (``fitted``). Only steps from ``SETTLING`` on count: until then the policy comes down from its
+first 3.5 nats.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from aent.lab import plant as compare_plant
 from aent.lab.fitted import Fitted
 from aent.lab.plant import Step
 
-SETTLING = 80  # steps that do not count; of a short run, half of it
+SETTLING = 80  # steps that do not count; in a short run, half of its steps
 WINDOW = 10  # steps of a mean
-NEAR = 0.25  # of the target: how far such a mean may lie from it
-TARGET = 0.5  # nats, for kinds that have neither target nor band
+NEAR = 0.25  # as a share of the target: how far such a mean may lie from it
+TARGET = 0.5  # nats, for kinds with neither target nor band
 
 
 @dataclass(frozen=True)
 class Plant:
-    """What a controller is tried on.
+    """The system that a controller is tried on.
 
-    simulate: (settings, seed, steps, progress) -> steps, the same numbers each time.
+    simulate: (settings, seed, steps, progress) -> steps, deterministically.
     """
 
     name: str
@@ -56,7 +56,7 @@ def fitted_plant(source: str, fitted: Fitted) -> Plant:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where the entropy should be, in nats; of an aim that is annealed, at step 0."""
+    """Where the entropy should be, in nats; for an annealed aim, at step 0."""
 
     target: float
     low: float
@@ -85,7 +85,7 @@ COLUMNS = (
 
 def goal(settings: ControllerSettings) -> Goal:
     """A band is [low, high] with its geometric mean as target; a target has its
-    ``held_interval``, which is [.3, .8] for .5 nats."""
+    ``held_interval``, which is [0.3, 0.8] for 0.5 nats."""
     low, high, target = settings.low, settings.high, settings.target
     if target is not None and target > 0:
         return Goal(target, *held_interval(target, target))
@@ -99,8 +99,8 @@ def first_counted(steps: int) -> int:
 
 
 def held(run: Sequence[Step], settings: ControllerSettings) -> Held:
-    """The statistics of one run of at least 20 steps. Where the aim is annealed, an entropy is held
-    against the aim of its step."""
+    """The statistics of one run of at least 20 steps. If the aim is annealed, each entropy is
+    compared with the aim of its step."""
     aim, first = goal(settings), first_counted(len(run))
     counted = run[first:]
     factors = [annealing(settings, step) for step in range(first, len(run))]
@@ -119,7 +119,7 @@ def held(run: Sequence[Step], settings: ControllerSettings) -> Held:
 def run(
     settings: ControllerSettings, seeds: range, steps: int, plant: Plant, csv: Path | None
 ) -> dict[int, list[Step]]:
-    """Run every seed, print the table (Markdown), write what is asked for; progress to stderr."""
+    """Run every seed, print the table (Markdown), write the requested files; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
 

@@ -4,11 +4,10 @@ Each update adds ``STEP_SIZE`` times the exact gradient of
 
     expected reward + coefficient * sum over states of visits * entropy
 
-to the logits: on average what a trainer's loss does, with sums over an answer's tokens where that
-has means. An arm says which entropy, and which of the trainer's own controllers moves the
-coefficient. The paper (arXiv 2509.03493) publishes neither step size nor coefficient nor, for this
-experiment, its controller; all constants here are ours, and docs/lab.md tells how they were chosen
-and what comes out.
+to the logits. On average a trainer's loss does the same, but with means over an answer's tokens
+instead of sums. An arm has an entropy, and one of the trainer's own controllers of the coefficient.
+The paper (arXiv 2509.03493) publishes no step size, no coefficient and, for this experiment, no
+controller. All constants here are ours; docs/lab.md says how they were chosen, and has the results.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from aent.entropy.controllers import ControllerSettings
 from aent.lab.mdp import Floats, Task, draw, exact
 
 STEP_SIZE = 10.0
-COEFFICIENT = 0.115  # the constant one, and the one that the controller begins with
+COEFFICIENT = 0.115  # of the constant arm, and the controller's first one
 KEPT = 1_000  # actions of the clamped entropy's set
 EVERY = 10  # updates between two recorded points
 
@@ -38,7 +37,7 @@ _BAND = ControllerSettings(
 
 @dataclass(frozen=True)
 class Arm:
-    """kept: size of the set whose entropy is paid for and measured; None for all actions."""
+    """kept: size of the set whose entropy is rewarded and measured; None for all actions."""
 
     kept: int | None
     controller: ControllerSettings
@@ -85,7 +84,7 @@ class Curves:
 
 
 def run(tasks: list[Task], seeds: int, steps: int, csv: Path | None) -> Curves:
-    """Run every arm, print the table (Markdown), write what is asked for; progress to stderr."""
+    """Run every arm, print the table (Markdown), write the requested files; progress to stderr."""
     from rich.console import Console
     from rich.progress import track
 
@@ -106,10 +105,10 @@ def learn(
     arms: Mapping[str, Arm] = ARMS,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Curves:
-    """Train every arm on every task and seed, all of them side by side.
+    """Train every arm on every task and seed, all at once.
 
-    progress: goes through the steps, and may tell somebody. Step t of the curves is before the
-    update that makes step t + 1.
+    progress: iterates over the steps, and may report progress. Step t of the curves is before the
+    update that leads to step t + 1.
     """
     drawn = [(task, seed) for task in tasks for seed in range(seeds)]
     first = draw([task for task, _ in drawn], [seed for _, seed in drawn])
@@ -135,7 +134,7 @@ def learn(
 
 
 def mean_and_error(values: Floats) -> tuple[Floats, Floats]:
-    """Mean over the last axis, and its standard error; NaN of one seed."""
+    """Mean over the last axis, and its standard error; NaN for one seed."""
     number = values.shape[-1]
     if number == 1:
         return values.mean(axis=-1), np.full(values.shape[:-1], math.nan)

@@ -1,20 +1,20 @@
-"""A closed loop fitted to a run of one's own: how its entropy answers its coefficient, how late,
-and with how much noise.
+"""A closed loop fitted to a recorded run: how its entropy responds to its coefficient, with which
+delay and noise.
 
 With y = ln H as the policy has it, x = ln H as it was measured and f the coefficient through a
 filter of the first order with time constant L (the lag: an optimizer's momentum, mostly),
 
     y_t+1 = y_t + a + G f_t - k (y_t - x_0) + process noise,     x_t = y_t + measurement noise.
 
-The answer is linear in the coefficient, as the first-order change of the entropy is
-(``trainer.gradient_share``), and in the logarithm of the entropy, which moves by factors. -a / G is
-the coefficient at which the entropy stays where it began.
+The response is linear in the coefficient, like the first-order change of the entropy
+(``trainer.gradient_share``), and in the logarithm of the entropy, which changes by factors. -a / G
+is the coefficient at which the entropy stays where it began.
 
-G and a follow from the innovations of a Kalman filter by least squares, for every combination of
-lag, leak k and ratio of the noises on a grid; the likeliest is taken. Textbook state-space
+For every combination of lag, leak k and noise ratio on a grid, G and a follow from the innovations
+of a Kalman filter by least squares; the likeliest combination is used. This is textbook state-space
 estimation (Harvey, Forecasting, Structural Time Series Models and the Kalman Filter, 1989, section
-3.4: the likelihood by prediction errors, concentrated); that a policy's entropy follows it is our
-assumption, good near what the run has seen and no further.
+3.4: the likelihood by prediction errors, concentrated). That a policy's entropy follows this model
+is our assumption, and holds only near the values that the run has seen.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ LEAST_STEPS = 30
 LAGS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)  # steps
 LEAKS = (0.0, 0.01, 0.03, 0.1, 0.3)  # per step
 NOISES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # variance of a measurement over that of a step
-LEAST = 1e-6  # nats: what is below counts as this much
-BEYOND = math.log(10)  # of the logarithms the run has seen: how far a simulated one may go
+LEAST = 1e-6  # nats: the least entropy whose logarithm is taken
+# how far a simulation may leave the range of logarithms that the run has seen
+BEYOND = math.log(10)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A run's answer: of ln H, per step."""
+    """A run's response: of ln H, per step."""
 
     first: float  # ln H of the first step, as measured
     low: float  # range of ln H that the run has seen
@@ -74,7 +75,7 @@ class Fitted:
         steps: int,
         progress: Callable[[range], Iterable[int]] = iter,
     ) -> list[Step]:
-        """Let a controller answer it; the same numbers each time. No reward is known (NaN)."""
+        """Simulate a controller on it. Deterministic. The reward is unknown (NaN)."""
         noise = np.random.default_rng(seed).normal(size=(steps, 2))
         state, seen = controllers.initial_state(settings), []
         value, filtered, kept = self.first, state.coefficient, _kept(self.lag)
@@ -92,7 +93,7 @@ class Fitted:
 
 
 def fit_recorded(recorded: Recorded) -> Fitted:
-    """``fit`` of a run. Raises SourceError where its coefficients were not recorded too."""
+    """``fit`` of a recorded run. Raises SourceError if its coefficients were not recorded."""
     coefficient = recorded.metrics.get("controller/coefficient")
     if not coefficient:
         raise SourceError("the source has no recorded coefficients (controller/coefficient)")
@@ -100,11 +101,11 @@ def fit_recorded(recorded: Recorded) -> Fitted:
 
 
 def fit(entropy: Series, coefficient: Series) -> Fitted:
-    """Fit to the entropies (nats) and coefficients of a run's steps; a step whose entropy is
-    missing or no number is filtered over.
+    """Fit to the entropies (nats) and coefficients of a run's steps. The filter skips a step whose
+    entropy is missing or NaN.
 
-    Raises SourceError: fewer than ``LEAST_STEPS`` steps with both, or no answer that is above zero
-    by twice its standard error, as of a run whose coefficient hardly moved.
+    Raises SourceError if fewer than ``LEAST_STEPS`` steps have both, or if the response is not
+    above zero by twice its standard error, as for a run whose coefficient hardly moved.
     """
     steps = sorted(step for step in entropy if step in coefficient)
     known = [math.isfinite(entropy[step]) for step in steps]
@@ -117,9 +118,9 @@ def fit(entropy: Series, coefficient: Series) -> Fitted:
     found = _likeliest(np.array(logs), inputs)
     if not found.gain > 2 * found.gain_error:
         raise SourceError(
-            "the run does not say what its coefficient does to its entropy (ln H moves "
-            f"{found.gain:.3g} +- {found.gain_error:.2g} a step per unit of it): one whose "
-            "coefficient moved more is needed"
+            "the run does not show what its coefficient does to its entropy (ln H moves "
+            f"{found.gain:.3g} +- {found.gain_error:.2g} a step per unit of it): use a run "
+            "whose coefficient moved more"
         )
     return found
 
@@ -132,7 +133,8 @@ def _likeliest(logs: np.ndarray, inputs: np.ndarray) -> Fitted:
     moments = np.einsum("tki,tkj->kij", weighed, weighed)
     normal, right = moments[:, 1:, 1:], moments[:, 1:, :1]
     scale = np.trace(normal, axis1=1, axis2=2)[:, None, None] * 1e-12 * np.eye(2)
-    inverse = np.linalg.inv(normal + scale)  # of inputs that never moved: a huge error, no fault
+    # inputs that never moved give a huge error, not an exception
+    inverse = np.linalg.inv(normal + scale)
     answer = (inverse @ right)[..., 0]  # [K, 2]
     count = len(errors)
     square = (moments[:, 0, 0] - (answer * right[..., 0]).sum(1)) / (count - 2)
@@ -157,9 +159,9 @@ def _likeliest(logs: np.ndarray, inputs: np.ndarray) -> Fitted:
 def _innovations(
     logs: np.ndarray, inputs: np.ndarray, lag: np.ndarray, leak: np.ndarray, ratio: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """([n, K, 3], [n, K]) for K combinations: what the filter did not expect of the measurements,
-    of a constant 1 and of the filtered input, each by itself, and the variance of it, in units of
-    the process noise's."""
+    """([n, K, 3], [n, K]) for K combinations: the filter's innovations for the measurements, for a
+    constant 1 and for the filtered input, each by itself; and their variance, in units of the
+    process noise's."""
     kept = np.array([_kept(value) for value in lag])
     mean = np.zeros((len(lag), 3))  # of ln H less its first; of 1, of f
     spread, filtered = ratio.copy(), np.full(len(lag), inputs[0])
@@ -173,7 +175,7 @@ def _innovations(
         if math.isnan(now):
             continue
         error = np.array([now - logs[0], 0, 0]) - mean
-        error[:, 1:] *= -1  # e_x - a e_1 - G e_f is what is left
+        error[:, 1:] *= -1  # e_x - a e_1 - G e_f is the innovation that remains
         variance = spread + ratio
         errors.append(error)
         variances.append(variance)
@@ -193,7 +195,7 @@ def _kept(lag: float) -> float:
 
 
 def _carried(values: list[float]) -> np.ndarray:
-    """The values, each gap with the last one before it."""
+    """The values, with each gap filled by the last value before it."""
     for place, value in enumerate(values):
         if math.isnan(value) and place:
             values[place] = values[place - 1]

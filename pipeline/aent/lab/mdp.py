@@ -1,21 +1,23 @@
 """A token MDP with a vocabulary as large as a language model's, and its exact policy gradients.
 
-The MDP. An answer has ``horizon`` tokens. At its first token ``optimal`` of the ``actions`` are
-right, at each later one exactly one is: so many optimal answers there are, and each earns 1. One
-other first token, the decoy, ends the answer with ``decoy_reward``; whatever else is wrong ends it
-with 0. The policy is tabular: a softmax over ``actions`` logits at each of the ``horizon`` states.
+The MDP. An answer has ``horizon`` tokens. At its first token, ``optimal`` of the ``actions`` are
+right; at each later token exactly one is. So there are ``optimal`` optimal answers, and each earns
+1. One other first token, the decoy, ends the answer with ``decoy_reward``; any other wrong token
+ends it with 0. The policy is tabular: a softmax over ``actions`` logits at each of the ``horizon``
+states.
 
-Where it begins: independent normal logits of standard deviation ``spread``, rounded to ``grid`` as
-16-bit logits are. The decoy is the policy's likeliest first token; the right first tokens are drawn
-from the ``plausible`` likeliest others; the right token of a later state is the policy's likeliest:
-who has begun well knows how to go on.
+The first policy: independent normal logits of standard deviation ``spread``, rounded to ``grid``
+like 16-bit logits. The decoy is the policy's likeliest first token. The right first tokens are
+drawn from the ``plausible`` likeliest others. The right token of a later state is the policy's
+likeliest one: after a right first token the rest is easy.
 
-Why 100,000 actions are cheap. The derivative of the value, and of either entropy, by an action's
-logit is a function of that logit, of what the action earns and where it leads, and of sums over all
-actions. Actions alike in these get the same gradient, and so stay alike. They are kept as one
-*class* with a size, some three hundred a state because of the rounding. Only the clamp can part
-equals, keeping the lower ids of the class that the K-th largest logit belongs to; then the class
-becomes two. Nothing is approximated: tests/lab/test_mdp.py holds this against the full-size policy.
+Why 100,000 actions are cheap: the derivative of the value, and of both entropies, with respect to
+an action's logit depends on that logit, on the action's reward and next state, and on sums over all
+actions. Actions that agree in these get the same gradient and so stay equal. They are kept as one
+*class* with a size, about three hundred classes per state because of the rounding. Only the clamp
+can separate equal actions: it keeps the lower ids of the class with the K-th largest logit, and
+that class is split in two. Nothing is approximated: tests/lab/test_mdp.py compares this with the
+full-size policy.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Task:
-    """The MDP and where the policy begins; the module says what the fields mean.
+    """The MDP and its first policy; the module's docstring explains the fields.
 
-    The paper does not publish its own (arXiv 2509.03493): but for ``actions`` these are ours.
+    The paper (arXiv 2509.03493) does not publish its constants: except for ``actions`` these are
+    ours.
     """
 
     optimal: int
@@ -53,9 +56,9 @@ class Task:
 class Policies:
     """Policies of R runs at H states by classes of equal actions, each array [R, H, C].
 
-    logits: of one action of the class. size: how many actions it has; 0 for a place not in use.
-    reward: of each of these actions, which ends the answer unless goes_on: then the next state
-    follows. A class has a block of consecutive ids, in the order of its place.
+    logits: of one action of the class. size: how many actions it has; 0 for an unused entry.
+    reward: of each of these actions. An action ends the answer unless goes_on; then the next state
+    follows. A class has a block of consecutive ids, in the order of the entries.
     """
 
     logits: Floats
@@ -64,7 +67,7 @@ class Policies:
     goes_on: Bools
 
     def repeated(self, times: int) -> Policies:
-        """The same runs ``times`` over, one block after the other."""
+        """The same runs repeated ``times`` times, in blocks."""
         again = (times, 1, 1)
         return Policies(
             np.tile(self.logits, again), np.tile(self.size, again),
@@ -74,8 +77,8 @@ class Policies:
     def keep(self, kept: NDArray[np.int64]) -> Bools:
         """Return which classes hold the kept[r] largest logits of each state of run r.
 
-        Among equal logits the lower ids are kept, as by ``aent.entropy.token_statistics``; a class
-        of which only some are kept is parted first, which may give the arrays more places.
+        Among equal logits the lower ids are kept, as in ``aent.entropy.token_statistics``. A class
+        of which only a part is kept is split first, which may enlarge the arrays.
         """
         mask = self.size > 0
         clamped = np.flatnonzero(kept < self.size[:, 0].sum(axis=-1))
@@ -97,9 +100,10 @@ class Policies:
         return mask
 
     def _part(self, run: NDArray, state: NDArray, place: NDArray, number: Floats) -> None:
-        """Leave the first ``number`` actions in each class named, put the others into a free place.
+        """Leave the first ``number`` actions in each of these classes, and move the others to an
+        unused entry.
 
-        That place is behind those of all equals, as the ids of the others are.
+        The entry is behind those of all equal actions, in the order of the ids.
         """
         if not (self.size[run, state] == 0).any(axis=-1).all():
             for name in ("logits", "size", "reward", "goes_on"):
@@ -112,10 +116,10 @@ class Policies:
 
 
 def draw(tasks: list[Task], seeds: list[int]) -> Policies:
-    """The policies that runs begin with, one for each pair of task and seed.
+    """The first policies, one for each pair of task and seed.
 
-    Under one seed the logits are the same for every ``optimal``, and few right tokens are among the
-    many.
+    With one seed the logits are the same for every ``optimal``, and the right tokens of a smaller
+    ``optimal`` are among those of a larger one.
     """
     drawn = [_draw_states(task, seed) for task, seed in zip(tasks, seeds, strict=True)]
     most = max(len(state[0]) for states in drawn for state in states)
@@ -157,13 +161,13 @@ def _draw_states(task: Task, seed: int) -> list[tuple[Floats, Floats, Floats, Bo
 
 @dataclass(frozen=True)
 class Exact:
-    """What the policies are worth, in expectation over every answer; entropies in nats.
+    """Values of the policies, in expectation over all answers; entropies in nats.
 
     value: [R] expected reward of an answer. visits: [R, H] probability that the state is reached.
-    entropy: [R, H] of the policy there; kept_entropy: of the policy renormalised on what is kept.
-    value_gradient: [R, H, C] of ``value`` by the logit of one action of the class. bonus_gradient:
-    the same of sum over states of visits * kept_entropy, with the visits held fixed: as in a
-    trainer's loss, where the tokens sampled are given.
+    entropy: [R, H] of the policy there; kept_entropy: of the policy renormalized on the kept
+    actions. value_gradient: [R, H, C] of ``value`` by the logit of one action of the class.
+    bonus_gradient: the same of sum over states of visits * kept_entropy, with the visits held
+    fixed: as in a trainer's loss, where the tokens sampled are given.
     """
 
     value: Floats
@@ -213,8 +217,8 @@ def exact(policies: Policies, mask: Bools) -> Exact:
 
 
 def _entropy(policies: Policies, mask: Bools) -> tuple[Floats, Floats, Floats]:
-    """One action's probability under the policy renormalised on ``mask``, the entropy of that
-    policy, and its derivative by one action's logit: [R, H, C], [R, H], [R, H, C]."""
+    """One action's probability under the policy renormalized on ``mask``, the entropy of that
+    policy, and its derivative with respect to one action's logit: [R, H, C], [R, H], [R, H, C]."""
     logits = np.where(mask, policies.logits, -np.inf)
     unnormalised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     total = (policies.size * unnormalised).sum(axis=-1, keepdims=True)

@@ -1,9 +1,9 @@
-"""A closed loop in one process: a policy that learns, and a controller that answers its entropy.
+"""A closed loop in one process: a policy that learns, and a controller of its entropy.
 
 Model, questions and their order, advantage, loss, Adam and clipping are those of the recipe
-``PLANT``. Its responses have one token, so sampling is a draw from one softmax: there is no engine,
-no second pass and no rank, and 200 steps take some ten seconds of one core. What a run has besides
-(a gap between engine and trainer, reduction in another order) is not here.
+``PLANT``. Its responses have one token, so sampling is one draw from a softmax: it needs no engine,
+no second pass and no ranks, and 200 steps take about ten seconds of one core. Other effects of a
+run (train-inference mismatch, reductions in another order) are absent.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ PAST = 0.9  # weight of the past in the averages of the gradients' norms, as in 
 class Step:
     """One step, before its update.
 
-    entropy: mean over the prompts, nats. standard_error: of that mean, from the prompts' spread.
-    coefficient: of what the controller drives. reward: mean of the samples'. cross, bonus_square:
-    of the gradients with respect to the logits of the policy loss (L) and the mean entropy (H),
-    <dL, dH> and ||dH||^2, summed over the prompts.
+    entropy: mean over the prompts, nats. standard_error: of that mean, over prompts. coefficient:
+    of the term that the controller drives. reward: mean over samples. cross, bonus_square: <dL, dH>
+    and ||dH||^2 of the gradients of policy loss (L) and mean entropy (H) with respect to the
+    logits, summed over the prompts.
     """
 
     entropy: float
@@ -61,12 +61,12 @@ def simulate(
     learning_rate: float | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> list[Step]:
-    """Let the policy learn from its first weights under a controller; the same numbers each time.
+    """Train the policy from its first weights under a controller. Deterministic.
 
-    What the controller sees is the entropy over the whole vocabulary, whatever its ``measure``.
+    The controller measures the entropy over the whole vocabulary, whatever its ``measure``.
 
-    seed: of questions, their order and the samples. learning_rate: instead of the recipe's.
-    progress: goes through the steps, and may tell somebody.
+    seed: of the questions, their order and the samples. learning_rate: instead of the recipe's.
+    progress: iterates over the steps, and may report progress.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order
@@ -100,7 +100,7 @@ class _Plant:
         self.generator = torch.Generator().manual_seed(seed)
 
     def learn(self, step: int, coefficient: float) -> Step:
-        """Sample, judge, and update once."""
+        """Sample, grade and update once."""
         rollout = self.recipe.rollout
         n, samples = rollout.prompts_per_step, rollout.samples_per_prompt
         questions = choice.choose(self.task, step, n, self.seed).questions
@@ -124,7 +124,7 @@ class _Plant:
         (bonus,) = torch.autograd.grad(entropy.mean(), logits, retain_graph=True)
         self.optimizer.zero_grad()
         logits.backward(policy - self._bonus_coefficient(coefficient) * bonus)
-        for square, gradient in zip(self.squares, (policy, bonus)):  # as trainer.gradient_share has
+        for square, gradient in zip(self.squares, (policy, bonus)):  # as in trainer.gradient_share
             square.mul_(PAST).add_((1 - PAST) * gradient.square().sum())
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -138,7 +138,7 @@ class _Plant:
         )
 
     def _bonus_coefficient(self, coefficient: float) -> float:
-        """What enters the loss of what the controller drives (``algorithm.actuators``)."""
+        """The term of the loss that the controller drives (``algorithm.actuators``)."""
         if self.drives == "gradient_share":
             of_policy, of_bonus = (float(square) for square in self.squares)
             share = coefficient / (1 - coefficient)
@@ -152,7 +152,7 @@ class _Plant:
 
 
 class _Prompts:
-    """The training questions as tokens, and what each of the vocabulary's tokens is worth."""
+    """The training questions as tokens, and the reward of each token of the vocabulary."""
 
     def __init__(
         self, questions: list[Question], tokenizer: Tokenizer, recipe: Recipe, config: Any
@@ -172,7 +172,7 @@ class _Prompts:
         """(ids [n, length], place of the last [n], reward of each answer [n, V])."""
         chosen = torch.tensor([self.place[q.index] for q in questions])
         length = self.length[chosen]
-        # causal attention: what pads a prompt on its right is not seen by its last token
+        # causal attention: a prompt's last token does not see the padding on its right
         return self.ids[chosen, : int(length.max())], length - 1, self.reward[chosen]
 
 
@@ -190,8 +190,8 @@ def _parts() -> tuple[Recipe, Any, Tokenizer]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    """transformers' own: NeMo's, which a run has, reads the same file and takes ten seconds to
-    import."""
+    """transformers' tokenizer. A run uses NeMo's, which reads the same file but takes ten seconds
+    to import."""
     from transformers import AutoTokenizer
 
     inner = AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The pictures of the laboratory."""
+"""The figures of ``aent lab``."""
 
 from __future__ import annotations
 

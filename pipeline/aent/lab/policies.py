@@ -1,4 +1,4 @@
-"""The logits that a real policy has while it answers."""
+"""The logits of a real policy on its own answers."""
 
 from __future__ import annotations
 
@@ -40,17 +40,19 @@ def find(name: str, number: int) -> tuple[Path, list[str]]:
         recipe = load_recorded(folder / "recipe.yaml")
         policy = folder / "policy"
         if not policy.is_dir():
-            raise FileNotFoundError(f"{folder} has no policy/: the run did not come to its end")
+            raise FileNotFoundError(f"{folder} has no policy/: the run is not finished")
         questions = tasks.load(recipe.task, recipe.seed).heldout[:number]
         if not questions:
-            raise ValueError(f"{folder}: its recipe holds no question out (task.heldout=0)")
+            raise ValueError(f"{folder}: its recipe has no held-out questions (task.heldout=0)")
         return policy, [question.prompt for question in questions]
     if name in BUNDLED:
         section = ModelSection.model_validate({"bundled": name})
     elif folder.is_dir():
         section = ModelSection(path=name)
     else:
-        raise FileNotFoundError(f"MODEL: no folder {name} (bundled models: {', '.join(BUNDLED)})")
+        raise FileNotFoundError(
+            f"MODEL: there is no folder {name} (bundled models: {', '.join(BUNDLED)})"
+        )
     return model_source.resolve(section), list(PROMPTS[:number])
 
 
@@ -59,10 +61,10 @@ def own_logits(
 ) -> Iterator[Tensor]:
     """For each prompt, the logits [n, V] at every token of the policy's own answers.
 
-    ``samples`` answers of at most ``tokens`` tokens, drawn at temperature 1; the prompt is a user's
-    turn of the chat template, where the tokenizer has one.
+    It draws ``samples`` answers of at most ``tokens`` tokens at temperature 1. The prompt is a
+    user's turn of the chat template, if the tokenizer has one.
 
-    Raises ValueError for a folder that is no model after all.
+    Raises ValueError if the folder is not a model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -73,7 +75,7 @@ def own_logits(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False
         ).eval()
-    except Exception as error:  # whatever transformers, tokenizers and safetensors raise
+    except Exception as error:  # anything that transformers, tokenizers and safetensors raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{folder} cannot be read as a model: {reason}") from error
     stops = model.generation_config.eos_token_id
@@ -96,5 +98,6 @@ def own_logits(
         )  # fmt: skip
         answers = output.sequences[:, ids.shape[1] :]
         ended = torch.isin(answers, stops).cumsum(dim=1)
-        written = (ended - torch.isin(answers, stops).long()) == 0  # the token that ends it as well
+        # including the token that ends it
+        written = (ended - torch.isin(answers, stops).long()) == 0
         yield torch.stack(output.logits, dim=1)[written]

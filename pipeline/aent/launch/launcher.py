@@ -1,7 +1,7 @@
-"""``aent train`` on one machine: starts engines and ranks, watches them, ends the run properly.
+"""``aent train`` on one machine: starts engines and ranks, watches them, and ends the run.
 
-The launcher holds no model. It is the one process that a signal reaches, and the one that sees a
-child die; whatever happens, it leaves no child behind and MLflow's run in its true state.
+The launcher holds no model. It receives signals and notices when a child dies. Whatever happens, it
+leaves no child behind, and the run's status in MLflow is right.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from aent.tracking.ended import mark_ended
 from aent.tracking.sqlite import Making, StoreError
 
 POLL_S = 0.1
-STOP_GRACE_S = 5.0  # between SIGTERM and SIGKILL of what is left
-ENDED_S = 20.0  # for MLflow to hear of a signal: who has sent it waits 30 s at most
-LAST_WORDS_S = 10.0  # for rank 0 to write why, after another rank has followed its failure
-LOG_LINES = 25  # of a dead child, shown
-SILENCE_S = 120.0  # without a sign of life after which a rank hangs
-STACKS_S = 3.0  # for the ranks to write their stacks
+STOP_GRACE_S = 5.0  # seconds between SIGTERM and SIGKILL of remaining children
+ENDED_S = 20.0  # seconds to tell MLflow of a signal: its sender waits 30 s at most
+LAST_WORDS_S = 10.0  # for rank 0 to write its reason, if another rank failed because of it
+LOG_LINES = 25  # lines of a dead child's log that are shown
+SILENCE_S = 120.0  # seconds without a sign of life after which a rank counts as hanging
+STACKS_S = 3.0  # seconds for the ranks to write their stacks
 
 
 @dataclass
 class Signals:
-    """What reached this process."""
+    """The signals that this process received."""
 
     received: int = 0  # the first SIGINT or SIGTERM; 0 before
-    stop: bool = False  # SIGUSR1: a stop with a checkpoint is asked for (runtime.signals)
+    stop: bool = False  # SIGUSR1 requests a checkpoint and a stop (runtime.signals)
 
 
 @contextmanager
 def caught_signals() -> Iterator[Signals]:
-    """Note SIGINT, SIGTERM and SIGUSR1 instead of dying of them."""
+    """Record SIGINT, SIGTERM and SIGUSR1 instead of ending because of them."""
     signals = Signals()
 
     def note(number: int, frame: object) -> None:
@@ -76,8 +76,8 @@ def launch(recipe: Recipe, shared: SharedEngines | None = None) -> int:
     """Run the recipe; return the exit code: 0, 1 (a child failed), 2 (it cannot be resumed),
     ``CHECKPOINTED`` (stopped by SIGUSR1, to be resumed), 128 + the signal's number.
 
-    With ``shared`` the run takes over the engines that are left there, and leaves its own there if
-    it ends well.
+    With ``shared`` the run takes over the engines kept there, and keeps its own there if it
+    succeeds.
     """
     with logged("launcher", starts.attempt(run_folder(recipe)) + 1):
         try:
@@ -102,13 +102,13 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
             for index in range(recipe.rollout.engines):
                 keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
             while store is not None and not signals.received and not store.done():
-                time.sleep(POLL_S)  # the engines start meanwhile
+                time.sleep(POLL_S)  # while the engines start
             with held():
                 for rank in () if signals.received else start_ranks(recipe, model_path, run_dir):
-                    ranks.append(rank)  # one by one: where the next does not start, this ends
+                    ranks.append(rank)  # one by one: this one is ended if the next does not start
             watch = heartbeats.Watch(run_dir, SILENCE_S)
             failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
-        except Exception as error:  # the run has a folder by now: it must not look as if it went on
+        except Exception as error:  # the run has a folder by now: its status must not stay RUNNING
             failure = f"aent: {type(error).__name__}: {error}"
         finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
         if shared is not None and finished and failure is None:
@@ -119,13 +119,13 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
                 [store.child] if store is not None and store.child.poll() is None else []
             )
             stop_all([*ranks, *others], STOP_GRACE_S)
-        except TimeoutError as error:  # MLflow has to hear of the end all the same
+        except TimeoutError as error:  # MLflow must still be told of the end
             failure = f"{failure}\naent: {error}" if failure else f"aent: {error}"
         return ended(run_dir, ranks, signals, failure)
 
 
 def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | None) -> int:
-    """Say how the run has ended, to MLflow too where no rank could; return the exit code."""
+    """Report how the run ended, to MLflow too if no rank could; return the exit code."""
     if failure is not None:
         log.error(redacted(failure))
         starts.end(run_dir, redacted(failure))
@@ -140,7 +140,7 @@ def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | No
         return 1
     if all(rank.poll() == CHECKPOINTED for rank in ranks):
         told = "stopped by SIGUSR1, with a checkpoint"
-        log.warning(f"aent: {told}: --resume goes on")
+        log.warning(f"aent: {told}: --resume continues it")
         starts.end(run_dir, told)
         return CHECKPOINTED
     starts.end(run_dir, "finished")
@@ -150,7 +150,8 @@ def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | No
 def start_engine(
     recipe: Recipe, model_path: Path, run_dir: Path, index: int, shared: SharedEngines | None
 ) -> Keeper:
-    """Start the recipe's engine number ``index``, on the GPUs after the ranks', or take it over."""
+    """Start engine ``index`` of the recipe, on the GPUs after the ranks', or take over a shared
+    one."""
     ranks = ParallelLayout.of(recipe.trainer).num_ranks
     first_gpu = ranks + index * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
@@ -169,7 +170,7 @@ def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> Iterator[Chi
         "MASTER_PORT": str(free_port()),
         **rank_environment(recipe, world),
     }
-    # of a shell in a Slurm job: its number among that job's tasks is not a rank's
+    # set in a shell inside a Slurm job: its task number is not a rank's number
     outside = {name: value for name, value in os.environ.items() if name not in SLURM.values()}
     argv = [sys.executable, "-m", "aent.launch.rank", str(run_dir), str(model_path)]
     for rank in range(world):
@@ -189,11 +190,11 @@ def look_after(
     watch: heartbeats.Watch,
     spare_engines: int,
 ) -> str | None:
-    """Look after engines and ranks until every rank has ended well; return what to tell when one
-    did not, or hangs, or when an engine is lost that the run cannot do without.
+    """Watch engines and ranks until every rank has succeeded. Return the error to report if a rank
+    fails or hangs, or if too few engines are left.
 
-    An engine that has ended for good leaves ``keepers``. Returns None on a signal too; SIGUSR1 is
-    passed on to the ranks.
+    An engine that cannot be restarted is removed from ``keepers``. Returns None on a signal too;
+    SIGUSR1 is passed on to the ranks.
     """
     asked, next_look = False, 0.0
     while not signals.received:
@@ -206,7 +207,7 @@ def look_after(
             except EngineError as error:
                 if spare_engines == 0 or not keeper.has_served:
                     return f"aent: {error}"
-                log.warning(f"aent: engine {keeper.index} is given up: {error}")
+                log.warning(f"aent: engine {keeper.index} is not started again: {error}")
                 keepers.remove(keeper)
         dead = [r for r in ranks if r.poll() not in (None, 0, CHECKPOINTED)]
         if dead:
@@ -225,15 +226,15 @@ def look_after(
 
 def send_all(ranks: list[Child], number: signal.Signals) -> None:
     for rank in ranks:
-        rank.process.send_signal(number)  # nothing, to one that has ended
+        rank.process.send_signal(number)  # does nothing if the rank has ended
 
 
 def first_failure(dead: list[Child], ranks: list[Child], run_dir: Path) -> str:
-    """Why the first rank failed: in its own words (``runtime.failures``) if any has written some.
+    """Why the first rank failed: the reason that it wrote (``runtime.failures``), if there is one.
 
-    A rank that a signal killed has none, and is named beside them: its end may be the cause (out of
-    memory), or what became of it when another failed (NCCL and gloo abort). Where no rank was
-    killed, those that only followed rank 0 give it the time to write.
+    A rank killed by a signal wrote none, and is named too: its end may be the cause (out of
+    memory), or a result of another rank's failure (NCCL and gloo abort). If no rank was killed, and
+    the others only failed after rank 0, wait a little for rank 0 to write its reason.
     """
     killed = next((child for child in dead if (child.poll() or 0) < 0), None)
     if killed is None:

@@ -12,10 +12,10 @@ from aent.runtime import children, signals
 
 
 def main(run_dir: Path, model_path: Path) -> int:
-    """Build this rank's run, train, leave; return the exit code."""
+    """Build this rank's run and train; return the exit code."""
     children.die_with_parent()
-    gc.disable()  # a start makes a million objects that stay: looking for garbage takes 2 s
-    stop = signals.listen()  # before the imports, which take seconds: the signal would kill us
+    gc.disable()  # a start creates a million lasting objects: collecting takes 2 s
+    stop = signals.listen()  # before the slow imports: until here a signal kills this process
     from aent.recipe.load import load
     from aent.runtime.rank import keep_to_given_gpus, read_place, set_gpu_defaults
 
@@ -45,8 +45,8 @@ def main(run_dir: Path, model_path: Path) -> int:
 
 
 def leave(code: int) -> None:
-    """End at once: taking a million objects apart one by one takes 2 s, and threads of the
-    communication library that are still there end the process by SIGABRT."""
+    """End at once: freeing a million objects takes 2 s, and threads that the communication library
+    still has would end the process by SIGABRT."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

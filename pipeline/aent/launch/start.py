@@ -1,4 +1,4 @@
-"""What a run needs before its first process starts, on one machine and in a Slurm job alike."""
+"""Prepares a run before its first process starts, on one machine and in a Slurm job alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DRIVEN = {
     "bonus; measured: {which}",
     "advantage_zeta": "advantages x (1 -+ coefficient x log-prob), REPO-R; no bonus; measured: "
     "{which}",
-    "gradient_share": "entropy bonus, whose share of the pull on the logits is the coefficient: of "
+    "gradient_share": "entropy bonus, whose share of the pull on the logits is the coefficient: on "
     "{which}",
 }
 
@@ -38,14 +38,14 @@ DRIVEN = {
 def prepare(
     recipe: Recipe, job: str | None = None, digests: Mapping[str, str] | None = None
 ) -> tuple[Path, Path]:
-    """Make the run's folder (the resolved recipe, the point to start from, the engines' token,
-    MLflow's address) and a bundled model; note the start.
+    """Create the run's folder (resolved recipe, starting point, engines' token, MLflow's address)
+    and a bundled model, and record the start.
 
-    job: Slurm's number, in a job of its own. digests: as of ``choose_start``.
+    job: Slurm's job id, if the run is a job. digests: as for ``choose_start``.
 
     Returns the absolute paths (run folder, model's Hugging Face folder). Raises as
-    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.check``, with nothing
-    written.
+    ``model_source.resolve``, ``resume.choose_start`` and ``tracking.sqlite.check``, before anything
+    is written.
     """
     run_dir = run_folder(recipe).absolute()
     model_path = model_source.resolve(recipe.model)
@@ -69,7 +69,7 @@ def prepare(
 
 
 def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
-    """Before the silence of a start: what is being started, and where it writes."""
+    """Print what is being started and where it writes, because loading then takes a while."""
     layout = ParallelLayout.of(recipe.trainer)
     look = address.look_command(address.tracking_uri(recipe, run_dir))
     for line in (
@@ -85,7 +85,7 @@ def say_what_starts(recipe: Recipe, run_dir: Path, model_path: Path) -> None:
 
 
 def say_who_grades(recipe: Recipe) -> str:
-    """Each grader with its weight, and a function's file by its hash."""
+    """Each grader with its weight, and the hash of a function's file."""
     files = trial.fingerprints(recipe.task)
     lines = []
     for judge in appointed(recipe.task):
@@ -100,7 +100,7 @@ def say_who_grades(recipe: Recipe) -> str:
 
 
 def say_which_sources(recipe: Recipe) -> str:
-    """The sources of a mixture, with their parts of a step's prompts; nothing without."""
+    """The sources of a mixture, with their share of a step's prompts; empty without sources."""
     n = recipe.rollout.prompts_per_step
     total = sum(source.weight for source in recipe.task.sources)
     return "".join(
@@ -110,7 +110,7 @@ def say_which_sources(recipe: Recipe) -> str:
 
 
 def say_what_controls(recipe: Recipe) -> str:
-    """Which entropy is rewarded, what becomes of its coefficient, which other controls act."""
+    """Which entropy the bonus is on, how its coefficient moves, and which other controls act."""
     settings = ControllerSettings(**recipe.controller.model_dump())
     paid = recipe.entropy.measure
     measured = settings.measure or paid
@@ -120,7 +120,7 @@ def say_what_controls(recipe: Recipe) -> str:
         lines = [DRIVEN[settings.drives].format(which=_which(paid, recipe))]
         lines += [f"coefficient ({settings.kind}): {controllers.describe(settings)}"]
         if measured != paid:
-            lines += [f"the coefficient is moved by another one: {_which(measured, recipe)}"]
+            lines += [f"the controller measures another entropy: {_which(measured, recipe)}"]
     for control in recipe.entropy_controls:
         values = ", ".join(f"{k}={v:g}" for k, v in control.model_dump(exclude={"kind"}).items())
         lines.append(f"entropy control ({control.ACTS_ON}): {control.kind} {values}".rstrip())
@@ -134,22 +134,23 @@ def say_what_controls(recipe: Recipe) -> str:
 
 
 def _which(measure: str, recipe: Recipe) -> str:
-    """Which entropy that is, in words."""
+    """That entropy in words."""
     if measure == "full":
         return "the entropy over the whole vocabulary"
     if recipe.entropy.top_k is not None:
-        return f"the entropy renormalised on the {recipe.entropy.top_k} likeliest tokens"
+        return f"the entropy renormalized on the {recipe.entropy.top_k} likeliest tokens"
     dropped = recipe.entropy.drop_fraction
     if dropped is None:
         from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
-    return f"the entropy renormalised without the {dropped:.3g} unlikeliest of the vocabulary"
+    return f"the entropy renormalized without the {dropped:.3g} unlikeliest of the vocabulary"
 
 
 def rank_environment(recipe: Recipe, ranks_here: int) -> dict[str, str]:
-    """Variables that libraries read when a rank starts; ``ranks_here`` share this machine."""
+    """Environment variables that libraries read when a rank starts; ``ranks_here`` ranks share this
+    machine."""
     variables = {
         "HF_HUB_OFFLINE": "1",
-        "VLLM_PLUGINS": "none",  # nemo-toolkit registers one that complains
+        "VLLM_PLUGINS": "none",  # nemo-toolkit registers a plugin that prints warnings
         "TOKENIZERS_PARALLELISM": "false",
     }
     if device_kind() == "cpu":

@@ -1,7 +1,7 @@
-"""The starts of a run, on one machine and of its Slurm jobs: ``run_dir/starts.jsonl``.
+"""Every start of a run, on one machine or as a Slurm job: ``run_dir/starts.jsonl``.
 
-Whoever ends a run or a job says why in ``run_dir/ended``; the next start takes that into its line.
-Imports nothing heavy: a job that is being cancelled reads it.
+The process that ends a run or a job writes the reason to ``run_dir/ended``; the next start copies
+it into its own line. Imports nothing heavy, because a job that is being cancelled reads it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from aent.tracking import journal
 
 STARTS_FILE = "starts.jsonl"
 ENDED_FILE = "ended"
-UNTOLD = "nobody was left to say why it ended (a lost node, a killed launcher, an end by Slurm)"
+UNTOLD = "no process was left to record why it ended (a lost node, a killed launcher, or Slurm)"
 
 
 def note(run_dir: Path, job: str | None, checkpoint: str | None) -> None:
     """Add a start to the file.
 
     Args:
-        job: Slurm's number; None on one machine.
-        checkpoint: that it goes on from; None: the first step.
+        job: Slurm's job id; None on one machine.
+        checkpoint: the one it continues from; None: the first step.
 
     Raises OSError.
     """
@@ -45,7 +45,7 @@ def note(run_dir: Path, job: str | None, checkpoint: str | None) -> None:
 
 
 def noted(run_dir: Path) -> list[dict[str, Any]]:
-    """Every start, oldest first; a torn line (of a machine that lost its power) is none."""
+    """Every start, oldest first. An incomplete line (after a power failure) is left out."""
     path, found = run_dir / STARTS_FILE, []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
@@ -54,8 +54,7 @@ def noted(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def attempt(run_dir: Path) -> int:
-    """The number of the newest start, from 1; 0 before the first, or where the file system does not
-    say."""
+    """The number of the newest start, from 1; 0 before the first, or if the file cannot be read."""
     try:
         return len(noted(run_dir))
     except OSError:
@@ -63,8 +62,8 @@ def attempt(run_dir: Path) -> int:
 
 
 def end(run_dir: Path, why: str) -> None:
-    """Say why this start ends: the first and the last line of it are kept. A folder that cannot be
-    written to keeps nobody from ending."""
+    """Record why this start ends: the first and the last line of the reason. A folder that cannot
+    be written to is no error here."""
     lines = why.strip().splitlines()
     told = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"
     with contextlib.suppress(OSError):
@@ -72,7 +71,7 @@ def end(run_dir: Path, why: str) -> None:
 
 
 def why_ended(run_dir: Path) -> str | None:
-    """Why the newest start has ended; None while it goes on, or where nobody has said so."""
+    """Why the newest start ended; None while it runs, or if no reason was recorded."""
     try:
         return (run_dir / ENDED_FILE).read_text(errors="replace").strip() or None
     except OSError:

@@ -1,6 +1,6 @@
-"""A model's chat template: its prompts, and why it cannot make those that a recipe asks for.
+"""A model's chat template: its prompts, and why it cannot make the prompts of a recipe.
 
-Templates are rendered by transformers' own environment, wherever they are read from.
+transformers' own environment renders the templates, wherever they are read from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aent.data.question import Turn
 from aent.recipe.schema import Recipe
 
 Message = dict[str, str]
-# what aent and transformers themselves give to a template
+# variables that aent and transformers themselves give to a template
 RESERVED = frozenset({
     "messages", "add_generation_prompt", "tools", "documents", "strftime_now", "raise_exception",
 })  # fmt: skip
@@ -24,22 +24,22 @@ RESERVED = frozenset({
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A template with all that it is given besides the messages."""
+    """A template with everything it is given besides the messages."""
 
     text: str
     special: Mapping[str, str]  # bos_token, eos_token, ...
     variables: Mapping[str, Any] = field(default_factory=dict)  # task.template
-    now: datetime | None = None  # what templates that write a date are told; None: the clock
+    now: datetime | None = None  # the date for templates that write one; None: from the clock
 
     def prompt(self, prompt: str, system_prompt: str | None, earlier: Sequence[Turn] = ()) -> str:
-        """The user's turn, those before it (the first one a user's) and the beginning of the
-        answer's.
+        """The user's turn, the turns before it (the first one a user's) and the beginning of the
+        answer.
 
-        Without ``system_prompt`` there is no system turn, also where the template would insert one
-        of its own (as SmolLM2's does).
+        Without ``system_prompt`` there is no system turn, even if the template would insert its own
+        (as SmolLM2's does).
 
-        Raises ValueError, naming the recipe's field, if the template refuses a system turn, or if
-        its default one cannot be told from the rest.
+        Raises ValueError naming the recipe's field if the template refuses a system turn, or if its
+        default system turn cannot be separated from the rest.
         """
         turns = [{"role": role, "content": text} for role, text in (*earlier, ("user", prompt))]
         if system_prompt is None:
@@ -56,7 +56,7 @@ class ChatTemplate:
             ) from error
 
     def render(self, messages: list[Message], answer: bool) -> str:
-        """Raises ValueError with the template's own words where it refuses or fails."""
+        """Raises ValueError with the template's own message if it refuses or fails."""
         values = {**self.special, **self.variables}
         if self.now is not None:
             values["strftime_now"] = self.now.strftime
@@ -68,11 +68,11 @@ class ChatTemplate:
                 documents=None,
                 **values,
             )
-        except Exception as error:  # a template is a program: it may divide by zero
+        except Exception as error:  # a template is a program and can raise anything
             raise ValueError(str(error)) from error
 
     def known_variables(self) -> list[str]:
-        """What may be given to the template besides messages and special tokens."""
+        """The variables that the template takes besides messages and special tokens."""
         return sorted(self._names() - RESERVED - self._tokens())
 
     def missing_tokens(self) -> set[str]:
@@ -89,7 +89,7 @@ class ChatTemplate:
 
 
 def _compiled(text: str) -> Any:
-    """Raises ValueError for what is no template."""
+    """Raises ValueError if the text is not a template."""
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -102,9 +102,9 @@ def _compiled(text: str) -> Any:
 def without_system_turn(
     render: Callable[[list[Message], bool], str], turns: list[Message], bos: str, eos: str
 ) -> str:
-    """The turns as the template writes them when the first of them, a user's, is not the first.
+    """The turns as the template writes them if the first of them, a user's, is not the first turn.
 
-    Raises ValueError if it cannot be told which part that is.
+    Raises ValueError if that part cannot be found.
     """
     whole = render(turns, True)
     other = {"role": "user", "content": "?"}
@@ -113,27 +113,27 @@ def without_system_turn(
             before, after = render(history, False), render([*history, *turns], True)
         except ValueError:  # templates refuse turns that do not alternate
             continue
-        # Phi's end a text that is not to be answered with the end-of-sequence token
+        # Phi's templates end a text without a generation prompt with the end-of-sequence token
         for beginning in (before, before.removesuffix(eos)):
             turn = after.removeprefix(beginning)
             if turn != after and whole.endswith(turn):
-                # kept, unless it is what begins every turn (as SmolLM2's)
+                # kept, unless every turn begins with it (as SmolLM2's)
                 begins = bos and whole.startswith(bos) and not turn.startswith(bos)
                 return bos + turn if begins else turn
     raise ValueError(
-        "task.system_prompt: the model's chat template writes the first turn in another way than "
-        "later ones, so its default system turn cannot be left out: give one"
+        "task.system_prompt: the model's chat template writes the first turn differently from "
+        "later ones, so its default system turn cannot be removed: set one"
     )
 
 
 def find(folder: Path) -> ChatTemplate | None:
-    """The template of a Hugging Face tokenizer's folder; None where it has none.
+    """The template of a Hugging Face tokenizer's folder; None if it has none.
 
-    Raises ValueError for files that cannot be read.
+    Raises ValueError if a file cannot be read.
     """
     config: dict[str, Any] = {}
     try:
-        # older folders name their special tokens in a file of their own
+        # older folders have their special tokens in a separate file
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (folder / name).is_file():
                 config.update(json.loads((folder / name).read_text()))
@@ -145,7 +145,7 @@ def find(folder: Path) -> ChatTemplate | None:
         if isinstance(text, list):  # several, by name
             text = {entry["name"]: entry["template"] for entry in text}.get("default")
         if not isinstance(text, str | None):
-            raise TypeError(f"it is no text but a {type(text).__name__}")
+            raise TypeError(f"it is not text but a {type(text).__name__}")
         special = {
             name: value["content"] if isinstance(value, dict) else value
             for name, value in config.items()
@@ -186,8 +186,8 @@ def _faults(template: ChatTemplate, recipe: Recipe) -> list[str]:
     unknown = sorted(set(given) - set(known))
     if unknown:
         has = f"its variables are {', '.join(known)}" if known else "it has none"
-        return [f"task.template.{unknown[0]} is no variable of the model's chat template: {has}"]
-    if template.missing_tokens():  # which the tokenizer's class may have: not known without it
+        return [f"task.template.{unknown[0]} is not a variable of the model's chat template: {has}"]
+    if template.missing_tokens():  # the tokenizer's class may have one; unknown without loading it
         return []
     filled = ChatTemplate(template.text, template.special, given)
     filled.prompt("?", recipe.task.system_prompt)

@@ -1,7 +1,7 @@
-"""A model's config.json, read without guessing.
+"""Reads a model's config.json without guessing.
 
-A configuration that no record of ``aent.models.families`` covers is refused, each reason being one
-sentence that names the field.
+A configuration that no record of ``aent.models.families`` covers is refused, with one sentence for
+each reason that names the field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aent.models.layer_attention import (
 
 
 class ModelError(ValueError):
-    """A model that cannot be trained; ``faults`` are sentences, each naming a file and a field."""
+    """The model cannot be trained; ``faults`` are sentences that name a file and a field."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -33,8 +33,8 @@ class ModelError(ValueError):
 def read(config: Any, where: str) -> ModelFacts:
     """Facts from the content of a config.json; ``where`` names it in the sentences of ModelError.
 
-    Refused is what no record covers. A field that transformers' class of this model_type does not
-    have is not read, as transformers does not read it either.
+    Raises ModelError for anything that no record covers. Fields that transformers' class of this
+    model_type does not have are ignored, as transformers ignores them.
     """
     if not isinstance(config, dict):
         raise ModelError([f"{where} is not a JSON object"])
@@ -100,14 +100,14 @@ def _sizes(config: dict[str, Any], family: Family, faults: list[str]) -> dict[st
         groups = sizes["num_key_value_heads"]
         faults.append(f"num_key_value_heads={groups} does not divide num_attention_heads={heads}")
     elif "head_dim" not in config and family.head_dim is None and hidden % heads:
-        faults.append(f"hidden_size={hidden} is no multiple of num_attention_heads={heads}")
+        faults.append(f"hidden_size={hidden} is not a multiple of num_attention_heads={heads}")
     elif sizes["head_dim"] % 2:
         faults.append(f"head_dim={sizes['head_dim']} is odd: it cannot be rotated in two halves")
     return sizes
 
 
 def _numbers(config: dict[str, Any], family: Family, faults: list[str]) -> dict[str, float]:
-    """The numbers that a family computes with; those that are null are left out."""
+    """The numbers that a family computes with, without those that are null."""
     numbers: dict[str, float] = {}
     for name, default in {"rms_norm_eps": family.norm_eps, **family.numbers}.items():
         value = config.get(name, default)
@@ -121,7 +121,7 @@ def _numbers(config: dict[str, Any], family: Family, faults: list[str]) -> dict[
 
 
 def _flag(config: dict[str, Any], family: Family, name: str) -> bool:
-    """Whether an option of the family is on; transformers does not read what it does not have."""
+    """Whether an option of the family is on; transformers ignores options that it does not have."""
     return name in family.computed and bool(config.get(name))
 
 
@@ -136,14 +136,14 @@ def _unknown_type(config: dict[str, Any]) -> str:
 
 
 def _not_computed(config: dict[str, Any], family: Family) -> Iterator[str]:
-    """Values that change the computation and that the trainer does not compute."""
+    """Values that change the computation and that the trainer does not support."""
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         yield f"quantization_config ({method or 'unknown'}): quantized weights cannot be trained"
     architectures = config.get("architectures")
     if architectures is not None and architectures != [family.architecture]:
-        yield f"architectures={_shown(architectures)}: trained is {family.architecture} only"
+        yield f"architectures={_shown(architectures)}: only {family.architecture} can be trained"
     for name, values in family.computed.items():
         value = config.get(name)
         if value is not None and value not in values:

@@ -1,4 +1,4 @@
-"""A decoder's sizes and weights, as its configuration and its family's record have them."""
+"""A decoder's sizes and weights, from its configuration and its family's record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from aent.models.families import Family
 from aent.models.layer_attention import LayerAttention
 
-# the norms of one layer: where the family has them -> the trainer's name, Hugging Face's name
+# the norms of one layer: position in the family -> the trainer's name, Hugging Face's name
 _ATTENTION_NORM, _MLP_NORM = "linear_qkv.layer_norm_weight", "linear_fc1.layer_norm_weight"
 _BEHIND_ATTENTION, _BEHIND_MLP = "linear_proj.post_norm_weight", "linear_fc2.post_norm_weight"
 NORMS: dict[str, dict[str, str]] = {
@@ -30,7 +30,7 @@ NORMS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Sizes of a decoder, and what its family does with them."""
+    """Sizes of a decoder, and its family."""
 
     family: Family
     layers: int
@@ -45,9 +45,9 @@ class ModelFacts:
     attention_bias: bool  # of all four projections
     mlp_bias: bool
     attention: tuple[LayerAttention, ...]  # of each layer
-    stated_window: int | None  # what sliding_window says, be there layers that have it or not
+    stated_window: int | None  # the value of sliding_window, whether layers use it or not
     ropes: tuple[dict[str, Any], ...]  # rope_type, rope_theta and the type's own parameters
-    numbers: dict[str, float]  # of config.json, by the names there; those that are null are not in
+    numbers: dict[str, float]  # from config.json, by the names there, without those that are null
 
     @property
     def windows(self) -> list[int]:
@@ -56,28 +56,28 @@ class ModelFacts:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of a prompt and its response together, beyond which the model is not computed, if
-        there is such a bound: a ``longrope`` (arXiv 2402.13753) rotates longer ones otherwise."""
+        """Most tokens of a prompt and its response together that are supported, if bounded: a
+        ``longrope`` (arXiv 2402.13753) rotates longer sequences differently."""
         rope = self.ropes[0]
         long = rope["rope_type"] == "longrope"
         return int(rope["original_max_position_embeddings"]) if long else None
 
     @property
     def embedding_scale(self) -> float:
-        """What the embeddings are multiplied by."""
+        """The factor on the embeddings."""
         scale = self.hidden**0.5 if self.family.scaled_embedding else 1.0
         return self.numbers.get("embedding_multiplier", scale)
 
     @property
     def attention_scale(self) -> float | None:
-        """What products of queries and keys are multiplied by; None: 1 / sqrt(head size)."""
+        """The factor on products of queries and keys; None: 1 / sqrt(head size)."""
         if "query_pre_attn_scalar" in self.numbers:
             return self.numbers["query_pre_attn_scalar"] ** -0.5
         return self.numbers.get("attention_multiplier")
 
     @property
     def plain_layers(self) -> bool:
-        """Whether Transformer Engine's layers, as Megatron puts them together, compute these."""
+        """Whether Megatron's Transformer Engine layers compute this model."""
         family = self.family
         return (
             (family.norms, family.unit_offset) == ("before", False)
@@ -136,8 +136,8 @@ class ModelFacts:
 
     @property
     def pairs_per_token(self) -> float:
-        """How many pairs of tokens that attend to one another cost as much as the matrix products
-        of one token, in each layer: 2 operations a parameter, 4 a pair, head and its dimension."""
+        """How many pairs of attending tokens cost as much as the matrix products of one token, in
+        each layer: 2 operations per parameter, 4 per pair, head and head dimension."""
         return self.layer_parameters / (2 * self.heads * self.head_dim)
 
     @property
@@ -154,7 +154,7 @@ class ModelFacts:
 
     @property
     def head_layers(self) -> float:
-        """What the output layer costs, in layers: by multiplications, on response tokens alone,
-        taken as half of all tokens."""
+        """The cost of the output layer, in layers, by multiplications; on response tokens only,
+        which are taken as half of all tokens."""
         matrices = (shape for shape in self.layer_weights.values() if len(shape) == 2)
         return self.embedding_parameters / 2 / sum(map(math.prod, matrices))

@@ -1,4 +1,4 @@
-"""What checks, estimates and the trainer know of a recipe's model, without loading it."""
+"""What checks, estimates and the trainer know about a recipe's model without loading it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aent.recipe.schema import ModelSection
 
 
 def is_published(model: ModelSection) -> bool:
-    """Whether the model is not here, and its sizes are those that were published for its name."""
+    """Whether the model is not here and its published sizes are used."""
     if model.path is None:
         return False
     folder = Path(model.path).expanduser()
@@ -26,13 +26,13 @@ def is_here(model: ModelSection) -> bool:
 
 
 def are_known(model: ModelSection) -> bool:
-    """Whether there is anything to read the model's facts from."""
+    """Whether the model's facts can be read from anything."""
     return is_here(model) or is_published(model)
 
 
 def model_facts(model: ModelSection) -> ModelFacts:
-    """Facts of the recipe's model: of its folder; of a bundled one, made or not; of a published one
-    (``models.published``) by its folder's name, where there is no such folder.
+    """Facts of the recipe's model: from its folder; of a bundled model, created or not; or, if
+    there is no such folder, of a published model with that name (``models.published``).
 
     Raises:
         ModelError: with one sentence for each file and field that is missing, wrong or unknown.
@@ -54,9 +54,9 @@ def folder_facts(folder: Path) -> ModelFacts:
 
 
 def max_positions(model: ModelSection) -> int:
-    """Tokens of a prompt and its response together, for a model of any family, trained or not.
+    """Most tokens of a prompt and its response together, for a model of any family.
 
-    Raises ValueError where config.json does not say.
+    Raises ValueError if config.json does not say.
     """
     value = hf_config(model).get("max_position_embeddings")
     if not isinstance(value, int) or value < 1:

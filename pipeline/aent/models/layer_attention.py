@@ -1,4 +1,4 @@
-"""What the attention of each layer sees, and how it rotates positions, from a config.json."""
+"""Each layer's attention window and rotation of positions, from a config.json."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 SWITCHED = ("upper_layers", "unrotated_layers")  # by use_sliding_window
 
 
+SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
+ROWS = 512  # queries that a mask is made for at once
+
+
 @dataclass(frozen=True)
 class LayerAttention:
     """One layer's."""
 
-    window: int | None  # tokens that one attends to at most, itself included; None: all before it
+    window: int | None  # most tokens that a token attends to, itself included; None: all before it
     rope: int | None  # which of the model's rotary embeddings; None: positions are not rotated
 
 
 def read_layers(
     config: dict[str, Any], family: Family, layers: int, faults: list[str]
 ) -> tuple[LayerAttention, ...]:
-    """Each layer's, as transformers' class of this family reads config.json. What is wrong with
-    the fields goes to ``faults``; what is returned then means nothing."""
+    """Each layer's, as transformers' class of this family reads config.json. Faults of the fields
+    are added to ``faults``; the result is then meaningless."""
     rotated = _rotated(config, family, layers, faults)
     kinds = _kinds(config, family, rotated, faults)
     if faults:
@@ -44,8 +48,7 @@ def read_layers(
 
 
 def stated_window(config: dict[str, Any], family: Family) -> Any:
-    """What sliding_window says, be there layers that have it or not; None where it is switched
-    off."""
+    """The value of sliding_window, whether layers use it or not; None if it is switched off."""
     if family.window == "none":
         return None
     if family.window in SWITCHED and not config.get("use_sliding_window"):
@@ -77,7 +80,7 @@ def _kinds(
 def _default_kinds(
     config: dict[str, Any], family: Family, rotated: list[bool], faults: list[str]
 ) -> list[str]:
-    """Where there is no layer_types."""
+    """The kinds of the layers if there is no layer_types."""
     if family.window == "unrotated_layers":
         return [FULL if turned else SLIDING for turned in rotated]
     if family.window in ("alternating", "pattern"):
@@ -117,7 +120,7 @@ def _is_size(value: Any) -> bool:
 
 def read_ropes(config: dict[str, Any], family: Family) -> tuple[dict[str, Any], ...]:
     """The rotary embeddings of a config.json, in the form of transformers 5 (rope_parameters) or 4
-    (rope_theta and rope_scaling), as the former; the second one is of layers with a window."""
+    (rope_theta and rope_scaling), in the former; the second one is for layers with a window."""
     given = config.get("rope_parameters") or {}
     if family.window_theta is None or not isinstance(given, dict):
         return (_rope(config, config.get("rope_scaling") or given, family.theta),)
@@ -137,7 +140,7 @@ def _rope(config: dict[str, Any], given: Any, theta: float) -> dict[str, Any]:
     rope.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
     rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
     rope.pop("type", None)
-    if rope["partial_rotary_factor"] is None:  # null: as if it were not there
+    if rope["partial_rotary_factor"] is None:  # null counts as absent
         del rope["partial_rotary_factor"]
     if rope["rope_type"] == "longrope":  # as Phi3Config has it
         original = config.get("original_max_position_embeddings", 4096)
@@ -146,7 +149,7 @@ def _rope(config: dict[str, Any], given: Any, theta: float) -> dict[str, Any]:
 
 
 def rope_faults(rope: dict[str, Any], family: Family, pairs: int) -> Iterator[str]:
-    """Why a rotary embedding of so many pairs a head is not computed."""
+    """Why a rotary embedding with that many pairs per head is not supported."""
     kind = rope["rope_type"]
     if kind not in family.ropes:
         known = ", ".join(family.ropes)
@@ -166,7 +169,7 @@ def rope_faults(rope: dict[str, Any], family: Family, pairs: int) -> Iterator[st
                 yield f"{name} of rope_type {kind} must be a list of {pairs} numbers above 0"
         elif not is_number(rope.get(name)) or rope[name] <= 0:
             yield f"{name} of rope_type {kind} must be a number above 0, got {rope.get(name)!r}"
-    if kind == "longrope":  # of these vLLM and transformers make different things
+    if kind == "longrope":  # vLLM and transformers treat these differently
         for name in ("factor", "attention_factor", "short_mscale", "long_mscale"):
             if rope.get(name) is not None:
                 yield f"{name} of rope_type {kind} is not implemented"

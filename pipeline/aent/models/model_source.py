@@ -1,9 +1,9 @@
-"""Where the policy comes from: a Hugging Face folder, given or made once into the cache.
+"""The policy's source: a Hugging Face folder, given or created once in the cache.
 
 A bundled model is written as a plain Hugging Face folder (config.json, generation_config.json,
 model.safetensors, tokenizer.json, tokenizer_config.json), so that transformers, vLLM and the
-trainer's bridge read it like any other. Neither torch nor transformers is imported, and nothing
-comes from a network.
+trainer's bridge read it like any other. It imports neither torch nor transformers, and downloads
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from aent.recipe.schema import ModelSection
 
-# Of HuggingFaceTB/SmolLM2-135M-Instruct, as the GGUF's metadata has them too.
+# From HuggingFaceTB/SmolLM2-135M-Instruct; the GGUF's metadata has the same values.
 SMOLLM2_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -47,7 +47,7 @@ SMOLLM2_CONFIG: dict[str, Any] = {
     "vocab_size": 49152,
 }
 
-# In GPT-2's byte-level alphabet, where new line and space are written so.
+# In GPT-2's byte-level alphabet, which writes line break and space this way.
 TINY_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 TINY_CHARACTERS = "ĊĠ" + "".join(chr(c) for c in range(33, 127))
 TINY_CONFIG: dict[str, Any] = {
@@ -80,10 +80,10 @@ TINY_CHAT_TEMPLATE = (
 
 
 def resolve(section: ModelSection) -> Path:
-    """Return the Hugging Face folder of the policy, making a bundled one on first use.
+    """Return the Hugging Face folder of the policy; a bundled one is created on first use.
 
-    Raises ValueError where the recipe names no model or two, FileNotFoundError where the folder
-    lacks config.json or safetensors, or where the package of a bundled model is not installed.
+    Raises ValueError if the recipe names no model or two, FileNotFoundError if the folder lacks
+    config.json or safetensors, or if the package of a bundled model is not installed.
     """
     _check_one(section)
     if section.path is not None:
@@ -96,14 +96,14 @@ def resolve(section: ModelSection) -> Path:
 
 
 def is_made(bundled: str) -> bool:
-    """Whether this bundled model is in the cache folder. Raises FileNotFoundError where the package
-    that it comes from is not installed."""
+    """Whether this bundled model is in the cache folder. Raises FileNotFoundError if its package is
+    not installed."""
     stamp, _ = _BUNDLED[bundled]
     return (cache_folder() / f"{bundled}-{stamp()}").is_dir()
 
 
 def hf_config(section: ModelSection) -> dict[str, Any]:
-    """Return the policy's config.json as a dict, without making or writing anything."""
+    """Return the policy's config.json as a dict, without writing anything."""
     _check_one(section)
     if section.path is not None:
         return json.loads((_folder(section.path) / "config.json").read_text())
@@ -133,7 +133,8 @@ def _folder(path: str) -> Path:
 
 
 def _made_once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return cache/NAME; make it beside its place and rename, so that it is whole or not there."""
+    """Return cache/NAME. Create it under another name and rename it, so that it is complete or
+    absent."""
     target = cache_folder() / name
     if target.is_dir():
         return target
@@ -145,7 +146,8 @@ def _made_once(name: str, make: Callable[[Path], None]) -> Path:
         try:
             unfinished.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first: its copy is the same
+            # otherwise another process was faster, and its copy is the same
+            if not target.is_dir():
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -161,7 +163,7 @@ def _write(
 ) -> None:
     from safetensors.numpy import save_file
 
-    # sampling settings belong to the recipe: the model's folder has none
+    # the recipe has the sampling settings, so the model's folder has none
     generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
     names = {
         "config.json": config,
@@ -252,7 +254,7 @@ def _llama_names(layers: int) -> dict[str, str]:
 
 
 def _split_halves(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF rotates neighbouring rows of a head, Hugging Face the first half against the second."""
+    """GGUF rotates adjacent rows of a head, Hugging Face the first half with the second."""
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
@@ -303,8 +305,9 @@ def _make_tiny(folder: Path) -> None:
 def _tiny_tensors() -> dict[str, np.ndarray]:
     """Seeded weights of about unit gain: logits have a standard deviation of about 1.5.
 
-    With the usual 0.02 the policy would be uniform, the entropy's gradient rounding only, and the
-    attention a mean over all tokens; here it prefers few, so that responses depend on prompts.
+    With the usual 0.02 the policy would be uniform, the entropy's gradient only rounding, and the
+    attention a mean over all tokens. Here attention prefers few tokens, so that responses depend on
+    prompts.
     """
     config, random = TINY_CONFIG, np.random.default_rng(0)
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -335,10 +338,10 @@ def _tiny_tensors() -> dict[str, np.ndarray]:
 
 
 def _tiny_tokenizer() -> Any:
-    """Byte-level BPE without a merge: one token per printable ASCII character, others are dropped.
+    """Byte-level BPE without merges: one token per printable ASCII character; others are dropped.
 
-    transformers reads the tokenizer of any Qwen2 model as a Qwen2Tokenizer, which keeps the
-    vocabulary and the merges of tokenizer.json and nothing else; so this one is of that kind.
+    transformers reads the tokenizer of any Qwen2 model as a Qwen2Tokenizer, which keeps only the
+    vocabulary and the merges of tokenizer.json. So this tokenizer is of that kind.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -350,7 +353,7 @@ def _tiny_tokenizer() -> Any:
     return tokenizer
 
 
-# (what stands behind the name of the folder: raise it when what is written changes, maker)
+# (suffix of the folder's name, to be raised if the written files change; maker)
 _BUNDLED: dict[str, tuple[Callable[[], str], Callable[[Path], None]]] = {
     "smollm2-135m-instruct": (
         lambda: f"{_smollm2_distribution().version}-1",

@@ -1,4 +1,4 @@
-"""The text of single tokens, for whoever wants to look at them one by one."""
+"""The text of single tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from aent.models.tokenizer import Tokenizer
 
 TokenClass = Literal["words", "digits", "punctuation", "space", "special"]
 CLASSES: tuple[TokenClass, ...] = ("words", "digits", "punctuation", "space", "special")
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder gives for a part of a character
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # a decoder's output for a part of a character
 
 
 @dataclass
 class Pieces:
-    """What each token adds to a text. Each token of the vocabulary is decoded once, behind an
-    anchor: alone, some tokenizers give it no leading space."""
+    """The text that each token adds. Each token of the vocabulary is decoded once, after an anchor
+    token, because some tokenizers drop the leading space of a single token."""
 
     tokenizer: Tokenizer
     _anchor: list[int] = field(init=False)
@@ -26,8 +26,8 @@ class Pieces:
         self._anchor = self.tokenizer.encode("a")
 
     def of(self, ids: Sequence[int]) -> list[str]:
-        """A text for each token; '' for a special one. A character of several tokens stands at the
-        first of them, the others have ''."""
+        """A text for each token; '' for a special one. A character made of several tokens belongs
+        to the first of them; the others have ''."""
         pieces = [self._piece(token) for token in ids]
         first = 0
         while first < len(ids):
@@ -40,14 +40,14 @@ class Pieces:
         return pieces
 
     def token_class(self, token: int) -> TokenClass:
-        """By the first character that is no space; ``special``: a token without text."""
+        """The token's class, by its first character that is not a space; ``special``: no text."""
         text = self._piece(token)
         first = text.strip()[:1]
         if not first:
             return "space" if text else "special"
         if first.isdigit():
             return "digits"
-        # of a part of a character nothing is known but that it is no ASCII
+        # a part of a character: all that is known is that it is not ASCII
         return "words" if first.isalpha() or first == UNFINISHED else "punctuation"
 
     def _piece(self, token: int) -> str:

@@ -1,7 +1,7 @@
-"""Sizes of models that the shipped recipes name, from their published config.json.
+"""Sizes of the models in the shipped recipes, from their published config.json.
 
-They let a recipe be checked and its memory be estimated on a machine that does not have the model;
-a folder that is there is read instead. Keys are the names of the folders, as on Hugging Face.
+With them a recipe can be checked, and its memory estimated, on a machine without the model. If the
+folder exists, it is read instead. Keys are the folders' names, as on Hugging Face.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The policy's tokenizer, through NeMo's: Hugging Face, SentencePiece, tiktoken.
+"""The policy's tokenizer, through NeMo: Hugging Face, SentencePiece, tiktoken.
 
-NeMo's files are imported in ``load``, without the packages they are in: those import all of NeMo
-and Lightning, 3 s of processor time before the first question is read.
+``load`` imports NeMo's files without the packages that contain them: those import all of NeMo and
+Lightning, which takes 3 s of processor time before the first question is read.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ from aent.runtime.importing import bare, without
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back; ids are the model's."""
+    """Converts text to the model's token ids and back."""
 
-    encode: Callable[[str], list[int]]  # adds no special token, reads those written in the text
-    decode: Callable[[Sequence[int]], str]  # leaves special tokens out
+    encode: Callable[[str], list[int]]  # adds no special tokens; parses those written in the text
+    decode: Callable[[Sequence[int]], str]  # omits special tokens
     stop_ids: tuple[int, ...]  # any of them ends a response
     template: ChatTemplate | None
-    bos_ids: tuple[int, ...]  # before a prompt of plain text, where the tokenizer has such a token
+    bos_ids: tuple[int, ...]  # before a plain-text prompt, if the tokenizer has such a token
 
     def chat_prompt(
         self, prompt: str, system_prompt: str | None = None, earlier: Sequence[Turn] = ()
     ) -> list[int]:
-        """Ids of the user's turn, of those before it, and of the beginning of the answer's, by the
-        chat template.
+        """Token ids of all turns up to the beginning of the answer, by the chat template.
 
-        A tokenizer without a chat template gets plain text: the system prompt and every turn, an
-        empty line between them. Raises ValueError as ``ChatTemplate.prompt``.
+        Without a chat template they are plain text: the system prompt and every turn, separated by
+        empty lines. Raises ValueError as ``ChatTemplate.prompt``.
         """
         if self.template is None:
             system = [] if system_prompt is None else [system_prompt]
@@ -59,10 +58,10 @@ def load(
     ``variables`` (task.template) and ``now`` are for its chat template: see ``ChatTemplate``.
 
     huggingface: a folder. sentencepiece: a .model file, or a folder with tokenizer.model. tiktoken:
-    a .json vocabulary in NeMo's form (rank, token_bytes, token_str), or a folder with
-    tokenizer.json of that form; special tokens fill the model's vocabulary from below.
+    a .json vocabulary in NeMo's format (rank, token_bytes, token_str), or a folder with a
+    tokenizer.json in that format; special tokens fill the model's vocabulary from below.
 
-    Raises FileNotFoundError, naming the field, where there is no such file or folder.
+    Raises FileNotFoundError naming the field if there is no such file or folder.
     """
     path = Path(section.tokenizer_path or model_path).expanduser()
     if not path.exists():
@@ -105,7 +104,7 @@ def _sentencepiece(file: Path, stops: set[int]) -> Tokenizer:
 def _tiktoken(file: Path, vocab_size: int, stops: set[int]) -> Tokenizer:
     tokenizers = _of_nemo("tiktoken_tokenizer")
     entries = len(json.loads(file.read_text()))
-    # a file as large as the vocabulary is cut, to make room for NeMo's usual 1000 special tokens
+    # a file as large as the vocabulary is cut, to leave room for NeMo's usual 1000 special tokens
     special = vocab_size - entries if entries < vocab_size else 1000
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         nemo = tokenizers.TiktokenTokenizer(
@@ -113,7 +112,7 @@ def _tiktoken(file: Path, vocab_size: int, stops: set[int]) -> Tokenizer:
         )
 
     def decode(ids: Sequence[int]) -> str:
-        # not nemo.ids_to_text, which decodes token by token and so loses characters of two tokens
+        # not nemo.ids_to_text: it decodes token by token and loses characters that span two tokens
         return nemo.tokenizer.decode([i - special for i in ids if i >= special])
 
     return Tokenizer(

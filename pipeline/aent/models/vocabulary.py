@@ -1,5 +1,5 @@
-"""The largest token id of a tokenizer's files, without loading it: no id may be beyond the model's
-embedding, where tensor parallelism would train on it as on a token of zeros."""
+"""The largest token id in a tokenizer's files, without loading it. No id may be beyond the model's
+embedding: with tensor parallelism such a token would be trained on as zeros."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.js
 
 
 def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
-    """A sentence if the tokenizer of the recipe's model is not there, is not readable, or has ids
-    of ``vocab`` and above.
+    """One sentence if the tokenizer of the recipe's model does not exist, cannot be read, or has
+    ids of ``vocab`` and above.
 
-    Looked at are the files of a Hugging Face tokenizer (tokenizer.json, vocab.json,
-    added_tokens.json, tokenizer_config.json); what else there is, ``aent.models.tokenizer`` reads.
+    It reads the files of a Hugging Face tokenizer (tokenizer.json, vocab.json, added_tokens.json,
+    tokenizer_config.json); ``aent.models.tokenizer`` reads other kinds.
     """
     place = section.tokenizer_path or section.path
     if place is None:
@@ -38,12 +38,12 @@ def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
         return []
     return [
         f"{field}: {file} has the token {token!r} with the id {largest}, and the model's embedding "
-        f"has {vocab} rows: resize the embedding, or take the tokenizer that belongs to the model"
+        f"has {vocab} rows: resize the embedding, or use the tokenizer that belongs to the model"
     ]
 
 
 def _missing(folder: Path, library: str) -> str | None:
-    """The file without which there is no tokenizer, if it is not there."""
+    """The name of the tokenizer's required file, if it is missing."""
     if library == "huggingface":
         there = any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
         return None if there else ", ".join(VOCABULARIES)

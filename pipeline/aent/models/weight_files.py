@@ -1,7 +1,8 @@
-"""The weight files of a Hugging Face folder, by their headers: whole, and of the model's shapes.
+"""Checks the weight files of a Hugging Face folder by their headers: complete, and with the model's
+shapes.
 
-Read before anything starts, as all that follows (the trainer's ranks, vLLM) takes the files at
-their word. Imports no torch.
+They are checked before anything starts, because the trainer's ranks and vLLM trust the files.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from aent.models.decoder import ModelFacts
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
-BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; computed by whoever needs them
+BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; not read, because they are computed
 DTYPES = ("F64", "F32", "F16", "BF16")
-LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 COMPARED = 1 << 24  # bytes at a time
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies."""
+    """The location of one tensor."""
 
     file: Path
     dtype: str  # as safetensors names it: "BF16"
@@ -33,12 +34,12 @@ class StoredTensor:
 
 
 class _Fault(Exception):
-    """A file that cannot be used, in a sentence."""
+    """The file cannot be used; one sentence."""
 
 
 def faults(folder: Path, facts: ModelFacts) -> list[str]:
-    """Why the folder's weights are not those of its config.json: one sentence for each kind of
-    fault, naming the file or the weight; empty where they are."""
+    """Why the folder's weights do not match its config.json: one sentence for each kind of fault,
+    naming the file or the weight; empty if they match."""
     try:
         stored = read_headers(folder)
     except _Fault as fault:
@@ -54,20 +55,21 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in _header(file).items():
             if index is not None and index.get(name) != file.name:
                 raise _Fault(
-                    f"{file} has the weight {name}, for which {INDEX} names "
+                    f"{file} has the weight     {name}, for which {INDEX} names "
                     f"{index.get(name, 'no file')}"
                 )
             stored[name] = tensor
     for name, file_name in (index or {}).items():
         if name not in stored:
-            raise _Fault(f"{folder / file_name} does not have {name}, though {INDEX} says so")
+            raise _Fault(f"{folder / file_name} does not have {name}, although {INDEX} says so")
     return stored
 
 
 def _files(folder: Path, index: Mapping[str, str] | None) -> set[str]:
-    """Names of the files with the weights. Everybody must read the same: transformers takes
-    model.safetensors before an index, vLLM and the trainer the index before it, vLLM any
-    consolidated*.safetensors before both, and without an index every *.safetensors there is."""
+    """Names of the files with the weights. All programs must read the same files, but they differ:
+    transformers prefers model.safetensors to an index; vLLM and the trainer prefer the index; vLLM
+    prefers any consolidated*.safetensors to both, and without an index reads every
+    *.safetensors."""
     there = {file.name for file in folder.glob("*.safetensors")}
     first = next((name for name in sorted(there) if name.startswith("consolidated")), None)
     if first is not None and there != {first}:
@@ -76,7 +78,7 @@ def _files(folder: Path, index: Mapping[str, str] | None) -> set[str]:
         if (folder / INDEX).is_file() and set(_index(folder).values()) != {WHOLE}:
             raise _Fault(
                 f"{folder} has both {WHOLE}, which transformers reads, and {INDEX}, whose files "
-                "vLLM reads: move away what is old"
+                "vLLM reads: move the old ones away"
             )
         if there != {WHOLE}:
             other = min(there - {WHOLE})
@@ -101,9 +103,11 @@ def _index(folder: Path) -> dict[str, str]:
     try:
         index = json.loads(file.read_text())["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Fault(f"{file} is no index of weights: {type(error).__name__}: {error}") from None
+        raise _Fault(
+            f"{file} is not an index of weights: {type(error).__name__}: {error}"
+        ) from None
     if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
-        raise _Fault(f"{file} is no index of weights: weight_map is not a table of file names")
+        raise _Fault(f"{file} is not an index of weights: weight_map is not a table of file names")
     return index
 
 
@@ -117,9 +121,9 @@ def _header(file: Path) -> dict[str, StoredTensor]:
                 raise _Fault(f"{file} is a Git LFS pointer, not the weights: run git lfs pull")
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > LARGEST_HEADER:
-                raise _Fault(f"{file} is no safetensors file ({size} bytes)")
+                raise _Fault(f"{file} is not a safetensors file ({size} bytes)")
             if 8 + length > size:
-                raise _Fault(f"{file} is cut off: its header alone has {length} bytes")
+                raise _Fault(f"{file} is cut off: its header alone should have {length} bytes")
             entries = json.loads(stream.read(length))
         entries.pop("__metadata__", None)
         tensors = {
@@ -132,16 +136,16 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             for name, entry in entries.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Fault(f"{file} is no safetensors file: {type(error).__name__}: {error}") from None
+        raise _Fault(f"{file} is not a safetensors file: {type(error).__name__}: {error}") from None
     end = max((tensor.end for tensor in tensors.values()), default=8 + length)
     if end != size:
-        kind = "is cut off" if end > size else "is no safetensors file"
+        kind = "is cut off" if end > size else "is not a safetensors file"
         raise _Fault(f"{file} {kind}: it has {size} bytes of {end}")
     return tensors
 
 
 def _differences(folder: Path, stored: dict[str, StoredTensor], facts: ModelFacts) -> Iterator[str]:
-    """What the stored tensors are against what config.json says."""
+    """Compare the stored tensors with config.json."""
     expected = facts.weights
     stored = {name: t for name, t in stored.items() if not name.endswith(BUFFERS)}
     head = stored.pop(HEAD, None) if facts.tied_embeddings else None
@@ -154,7 +158,7 @@ def _differences(folder: Path, stored: dict[str, StoredTensor], facts: ModelFact
     if surplus:
         yield (
             f"{stored[surplus[0]].file} has the weight {_listed(surplus)}, which "
-            f"{facts.family.architecture} does not have by its config.json"
+            f"{facts.family.architecture} does not have with this config.json"
         )
     for name, tensor in stored.items():
         if tensor.dtype not in DTYPES:
@@ -164,12 +168,12 @@ def _differences(folder: Path, stored: dict[str, StoredTensor], facts: ModelFact
     if wrong:
         name = wrong[0]
         yield (
-            f"{stored[name].file}: {_listed(wrong)} is {list(stored[name].shape)}, by config.json "
-            f"it is {list(expected[name])}"
+            f"{stored[name].file}: {_listed(wrong)} is {list(stored[name].shape)}, but by "
+            f"config.json it is {list(expected[name])}"
         )
     if head is not None and TABLE in stored and not _same(head, stored[TABLE]):
         yield (
-            f"{head.file}: {HEAD} is another matrix than {TABLE}, though config.json says "
+            f"{head.file}: {HEAD} differs from {TABLE}, although config.json says "
             "tie_word_embeddings=true"
         )
 

@@ -1,4 +1,4 @@
-"""What differs between two recipes, and whether a run may go on with the difference."""
+"""The differences between two recipes, and whether a run may continue with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aent.recipe.section import Resume, Section
 
 @dataclass(frozen=True)
 class Change:
-    """One field that a run was started with and goes on with otherwise."""
+    """One field whose value differs between the run's recipe and the new one."""
 
     field: str  # dotted
     before: Any
@@ -47,7 +47,7 @@ def rule_of(section: type[Section], name: str) -> Resume:
 
 
 def _hidden(value: Any) -> Any:
-    """The value as a run's folder keeps it: without a password."""
+    """The value as stored in a run's folder: without a password."""
     return redacted(value) if isinstance(value, str) else value
 
 

@@ -1,13 +1,14 @@
-"""Recipes that earlier versions wrote into run folders and checkpoints, as this version has them.
+"""Translates recipes that earlier versions wrote to run folders and checkpoints.
 
-What a person writes is not translated: an old field is refused with its new name (``RENAMED``).
+Recipes that people write are not translated: an old field is refused with its new name
+(``RENAMED``).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# dotted field of earlier versions -> what stands for it now
+# dotted field of earlier versions -> its replacement
 RENAMED = {"task.verifier": "task.graders now, a list: task.graders=[{kind: math_verify}]"}
 
 

@@ -1,4 +1,4 @@
-"""Where a run writes."""
+"""The run's folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aent.recipe.schema import Recipe
 
 
 def run_folder(recipe: Recipe) -> Path:
-    """Where the run writes: ``run_dir``; runs/NAME where nobody has named a folder yet."""
+    """The folder that the run writes to: ``run_dir``, else runs/NAME."""
     if recipe.run_dir is None:
         return Path("runs") / recipe.name
     return Path(recipe.run_dir).expanduser()

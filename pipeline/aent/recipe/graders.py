@@ -1,4 +1,4 @@
-"""The sections of a recipe's graders: what each can be told. What they do: docs/rewards.md."""
+"""The sections of a recipe's graders (docs/rewards.md)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import Field
 
 from aent.recipe.section import Resume, Section
 
-NAME = r"^[A-Za-z0-9_-]+$"  # a part of a metric's name
-SANDBOX_S, SERVICE_S = 30.0, 60.0  # beside a program's own time
+NAME = r"^[A-Za-z0-9_-]+$"  # the name becomes a part of metrics' names
+SANDBOX_S, SERVICE_S = 30.0, 60.0  # in addition to a program's own time
 
 
 class GraderSection(Section):
-    """Base of the graders. An answer's reward is the sum of weight times reward over its graders;
-    the first grader of the list says whether it is right (a reward of 1 or more)."""
+    """Base of the graders. An answer's reward is the sum of weight times reward over its graders.
+    The first grader in the list decides if it is right (a reward of 1 or more)."""
 
     RESUME: ClassVar[Resume] = "warn"
 
@@ -29,7 +29,7 @@ class GraderSection(Section):
 
     @property
     def at_once(self) -> int:
-        """Answers that a judge process works on at once."""
+        """Answers that a grading process scores concurrently."""
         return 1
 
 
@@ -61,7 +61,7 @@ class ReasoningGym(GraderSection):
 
 
 class PythonFunction(GraderSection):
-    """A function of one's own: ``function(response, question)``."""
+    """A custom function: ``function(response, question)``."""
 
     kind: Literal["python"]
     """Selects this section."""
@@ -79,16 +79,16 @@ class PythonFunction(GraderSection):
 
 
 class ServiceSection(GraderSection):
-    """Base of the graders behind an address."""
+    """Base of the graders at an address."""
 
     url: str = Field(pattern=r"^https?://[^@\s]+$")
-    """Address, without a password: recipes are shown."""
+    """Address, without a password, because recipes are shown."""
     token_file: str | None = None
     """File (mode 600) with a bearer token."""
     timeout_s: float = Field(60.0, gt=0)
     """Seconds for one answer, repeated requests included."""
     concurrency: int = Field(64, ge=1)
-    """Requests that one grading process has on their way."""
+    """Requests that one grading process has in flight."""
 
     def limit_s(self, judge_timeout_s: float) -> float:
         return self.timeout_s
@@ -99,7 +99,7 @@ class ServiceSection(GraderSection):
 
 
 class HttpService(ServiceSection):
-    """A service of one's own: the responses to a question in, a reward for each out."""
+    """A custom service: it gets the responses to a question and returns a reward for each."""
 
     kind: Literal["http"]
     """Selects this section."""
@@ -138,29 +138,29 @@ class RewardModel(ServiceSection):
 
 
 class Code(GraderSection):
-    """1 if the program in the response passes the tests that the question's answer is, else 0."""
+    """1 if the program in the response passes the tests in the question's answer, else 0."""
 
     kind: Literal["code"]
     """Selects this section."""
     name: str = Field("code", pattern=NAME)
     """Name in metrics."""
     sandbox: Literal["bubblewrap", "none"] = "bubblewrap"
-    """How programs are held. none: not at all."""
+    """Sandbox of the programs. none: no sandbox."""
     url: str | None = Field(None, pattern=r"^https?://[^@\s]+$")
     """Service with SandboxFusion's API that runs the programs instead of this machine."""
     token_file: str | None = None
     """File (mode 600) with the service's bearer token."""
     concurrency: int = Field(64, ge=1)
-    """Requests to it that one grading process has on their way."""
+    """Requests to it that one grading process has in flight."""
     timeout_s: float = Field(10.0, gt=0)
-    """Seconds for a program with its tests; then it fails them."""
+    """Seconds for a program with its tests; a program that takes longer fails."""
     memory_gib: float = Field(1.0, gt=0)
     """Address space of each of the program's processes, GiB."""
     processes: int = Field(16, ge=1)
     """Processes and threads that the program may have at once."""
 
     def limit_s(self, judge_timeout_s: float) -> float:
-        # a sandbox is made and cleared away; a service has others' programs before ours
+        # for creating and removing a sandbox; a service may have other programs queued
         return self.timeout_s + (SANDBOX_S if self.url is None else SERVICE_S)
 
     @property

@@ -1,4 +1,4 @@
-"""The sections of a recipe around learning: evaluation, checkpoints, MLflow, alerts, Slurm."""
+"""The sections of a recipe about running it: evaluation, checkpoints, MLflow, alerts, Slurm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    """Checkpoints of the whole run, in ``run_dir/checkpoints``, made between steps only."""
+    """Checkpoints of the whole run, in ``run_dir/checkpoints``, written only between steps."""
 
     RESUME: ClassVar[Resume] = "free"
     every: int = Field(10, ge=0)
@@ -62,7 +62,7 @@ class TrackingSection(Section):
     system_metrics_every_s: float = Field(10.0, ge=0)
     """Seconds between metrics of every machine (CPU, memory, GPUs). 0: off."""
     parent_run_id: str | None = None
-    """MLflow run under which this one is shown (a sweep's)."""
+    """Parent run in MLflow (of a sweep)."""
 
 
 class ProfileSection(Section):
@@ -81,14 +81,14 @@ class ProfileSection(Section):
 
 
 class AlertsSection(Section):
-    """What is told in the log, as a tag of MLflow's run and by `aent status` (docs/tracking.md),
-    beside a reward that is not finite; 0 turns one off."""
+    """Alerts in the log, as tags of the MLflow run and in `aent status` (docs/tracking.md). A
+    reward that is not finite always gives one; 0 turns the others off."""
 
     RESUME: ClassVar[Resume] = "free"
     at_bound_steps: int = Field(20, ge=0)
     """Alert if the coefficient is at a bound for this many steps in a row. 0: off."""
     slow_step: float = Field(2.0, ge=0)
-    """Alert if a step takes this many times the median of those before it. 0: off."""
+    """Alert if a step takes this many times the median of the steps before it. 0: off."""
     idle_share: float = Field(0.9, ge=0, le=1)
     """Alert if trainer or engines are idle for more than this share of the newest steps' time. 0:
     off."""

@@ -1,7 +1,7 @@
-"""The reference of a recipe's fields, read from the schema: for people, and for editors.
+"""The reference of a recipe's fields, generated from the schema, for people and editors.
 
 ``docs/recipe.md`` is ``markdown()``, ``recipes/recipe.schema.json`` is ``json_schema()``;
-``tests/recipe/test_reference.py`` holds both. A field's description is the docstring below it.
+``tests/recipe/test_reference.py`` checks both. A field's description is the docstring below it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEAD = """# The fields of a recipe
 Every section and field, with its type and default. `aent recipe --markdown` writes this page; in a
 terminal, `aent recipe rollout.engine` prints one section. Any field can be set on the command line
 as `section.field=value`. A recipe's first line names `recipes/recipe.schema.json`, by which editors
-complete and check it. *On resume* says if the field may change when a run goes on from a
+complete and check it. *On resume* says if the field may change when a run continues from a
 checkpoint.
 """
 
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Part:
-    """One section: where it stands in a recipe, and what is in it."""
+    """One section: its path in a recipe, and its fields."""
 
     path: str  # dotted; of an element of a list: graders[python]
     text: str
@@ -53,7 +53,7 @@ class Part:
 
 
 def parts(section: type[Section] = Recipe, path: str = "") -> Iterator[Part]:
-    """The section, then those inside it, in their order."""
+    """The section, then the sections inside it, in order."""
     entries = (_entry(section, name, field) for name, field in section.model_fields.items())
     yield Part(path, cleandoc(section.__doc__ or ""), tuple(entries))
     for name, field in section.model_fields.items():
@@ -81,13 +81,16 @@ def markdown() -> str:
 
 
 def json_schema() -> str:
-    """A JSON schema of recipe files: whole ones, and changes of another one (``load``)."""
+    """A JSON schema of recipe files: full recipes, and changes of another one (``load``)."""
     whole = Recipe.model_json_schema()
     definitions = whole.pop("$defs")
     of_changes = {
         "type": "object",
         "properties": {
-            "base": {"type": "string", "description": "The recipe that is changed, beside this."},
+            "base": {
+                "type": "string",
+                "description": "The recipe that is changed, relative to this file.",
+            },
             "change": {"type": "object", "description": "Dotted keys and their new values."},
         },
         "required": ["base"],

@@ -1,10 +1,10 @@
-"""The typed schema of a recipe: every knob of a run, with its default and its unit.
+"""The typed schema of a recipe: every setting of a run, with its default and its unit.
 
-A recipe is one YAML file of these sections. Checks that need one field only stand here; checks
-across fields and against this machine stand in ``aent.checks.recipe``; nothing outside
-``aent.recipe`` knows YAML.
+A recipe is one YAML file with these sections. Checks of a single field are here; checks across
+fields and against this machine are in ``aent.checks.recipe``. Nothing outside ``aent.recipe`` reads
+YAML.
 
-What may change when a run is resumed stands beside the fields (``section``).
+Marks beside the fields say which may change when a run is resumed (``section``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TaskSection(Section):
     sources: tuple[SourceSection, ...] = ()
     """A mixture, in place of kind, name, config, path, split, subset, columns, size and heldout."""
     curriculum: CurriculumSection | None = None
-    """Which questions come when; default: every epoch in a new order."""
+    """The order of the questions; default: every epoch in a new order."""
     size: int = Field(1000, ge=1)
     """Distinct training questions; fewer if the task has fewer."""
     heldout: int = Field(64, ge=0)
@@ -114,12 +114,12 @@ class EngineSection(Section):
     start_timeout_s: float = mark(300.0, "free", gt=0)
     """Seconds an engine may take to start."""
     options: dict[str, Any] = Field({})
-    """Further options of vLLM's server by their names, for example {max-num-seqs: 512}. What the
-    run sets itself is refused."""
+    """Further options of vLLM's server by their names, for example {max-num-seqs: 512}. Options
+    that the run sets itself are refused."""
 
 
 class RolloutSection(Section):
-    """What is sampled each step, and from which engines."""
+    """Sampling in each step, and the engines that do it."""
 
     prompts_per_step: int = Field(8, ge=1)
     """Prompts sampled in each step."""
@@ -140,7 +140,7 @@ class RolloutSection(Section):
     engines: int = mark(1, "free", ge=0)
     """vLLM servers started on this machine; 0 together with urls."""
     urls: tuple[str, ...] = mark((), "free")
-    """Engines that somebody else started."""
+    """Addresses of engines that were started elsewhere."""
     token_file: str | None = mark(None, "free")
     """File (mode 600) with the token that those engines ask for."""
     concurrency: int = mark(256, "free", ge=1)
@@ -151,7 +151,7 @@ class RolloutSection(Section):
     engine: EngineSection = EngineSection()
     """Settings of each engine."""
     progress_timeout_s: float = mark(300.0, "free", gt=0)
-    """Seconds without a new token after which an engine is asked once more, then counted as
+    """Seconds without a new token after which a request is repeated once, then the engine counts as
     lost."""
     max_logprob_gap: float = mark(0.05, "warn", gt=0)
     """Largest mean train-inference mismatch: |engine log-prob - trainer log-prob| per token, nats.
@@ -191,8 +191,8 @@ class Recipe(Section):
     run_dir: str | None = mark(None, "free")
     """Folder of the run: empty or absent, unless its run is resumed; default: runs/NAME-TIME."""
     resume: Literal["never", "auto", "required"] = mark("never", "free")
-    """Go on from the newest checkpoint in run_dir. auto: if a run has begun there; required: always
-    (what --resume says)."""
+    """Continue from the newest checkpoint in run_dir. auto: if a run has begun there; required:
+    always (as --resume)."""
     model: ModelSection
     """The policy."""
     task: TaskSection = TaskSection()
@@ -218,16 +218,16 @@ class Recipe(Section):
     profile: ProfileSection = ProfileSection()
     """Profiles of single steps."""
     alerts: AlertsSection = AlertsSection()
-    """What somebody on call is told."""
+    """Alerts."""
     cluster: ClusterSection = ClusterSection()
     """The Slurm job."""
 
     @property
     def measured(self) -> Literal["clamped_entropy", "entropy"]:
-        """Which entropy the controller is given, by its name in results and metrics."""
+        """The entropy that the controller measures, by its name in results and metrics."""
         measure = self.controller.measure or self.entropy.measure
         return "clamped_entropy" if measure == "clamped" else "entropy"
 
     def control(self, kind: str) -> Any:
-        """The settings of the entropy control of this kind; None where there is none."""
+        """The settings of the entropy control of this kind; None if there is none."""
         return next((c for c in self.entropy_controls if c.kind == kind), None)

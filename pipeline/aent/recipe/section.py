@@ -1,7 +1,7 @@
-"""What every section of a recipe is made of.
+"""The base of every section of a recipe.
 
-``RESUME`` says of each section (or, where a field differs, of that field through ``mark``) what may
-change when a run is resumed: ``same`` (a change would corrupt the run), ``warn``, ``free``.
+``RESUME`` of a section (or ``mark`` of a field that differs) says if it may change when a run is
+resumed: ``same`` (a change would corrupt the run), ``warn``, ``free``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def mark(default: Any, resume: Resume, **constraints: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values do not change after loading."""
+    """Base of every section: unknown keys are errors, and values do not change after loading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True

@@ -1,5 +1,5 @@
-"""The sections of what is asked: columns of a file, the sources of a mixture, a curriculum. What
-they do: docs/data.md."""
+"""The sections about questions: columns of a file, the sources of a mixture, a curriculum
+(docs/data.md)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SourceSection(Section):
 
 
 class CurriculumSection(Section):
-    """Which questions come when, by the success that each had when it was last asked: the share of
+    """The order of the questions, by the success that each had when it was last asked: the share of
     its responses that were right."""
 
     low: float = Field(0.0, ge=0, le=1)
@@ -64,8 +64,8 @@ class CurriculumSection(Section):
     high: float = Field(1.0, ge=0, le=1)
     """Questions with a success of at most this are asked again."""
     retry_after: int | None = Field(None, ge=1)
-    """Steps that they rest; default: for good."""
+    """Steps that they rest; default: permanently."""
     order: Literal["shuffled", "easy_first", "hard_first"] = "shuffled"
     """Order among questions asked equally often."""
     replay: float = Field(0.0, ge=0, le=1)
-    """Share of a step's prompts that were asked before, while there are new ones."""
+    """Share of a step's prompts that were asked before, as long as there are new ones."""

@@ -1,4 +1,4 @@
-"""The sections of a recipe about learning: losses, entropy, the coefficient, ranks, optimizer."""
+"""The sections of a recipe about training: losses, entropy, the coefficient, ranks, optimizer."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class AlgorithmSection(Section):
     dual_clip: float | None = Field(None, gt=1)
     """Bound of the ratio for negative advantages (dual-clip PPO). Default: none."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    """Weights of the tokens: token_mean; sequence_mean: each response weighs the same;
+    """Weights of the tokens: token_mean; sequence_mean: each response has the same weight;
     constant_length: Dr. GRPO, divided by rollout.max_response_tokens."""
     overlong_buffer: int = Field(0, ge=0)
     """DAPO's overlong shaping: in this many last tokens before rollout.max_response_tokens the
     reward falls by up to overlong_penalty. 0: off."""
     overlong_penalty: float = Field(1.0, gt=0)
-    """What the reward loses at the end of overlong_buffer."""
+    """How much the reward falls at the end of overlong_buffer."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Coefficient of the KL divergence to the frozen reference (the first weights)."""
     importance: Literal["none", "truncated_token", "masked_sequence"] = "none"
@@ -47,12 +47,12 @@ class AlgorithmSection(Section):
 
 
 class EntropySection(Section):
-    """Which entropy is paid for: of the clamped set, or of the whole vocabulary. The controller is
-    given the same one, unless ``controller.measure`` says otherwise."""
+    """The entropy that is rewarded: of the clamped set, or of the whole vocabulary. The controller
+    measures the same one, unless ``controller.measure`` is set."""
 
     RESUME: ClassVar[Resume] = "warn"
     measure: Literal["clamped", "full"] = "clamped"
-    """Entropy that the bonus pays for: of the clamped set, or of the whole vocabulary."""
+    """Entropy that the bonus rewards: of the clamped set, or of the whole vocabulary."""
     drop_fraction: float | None = Field(None, ge=0, lt=1)
     """Share of the vocabulary outside the clamped set; default: 0.33, the paper's."""
     top_k: int | None = Field(None, ge=1)
@@ -60,10 +60,10 @@ class EntropySection(Section):
 
 
 class ControllerSection(Section):
-    """The coefficient's controller; ``initial`` has no default: nothing hidden.
+    """The coefficient's controller; ``initial`` has no default, so that no coefficient is hidden.
 
-    Which fields a kind needs, and which mean nothing to it, is said in entropy/controllers/; what
-    each does and how to set it, in docs/controllers.md.
+    entropy/controllers/ defines which fields each kind needs and takes; docs/controllers.md
+    explains what they do and how to set them.
     """
 
     RESUME: ClassVar[Resume] = "warn"
@@ -74,12 +74,12 @@ class ControllerSection(Section):
     initial: float = Field(ge=0)
     """Coefficient of step 0."""
     measure: Literal["clamped", "full"] | None = None
-    """Entropy that the controller sees; default: entropy.measure."""
+    """Entropy that the controller measures; default: entropy.measure."""
     drives: Literal["bonus", "upper_clip", "advantage_zeta", "gradient_share"] = mark(
         "bonus", "same"
     )
-    """What the coefficient is of: the entropy bonus; the upper clip, multiplied by 1 + coefficient;
-    REPO-R's zeta on advantages; the bonus's share of the gradient of the logits."""
+    """What the coefficient scales: the entropy bonus; the upper clip, multiplied by 1 +
+    coefficient; REPO-R's zeta on advantages; the bonus's share of the gradient of the logits."""
     low: float | None = None
     """band, log_pi: lower end of the band, nats."""
     high: float | None = None
@@ -111,10 +111,10 @@ class ControllerSection(Section):
     warmup_steps: int = Field(0, ge=0)
     """Steps before the first update that may move the coefficient."""
     anneal_to: float | None = Field(None, gt=0)
-    """The target or band is multiplied by a factor that goes linearly from 1 to this; default: it
-    stays."""
+    """The target or band is multiplied by a factor that goes linearly from 1 to this; default: no
+    change."""
     anneal_steps: int | None = Field(None, ge=1)
-    """Steps in which it does."""
+    """Steps in which the factor reaches anneal_to."""
 
 
 class OptimizerSection(Section):
@@ -136,8 +136,8 @@ class OptimizerSection(Section):
     """Megatron's distributed optimizer: states sharded over data-parallel ranks."""
     megatron: dict[str, Any] = mark({}, "warn")
     """Further fields of Megatron's OptimizerConfig by their names, a dtype by its own:
-    {use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16}. What the run sets itself is
-    refused."""
+    {use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16}. Fields that the run sets itself
+    are refused."""
 
 
 class ScheduleSection(Section):
@@ -168,8 +168,8 @@ class TrainerSection(Section):
     mini_batches: int = Field(1, ge=1)
     """Optimizer steps per step."""
     micro_batch_tokens: int = mark(4096, "free", ge=1)
-    """Tokens of one forward and backward at most, prompts included; those of all context-parallel
-    ranks together."""
+    """Most tokens of one forward and backward pass, prompts included; the sum over all
+    context-parallel ranks."""
     share_prompts: bool = mark(False, "free")
     """Compute a group's prompt once per micro-batch (arXiv 2506.05433); the same results. Not with
     Transformer Engine's attention."""
@@ -179,11 +179,13 @@ class TrainerSection(Section):
     transformer_engine where it is installed and computes the model (bfloat16, without
     share_prompts, or windows with context_parallel), else sdpa."""
     fused_head: bool = mark(False, "free")
-    """Compute the output layer and the loss for some tokens at a time, twice, instead of holding
-    all logits of a micro-batch and their gradient; the same results to rounding."""
+    """The chunked head: compute the output layer and the loss for some tokens at a time, twice,
+    instead of holding all logits of a micro-batch and their gradient; the same results to
+    rounding."""
     megatron: dict[str, Any] = mark({}, "warn")
     """Further fields of Megatron's TransformerConfig by their names: {recompute_granularity: full,
-    recompute_method: uniform, recompute_num_layers: 1}. What the run sets itself is refused."""
+    recompute_method: uniform, recompute_num_layers: 1}. Fields that the run sets itself are
+    refused."""
     ddp: dict[str, Any] = mark({}, "warn")
     """Further fields of Megatron's DistributedDataParallelConfig: {overlap_grad_reduce: true,
     overlap_param_gather: true, bucket_size: 40000000}."""
@@ -192,8 +194,8 @@ class TrainerSection(Section):
     collective_timeout_s: float = mark(600.0, "free", gt=0)
     """Seconds a collective may wait for the other ranks."""
     phase_timeout_s: float = mark(1800.0, "free", gt=0)
-    """Seconds a rank may stay in one phase without progress before it counts as hung; above all
-    other time-outs, whose messages say more."""
+    """Seconds a rank may stay in one phase without progress before it counts as hung; must be above
+    all other time-outs, whose messages say more."""
     optimizer: OptimizerSection = OptimizerSection()
     """The optimizer."""
     schedule: ScheduleSection = ScheduleSection()

@@ -1,8 +1,8 @@
-"""Child processes that leave nothing behind: engines, trainer ranks.
+"""Child processes that leave nothing behind: engines and trainer ranks.
 
-Every child leads a session (and process group) of its own, so that a terminal's Ctrl-C reaches the
-parent alone, and one signal reaches the child with all it has started. It dies when its parent
-does, whatever killed the parent (PR_SET_PDEATHSIG, prctl(2)). Linux only.
+Every child leads its own session (and process group). So a terminal's Ctrl-C reaches only the
+parent, and one signal reaches the child and every process that it started. A child dies with its
+parent, whatever killed the parent (PR_SET_PDEATHSIG, prctl(2)). Linux only.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-STARTED_BY = "AENT_SERVER_PROCESS"  # names the process of a vLLM server that has started another
+# names the parent process, for a process started by a vLLM server
+STARTED_BY = "AENT_SERVER_PROCESS"
 POLL_S = 0.02
-TAIL_BYTES = 65_536  # of a log, read for its last lines
-KILL_WAIT_S = 30.0  # for the kernel to deliver a SIGKILL, and to take the memory back
+TAIL_BYTES = 65_536  # bytes of a log that are read for its last lines
+KILL_WAIT_S = 30.0  # seconds for the kernel to deliver a SIGKILL and to free the memory
 KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing is imported between fork and exec
+# loaded here, because nothing may be imported between fork and exec
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent: int | None = None) -> None:
     """Have the kernel SIGKILL this process when the thread that started it ends.
 
-    ``parent`` is the expected parent's process id: if that is gone already, this process ends now.
+    ``parent`` is the expected parent's process id: if it has ended already, this process ends now.
     """
     if _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -43,8 +45,8 @@ def die_with_parent(parent: int | None = None) -> None:
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a TCP port of ``host`` that was free a moment ago.
 
-    Whoever shall listen there imports for seconds first. So it is a port that the kernel gives to
-    nobody who does not ask for it by number, where there are such ports.
+    The process that will listen there first imports for seconds. So, if possible, it is a port that
+    the kernel only gives to processes that ask for it by number.
     """
     first, last = map(int, KERNELS_PORTS.read_text().split())
     all_ports = range(10_000, 65_536)
@@ -61,10 +63,10 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def tail_of(path: Path, lines: int) -> str:
-    """The last ``lines`` lines of a log file, of its last ``TAIL_BYTES`` at most; empty if there is
-    none that can be read (it is part of an error's message, which must not get lost)."""
+    """The last ``lines`` lines of a log file, from its last ``TAIL_BYTES`` at most; empty if it
+    cannot be read (the result is part of an error's message, which must not get lost)."""
     try:
-        with path.open("rb") as file:  # not all of it: hundreds of requests may fail at once
+        with path.open("rb") as file:  # only the end: hundreds of requests may fail at once
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
@@ -74,7 +76,7 @@ def tail_of(path: Path, lines: int) -> str:
 
 @dataclass
 class Child:
-    """A process of ours, its name for messages and the file that its output goes to."""
+    """A child process, its name for messages and the file with its output."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -91,8 +93,9 @@ class Child:
     ) -> Child:
         """Start ``argv`` with exactly ``env``; its output is appended to ``log_path``.
 
-        With ``inherit_stdout`` its standard output goes where ours goes and only standard error to
-        the log. Call it from a thread that lives as long as the child should (the main thread).
+        With ``inherit_stdout`` it shares this process's standard output, and only its standard
+        error goes to the log. Call it from a thread that lives as long as the child should (the
+        main thread).
         """
         parent = os.getpid()
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +134,11 @@ class Child:
 
 
 def stop_all(children: Sequence[Child], grace_s: float) -> None:
-    """SIGTERM to every child; when all have ended, or after ``grace_s``, SIGKILL to their groups.
+    """Send SIGTERM to every child; when all have ended, or after ``grace_s``, SIGKILL to their
+    groups.
 
-    When it returns, no process of any child's group is left (children that made a session of their
-    own excepted), also where a child had ended before without its own children.
+    When it returns, no process of any child's group is left, even if a child had ended before its
+    own children (except processes that created their own session).
 
     Raises TimeoutError if something survives SIGKILL (a process stuck in the kernel).
     """
@@ -143,7 +147,8 @@ def stop_all(children: Sequence[Child], grace_s: float) -> None:
             child.process.terminate()
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and any(c.poll() is None for c in children):
-        time.sleep(POLL_S)  # for the children themselves: they end their own, or leave them to us
+        # waits for the children themselves: they end their own children, or leave them to us
+        time.sleep(POLL_S)
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)
@@ -169,7 +174,7 @@ def _group_alive(child: Child) -> bool:
 def _runs(pid: int, group: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return False
     state, _, process_group = stat.rpartition(")")[2].split()[:3]
     return int(process_group) == group and state not in "ZX"

@@ -1,6 +1,6 @@
 """Process groups, seeds and threads of a trainer rank.
 
-On a GPU (nccl) this was not run where it was written; it uses the same calls.
+This has not run on a GPU (nccl) yet; it uses the same calls there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def initialize(settings: TrainerSection, seed: int, control_timeout_s: float = 4
 
 
 def control_group() -> dist.ProcessGroup:
-    """The gloo group of all ranks whose deadline is long: CPU tensors, and waits for rank 0."""
+    """The gloo group of all ranks with a long deadline, for CPU tensors and waits for rank 0."""
     if _control_group is None:
         raise RuntimeError(
             "aent.runtime.distributed.initialize has not been called in this process"
@@ -104,15 +104,15 @@ def everyones(value: T, error: Exception | None, what: str) -> list[T]:
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """The device that this rank computes on."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def peak_memory() -> list[int]:
-    """Bytes that every rank has held at most, in rank order (collective): resident on a CPU, from
-    torch's allocator on a GPU."""
+    """The most bytes that each rank has held, in rank order (collective): resident memory on a CPU,
+    from torch's allocator on a GPU."""
     peaks = torch.zeros(dist.get_world_size(), dtype=torch.int64)
     on_gpu = torch.cuda.is_available()
     peaks[dist.get_rank()] = torch.cuda.max_memory_allocated() if on_gpu else _resident_peak()

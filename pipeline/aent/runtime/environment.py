@@ -1,7 +1,7 @@
-"""What this machine and its installation offer: device, implementations, files shipped with aent.
+"""The device, implementations and shipped files that this machine and installation offer.
 
-The trainer decides with these functions and ``aent doctor`` reports with them, so the report is
-the decision. torch is imported on first use only.
+The trainer decides with these functions and ``aent doctor`` reports with them, so the report is the
+decision. torch is imported only on first use.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ Attention = Literal["transformer_engine", "sdpa", "flex"]
 
 
 def data_path(relative: str) -> Path:
-    """Return where a path such as ``recipes/cpu/tiny.yaml`` is: here, or among aent's own files.
+    """Find a path such as ``recipes/cpu/tiny.yaml``: here, or among the files that aent ships.
 
-    A path that exists (relative to the working directory, or absolute) is returned as it is. Else
-    it is looked for under the ``recipes/`` and ``slurm/`` that aent ships, in a checkout and in an
-    installed wheel alike. What is in neither comes back as it is, for the reader's own complaint.
+    A path that exists (relative to the working directory, or absolute) is returned unchanged. Else
+    it is looked up in the ``recipes/`` and ``slurm/`` that aent ships, in a checkout and in an
+    installed wheel alike. A path that is in neither is returned unchanged, so that the caller's own
+    error names it.
     """
     path = Path(relative).expanduser()
     shipped = Path(__file__).resolve().parents[1] / "_data" / path
@@ -55,8 +56,8 @@ def device_kind() -> Literal["cuda", "cpu"]:
 
 
 def torch_is_for_gpus() -> bool:
-    """Whether the installed torch was built with CUDA or ROCm, by its file that says so: a launcher
-    need not spend a second on the import to learn that it was not."""
+    """Whether the installed torch was built with CUDA or ROCm, read from one of its files, which
+    saves a launcher the second of an import."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
@@ -79,7 +80,7 @@ def gpu_memory_bytes() -> int | None:
 
 
 def why_not(implementation: Implementation) -> str:
-    """Return why an implementation cannot be used here, as a clause; empty where it can."""
+    """Return why an implementation cannot be used here, as a clause; empty if it can."""
     if implementation == "transformer_engine":
         problem = _transformer_engine_problem()
     elif implementation == "apex":
@@ -87,7 +88,7 @@ def why_not(implementation: Implementation) -> str:
     else:
         return ""
     if not problem and device_kind() != "cuda":
-        return f"{implementation} computes on GPUs only and torch sees none"
+        return f"{implementation} runs only on GPUs and torch sees none"
     return problem
 
 
@@ -96,13 +97,13 @@ def _transformer_engine_problem() -> str:
         return "Transformer Engine is not installed"
     try:
         importlib.import_module("transformer_engine.pytorch.optimizers")
-    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch or CUDA
+    except (ImportError, OSError, RuntimeError) as error:  # it was built for another torch or CUDA
         return f"Transformer Engine is installed but does not import ({error})"
     return ""
 
 
 def _apex_problem() -> str:
-    # apex is looked at without importing it: the unrelated one would run somebody else's code
+    # apex is not imported for this: an unrelated package of that name would run its own code
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return "NVIDIA apex is not installed"
@@ -123,8 +124,8 @@ def optimizer_implementation(
 ) -> Implementation:
     """Return whose Adam the trainer uses.
 
-    ``auto`` takes the first that can be used of Transformer Engine, NVIDIA apex, torch.
-    Raises RuntimeError, with the reason, where a named one cannot be used here.
+    ``auto`` takes the first usable one of Transformer Engine, NVIDIA apex, torch. Raises
+    RuntimeError with the reason if a named one cannot be used here.
     """
     if requested != "auto":
         problem = why_not(requested)
@@ -142,10 +143,10 @@ def attention_implementation(
 ) -> Attention:
     """Return whose layers and attention compute a model here.
 
-    transformer_engine: its layers; sdpa, flex: Megatron's local layers, with torch's
-    ``scaled_dot_product_attention`` or ``flex_attention``. ``auto`` is Transformer Engine where it
-    can be used and ``suits`` what is to be computed, else sdpa. What was named comes back, be it
-    here or not.
+    transformer_engine: its layers. sdpa, flex: Megatron's local layers, with torch's
+    ``scaled_dot_product_attention`` or ``flex_attention``. ``auto`` becomes transformer_engine if
+    it can be used and ``suits`` the recipe, else sdpa. Any other name is returned as it is, even if
+    it is not installed here.
     """
     if requested != "auto":
         return requested
@@ -158,12 +159,12 @@ def usable_cores() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Return the host memory that can still be taken: the machine's, or the container's if less."""
+    """Return the available host memory: the machine's, or the container's if that is less."""
     available = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit of its own
+    except (OSError, ValueError):  # no cgroup v2, or "max": the container has no limit
         return available
     return max(0, min(available, limit - used))

@@ -1,4 +1,5 @@
-"""Why a run ended: each failing rank writes its error where the end of the job finds the first."""
+"""Why a run ended: each failing rank writes its error to a file, and the end of the job reports the
+first."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from typing import Any
 from aent.recipe.redact import redacted
 from aent.runtime.log import log
 
-FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank has failed
-LINES = 40  # of the traceback, shown: an engine's error has 25 of its log
-ROOM = 32768  # bytes of a rank's file, taken before there is anything to write
+FOLLOWERS = ("RankZeroFailed",)  # errors that only say that another rank failed
+LINES = 40  # lines of the traceback that are shown; an engine's error has 25 lines of its log
+ROOM = 32768  # bytes of a rank's file, reserved in advance
 
 
 def clear(run_dir: Path) -> None:
@@ -29,9 +30,9 @@ def clear(run_dir: Path) -> None:
 
 @contextmanager
 def recorded(run_dir: Path, rank: int) -> Iterator[None]:
-    """Write what this rank fails of to ``run_dir/failures``, and let it fail.
+    """Write this rank's error to ``run_dir/failures`` and raise it.
 
-    The file's room is taken before: a full disk is a reason to be told too.
+    The file's space is reserved in advance, so that a full disk can be reported too.
     """
     place = run_dir / "failures" / f"rank{rank}.partial"
     _reserve(place)
@@ -47,7 +48,8 @@ def recorded(run_dir: Path, rank: int) -> Iterator[None]:
         }
         try:
             _fill(place, json.dumps(record).encode())
-        except OSError as why:  # the traceback, above, is in this rank's own log, if anything is
+        # the traceback above is in this rank's own log, if that can be written
+        except OSError as why:
             log.warning(f"aent: {place} cannot be written: {why}")
         raise
     finally:
@@ -64,20 +66,20 @@ def _reserve(place: Path) -> None:
 
 
 def _fill(place: Path, text: bytes) -> None:
-    """Write into the room that was taken; the file gets its name when it is whole, for others end
-    this process as soon as they see it."""
+    """Write to the reserved space. The file gets its name when it is complete, because other
+    processes end this one as soon as they see it."""
     place.parent.mkdir(exist_ok=True)
     with open(os.open(place, os.O_WRONLY | os.O_CREAT), "wb") as file:
-        file.write(text.ljust(ROOM))  # blanks after JSON are JSON
+        file.write(text.ljust(ROOM))  # JSON may end with blanks
         file.flush()
         os.fsync(file.fileno())
     place.replace(place.with_suffix(".json"))
 
 
 def first(run_dir: Path) -> str | None:
-    """The first error of the first rank that failed by itself; None if no rank has written one.
+    """The error of the first rank that failed by itself; None if no rank has written one.
 
-    The order is that of the machines' clocks; a rank that only followed another one comes last.
+    The order is by the machines' clocks; ranks that failed because of another one come last.
     """
     if not (records := _records(run_dir)):
         return None
@@ -93,7 +95,7 @@ def first(run_dir: Path) -> str | None:
 
 
 def only_followed(run_dir: Path) -> bool:
-    """Whether all that ranks have written so far is that another one failed."""
+    """Whether all errors written so far only say that another rank failed."""
     records = _records(run_dir)
     return bool(records) and all(record["error"] in FOLLOWERS for record in records)
 
@@ -101,6 +103,6 @@ def only_followed(run_dir: Path) -> bool:
 def _records(run_dir: Path) -> list[dict[str, Any]]:
     found = []
     for path in (run_dir / "failures").glob("rank*.json"):
-        with contextlib.suppress(OSError, ValueError):  # one that cannot be read has told nothing
+        with contextlib.suppress(OSError, ValueError):  # a file that cannot be read says nothing
             found.append(json.loads(path.read_text()))
     return found

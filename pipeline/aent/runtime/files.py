@@ -1,4 +1,4 @@
-"""Small files of a run's folder, on file systems that fail now and then."""
+"""Small files of a run's folder, on file systems that sometimes fail."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 T = TypeVar("T")
-ATTEMPTS, PAUSE_S = 3, 1.0  # of reading, and between two
-LOOK_S = 0.2  # between two looks at a lock
+ATTEMPTS, PAUSE_S = 3, 1.0  # attempts to read, and seconds between two
+LOOK_S = 0.2  # seconds between two attempts to lock
 
 
 def read_again(read: Callable[[], T]) -> T:
-    """What ``read`` returns; an OSError (EIO, ESTALE) costs another attempt, the last one is
-    raised. A file that is not there is not waited for."""
+    """The result of ``read``, which is retried after an OSError (EIO, ESTALE); the last error is
+    raised. A missing file is not retried."""
     for _ in range(ATTEMPTS - 1):
         try:
             return read()
@@ -31,10 +31,10 @@ def read_again(read: Callable[[], T]) -> T:
 
 
 def write_whole(path: Path, text: str, *, mode: int = 0o666) -> None:
-    """Write a text file that is there whole or not at all, even after a loss of power.
+    """Write a text file that is either complete or absent, even after a power failure.
 
-    mode: of a new file, less the umask; 0o600 for what only its owner may read. Raises OSError,
-    with what was there before left as it was.
+    mode: of a new file, minus the umask; 0o600 if only its owner may read it. Raises OSError; then
+    the previous file is unchanged.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -58,17 +58,17 @@ def nearest_existing(folder: Path) -> Path:
 
 
 def folder_problem(folder: Path) -> str | None:
-    """Why nothing could be written into a folder, which need not be there yet; None if it could."""
+    """Why a folder, which need not exist yet, could not be written to; None if it could."""
     place = nearest_existing(folder)
     if not place.is_dir():
-        return f"{folder} cannot be made: {place} is no folder"
+        return f"{folder} cannot be created: {place} is not a folder"
     if not os.access(place, os.W_OK | os.X_OK):
         return f"{folder} cannot be written: no permission in {place}"
     return None
 
 
 class NoLocksError(OSError):
-    """The file system has no flock (some parallel ones want a mount option for it)."""
+    """The file system does not support flock (some parallel ones need a mount option for it)."""
 
 
 def _flock(file: IO[str], path: Path) -> None:
@@ -77,17 +77,17 @@ def _flock(file: IO[str], path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        why = f"its file system knows no locks (flock: {error.strerror})"
+        why = f"its file system does not support locks (flock: {error.strerror})"
         raise NoLocksError(error.errno, why, str(path)) from error
 
 
 @contextmanager
 def locked(path: Path, timeout_s: float, what: str) -> Iterator[None]:
-    """Hold the lock of this file, which is made and stays.
+    """Hold the lock of this file, which is created and stays.
 
-    what: an infinitive, what it is held for. Raises TimeoutError if another process has it for
-    ``timeout_s``, NoLocksError where the file system knows none, OSError where the file cannot be
-    made.
+    what: the purpose, as an infinitive. Raises TimeoutError if another process holds it for
+    ``timeout_s``, NoLocksError if the file system has no locks, OSError if the file cannot be
+    created.
     """
     deadline = time.monotonic() + timeout_s
     with path.open("w") as file:

@@ -1,8 +1,8 @@
-"""Signs of life: which ranks still live, and where each one is.
+"""Heartbeats: which ranks are alive, and in which phase each one is.
 
-A rank's heartbeat is the file ``RUN_DIR/heartbeats/rankN.json``, which the rank writes and a thread
-of it renews (``phases``). A process that is stopped, or on a dead node, renews nothing; one whose
-work hangs says there for how long it has got no further.
+A rank's heartbeat is the file ``RUN_DIR/heartbeats/rankN.json``, which the rank writes and one of
+its threads renews (``phases``). A process that is stopped, or on a dead node, renews nothing. If a
+rank's work hangs, the file says for how long it has made no progress.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from aent.runtime.log import log
 
 BEAT_S = 2.0
-LOOK_S = 3 * BEAT_S  # between two looks of a ``Watch``
-BLIND_S = 600.0  # without being able to look, after which a ``Watch`` says so
-CLOCK_FILE = "clock"  # the watcher's own sign: times of one file system can be compared
+LOOK_S = 3 * BEAT_S  # seconds between two looks of a ``Watch``
+BLIND_S = 600.0  # seconds without a successful look, after which a ``Watch`` says so
+CLOCK_FILE = "clock"  # the watcher's own file, so that times of the same file system are compared
 
 
 def file_of(run_dir: Path, rank: int) -> Path:
@@ -32,8 +32,8 @@ def clear(run_dir: Path) -> None:
 
 
 def places(run_dir: Path) -> dict[int, str]:
-    """Where each rank that has not ended well is, in words; empty where none has begun, or where
-    the file system does not say."""
+    """The phase of each rank that has not succeeded, in words; empty if none has begun, or if the
+    files cannot be read."""
     try:
         beats = _beats(run_dir, _clock(run_dir))
     except OSError:
@@ -49,7 +49,7 @@ def places(run_dir: Path) -> dict[int, str]:
 
 
 def silence_of(run_dir: Path) -> float | None:
-    """Seconds since the last sign of life of any rank; None where none has begun or is left."""
+    """Seconds since the last sign of life of any rank; None if none has begun or none is left."""
     try:
         beats = _beats(run_dir, _clock(run_dir))
     except OSError:
@@ -59,22 +59,22 @@ def silence_of(run_dir: Path) -> float | None:
 
 @dataclass
 class Watch:
-    """Looks for ranks that hang; beside them, on one machine in the launcher, else in a task.
+    """Looks for ranks that hang: in the launcher on one machine, else in a task of the job.
 
-    A look that fails (ESTALE, EIO) says nothing of the ranks: it is told on stderr, and the next
-    one counts.
+    A look that fails (ESTALE, EIO) says nothing about the ranks: it is reported on stderr, and the
+    next one counts.
     """
 
     run_dir: Path
     silence_s: float
     _before: set[int] = field(default_factory=set)  # silent at the last look
-    _seen: float = field(default_factory=time.monotonic)  # when a look went well
-    _told: bool = False  # that looks fail
+    _seen: float = field(default_factory=time.monotonic)  # time of the last successful look
+    _told: bool = False  # whether failing looks were reported
 
     def look(self) -> str | None:
-        """A sentence that names the ranks that say they are stuck, and those without a sign of
-        life for ``silence_s`` seconds at this look and at the one before: on a machine that was
-        suspended all are silent as it wakes up.
+        """A sentence that names ranks that report that they are stuck, and ranks without a sign of
+        life for ``silence_s`` seconds at this look and at the one before. (One look is not enough:
+        on a machine that wakes from suspension all ranks are silent.)
 
         Looks should be more than ``BEAT_S`` apart.
         """
@@ -90,8 +90,8 @@ class Watch:
         if not self._told and time.monotonic() - self._seen > BLIND_S:
             self._told = True
             log.warning(
-                f"aent: for {time.monotonic() - self._seen:.0f} s nobody has seen whether the "
-                f"ranks live ({error}); the run goes on"
+                f"aent: for {time.monotonic() - self._seen:.0f} s the heartbeats of the ranks "
+                f"could not be read ({error}); the run continues"
             )
 
     def _judge(self, beats: dict[int, tuple[float, dict]]) -> str | None:
@@ -104,7 +104,8 @@ class Watch:
                     told.append(f"rank {rank} shows no sign of life for {silent_s:.0f} s {place}")
             elif "stuck_s" in beat:
                 told.append(
-                    f"rank {rank} has got no further for {beat['stuck_s']:.0f} s {place}, which is "
+                    f"rank {rank} has made no progress for {beat['stuck_s']:.0f} s {place}, "
+                    f"which is "
                     "more than trainer.phase_timeout_s"
                 )
         self._before = silent
@@ -124,11 +125,11 @@ def _beats(run_dir: Path, now: float) -> dict[int, tuple[float, dict]]:
     for file in (run_dir / "heartbeats").glob("rank*.json"):
         try:
             silent_s, text = now - file.stat().st_mtime, file.read_text()
-        except FileNotFoundError:  # it has just ended
+        except FileNotFoundError:  # the rank has just ended
             continue
         try:
             beat = json.loads(text)
-        except ValueError:  # made anew on a full disk: a sign of life, and no more
+        except ValueError:  # an empty file, written on a full disk: only a sign of life
             beat = {"step": "?", "phase": "?", "since": now}
         found[int(file.stem.removeprefix("rank"))] = (silent_s, beat)
     return dict(sorted(found.items()))

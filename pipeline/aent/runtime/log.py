@@ -1,8 +1,8 @@
-"""What a process of a run says: Python's logging, by the logger ``aent``.
+"""The log of a run's processes: Python's logging, with the logger ``aent``.
 
-A command says plain sentences: notices on standard output, warnings and errors on standard error.
-A process of a run calls ``begin`` first: from then on each line has time, level, process and
-attempt (the number of this start of the run, from 1), and a start begins a section of its logs.
+A command prints plain sentences: notices on standard output, warnings and errors on standard error.
+A process of a run first calls ``begin``. From then on each line has time, level, process and
+attempt (the number of this start of the run, from 1), and each start begins a section of its logs.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import TextIO
 
 log = logging.getLogger("aent")
 
-OWN_ONLY = "own_only"  # true of a record (extra) that a person sees in another form
+OWN_ONLY = "own_only"  # set on a record (extra) that the terminal shows in another form
 FORMAT = "%(asctime)s %(levelname)s [%(process_name)s, attempt %(attempt)d] %(message)s"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which process of a run this is."""
+    """The process of a run that logs."""
 
     process: str
     attempt: int
-    own: TextIO | None = None  # its own log, which has every line; None: its two streams
-    shown: bool = True  # lines also go to standard output, where a person looks
+    own: TextIO | None = None  # its own log, which gets every line; None: its two streams
+    shown: bool = True  # lines also go to standard output, for a person
 
 
 class _Handler(logging.Handler):
-    """To the streams that ``sys`` has when a line is written (a live display replaces them)."""
+    """Writes to the current streams of ``sys``, which a live display replaces."""
 
     place: Place | None = None  # None: a command
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One that cannot be written (a full disk, a closed pipe) ends nobody."""
+        """Ignore a line that cannot be written (a full disk, a closed pipe)."""
         if self.place is not None:
             record.process_name, record.attempt = self.place.process, self.place.attempt
         text = self.format(record)
@@ -66,13 +66,13 @@ log.propagate = False
 
 
 def begin(process: str, attempt: int) -> None:
-    """Every line of this process says when, how grave, where and at which start of the run."""
+    """From now on, every line of this process has time, level, process and attempt."""
     _handler.be(Place(process, attempt))
 
 
 @contextmanager
 def logged(process: str, attempt: int) -> Iterator[None]:
-    """``begin``, a section on standard output, and plain sentences again at the end."""
+    """``begin`` with a section on standard output; at the end, plain sentences again."""
     begin(process, attempt)
     print(title(process), flush=True)
     try:
@@ -82,15 +82,15 @@ def logged(process: str, attempt: int) -> Iterator[None]:
 
 
 def begin_rank(rank: int, attempt: int) -> None:
-    """``begin`` of a trainer rank: every line goes to its own log (its standard error), those of
-    rank 0 also to its standard output, which a person sees. The log begins a section."""
+    """``begin`` for a trainer rank: every line goes to its own log (its standard error); lines of
+    rank 0 also go to its standard output, for a person. Begins a section of the log."""
     _handler.be(Place(f"rank {rank}", attempt, sys.stderr, rank == 0))
     print(title(f"rank {rank}"), file=sys.stderr, flush=True)
 
 
 def begin_section(path: Path, process: str) -> None:
-    """Begin a section of a log that another process writes on; nothing where this one is of no run.
-    Raises OSError."""
+    """Begin a section of a log that another process continues; does nothing if this process belongs
+    to no run. Raises OSError."""
     if _handler.place is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""What Megatron-core needs to run unmodified on a machine without a GPU: the only place for it.
+"""Lets Megatron-core run unmodified on a machine without a GPU. Only this module patches it.
 
 Megatron asks torch.cuda for its device, its random state and its tensors without looking whether
 there is a GPU. ``enter`` answers those questions for the CPU, once per process; ``device_mode``
@@ -64,7 +64,7 @@ def enter() -> None:
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
     # before anything is patched: importing it can import torch._dynamo, which makes a table of
-    # torch's functions and takes neither one of ours for torch's nor one under two names
+    # torch's functions and accepts neither replaced functions nor one under two names
     from megatron.core.tensor_parallel import layers, random
 
     # Megatron allocates parameters and buffers on torch.cuda.current_device()
@@ -73,17 +73,17 @@ def enter() -> None:
     torch.cuda.synchronize = _synchronize
     torch.cuda.current_stream = _current_stream  # type: ignore[assignment]
     Tensor.cuda = _same_tensor  # type: ignore[assignment, method-assign]
-    # its random number tracker keeps "CUDA" states: there is one generator here, the CPU's
+    # its random number tracker keeps "CUDA" states: here the only generator is the CPU's
     torch.cuda.get_rng_state = _get_rng_state
     torch.cuda.set_rng_state = _set_rng_state
     torch.cuda.manual_seed = _manual_seed
     random._get_cuda_rng_state = _get_rng_state
     random._set_cuda_rng_state = _set_rng_state
-    # Megatron adds weight gradients into its fp32 buffer by a CUDA kernel where there is one; with
-    # BLAS's own accumulation in its place the CPU saves one pass over each weight's gradient
+    # Megatron adds weight gradients to its fp32 buffer with a CUDA kernel, if there is one. BLAS's
+    # accumulation instead saves the CPU one pass over each weight's gradient.
     layers.fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=_accumulate)
     layers._grad_accum_fusion_available = True
-    # the same for the embedding, whose gradient would be a table of zeros per micro-batch
+    # the same for the embedding, whose gradient would be mostly zeros for each micro-batch
     # (layers.py calls nothing else of torch.nn.functional)
     layers.F = SimpleNamespace(embedding=_embedding)
 
@@ -101,7 +101,7 @@ def _synchronize(device: Any = None) -> None:
 
 
 def _current_stream(_device: Any = None) -> Any:
-    """A stream that has always done all of its work."""
+    """A stream whose work is always done."""
     return SimpleNamespace(wait_event=_wait, wait_stream=_wait, synchronize=_synchronize)
 
 

@@ -1,4 +1,4 @@
-"""This machine's address, as the other machines of a job reach it."""
+"""The address at which the other machines of a job reach this one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"  # gloo reads it too; the network betw
 def own_address() -> str:
     """The IPv4 address of ``GLOO_SOCKET_IFNAME``, else of this machine's own host name.
 
-    Raises OSError, naming the variable, where that is loopback or nothing.
+    Raises OSError naming the variable if that is loopback or does not exist.
     """
     interface = os.environ.get(INTERFACE_VARIABLE)
     if interface:
@@ -39,7 +39,7 @@ def own_address() -> str:
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Why a server cannot listen at this port, as the end of a sentence; None if it can."""
+    """Why a server cannot listen on this port, as the end of a sentence; None if it can."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,9 +1,9 @@
-"""What the machines of a run do: CPU, memory, disk, network and NVIDIA GPUs, by MLflow's names.
+"""Metrics of a run's machines: CPU, memory, disk, network and NVIDIA GPUs, with MLflow's names.
 
-One process of each machine (its first trainer rank; its first engine, where there are no ranks)
-keeps ``run_dir/system/HOST.json``; rank 0 reads them all (``tracking.tracker``). MLflow's own
-monitor would import MLflow on each machine and send by itself: what it reads while the server is
-away is lost. GPUs are asked of nvidia-smi, which comes with the driver and is in every image.
+One process on each machine (its first trainer rank, or its first engine if it has no ranks) writes
+``run_dir/system/HOST.json``; rank 0 reads them all (``tracking.tracker``). MLflow's own monitor
+would import MLflow on each machine, send by itself, and lose its samples while the server is
+unreachable. GPU metrics come from nvidia-smi, which belongs to the driver and is in every image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIB = 2**20
 
 
 def host() -> str:
-    """This machine's name, as Slurm has it where Slurm is, in letters that MLflow takes."""
+    """This machine's name (in a Slurm job, Slurm's name), in characters that MLflow accepts."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
     return re.sub(r"[^\w.\-]", "_", name)
 
@@ -43,7 +43,8 @@ def clear(run_dir: Path) -> None:
 
 
 def newest(run_dir: Path) -> dict[str, tuple[float, dict[str, float]]]:
-    """Of each machine: when it was looked at (its own seconds since 1970), and what was found."""
+    """For each machine: the time of its last sample (its own seconds since 1970), and the
+    metrics."""
     found = {}
     for file in sorted((run_dir / FOLDER).glob("*.json")):
         try:
@@ -56,8 +57,8 @@ def newest(run_dir: Path) -> dict[str, tuple[float, dict[str, float]]]:
 
 @contextmanager
 def reported(run_dir: Path, every_s: float) -> Iterator[None]:
-    """Keep this machine's file from a thread, every so many seconds; 0: never. What cannot be read
-    or written is told once: a run goes on without it."""
+    """Update this machine's file from a thread, every ``every_s`` seconds; 0: never. A failure is
+    reported once, and the run continues without the metrics."""
     over = threading.Event()
 
     def report() -> None:
@@ -91,8 +92,8 @@ def _write(run_dir: Path, values: dict[str, float]) -> None:
 
 
 def sampled() -> Iterator[dict[str, float]]:
-    """Endless samples, each taken when it is asked for; CPU utilisation is a mean since the one
-    before, network traffic is counted from the first. Raises OSError and what psutil raises."""
+    """Endless samples, each taken on request. CPU utilization is the mean since the sample before;
+    network traffic counts from the first sample. Raises OSError and what psutil raises."""
     psutil.cpu_percent()
     start, has_gpus = psutil.net_io_counters(), shutil.which("nvidia-smi") is not None
     while True:
@@ -113,15 +114,15 @@ def sampled() -> Iterator[dict[str, float]]:
 
 
 def gpus() -> dict[str, float]:
-    """Of the GPUs that are this step's, by nvidia-smi; what it does not know (``[N/A]``) is left
-    out. Raises OSError or subprocess.SubprocessError."""
+    """Metrics of this step's GPUs, from nvidia-smi, without unknown values (``[N/A]``). Raises
+    OSError or subprocess.SubprocessError."""
     query = ["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_S, check=True)
     lines, given, found = answer.stdout.splitlines(), given_gpus(), dict[str, float]()
     for line in lines:
         index, uuid, *words = (word.strip() for word in line.split(","))
         if given is not None and len(lines) > len(given) and not {index, uuid} & given:
-            continue  # another job's
+            continue  # this GPU belongs to another job
         used, total, busy, power = (float(w) if w[:1].isdigit() else None for w in words)
         if used is not None and total:
             found[f"gpu_{index}_memory_usage_megabytes"] = used * MIB / 1e6

@@ -1,6 +1,6 @@
-"""What rank 0 does alone while the other ranks wait: sampling, judging, MLflow.
+"""Work that rank 0 does alone while the other ranks wait: sampling, grading, MLflow.
 
-The others never wait inside a collective of the training backend, whose time-out is minutes; they
+The others never wait inside a collective of the training backend, whose time-out is minutes. They
 poll the job's key-value store, and their deadline counts from rank 0's last sign of progress.
 """
 
@@ -18,7 +18,7 @@ from aent.runtime.timeline import Timeline
 
 T = TypeVar("T")
 P = TypeVar("P")
-POLL_S = 0.1  # between two looks of a waiting rank; the price of a wait is half of it
+POLL_S = 0.1  # seconds between two polls of a waiting rank; a wait is late by half of it on average
 
 
 class RankZeroFailed(RuntimeError):
@@ -27,18 +27,18 @@ class RankZeroFailed(RuntimeError):
 
 @dataclass
 class OnRankZero:
-    """Rank 0 works, everybody else waits, all leave together."""
+    """Rank 0 works, the other ranks wait, and all continue together."""
 
     store: dist.Store
     rank: int
     deadline_s: float  # without a sign of progress from rank 0
-    on_progress: Callable[[], None]  # called on every rank, at rank 0's signs
-    timeline: Timeline = field(default_factory=Timeline)  # of this rank: rank 0's work, and waits
+    on_progress: Callable[[], None]  # called on every rank at each sign of progress
+    timeline: Timeline = field(default_factory=Timeline)  # this rank's: rank 0's work, and waits
     _turn: int = field(default=0, init=False)
     _ticks: int = field(default=0, init=False)
 
     def progress(self) -> None:
-        """Rank 0 says that it is getting on (a response finished, a tensor was sent)."""
+        """Rank 0 reports progress (a response finished, a tensor was sent)."""
         if self.rank == 0:
             self.store.add("aent/progress", 1)
             self.on_progress()
@@ -67,7 +67,7 @@ class OnRankZero:
         return value
 
     def tell(self, what: str, work: Callable[[], T]) -> T:
-        """As ``alone``; every rank gets the value, which must be one that JSON keeps."""
+        """As ``alone``, but every rank gets the value, which must survive JSON."""
         key = f"aent/told/{self._turn + 1}"
         self.alone(what, lambda: self.store.set(key, json.dumps(work())))
         value: T = json.loads(self.store.get(key))
@@ -92,12 +92,12 @@ class OnRankZero:
 
 
 class HeldByRankZero(Generic[P]):
-    """An object that only rank 0 has: what is done with it, rank 0 does while the others wait."""
+    """An object that only rank 0 has; rank 0 uses it while the others wait."""
 
     def __init__(self, control: OnRankZero, what: str, build: Callable[[], P]) -> None:
         """Collective. Raises as ``OnRankZero.alone`` does."""
         self._control = control
-        self._held: list[P] = []  # one on rank 0, none elsewhere
+        self._held: list[P] = []  # the object on rank 0, None elsewhere
         control.alone(what, lambda: self._held.append(build()))
 
     def alone(self, what: str, work: Callable[[P], T]) -> T | None:
@@ -109,6 +109,6 @@ class HeldByRankZero(Generic[P]):
         return self._control.tell(what, lambda: work(*self._held))
 
     def meanwhile(self, work: Callable[[P], None]) -> None:
-        """Have rank 0 do this; the others go on and meet it at the next collective."""
+        """Run this on rank 0; the others continue and meet it at the next collective."""
         for held in self._held:
             work(held)

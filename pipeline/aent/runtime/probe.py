@@ -1,4 +1,4 @@
-"""Look at an installation without being hurt by it: imports in subprocesses, under one deadline."""
+"""Tries imports in subprocesses under one deadline, so that a broken installation does no harm."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from aent.runtime import environment
 
-DEADLINE_S = 50.0  # of all imports together
+DEADLINE_S = 50.0  # seconds for all imports together
 
-# module whose import is tried -> the distributions that may bring it
+# module whose import is tried -> the distributions that may provide it
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
     "megatron.core.optimizer": ("megatron-core",),
@@ -31,8 +31,8 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "math_verify": ("math-verify",),
     "gguf": ("gguf",),
 }
-# One process per group: what loads the same libraries shares them. The small ones go first, so
-# that a slow machine reaches the deadline with little left unsaid.
+# One process per group, so that modules share the libraries they load. The small groups go first,
+# so that a slow machine reaches the deadline with few unknowns.
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("matplotlib", "gguf", "math_verify", "reasoning_gym", "mlflow"),
     ("vllm.platforms",),
@@ -40,8 +40,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("transformers", "nemo.core.optim.lr_scheduler"),
 )
 
-_MARK = "aent-probe:"  # libraries print while they are imported; our lines begin with this
-# looking for garbage, and taking every object apart at the end, is a third of an import's time
+_MARK = "aent-probe:"  # libraries print while they are imported, so our lines begin with this
+# garbage collection, and freeing every object at exit, take a third of an import's time
 _IMPORT = f"""
 import gc, importlib, json, os, sys, time
 gc.disable()
@@ -83,38 +83,38 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Part:
-    """One importable part: what is installed, and what importing it showed."""
+    """One importable part: what is installed, and the outcome of importing it."""
 
     distribution: str  # the installed one, else the usual name
     version: str | None  # None: not installed
-    error: str | None  # "": it imports; None: not known, the deadline came first
-    seconds: float  # that the import took
+    error: str | None  # "": it imports; None: unknown, because the deadline came first
+    seconds: float  # time of the import
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What torch sees here and what the trainer would choose; see ``runtime.environment``."""
+    """The devices that torch sees, and the trainer's choices; see ``runtime.environment``."""
 
     device: str  # cuda or cpu
     gpus: list[tuple[str, int]]  # (name, bytes) of each GPU that torch can use
     build: str  # "CPU" or "CUDA 12.8, NCCL 2.27.7"
     simd: str  # the CPU kernels that torch runs
-    entropy: str  # what computes token statistics on the CPU
+    entropy: str  # the backend of token statistics on the CPU
     attention: str
     optimizer: str
-    why_not: dict[str, str]  # implementation -> why it cannot be used, "" where it can
+    why_not: dict[str, str]  # implementation -> why it cannot be used, "" if it can
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at."""
+    """All findings."""
 
     parts: dict[str, Part]  # by module
-    roles: Roles | str  # a text says why they are not known
+    roles: Roles | str  # a text: why they are unknown
 
 
 def look() -> Findings:
-    """Import every installed part in subprocesses; whatever the deadline cuts off is not known."""
+    """Import every installed part in subprocesses; imports cut off by the deadline are unknown."""
     end = time.monotonic() + DEADLINE_S
     with ThreadPoolExecutor(max(2, min(5, environment.usable_cores()))) as pool:
         roles = pool.submit(_child, _ROLES, (), end)
@@ -133,7 +133,7 @@ def _imports(modules: tuple[str, ...], end: float) -> dict[str, Part]:
     said, death = _child(_IMPORT, tried, end) if tried else ([], "")
     results: dict[str, tuple[str | None, float]] = {module: (None, 0.0) for module in modules}
     results |= {name: (error, seconds) for name, seconds, error in map(json.loads, said)}
-    if death:  # in the first import that was not reported; later ones remain unknown
+    if death:  # it died in the first unreported import; later ones remain unknown
         results[tried[len(said)]] = (death, 0.0)
     return {module: Part(*installed[module], *results[module]) for module in modules}
 
@@ -141,7 +141,7 @@ def _imports(modules: tuple[str, ...], end: float) -> dict[str, Part]:
 def _child(code: str, arguments: tuple[str, ...], end: float) -> tuple[list[str], str]:
     """Run code in a fresh interpreter; return its marked lines and how it died, "" if it did not.
 
-    At ``end`` (of ``time.monotonic``) it is killed; that does not count as dying.
+    At ``end`` (of ``time.monotonic``) it is killed, which does not count as dying.
     """
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_PLUGINS": "none", "VLLM_NO_USAGE_STATS": "1"}
     process = subprocess.Popen(

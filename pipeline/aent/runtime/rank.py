@@ -1,4 +1,4 @@
-"""Which place in the job this process has: from torchrun's variables, or from Slurm's."""
+"""This process's rank in the job, from torchrun's variables or from Slurm's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from aent.recipe.training import TrainerSection
 
-SMI_S = 20.0  # for nvidia-smi to answer
+SMI_S = 20.0  # seconds for nvidia-smi to answer
 
 # torchrun's variable -> what srun sets for each task
 SLURM = {
@@ -24,11 +24,11 @@ SLURM = {
 
 
 def read_place() -> int:
-    """Write torchrun's variables after Slurm's where srun started this process; return the rank.
+    """Set torchrun's variables from Slurm's if srun started this process; return the rank.
 
-    srun has where Slurm has numbered this task and no torchrun is inside of it; what a shell had of
-    RANK and the like before does not count. The batch script sets MASTER_ADDR and MASTER_PORT.
-    Raises RuntimeError naming what is missing.
+    srun started it if Slurm has numbered this task and no torchrun runs inside it; RANK and similar
+    variables that a shell had before are ignored. The batch script sets MASTER_ADDR and
+    MASTER_PORT. Raises RuntimeError naming missing variables.
     """
     if "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         for name, source in SLURM.items():
@@ -39,25 +39,25 @@ def read_place() -> int:
     missing = [name for name in needed if name not in os.environ]
     if missing:
         raise RuntimeError(
-            f"a trainer rank is started by aent train, torchrun or srun: {', '.join(missing)} "
+            f"a trainer rank must be started by aent train, torchrun or srun: {', '.join(missing)} "
             "not in its environment"
         )
     return int(os.environ["RANK"])
 
 
 def given_gpus() -> set[str] | None:
-    """The GPUs of this machine that Slurm has given to this step, as the driver names them: indices
-    or UUIDs. None where nothing says so."""
+    """The GPUs of this machine that Slurm gave to this step, by the driver's indices or UUIDs; None
+    if unknown."""
     names = ["CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS"]
-    if os.environ.get("SLURM_JOB_NUM_NODES") == "1":  # else it is of the job's first node
+    if os.environ.get("SLURM_JOB_NUM_NODES") == "1":  # otherwise it describes the job's first node
         names.append("SLURM_JOB_GPUS")
     given = next((os.environ[name] for name in names if os.environ.get(name)), None)
     return None if given is None else set(given.split(","))
 
 
 def keep_to_given_gpus() -> None:
-    """Set CUDA_VISIBLE_DEVICES where Slurm has not (``--gpu-bind=none`` of newer versions), and the
-    driver shows more GPUs than this step was given: the others are another job's."""
+    """Set CUDA_VISIBLE_DEVICES if Slurm did not (``--gpu-bind=none`` of newer versions) and the
+    driver shows more GPUs than this step was given: the others belong to another job."""
     given = given_gpus()
     if given is None or os.environ.get("CUDA_VISIBLE_DEVICES") or not shutil.which("nvidia-smi"):
         return
@@ -67,34 +67,35 @@ def keep_to_given_gpus() -> None:
 
 
 def set_gpu_defaults(trainer: TrainerSection) -> None:
-    """Set what CUDA and torch's allocator read when a rank first uses its GPU, where nobody has
-    said otherwise. To be called before torch is imported; not run where it was written."""
+    """Set variables that CUDA and torch's allocator read when a rank first uses its GPU, unless
+    they are set already. Call it before torch is imported. It has not run on a GPU yet."""
     if trainer.tensor_parallel * trainer.context_parallel > 1:
-        # Megatron starts a collective, then the product that it overlaps with: with one queue of
-        # work they reach the GPU in that order
+        # Megatron starts a collective, then the matrix product that it overlaps with: with one work
+        # queue they reach the GPU in that order
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # the same by its newer name
-        # batches differ in size from step to step: less memory reserved that nothing uses
+        # batches differ in size from step to step: this reserves less unused memory
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def own_device(local_rank: int, visible: int) -> int:
-    """The number of this rank's GPU among the ``visible`` ones.
+    """The index of this rank's GPU among the ``visible`` ones.
 
-    One visible GPU is this task's own (Slurm's --gpus-per-task); else the ranks of a machine share
-    the list. Raises RuntimeError where there are more ranks than GPUs.
+    A single visible GPU belongs to this task (Slurm's --gpus-per-task); otherwise the ranks of a
+    machine share the list. Raises RuntimeError if there are more ranks than GPUs.
     """
     if visible == 1:
         return 0
     if local_rank >= visible:
-        raise RuntimeError(f"local rank {local_rank} has no GPU: {visible} are visible here")
+        raise RuntimeError(f"local rank {local_rank} has no GPU: only {visible} are visible here")
     return local_rank
 
 
 def assert_own_devices(store: dist.Store, rank: int, world: int, device: str) -> None:
-    """Raise RuntimeError if another rank computes on the same ``device`` (named for the whole job).
+    """Raise RuntimeError if another rank computes on the same ``device`` (a name unique in the
+    job).
 
-    Every rank calls it; through the store, for nccl would hang where it is not so.
+    Every rank calls it. It uses the store, because nccl would hang if two ranks share a device.
     """
     store.set(f"aent/device/{rank}", device)
     for other in range(world):

@@ -1,7 +1,7 @@
-"""SIGUSR1 asks a run to stop at its next step boundary, with a checkpoint to go on from.
+"""SIGUSR1 asks a run to write a checkpoint at its next step boundary and to stop.
 
 The launcher passes it on to every rank; on a cluster the batch script's ``srun`` does. A rank only
-notes it: the ranks agree at the boundary (``Run.checkpoint``).
+records it; the ranks agree at the boundary (``Run.checkpoint``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StopRequest:
 
 
 def listen() -> StopRequest:
-    """Note the signal from here on, one that came while it was held included."""
+    """Record the signal from now on, including one that came while it was blocked."""
     request = StopRequest()
 
     def note(number: int, frame: object) -> None:
@@ -33,14 +33,15 @@ def listen() -> StopRequest:
 
     faulthandler.register(STACKS)
     signal.signal(STOP, note)
-    signal.siginterrupt(STOP, False)  # libraries need not know about it
+    signal.siginterrupt(STOP, False)  # so that system calls of libraries are not interrupted
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP})
     return request
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Processes started within do not die of the signal before they ``listen``: it waits."""
+    """Block the signal, so that processes started within do not die from it before they
+    ``listen``."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {STOP})
     try:
         yield

@@ -1,5 +1,5 @@
-"""What a process did, from when to when: ``run_dir/timeline/rankN.jsonl``, a line an event, from
-which ``aent timeline`` makes a picture (``analysis.timeline``)."""
+"""The events of a process with their times: ``run_dir/timeline/rankN.jsonl``, one line for each
+event. ``aent timeline`` makes a trace of them (``analysis.timeline``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from aent.runtime.log import log
 
 FOLDER = "timeline"
-LIMIT = 1000  # events of one name in a step: 8,192 requests would be a megabyte
+LIMIT = 1000  # most events of one name in a step: 8,192 requests would take a megabyte
 ENGINE, JUDGES = "engine ", "judges"  # tracks of other processes: the first with an address
 
 
@@ -41,9 +41,9 @@ class _Thinned:
 
 
 class Timeline:
-    """Collects events of any thread; writes them when it is told to.
+    """Collects events of any thread, and writes them on request.
 
-    A file that cannot be written is told once on stderr, and costs its events only.
+    If the file cannot be written, stderr says so once, and only its events are lost.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -55,7 +55,7 @@ class Timeline:
 
     @contextmanager
     def span(self, name: str, track: str = "phases", **facts: object) -> Iterator[None]:
-        """The event that the block is."""
+        """Record the block as an event."""
         begin = time.time()
         try:
             yield
@@ -63,8 +63,8 @@ class Timeline:
             self.add(name, begin, track, **facts)
 
     def add(self, name: str, begin: float, track: str, **facts: object) -> None:
-        """An event that ends now. begin: seconds since 1970. track: the row that it is drawn in.
-        facts: shown with it; values of JSON."""
+        """Record an event that ends now. begin: seconds since 1970. track: the row in which it is
+        drawn. facts: JSON values shown with it."""
         if self._path is None:
             return
         event = {"name": name, "begin": begin, "end": time.time(), "track": track, **facts}
@@ -72,7 +72,7 @@ class Timeline:
             self._kept.setdefault(name, _Thinned()).add(event)
 
     def write(self) -> None:
-        """Append what was collected to the file."""
+        """Append the collected events to the file."""
         if self._path is None:
             return
         with self._lock:

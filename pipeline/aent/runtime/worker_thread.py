@@ -1,4 +1,4 @@
-"""A thread that does one thing after the other while the main thread goes on."""
+"""A thread that does one task after another while the main thread continues."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 class WorkerThread:
-    """Lives as long as the process (child processes that it starts die with it), and does not keep
-    the process from ending, as an executor's threads would."""
+    """It lives as long as the process, because child processes that it starts die with it. Unlike
+    an executor's threads, it does not keep the process from ending."""
 
     def __init__(self, name: str) -> None:
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]
@@ -21,8 +21,8 @@ class WorkerThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have ``work`` done when what was submitted before is; its value, or what it raises. It
-        can be cancelled until it begins."""
+        """Queue ``work`` behind earlier work; returns its value, or raises what it raises. It can be
+        cancelled until it starts."""
         future: Future[T] = Future()
         self._waiting.put((future, work))
         return future

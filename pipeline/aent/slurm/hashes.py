@@ -1,7 +1,9 @@
-"""All nodes of a requeued job hash its checkpoint: ``python -m aent.slurm.hashes RUN_DIR``.
+"""``python -m aent.slurm.hashes RUN_DIR``: the nodes of a requeued job hash its checkpoint
+together.
 
-A task per node hashes its part of the newest checkpoint's files; ``slurm.prepare``, the next step,
-compares what they found with what was written. What they leave out it hashes itself.
+One task on each node hashes its part of the newest checkpoint's files. The next step,
+``slurm.prepare``, compares the hashes with those in the checkpoint, and hashes missing files
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ FOLDER = "hashes"
 
 
 def main(run_dir: Path) -> int:
-    """Return 0: whatever goes wrong here is left to ``slurm.prepare``, and told."""
+    """Return 0: a failure is reported, and ``slurm.prepare`` does the work."""
     nodes, place = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_PROCID"])
     target = _of_this_start(run_dir) / f"{place}.json"
     try:
@@ -35,12 +37,12 @@ def main(run_dir: Path) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(digests))
     except (OSError, ValueError) as error:
-        log.warning(f"aent: node {place} has not hashed its part of the checkpoint: {error}")
+        log.warning(f"aent: node {place} did not hash its part of the checkpoint: {error}")
     return 0
 
 
 def share(folder: Path, nodes: int, place: int) -> list[Path]:
-    """The files of a checkpoint that this node hashes: dealt out by size, the same everywhere.
+    """The files of a checkpoint that this node hashes; every node divides them alike, by size.
 
     Raises OSError or ValueError.
     """
@@ -50,7 +52,7 @@ def share(folder: Path, nodes: int, place: int) -> list[Path]:
 
 
 def take(run_dir: Path) -> Mapping[str, str]:
-    """SHA-256 by path, of what the nodes of this start have hashed; their files are gone then."""
+    """SHA-256 by path, of what the nodes of this start hashed; removes the nodes' files."""
     found: dict[str, str] = {}
     for file in _of_this_start(run_dir).glob("*.json"):
         try:
@@ -62,7 +64,7 @@ def take(run_dir: Path) -> Mapping[str, str]:
 
 
 def _of_this_start(run_dir: Path) -> Path:
-    """A requeued job has the same number."""
+    """Names this start; a requeued job keeps its id."""
     job, again = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
     return run_dir / FOLDER / f"{job}-{again}"
 

@@ -1,8 +1,9 @@
-"""A few seconds on every node before anything loads: ``python -m aent.slurm.preflight RUN_DIR``.
+"""``python -m aent.slurm.preflight RUN_DIR`` checks every node for a few seconds before any
+loading.
 
-One task per node looks at GPUs, disk and shared memory, and at whether the other nodes can be
-reached. Each bad node is named with what is wrong with it, and the step fails. Neither torch nor
-vLLM is imported: it must start fast.
+One task per node checks GPUs, disk and shared memory, and if it can reach the other nodes. If a
+node is bad, the step fails and names the node and the fault. To start fast, it imports neither
+torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from aent.runtime.network import own_address
 from aent.runtime.rank import given_gpus
 
 GIB = 2**30
-PEERS_DEADLINE_S = 120.0  # for the other nodes to come and to be reached
+PEERS_DEADLINE_S = 120.0  # seconds until the other nodes must have arrived and been reached
 CONNECT_S = 5.0
 POLL_S = 0.1
 
@@ -35,7 +36,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="aent.slurm.preflight")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--gpus", type=int, default=0, help="that a node with ranks must have")
-    parser.add_argument("--trainer-nodes", type=int, help="the first so many; default: all")
+    parser.add_argument(
+        "--trainer-nodes", type=int, help="how many nodes have ranks (the first ones); default: all"
+    )
     parser.add_argument("--engine-gpus", type=int, default=0, help="that the other nodes must have")
     parser.add_argument("--gpu-free", type=float, default=0.9, help="share of its memory")
     parser.add_argument("--disk-gib", type=float, default=10.0, help="free in the run folder")
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
     faults += folder_faults(Path("/dev/shm"), given.shm_gib)
     faults += folder_faults(Path(tempfile.gettempdir()), 0.1)
     try:
-        # a requeued job has the same number: what its earlier start has left is not met again
+        # a requeued job keeps its id: files of its earlier start must not be found
         restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
         start = f"{os.environ['SLURM_JOB_ID']}-{restarts}-{os.environ['SLURM_STEP_ID']}"
         faults += peer_faults(given.run_dir / "preflight" / start, nodes, place, name)
@@ -62,15 +65,14 @@ def main(arguments: list[str]) -> int:
 
 
 def node_name() -> str:
-    """This machine's, as Slurm calls it."""
+    """Slurm's name of this machine."""
     return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def gpu_faults(wanted: int, free_share: float) -> list[str]:
-    """GPUs that are missing, or that something else still holds memory of (nvidia-smi's view).
+    """GPUs that are missing, or whose memory another process still holds (by nvidia-smi).
 
-    Of a node that jobs share, and whose every GPU a job can see, those count that Slurm has given
-    to this one.
+    If jobs share a node and see all of its GPUs, only those that Slurm gave to this job count.
     """
     query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free,memory.total"]
     query += ["--format=csv,noheader,nounits"]
@@ -86,7 +88,7 @@ def gpu_faults(wanted: int, free_share: float) -> list[str]:
     own = given_gpus() if len(lines) > wanted else None
     if len(lines) > wanted and own is None:
         faults.append(
-            f"{len(lines)} GPUs are here and {wanted} are this job's, but neither "
+            f"{len(lines)} GPUs are visible and {wanted} belong to this job, but neither "
             "CUDA_VISIBLE_DEVICES nor SLURM_STEP_GPUS says which"
         )
     for line in lines:
@@ -95,8 +97,10 @@ def gpu_faults(wanted: int, free_share: float) -> list[str]:
             continue
         try:
             free, total = map(int, memory)
-        except ValueError:  # "[N/A]", or an error in the place of a number
-            faults.append(f"nvidia-smi knows no memory of a GPU (index, uuid, free, total): {line}")
+        except ValueError:  # "[N/A]", or an error instead of a number
+            faults.append(
+                f"nvidia-smi reports no memory for a GPU (index, uuid, free, total): {line}"
+            )
             continue
         if free < free_share * total:
             faults.append(f"GPU {index} has {free} of {total} MiB free: another process holds it")
@@ -104,7 +108,7 @@ def gpu_faults(wanted: int, free_share: float) -> list[str]:
 
 
 def folder_faults(folder: Path, gib: float) -> list[str]:
-    """A folder that is not there, cannot be written to, or has too little room."""
+    """A folder that does not exist, cannot be written to, or has too little space."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -115,7 +119,7 @@ def folder_faults(folder: Path, gib: float) -> list[str]:
 
 
 def peer_faults(meeting: Path, nodes: int, place: int, name: str) -> list[str]:
-    """Nodes that do not come to the meeting (a shared folder), or that do not answer from here."""
+    """Nodes that do not appear in the shared folder, or that this node cannot reach."""
     meeting.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PEERS_DEADLINE_S
     with socket.create_server((own_address(), 0)) as server:
@@ -123,7 +127,7 @@ def peer_faults(meeting: Path, nodes: int, place: int, name: str) -> list[str]:
         _write(meeting / f"{place}.here", [name, *server.getsockname()[:2]])
         here = _wait(meeting, "here", nodes, deadline)
         faults = [
-            f"node {peer} of the job did not come" for peer in range(nodes) if peer not in here
+            f"node {peer} of the job did not appear" for peer in range(nodes) if peer not in here
         ]
         for peer, address, port in here.values():
             try:

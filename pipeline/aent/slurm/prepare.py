@@ -1,4 +1,4 @@
-"""A job's first step, on one node: the run's folder, and what the batch script must know.
+"""A job's first step, on one node: prepares the run's folder and the batch script's variables.
 
 ``python -m aent.slurm.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
 [--engine-gpus-per-node G] [--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks
@@ -39,8 +39,9 @@ from aent.tracking.address import AddressError
 from aent.tracking.sqlite import StoreError
 
 JOB_FILE = "job.env"
-SPARE_GIB = 1.0  # for logs, samples and the journal, beside checkpoints
-LOCK_S = 600.0  # for another job to be prepared in the same folder: it makes a bundled model, say
+SPARE_GIB = 1.0  # space for logs, samples and the journal, beside checkpoints
+# seconds for another job's preparation in the same folder (it may make a bundled model)
+LOCK_S = 600.0
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--engine-gpus-per-node", type=int)
     parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
-    parser.add_argument("--alive", default="", help="numbers of the user's jobs, this one included")
+    parser.add_argument("--alive", default="", help="ids of the user's jobs, this one included")
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> int:
 
 
 def say_how_early(recipe: Recipe, run_dir: Path) -> None:
-    """What the run's steps and checkpoints took so far, against the job's signal."""
+    """Compare what the run's steps and checkpoints took so far with the job's signal time."""
     if (took := lead.Took.in_folder(run_dir)) is not None:
         lead_s = lead.signal_lead(recipe)
         level = logging.INFO if took.fits(lead_s) else logging.WARNING
@@ -108,37 +109,38 @@ def say_how_early(recipe: Recipe, run_dir: Path) -> None:
 
 
 class BusyError(RuntimeError):
-    """Another job works in the run's folder."""
+    """Another job is working in the run's folder."""
 
 
 @contextmanager
 def only_job(run_dir: Path, alive: Sequence[str]) -> Iterator[None]:
-    """Held while a job is prepared, at whose end its start is noted: of two that begin at once, the
-    second finds the first.
+    """Hold a lock while a job is prepared; its start is recorded at the end. So if two jobs begin
+    at once, the second one finds the first.
 
-    Raises BusyError where the job that has started last in this folder is another one and, being
-    among those ``alive``, not over.
+    Raises BusyError if the job that started last in this folder is another one and is still among
+    those ``alive``.
     """
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    # beside it: a folder that a run can begin in is empty
+    # beside it, because a folder in which a run may begin is empty
     lock = locked(run_dir.with_name(f".{run_dir.name}.lock"), LOCK_S, "prepare its job")
     with ExitStack() as held:
         try:
             held.enter_context(lock)
         except NoLocksError as error:
-            log.warning(f"aent: {error}: another job that starts now is not noticed")
+            log.warning(f"aent: {error}: another job that starts now will not be noticed")
         last = starts.noted(run_dir)[-1:]
         owner = last[0].get("job") if last else None
         if owner in alive and owner != os.environ.get("SLURM_JOB_ID"):
             raise BusyError(
-                f"{run_dir}: job {owner}, which works in this folder, waits or runs: let it end, "
-                "cancel it, or name another RUN_DIR"
+                f"{run_dir}: job {owner}, which uses this folder, is waiting or running: let it "
+                f"end, "
+                "cancel it, or choose another RUN_DIR"
             )
         yield
 
 
 def finished(recipe: Recipe) -> bool:
-    """Whether the run has nothing left to do: its policy is there, and no step is missing."""
+    """Whether the run is complete: its policy is saved, and no step is missing."""
     run_dir = run_folder(recipe)
     steps = [each.step for each in folders.found(run_dir) if not each.ending]
     newest = max(steps, default=recipe.steps)
@@ -146,21 +148,21 @@ def finished(recipe: Recipe) -> bool:
 
 
 def count_start(run_dir: Path, max_requeues: int) -> None:
-    """Raise CheckpointError if the job whose start was noted last was requeued more than
-    ``max_requeues`` times in a row without a checkpoint between them."""
+    """Raise CheckpointError if the job that started last was requeued more than ``max_requeues``
+    times in a row without a new checkpoint."""
     newest, *before = [(s.get("job"), s.get("checkpoint")) for s in starts.noted(run_dir)[::-1]]
     in_a_row = 1 + len(list(takewhile(lambda earlier: earlier == newest, before)))
     if in_a_row > max_requeues + 1:
         raise CheckpointError(
-            f"the job was requeued {in_a_row - 1} times in a row without coming to another "
-            f"checkpoint (MAX_REQUEUES={max_requeues}): the run is given up"
+            f"the job was requeued {in_a_row - 1} times in a row without a new checkpoint "
+            f"(MAX_REQUEUES={max_requeues}): it is not started again"
         )
 
 
 def job_environment(
     recipe: Recipe, run_dir: Path, place: Layout, model_path: Path, disk: int
 ) -> str:
-    """What the batch script sources; ``disk``: bytes that the run's folder needs."""
+    """The variables that the batch script sources; ``disk``: bytes that the run's folder needs."""
     values = {
         "FINISHED": "",
         "ATTEMPT": str(starts.attempt(run_dir)),

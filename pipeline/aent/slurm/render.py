@@ -19,35 +19,35 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 
 HETJOB = "#SBATCH hetjob"
-# of the caller's Slurm variables, those that say where Slurm is; the rest describe a job or a step
-# that the caller is in, and would size, bind or number the new one's tasks (sbatch passes them on)
+# Slurm variables of the caller that say where Slurm is. The others describe the job or step that
+# the caller is in; sbatch would pass them on, and they would change the new job's tasks.
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE")
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SQUEUE_TIMEOUT_S = 60.0
 
 
-# source and overrides, as the command line named them, and the recipe they come to
+# source and overrides as given on the command line, and the resolved recipe
 ScriptedRun = tuple[str, Sequence[str], Recipe]
 
 
 class SlurmError(RuntimeError):
-    """Slurm is not here, or said no; the message has its words."""
+    """Slurm is not installed here, or refused; the message quotes it."""
 
 
 class SubmittedError(SlurmError):
-    """The script's job waits or runs."""
+    """The script's job is already waiting or running."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """A rendered batch script and where it is kept: beside the run's folder."""
+    """A rendered batch script, and its path beside the run's folder."""
 
     text: str
     path: Path
 
     @property
     def command(self) -> list[str]:
-        """What submits it."""
+        """The command that submits it."""
         return ["sbatch", "--parsable", str(self.path)]
 
 
@@ -57,11 +57,11 @@ def render(
     """A header above the unchanged ``slurm/train.sbatch`` (``train_het.sbatch`` with engine nodes).
 
     Args:
-        recipe: checked; its ``run_dir`` is named.
-        source: the recipe as the command line named it; overrides as well.
-        sweep: folder of the sweep or the comparison that the run is part of.
+        recipe: checked, with a ``run_dir``.
+        source, overrides: the recipe as given on the command line.
+        sweep: folder of the sweep or comparison that the run is part of.
 
-    Raises ValueError, with the reason, where the recipe does not fit the nodes.
+    Raises ValueError with the reason if the recipe does not fit the nodes.
     """
     layout(recipe, *nodes_of(recipe.cluster))
     run_dir = _run_dir(recipe)
@@ -76,15 +76,16 @@ def render(
 
 
 def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list[Script]:
-    """Runs below one run in MLflow (``slurm.sweep``): tasks of one job array; a job each where they
-    cannot be, for Slurm has no arrays of heterogeneous jobs, or of jobs that differ.
+    """Runs below one parent run in MLflow (``slurm.sweep``), as tasks of one job array, or as one
+    job each if an array is impossible: Slurm has no arrays of heterogeneous jobs, nor of jobs that
+    ask for different resources.
 
     Args:
-        runs: source and overrides, as the command line named them, and the checked recipe of each.
-        folder: of the sweep or the comparison; an array's script and its logs are kept there.
+        runs: source and overrides as given on the command line, and the checked recipe of each.
+        folder: of the sweep or comparison; an array's script and its logs are kept there.
         said: the command, for the script's head.
 
-    Raises ValueError, with the reason, where the runs do not fit the nodes.
+    Raises ValueError with the reason if the runs do not fit the nodes.
     """
     for _, _, recipe in runs:
         try:
@@ -110,7 +111,7 @@ def _array(runs: Sequence[ScriptedRun], folder: Path, said: str) -> Script:
 
 
 def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
-    """What ``layout.nodes`` asks of a job, as the recipe describes it."""
+    """The nodes that the recipe's job asks for (``layout.nodes``)."""
     return (
         cluster.nodes,
         cluster.gpus_per_node,
@@ -120,8 +121,8 @@ def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
 
 
 def _run_dir(recipe: Recipe) -> Path:
-    """The run's folder, absolute; ValueError where it cannot be written into a batch script, or
-    where the job's containers do not see it under its name."""
+    """The absolute path of the run's folder. Raises ValueError if a batch script cannot contain it,
+    or if the job's containers do not see it under that path."""
     run_dir, here = run_folder(recipe).absolute(), Path.cwd()
     if re.search(r'["\n]', str(run_dir)):
         raise ValueError(f"run_dir={str(run_dir)!r} has a quote or a line break")
@@ -139,14 +140,14 @@ def _sees(mount: str, folder: Path) -> bool:
 
 
 def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[str]) -> str:
-    """Header and body: ``flags`` of sbatch and lines of the script, beside the recipe's own."""
+    """The whole script: ``flags`` of sbatch and ``lines`` are added to the recipe's own."""
     name = "train_het.sbatch" if recipe.cluster.engine_nodes else "train.sbatch"
     body = data_path(f"slurm/{name}").read_text()
     lines = [
         "#!/bin/bash",
         "# " + said.replace("\n", " "),
-        f"# Down to the mark: from the recipe. Below it: slurm/{name}, unchanged; Slurm reads no",
-        "# #SBATCH line there, for commands stand above it.",
+        f"# Above the mark: from the recipe. Below it: slurm/{name}, unchanged; Slurm reads no",
+        "# #SBATCH line there, because commands precede it.",
         *_directives(recipe, body, flags),
         "",
         *(f"export {name}={shlex.quote(value)}" for name, value in _exports(recipe.cluster)),
@@ -165,14 +166,14 @@ def _arguments(source: str, overrides: Sequence[str]) -> str:
     file = Path(source)
     if any(redacted(override) != override for override in overrides):
         raise ValueError(
-            "an override has a password, which the batch script would hold: write it into the "
-            "recipe, or give the address by MLFLOW_TRACKING_URI"
+            "an override contains a password, which the batch script would store: write it into "
+            "the recipe, or give the address by MLFLOW_TRACKING_URI"
         )
     return shlex.join([str(file.absolute()) if file.exists() else source, *overrides])
 
 
 def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str]:
-    """The script's own #SBATCH lines and, instead of those of the same flag, the recipe's."""
+    """The script's own #SBATCH lines; the recipe's flags replace lines of the same flag."""
     cluster = recipe.cluster
     groups: list[list[str]] = [[]]
     for line in body.splitlines():
@@ -193,7 +194,7 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
         of_group["partition"] = partition or cluster.partition
         asked += [f"--{name}={value}" for name, value in of_group.items() if value is not None]
         by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked]}
-        # a site that knows --gres alone refuses the other flag
+        # a site that knows only --gres refuses the other flag
         if not by_flag.get("--gres", "").startswith("--gres=gpu"):
             by_flag["--gpus-per-node"] = f"--gpus-per-node={gpus}"
         else:
@@ -202,7 +203,7 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
 
 
 def _quoted(path: Path, keep: str = "") -> str:
-    """The path as sbatch reads one; ``keep`` is a pattern of Slurm's at its end."""
+    """The path, escaped for sbatch; ``keep`` is one of Slurm's patterns at its end."""
     text = str(path).removesuffix(keep).replace("%", "%%") + keep
     return f'"{text}"' if " " in text else text
 
@@ -227,43 +228,43 @@ def _env_file(cluster: ClusterSection) -> str | None:
         return None
     path = data_path(cluster.env_file)
     if not path.is_file():
-        raise ValueError(f"env_file: no file {path}")
+        raise ValueError(f"env_file: there is no file {path}")
     return str(path.absolute())
 
 
 def submit(script: Script) -> str:
-    """Keep the script beside the run and give it to sbatch; the job's number.
+    """Write the script beside the run, submit it, and return the job's id.
 
-    Two jobs of one script would work in one folder: the second is refused as long as the first,
-    which keeps its number when it is requeued, waits or runs.
-
-    Raises SubmittedError in that case, and SlurmError.
+    Two jobs of one script would work in one folder, so the second is refused while the first waits
+    or runs (it keeps its id when it is requeued). Raises SubmittedError then, and SlurmError.
     """
     for line in slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
         number, _, command = line.partition("|")
         if Path(command).resolve() == script.path.resolve():
-            raise SubmittedError(f"job {number} waits or runs already: {script.path}")
+            raise SubmittedError(f"job {number} is already waiting or running: {script.path}")
     script.path.write_text(script.text)
     return slurm(script.command).strip().partition(";")[0]
 
 
 def slurm(command: list[str]) -> str:
-    """What a command of Slurm's prints. Raises SlurmError."""
+    """The output of a Slurm command. Raises SlurmError."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S, env=_environment()
         )
     except FileNotFoundError:
-        raise SlurmError(f"{command[0]} is not here: this machine has no Slurm client") from None
+        raise SlurmError(f"{command[0]} was not found: this machine has no Slurm client") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{command[0]} did not answer in {SQUEUE_TIMEOUT_S:.0f} s") from None
     if done.returncode:
-        raise SlurmError(done.stderr.strip() or f"{command[0]} ended with code {done.returncode}")
+        raise SlurmError(
+            done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}"
+        )
     return done.stdout
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, without what it has of a job or a launcher of its own."""
+    """The caller's environment, without variables of a job or a launcher that it runs in."""
     return {
         name: value
         for name, value in os.environ.items()

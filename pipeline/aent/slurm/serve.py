@@ -1,8 +1,8 @@
 """One rollout engine of a Slurm job: ``python -m aent.slurm.serve RUN_DIR MODEL_PATH FIRST_GPU``.
 
-Each task of the engines' step runs this: it keeps a vLLM server on the job's network, behind the
-run's token, and publishes its address in the run folder when the server is ready. FIRST_GPU is the
-place, among its node's GPUs, of the first that engines may take.
+Each task of the engines' step runs it. It keeps a vLLM server on the job's network, protected by
+the run's token, and writes its address to the run folder when the server is ready. FIRST_GPU is the
+index of the first GPU on the node that engines may use.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ POLL_S = 0.5
 
 
 def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
-    """Serve until SIGTERM (0), or until the server has ended for good (1)."""
+    """Serve until SIGTERM (returns 0), or until the server cannot be restarted any more (1)."""
     children.die_with_parent()
     keep_to_given_gpus()
     recipe = load(run_dir / "recipe.yaml")
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
-    # nodes with ranks have one that does it
+    # on nodes with ranks, a rank does it
     first_here = first_gpu == 0 and place == 0
     every_s = recipe.tracking.system_metrics_every_s if first_here else 0.0
     first_gpu += place * recipe.rollout.engine.tensor_parallel
@@ -41,7 +41,7 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     leaving = False
 
     def note(number: int, frame: object) -> None:
-        # an exception raised here would be lost where Python ignores those: in a hook at a fork
+        # an exception raised here could be lost: Python ignores those in a fork's hooks
         nonlocal leaving
         leaving = True
 

@@ -1,7 +1,8 @@
-"""``aent status``: how a run stands, from the files of its folder and from Slurm where it is here.
+"""``aent status``: reports on a run from the files in its folder, and from Slurm if it is
+installed.
 
-A run is named by its folder, by the number of its Slurm job, or by its recipe (all jobs of the
-recipe's name that Slurm knows). Reads only; works beside a run that goes on, and after its end.
+A run is named by its folder, by the id of its Slurm job, or by its recipe (all jobs with the
+recipe's name that Slurm knows). It only reads, so it works during a run and after its end.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from aent.tracking.journal import JOURNAL_FILE
 # number, state, run time, time left, nodes, reason or nodes' names, script
 SQUEUE = "%i|%T|%M|%L|%D|%R|%o"
 SACCT = "JobID,State,Elapsed,ExitCode,NodeList"
-LAST = 10  # steps whose times are told
+LAST = 10  # steps whose times are reported
 SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", "array.sbatch")  # of no one run
-ALERT = "aent.alert."  # how the tags of alerts begin (orchestrator.alerts)
-SILENT_S = 120.0  # as the launcher and the batch script have it
-FORGOTTEN = "now-7days"  # of what sacct is asked, where squeue knows no job of a name
+ALERT = "aent.alert."  # prefix of alerts' tags (orchestrator.alerts)
+SILENT_S = 120.0  # as in the launcher and the batch script
+FORGOTTEN = "now-7days"  # period that sacct is asked about if squeue knows no job of a name
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of a job."""
+    """Slurm's information about a job."""
 
     number: str
     state: str
@@ -48,7 +49,7 @@ class Job:
 
 
 def jobs(*query: str) -> list[Job]:
-    """Those that squeue shows for these flags, not yet forgotten ones that are over included.
+    """The jobs that squeue shows for these flags, including ended ones that it still remembers.
 
     Raises SlurmError.
     """
@@ -66,9 +67,9 @@ def jobs(*query: str) -> list[Job]:
 
 
 def job(number: str) -> Job:
-    """A job by its number, from squeue, or from sacct where squeue has forgotten it.
+    """A job by its id, from squeue, or from sacct if squeue has forgotten it.
 
-    Raises SlurmError: neither knows it, or Slurm is not here.
+    Raises SlurmError if neither knows it, or if Slurm is not installed.
     """
     try:
         if found := jobs(f"--jobs={number}"):
@@ -82,7 +83,7 @@ def job(number: str) -> Job:
 
 
 def forgotten(*query: str) -> list[Job]:
-    """Those that sacct has for these flags, oldest first. Raises SlurmError."""
+    """The jobs that sacct has for these flags, oldest first. Raises SlurmError."""
     rows = slurm(["sacct", "-X", "-n", "-P", *query, f"--format={SACCT}"]).splitlines()
     found = []
     for row in rows:
@@ -92,7 +93,7 @@ def forgotten(*query: str) -> list[Job]:
 
 
 def of_run(run_dir: Path) -> list[str]:
-    """Lines about the run in this folder. Raises RecipeError: its recipe cannot be read."""
+    """Lines about the run in this folder. Raises RecipeError if its recipe cannot be read."""
     recipe = load(run_dir / "recipe.yaml")
     path = run_dir / JOURNAL_FILE
     lines = [f"run {run_dir}: {recipe.name}, {_state(run_dir)}"]
@@ -109,25 +110,27 @@ def of_run(run_dir: Path) -> list[str]:
 
 
 def _state(run_dir: Path) -> str:
-    """MLflow's word for it, and what speaks against that: a run whose ranks and launcher were
-    killed has nobody who says so."""
+    """The run's status, and evidence against it: if ranks and launcher were killed, nothing updated
+    the status."""
     status = journal.last_status(run_dir / JOURNAL_FILE) or "not begun"
     if why := starts.why_ended(run_dir):
         return f"{status}; its last start has ended: {why}"
     silent_s = heartbeats.silence_of(run_dir)
     if status == "RUNNING" and silent_s is not None and silent_s > SILENT_S:
-        return f"{status}, but no rank shows a sign of life for {clock(silent_s)}: is it gone?"
+        return (
+            f"{status}, but no rank has shown a sign of life for {clock(silent_s)}: was it killed?"
+        )
     return status
 
 
 def _starts(run_dir: Path) -> Iterator[str]:
-    """How often it was started, where, and why each start but the last has ended."""
+    """How often and where the run was started, and why each start but the last one ended."""
     begun = starts.noted(run_dir)
     if not begun:
         return
     last = begun[-1]
     place = _job(last["job"]) if last.get("job") else f"on {last.get('host', 'this machine')}"
-    yield f"started {len(begun)} time(s), the last time as {place}"
+    yield f"started {len(begun)} time(s), last {place}"
     for number, again in enumerate(begun[1:], 2):
         when = datetime.fromtimestamp(again["time"]) if "time" in again else None
         yield (
@@ -138,7 +141,7 @@ def _starts(run_dir: Path) -> Iterator[str]:
 
 
 def _job(number: str) -> str:
-    """A job, with what Slurm says of it, if Slurm is here."""
+    """A job, with Slurm's information if Slurm is installed."""
     try:
         return str(job(number))
     except SlurmError as error:
@@ -146,7 +149,7 @@ def _job(number: str) -> str:
 
 
 def _steps(path: Path, steps: int) -> Iterator[str]:
-    """How far, how fast, and who waited, of the journal's last steps."""
+    """Progress, speed and idle shares, from the journal's last steps."""
     found: dict[str, dict[int, float]] = {}
     last = 0
     for point in journal.read(path) if path.exists() else ():
@@ -160,7 +163,7 @@ def _steps(path: Path, steps: int) -> Iterator[str]:
     done, recent = max(total) + 1, sorted(total)[-LAST:]
     each = statistics.median(total[step] for step in recent)
     yield (
-        f"step {done} of {steps}, the last one {clock(time.time() - last / 1000)} ago; "
+        f"step {done} of {steps}, the last {clock(time.time() - last / 1000)} ago; "
         f"{each:.1f} s a step, about {clock((steps - done) * each)} left"
     )
     whole = sum(total[step] for step in recent) or 1.0
@@ -172,13 +175,12 @@ def _steps(path: Path, steps: int) -> Iterator[str]:
 
 
 def _engines(run_dir: Path, count: int) -> Iterator[str]:
-    """Of each engine that the run starts: where it listens, that the trainer has given it up, or
-    that it is not ready yet."""
+    """For each engine that the run starts: its address, or that it is lost or not ready yet."""
     for index in range(count):
         file = run_dir / "engines" / f"{index}.json"
         try:
             entry = json.loads(file.read_text())
-        except (OSError, ValueError):  # not there, or just being replaced
+        except (OSError, ValueError):  # missing, or just being replaced
             yield f"engine {index}: not ready"
             continue
         lost = file.with_suffix(".lost").exists()
@@ -188,7 +190,7 @@ def _engines(run_dir: Path, count: int) -> Iterator[str]:
 def report(target: str) -> list[str]:
     """Lines about a run folder, a job or a recipe.
 
-    Raises SlurmError, RecipeError, or ValueError where the target is none of them.
+    Raises SlurmError, RecipeError, or ValueError if the target is none of them.
     """
     folder = Path(target).expanduser()
     if (folder / "recipe.yaml").is_file():
@@ -197,28 +199,28 @@ def report(target: str) -> list[str]:
         found = job(target)
         return [str(found), *_of_job(found)]
     if folder.is_dir():
-        raise ValueError(f"{target} is no run folder: it has no recipe.yaml")
+        raise ValueError(f"{target} is not a run folder: it has no recipe.yaml")
     name = load(data_path(target)).name
     known = jobs("--me", f"--name={name}")
     known = known or forgotten(f"--name={name}", f"--starttime={FORGOTTEN}")
     if not known:
-        return [f"no job of yours called {name} is known to squeue, nor of 7 days to sacct"]
+        return [f"squeue knows no job of yours called {name}, and sacct none of the last 7 days"]
     return [line for one in known for line in (str(one), *_of_job(one))]
 
 
 def _of_job(found: Job) -> list[str]:
     if found.run_dir is None:
-        return ["  its run folder is not known: name it (aent status RUN_DIR)"]
+        return ["  its run folder is not known: use aent status RUN_DIR"]
     try:
         return [f"  {line}" for line in of_run(found.run_dir)]
-    except RecipeError:  # it has not begun
+    except RecipeError:  # the job has not begun
         return [f"  nothing in {found.run_dir} yet"]
 
 
 def job_of(target: str) -> str:
-    """The number of the job that a run folder or a number names; of a recipe, of its only one.
+    """The id of the job that a run folder or an id names, or of a recipe's only job.
 
-    Raises as ``report``, SlurmError where it is not one job.
+    Raises as ``report``, and SlurmError if it is not exactly one job.
     """
     if target.isdecimal():
         return target
@@ -226,27 +228,27 @@ def job_of(target: str) -> str:
     if folder.is_dir():
         begun = [start["job"] for start in starts.noted(folder) if start.get("job")]
         if not begun:
-            raise ValueError(f"{target}: no Slurm job has begun a run there")
+            raise ValueError(f"{target}: no Slurm job has begun a run in this folder")
         return str(begun[-1])
     name = load(data_path(target)).name
     alive = jobs("--me", "--states=PENDING,RUNNING,SUSPENDED", f"--name={name}")
     if len(alive) != 1:
         numbers = ", ".join(one.number for one in alive) or "none"
-        raise SlurmError(f"jobs called {name} that wait or run: {numbers}; name one by its number")
+        raise SlurmError(f"jobs called {name} that wait or run: {numbers}; name one by its id")
     return alive[0].number
 
 
 def cancel(target: str) -> str:
-    """End that job; its number. Raises as ``job_of``."""
+    """Cancel that job and return its id. Raises as ``job_of``."""
     number = job_of(target)
     slurm(["scancel", number])
     return number
 
 
 def log_of(target: str) -> str:
-    """The path of that job's log, of one that Slurm still knows. Raises as ``job_of``."""
+    """The path of that job's log, if Slurm still knows the job. Raises as ``job_of``."""
     number = job_of(target)
     for line in slurm(["scontrol", "show", "job", number]).splitlines():
         if line.strip().startswith("StdOut="):
             return line.strip().removeprefix("StdOut=")
-    raise SlurmError(f"Slurm knows of no log of job {number}")
+    raise SlurmError(f"Slurm knows no log of job {number}")

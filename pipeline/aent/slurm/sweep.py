@@ -1,4 +1,4 @@
-"""The runs of a sweep: one for each line of a file; shown together, below one MLflow run."""
+"""The runs of a sweep: one for each line of a file, all below one parent run in MLflow."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from aent.tracking.address import tracking_uri
 from aent.tracking.journal import JOURNAL_FILE
 from aent.tracking.store import RUN_ID_FILE, experiment_id, known_run_id, open_client
 
-LOCK_S = 300.0  # for another job to make the run: some requests to MLflow, with 30 s each
+# seconds for another job to create the parent run: a few requests to MLflow of 30 s each
+LOCK_S = 300.0
 
 
-OURS = ("run_dir", "resume", "tracking.parent_run_id")  # not for a line to say
+OURS = ("run_dir", "resume", "tracking.parent_run_id")  # a line may not set these
 
 
 def planned(
     source: str, variants: Path, overrides: Sequence[str], folder: Path
 ) -> list[ScriptedRun]:
-    """The runs that are not finished, of those that the lines of ``variants`` ask for: overrides,
-    as on a command line, behind ``overrides``. Line N has its run in ``folder/line-N``; a blank one
-    has none.
+    """The unfinished runs of a sweep. Each line of ``variants`` has the overrides of one run, as on
+    a command line; they follow ``overrides``. The run of line N is in ``folder/line-N``; a blank
+    line has none.
 
-    Raises RecipeError, one line per fault, which names the line of the file.
+    Raises RecipeError, one line per fault, naming the line of the file.
     """
     try:
         lines = variants.read_text().splitlines()
@@ -49,7 +50,7 @@ def planned(
         try:
             of_run, recipe = _of_line(source, [*overrides, *shlex.split(line)], run_dir)
             faults += (f"{variants}: line {number}: {fault}" for fault in _faults(recipe))
-        except ValueError as error:  # RecipeError is one; a quote without its other one
+        except ValueError as error:  # also RecipeError, and an unclosed quote
             faults += (f"{variants}: line {number}: {fault}" for fault in str(error).splitlines())
             continue
         if journal.last_status(run_dir / JOURNAL_FILE) != "FINISHED":
@@ -76,20 +77,20 @@ def _faults(recipe: Recipe) -> Iterator[str]:
 
 
 class SweepError(RuntimeError):
-    """The sweep's run cannot be made; the message is one sentence."""
+    """The sweep's parent run cannot be created; the message is one sentence."""
 
 
 def parent_run(sweep_dir: Path, recipe: Recipe) -> str:
-    """The id of the sweep's MLflow run, made by whichever of its jobs asks first.
+    """The id of the sweep's parent run in MLflow, created by the first of its jobs that asks.
 
-    It lies in ``sweep_dir`` and holds nothing of its own; so it is FINISHED from the beginning.
+    The id is kept in ``sweep_dir``. The run records nothing itself, so its status is FINISHED.
 
-    Raises SweepError: MLflow, which has to be there for this once, is away, another job hangs, or
-    the folder cannot be written.
+    Raises SweepError if MLflow is unreachable (it is needed here), another job hangs, or the folder
+    cannot be written.
     """
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        with locked(sweep_dir / "lock", LOCK_S, "make the run above the others: it hangs"):
+        with locked(sweep_dir / "lock", LOCK_S, "create the parent run of the others: it hangs"):
             if not known_run_id(sweep_dir):
                 write_whole(sweep_dir / RUN_ID_FILE, _made(recipe, sweep_dir.name))
             return known_run_id(sweep_dir)
@@ -101,11 +102,11 @@ def _made(recipe: Recipe, name: str) -> str:
     uri = tracking_uri(recipe, run_folder(recipe))
     try:
         return _make(uri, recipe.tracking.experiment, name)
-    except Exception as error:  # whatever MLflow and its store raise
+    except Exception as error:  # anything that MLflow and its store raise
         why = redacted(" ".join(str(error).split())[:500])
         raise SweepError(
-            f"{_named(uri, recipe)} does not take the run above the others, without which "
-            f"none begins: {why}"
+            f"{_named(uri, recipe)}  cannot create the parent run, without which no "
+            f"run begins: {why}"
         ) from error
 
 
@@ -117,7 +118,7 @@ def _make(uri: str, experiment: str, name: str) -> str:
 
 
 def _named(uri: str, recipe: Recipe) -> str:
-    """The store, with the name of what has given it."""
+    """The store, with the name of the field or variable that set it."""
     uri = redacted(uri)
     if recipe.tracking.uri:
         return f"tracking.uri={uri}"

@@ -1,8 +1,8 @@
-"""Beside the ranks of a job: ``python -m aent.slurm.watch RUN_DIR SECONDS`` waits until a rank
-shows no sign of life for so long; then it says which and ends with exit code 3.
+"""``python -m aent.slurm.watch RUN_DIR SECONDS`` runs beside the ranks of a job. If a rank shows no
+sign of life for that long, it names the rank and ends with exit code 3.
 
-A job that is being cancelled starts no more steps. What is left to be said of it (``slurm.finish``)
-is said here, when the batch script has written the status into ``RUN_DIR/verdict``.
+A job that is being cancelled starts no more steps. So this task reports its end (``slurm.finish``),
+once the batch script has written the status to ``RUN_DIR/verdict``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ POLL_S = 0.5
 
 
 def main(run_dir: Path, silence_s: float) -> int:
-    """Return 3 when a rank hangs, 0 after a verdict."""
-    # Slurm sends it to every step of a job that it cancels, some time before it kills them
+    """Return 3 if a rank hangs, 0 after a verdict."""
+    # Slurm sends SIGTERM to every step of a job that it cancels, some time before it kills them
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     watch, next_look = Watch(run_dir, silence_s), time.monotonic()
     while not (run_dir / VERDICT_FILE).exists():

@@ -1,7 +1,7 @@
-"""Questions with verifiable answers: which are trained on, which are held out. Which come when:
-``tasks.choice``.
+"""Questions with verifiable answers, split into training and held-out questions. ``tasks.choice``
+chooses those of each step.
 
-This module imports nothing heavy: the judges' worker processes import it too.
+This module imports nothing heavy, because the graders' worker processes import it too.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """Distinct questions; no held-out one is trained on."""
+    """Distinct questions; no held-out question is trained on."""
 
     name: str
     train: list[Question]
     heldout: list[Question]
     weights: dict[str, float] = field(default_factory=lambda: {"": 1.0})  # by source, in order
-    notes: tuple[str, ...] = ()  # a sentence for each thing of the data that is not used
+    notes: tuple[str, ...] = ()  # one sentence for each part of the data that is not used
 
     def of(self, source: str) -> list[Question]:
         """The source's training questions."""
@@ -36,16 +36,15 @@ class Task:
 
 
 def load(section: TaskSection, seed: int) -> Task:
-    """Draw the task's distinct questions, deterministically in ``seed``.
+    """Draw the task's distinct questions, deterministically by ``seed``.
 
-    Of each source the held-out ones are the first drawn, so that ``size`` does not change them.
-    There are fewer than ``size`` training questions where it has fewer. A question that two sources
-    have is the first one's.
+    The held-out questions of each source are drawn first, so that ``size`` does not change them. If
+    a source has fewer than ``size`` training questions, all are used. A question in two sources
+    belongs to the first.
 
-    Raises ValueError, naming the field, for an unknown data set or configuration key, a
-    configuration that the data set refuses, a file that is not as it must be, answers that the
-    graders cannot read, or fewer distinct questions than ``heldout`` + 1; OSError where there is no
-    such file.
+    Raises ValueError naming the field for an unknown data set or configuration key, a configuration
+    that the data set refuses, an invalid file, answers that the graders cannot read, or fewer
+    distinct questions than ``heldout`` + 1; OSError if there is no such file.
     """
     if not section.sources:
         return _load_one(section, seed, "", set(), 0)
@@ -76,14 +75,14 @@ def load(section: TaskSection, seed: int) -> Task:
 
 
 def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], first: int) -> Task:
-    """The task of one source, whose questions are numbered from ``first`` on, without those that
-    have been ``seen`` in others."""
+    """The task of one source, with questions numbered from ``first``, without those already
+    ``seen`` in other sources."""
     everyone = _drawn(section, seed)
     fresh = [q for q in everyone if _bare(q, section) not in seen]
     questions = fresh[: section.heldout + section.size]
     if len(questions) <= section.heldout:
         what = title(section) + (" with this config" if section.kind == "reasoning_gym" else "")
-        others = " that no source before it has" if len(fresh) < len(everyone) else ""
+        others = " that no earlier source has" if len(fresh) < len(everyone) else ""
         raise ValueError(
             f"task.heldout: {what} has about {len(questions)} distinct questions{others}, "
             f"too few to hold {section.heldout} out and train on another"
@@ -94,8 +93,9 @@ def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], fi
     notes = []
     if len(fresh) < len(everyone):
         notes.append(
-            f"{len(everyone) - len(fresh)} questions of {source} are in a source before it too and "
-            "are left out"
+            f"{len(everyone) - len(fresh)} questions of {source} are also in an earlier source "
+            f"and are "
+            "left out"
         )
     if section.kind == "file" and len(questions) < len(fresh):
         where = f"{source}: size" if source else "task.size"
@@ -112,21 +112,21 @@ def _load_one(section: TaskSection, seed: int, source: str, seen: set[tuple], fi
 
 
 def _bare(question: Question, section: TaskSection) -> tuple:
-    """What is asked, whatever the source's instruction and system turn make of it: a question that
-    one source holds out is not to be trained on in another's words."""
+    """The question without its source's instruction and system turn, so that a question held out in
+    one source is not trained on in another, in other words."""
     return question.earlier, question.prompt.removesuffix(f"\n{section.instruction}")
 
 
 def _system(question: Question, section: TaskSection, source: str) -> str | None:
-    """The question's own system turn; a source's stands in for the recipe's."""
+    """The question's own system turn; a source's system turn replaces the recipe's."""
     return section.system_prompt if source and question.system is None else question.system
 
 
 def _drawn(section: TaskSection, seed: int) -> list[Question]:
-    """A file's questions in an order of the seed's, each with its place in the file as index; or
-    those that reasoning-gym makes."""
+    """A file's questions in an order given by the seed, each with its position in the file as
+    index; or questions generated by reasoning-gym."""
     if section.kind == "reasoning_gym":
-        from aent.tasks import generated  # late: the judges' processes do not make questions
+        from aent.tasks import generated  # late: the graders' processes do not generate questions
 
         return list(generated.questions(section, seed))
     from aent.runtime.environment import data_path
@@ -145,7 +145,8 @@ def _drawn(section: TaskSection, seed: int) -> list[Question]:
 
 
 def _check_judged(section: TaskSection, questions: list[Question]) -> None:
-    """Raise ValueError for a question that nobody judges, or whose answer a grader cannot read."""
+    """Raise ValueError for a question that no grader scores, or whose answer a grader cannot
+    read."""
     from aent.tasks.code.programs import check_tests
     from aent.tasks.verifiers import as_number
 
@@ -155,7 +156,7 @@ def _check_judged(section: TaskSection, questions: list[Question]) -> None:
         if not kinds:
             source = question.metadata.get("data_source")
             raise ValueError(
-                f"task.graders: none judges the data_source {source!r} that {title(section)} "
+                f"task.graders: none scores the data_source {source!r} that {title(section)} "
                 f"has{place}"
             )
         if "last_number" in kinds and as_number(question.answer) is None:
@@ -179,15 +180,15 @@ def _check_used(graders: Sequence[Grader], questions: list[Question]) -> None:
     for grader in graders:
         if grader.data_sources and not sources & set(grader.data_sources):
             raise ValueError(
-                f"task.graders: {grader.name} judges data_sources "
-                f"{', '.join(grader.data_sources)}, and there are only "
+                f"task.graders: {grader.name} scores data_sources "
+                f"{', '.join(grader.data_sources)}, but there are only "
                 f"{', '.join(sorted(sources))}"
             )
 
 
 def check_generated(section: TaskSection, seed: int) -> None:
-    """Raise ValueError as ``load`` for the data set's name and configuration, without a question
-    made. Imports reasoning-gym, a second of one core."""
+    """Raise ValueError as ``load`` for the data set's name and configuration, without generating
+    questions. Imports reasoning-gym, which takes a second of one core."""
     from aent.tasks import generated
 
     for index, part in enumerate(by_source(section).values()):
@@ -208,13 +209,15 @@ def without_long_prompts(task: Task, length: Callable[[Question], int], limit: i
 
     everyone = [*task.train, *task.heldout]
     long = {q.index for q in everyone if length(q) > limit}
-    return without(task, long, f"rollout.max_prompt_tokens={limit} is too few for every one")
+    return without(
+        task, long, f"every question has more than rollout.max_prompt_tokens={limit} tokens"
+    )
 
 
 def without(task: Task, left_out: set[int], why: str) -> Task:
-    """The task without the questions of these indices.
+    """The task without the questions with these indices.
 
-    Raises ValueError, with the reason, if a source has no training question left.
+    Raises ValueError with the reason if a source has no training question left.
     """
 
     def kept(questions: list[Question]) -> list[Question]:

@@ -1,5 +1,5 @@
-"""Which questions a step asks: functions of the run's seed, the step, and, with a curriculum, of
-what the steps before it have recorded."""
+"""The questions that a step asks: functions of the run's seed, the step and, with a curriculum, the
+records of earlier steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aent.tasks import Task, curriculum
 
 @dataclass(frozen=True)
 class Choice:
-    """The questions of a step, and others that may stand in for those that teach nothing."""
+    """The questions of a step, and spare ones that can replace those without signal."""
 
     questions: list[Question]
-    spare: dict[str, list[Question]]  # by source: a source keeps its share
+    spare: dict[str, list[Question]]  # by source, so that a source keeps its share
 
 
 def choose(
@@ -33,10 +33,10 @@ def choose(
 ) -> Choice:
     """The ``n`` distinct training questions of ``step`` (from 0), and the spare ones.
 
-    Without a curriculum every epoch of a source shuffles anew; its remainder is left out, so that
-    no step has a question twice. With one, ``curriculum.ordered`` says which come first; where too
-    few are waiting, those that rest fill the step. A step of several sources, or of a curriculum,
-    asks its questions in a random order: mini-batches are alike.
+    Without a curriculum, each epoch of a source is shuffled anew, and its remainder is left out so
+    that no step has a question twice. With one, ``curriculum.ordered`` gives the order; if too few
+    questions are due, resting ones fill the step. With several sources or a curriculum, the step's
+    questions are in a random order, so that mini-batches are alike.
 
     Raises ValueError if a source has fewer questions than a step may ask of it.
     """
@@ -63,13 +63,13 @@ def choose(
 
 
 def check(task: Task, n: int) -> None:
-    """Raise ValueError if a source has fewer questions than a step of ``n`` may ask of it."""
+    """Raise ValueError if a source has fewer questions than a step of ``n`` may need from it."""
     for source, count in most(task.weights, n).items():
         there = len(task.of(source))
         if there < count and source:
             raise ValueError(
-                f"rollout.prompts_per_step={n}: up to {count} of a step's are of {source} "
-                f"(task.sources), which has {there} training questions"
+                f"rollout.prompts_per_step={n}: a step may need {count} questions of "
+                f"{source} (task.sources), which has {there} training questions"
             )
         if there < count:
             raise ValueError(
@@ -78,13 +78,13 @@ def check(task: Task, n: int) -> None:
 
 
 def shares(weights: Mapping[str, float], n: int, step: int, seed: int) -> dict[str, int]:
-    """How many of a step's ``n`` prompts are of each source.
+    """How many of a step's ``n`` prompts come from each source.
 
-    Each is n weight / sum of the weights, rounded down or up; over every period of the rounding
-    (the common denominator of these numbers), whichever step it begins with, exactly that on
-    average. The sources' intervals lie end to end on [0, n]; a count is that of the whole numbers
-    in an interval after a shift that goes through the multiples of 1 / period (systematic
-    sampling), in an order in which neighbours are far apart.
+    Each number is n weight / sum of the weights, rounded down or up. Over any period of the
+    rounding (the common denominator of these numbers) it is exactly that on average, whichever step
+    the period begins with. The method is systematic sampling: the sources' intervals lie end to end
+    on [0, n], and a count is the number of integers in the shifted interval. The shift takes the
+    multiples of 1 / period, in an order in which neighbors are far apart.
     """
     bounds = _bounds(weights, n)
     period = math.lcm(*(bound.denominator for bound in bounds))
@@ -98,19 +98,19 @@ def shares(weights: Mapping[str, float], n: int, step: int, seed: int) -> dict[s
 
 
 def most(weights: Mapping[str, float], n: int) -> dict[str, int]:
-    """How many of a step's ``n`` prompts are of each source at most."""
+    """The most of a step's ``n`` prompts that each source can have."""
     bounds = _bounds(weights, n)
     return {name: math.ceil(end - start) for name, (start, end) in zip(weights, pairwise(bounds))}
 
 
 def _bounds(weights: Mapping[str, float], n: int) -> list[Fraction]:
-    """Where each source's interval begins on [0, n], and the last one ends."""
-    exact = [Fraction(str(weight)) for weight in weights.values()]  # .1 is a tenth
+    """The boundaries of the sources' intervals on [0, n]."""
+    exact = [Fraction(str(weight)) for weight in weights.values()]  # 0.1 means exactly one tenth
     return [n * bound / sum(exact) for bound in accumulate(exact, initial=Fraction(0))]
 
 
 def _of_epoch(questions: list[Question], step: int, n: int, seed: str) -> list[Question]:
-    """The n questions of ``step``, where every step takes n and an epoch has len(questions) // n
+    """The n questions of ``step``, if every step takes n and an epoch has len(questions) // n
     steps."""
     epoch, place = divmod(step, len(questions) // n)
     order = random.Random(f"{seed}/{epoch}").sample(range(len(questions)), len(questions))

@@ -1,7 +1,7 @@
 """A curriculum by measured difficulty: which questions are asked again, and in which order.
 
-Everything is a function of what the run's rollouts have recorded: no step's questions depend on
-when or how often the run was stopped.
+Everything is a function of the run's recorded rollouts, so a step's questions do not depend on when
+or how often the run was stopped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from aent.recipe.sources import CurriculumSection
 
 @dataclass(frozen=True)
 class Tried:
-    """What is known of a question that was asked."""
+    """The record of a question that was asked."""
 
-    times: int  # that it was asked
-    step: int  # when it was asked last
-    success: float | None  # share of right responses then; None: no grader could judge any
+    times: int  # how often it was asked
+    step: int  # the step in which it was last asked
+    success: float | None  # share of right responses then; None: no response could be scored
 
 
 Record = Mapping[int, Tried]  # by the question's index
@@ -29,10 +29,10 @@ Record = Mapping[int, Tried]  # by the question's index
 
 @dataclass(frozen=True)
 class Order:
-    """A source's questions, as a step would ask them."""
+    """A source's questions, in a step's order."""
 
     waiting: list[Question]
-    resting: list[Question] = field(default_factory=list)  # only where too few are waiting
+    resting: list[Question] = field(default_factory=list)  # only if too few are due
 
 
 def ordered(
@@ -71,8 +71,8 @@ def ordered(
 
 
 def rests(known: Tried | None, settings: CurriculumSection, step: int) -> bool:
-    """Whether a question is not to be asked in ``step``: its success lay outside the window, and it
-    is not yet time to look again."""
+    """Whether a question is not due in ``step``: its success was outside the window, and the time
+    for another try has not come."""
     if known is None or _distance(known, settings) == 0:
         return False
     return settings.retry_after is None or step - known.step < settings.retry_after
@@ -83,7 +83,7 @@ def _success(known: Tried) -> float:
 
 
 def _distance(known: Tried, settings: CurriculumSection) -> float:
-    """How far the success lies outside the window; one that is not known lies inside."""
+    """How far the success lies outside the window; 0 if it is unknown."""
     if known.success is None:
         return 0.0
     return max(settings.low - known.success, known.success - settings.high, 0.0)
@@ -103,8 +103,8 @@ def learnt(record: Record, step: int, outcomes: Mapping[int, tuple[int, int]]) -
 def metrics(
     settings: CurriculumSection, before: Record, after: Record, step: int, asked: Iterable[int]
 ) -> dict[str, float]:
-    """What ``step``, which ``asked`` these questions, made of the record. Names:
-    docs/metrics.md."""
+    """The metrics of ``step``, which ``asked`` these questions and changed the record from
+    ``before`` to ``after`` (docs/metrics.md)."""
     asked = list(asked)
     known = [tried for tried in after.values() if tried.success is not None]
     found = {
@@ -125,10 +125,10 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def to_json(record: Record) -> dict[str, list[Any]]:
-    """The record as a checkpoint has it."""
+    """The record in the form that a checkpoint stores."""
     return {str(index): [t.times, t.step, t.success] for index, t in record.items()}
 
 
 def from_json(kept: Mapping[str, Sequence[Any]]) -> Record:
-    """The record that ``to_json`` was given."""
+    """The inverse of ``to_json``."""
     return {int(index): Tried(*values) for index, values in kept.items()}

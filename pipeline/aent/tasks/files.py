@@ -1,11 +1,12 @@
-"""Files of questions: JSONL or parquet, one row a question, or a Hugging Face data set's folder.
+"""Files of questions: JSONL or parquet with one question per row, or a Hugging Face data set's
+folder.
 
-Columns: ``question`` and ``answer``, or those that ``task.columns`` names, both text (a number is
-taken as its digits, a list or a mapping of an answer as JSON); any others go along as the
-question's metadata. ``aent data`` makes such files of the public ones.
+The columns are ``question`` and ``answer``, or those that ``task.columns`` names. Both are text (a
+number is taken as its digits, a list or mapping as an answer as JSON). Other columns become the
+question's metadata. ``aent data`` makes such files from public ones.
 
-What would cost a run hours later is refused here, by row: an answer that is not there (NaN is how
-tables write it), text that no tokenizer reads, two answers to one question.
+Faults that would stop a run hours later are refused here, by row: a missing answer (NaN in tables),
+text that a tokenizer cannot read, two answers to one question.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def questions(
     split: str = folders.DEFAULT,
     subset: str | None = None,
 ) -> list[Question]:
-    """The distinct questions of a file (or of a folder's split), in its order, each followed by
+    """The distinct questions of a file (or of a folder's split), in order, each followed by
     ``instruction``.
 
-    Raises FileNotFoundError; ValueError naming file and row for one that is not as it must be.
+    Raises FileNotFoundError, or ValueError naming file and row if a row is invalid.
     """
     names = ("question", "answer") if columns is None else (columns.question, columns.answer)
     found: dict[tuple[str | None, tuple[Turn, ...], str], Question] = {}
@@ -55,7 +56,8 @@ def questions(
         known = found.setdefault(asked.text, asked)
         if not same_answer(known.answer, answer):
             raise ValueError(
-                f"{path}: row {number} has the question of row {known.row} and another answer: "
+                f"{path}: row {number} repeats the question of row {known.row} with another "
+                f"answer: "
                 f"{answer[:100]!r}, there {known.answer[:100]!r}"
             )
     if not found:
@@ -64,36 +66,35 @@ def questions(
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two answers are the same text, or the same number: 1 and 1.0 are."""
+    """Whether two answers are the same text or the same number, as 1 and 1.0."""
     number = as_number(one)
     return one == other or (number is not None and number == as_number(other))
 
 
 def _cell(row: dict[str, Any], column: str) -> Any:
-    """The value under a column's name, in which dots lead into mappings."""
+    """The value of a column; dots in its name lead into mappings."""
     value: Any = row
     for name in [column] if column in row else column.split("."):
         if not isinstance(value, dict) or name not in value:
             raise ValueError(
                 f"there is no column {column!r} (there are {', '.join(map(repr, row)) or 'none'}): "
-                "task.columns names those that are meant, aent data NAME FILE makes a file of a "
-                "public one"
+                "set task.columns, or convert a public file by aent data NAME FILE"
             )
         value = value[name]
     return value
 
 
 def _turns(cell: Any) -> tuple[str | None, tuple[Turn, ...], str]:
-    """(the system's turn, earlier ones, the user's last) of a text or of a list of messages."""
+    """(system turn, earlier turns, the user's last turn) of a text or a list of messages."""
     if not isinstance(cell, list):
         return None, (), as_text(cell)
     roles = [message.get("role") if isinstance(message, dict) else None for message in cell]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
-    # a user's and an assistant's in turns, a user's at the end
+    # a user's and an assistant's alternate, and a user's is last
     if len(spoken) % 2 == 0 or spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
         raise ValueError(
-            "messages must be a system's or none, then a user's and an assistant's in turns, the "
-            f"last one a user's, not {', '.join(map(str, roles)) or 'none'}"
+            "messages must be an optional system turn, then alternating user and assistant turns, "
+            f"the last one a user's, not {', '.join(map(str, roles)) or 'none'}"
         )
     turns = [(str(role), as_text(message.get("content"))) for role, message in zip(roles, cell)]
     system = turns[0][1] if spoken is not roles else None
@@ -101,20 +102,20 @@ def _turns(cell: Any) -> tuple[str | None, tuple[Turn, ...], str]:
 
 
 def _fault(text: str) -> str:
-    """What is wrong with a question or an answer; empty if nothing is."""
+    """The fault of a question or an answer; empty if it has none."""
     if not text:
-        return "must be a text that is not empty"
+        return "must be text and not empty"
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"has half a character at place {error.start} (a lone surrogate)"
+        return f"has half a character at position {error.start} (a lone surrogate)"
     return ""
 
 
 def rows(
     path: Path, split: str = folders.DEFAULT, subset: str | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of a .jsonl, .parquet or .arrow file, or of all files of a folder's split; raises as
+    """The rows of a .jsonl, .parquet or .arrow file, or of all files of a folder's split. Raises as
     ``questions``."""
     if path.is_dir():
         return [row for file in folders.files_of(path, split, subset) for row in rows(file)]
@@ -128,7 +129,7 @@ def rows(
 
 
 def files_of(path: Path, split: str = folders.DEFAULT, subset: str | None = None) -> list[Path]:
-    """The file itself, or those of a folder's split; raises as ``questions``."""
+    """The file itself, or the files of a folder's split. Raises as ``questions``."""
     if path.is_dir():
         return folders.files_of(path, split, subset)
     if not path.is_file():
@@ -156,7 +157,7 @@ def _json_rows(path: Path) -> Iterable[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                # a byte order mark may stand at the beginning
+                # the file may begin with a byte order mark
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 row = json.loads(text, object_pairs_hook=_without_repeated_keys)
             except UnicodeDecodeError as error:
@@ -175,25 +176,25 @@ def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return row
 
 
 def as_answer(value: Any) -> str:
-    """An answer's text: a list or a mapping (verl's ground truths may be such) as JSON."""
+    """An answer's text; a list or mapping (as verl's ground truths may be) becomes JSON."""
     if isinstance(value, list | dict) and value:
         return json.dumps(value, ensure_ascii=False, default=str)
     return as_text(value)
 
 
 def as_text(value: Any) -> str:
-    """A cell's text, '' where it is neither text nor a finite number."""
+    """A cell's text; '' if it is neither text nor a finite number."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return ""
     if not math.isfinite(value):
         return ""
-    if value == int(value):  # as AMC's answers are published
+    if value == int(value):  # AMC's answers are published in this form
         return str(int(value))
     return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)

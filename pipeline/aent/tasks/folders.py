@@ -1,8 +1,9 @@
-"""Data sets as Hugging Face's libraries keep them in a folder: which files a split has.
+"""The files of a split in a data set's folder, in the layouts of Hugging Face's libraries.
 
-Three layouts: what ``datasets.save_to_disk`` writes (Arrow streams, state.json; with several splits
-dataset_dict.json above them); a folder of parquet or JSONL files with a data set card (README.md)
-whose ``configs`` say which file is of which split; the same without, where the files' names say it.
+There are three layouts. ``datasets.save_to_disk`` writes Arrow streams and state.json (with several
+splits, dataset_dict.json above them). Or a folder has parquet or JSONL files and a data set card
+(README.md), whose ``configs`` map splits to files. Or it has no such card, and the files' names
+contain the split.
 https://huggingface.co/docs/hub/datasets-manual-configuration, .../datasets-file-names-and-splits
 """
 
@@ -18,7 +19,7 @@ from aent.recipe.yaml_text import RecipeError, parse_value
 
 SUFFIXES = (".parquet", ".jsonl")
 DEFAULT = "train"
-# words of a path that name a split (datasets.data_files.SPLIT_KEYWORDS has them)
+# words in a path that name a split (from datasets.data_files.SPLIT_KEYWORDS)
 WORDS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "dev", "val"},
@@ -27,11 +28,11 @@ WORDS = {
 
 
 def files_of(folder: Path, split: str = DEFAULT, subset: str | None = None) -> list[Path]:
-    """The files of a split, in their order.
+    """The files of a split, in order.
 
-    subset: one of several configurations that the card has, or a folder in it.
+    subset: one of the card's configurations, or a subfolder.
 
-    Raises ValueError naming the folder and what it has, where it has no such split or subset.
+    Raises ValueError naming the folder and what it has, if there is no such split or subset.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json")["splits"]
@@ -74,12 +75,12 @@ def _json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from None
     needed = "splits" if path.name == "dataset_dict.json" else "_data_files"
     if needed not in found:
-        raise ValueError(f"{path} is not one of datasets.save_to_disk: it has no {needed!r}")
+        raise ValueError(f"{path} was not written by datasets.save_to_disk: it has no {needed!r}")
     return found
 
 
 def _configs(card: Path) -> list[dict[str, Any]]:
-    """The configurations that the card's header lists; none where it has no such list."""
+    """The configurations in the card's header; empty if it has no such list."""
     if not card.is_file():
         return []
     header = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
@@ -108,7 +109,7 @@ def _of_card(
     found: dict[str, list[Path]] = {}
     for split, pattern in _patterns(configs[names.index(subset)]["data_files"]):
         if pattern.startswith("/") or ".." in Path(pattern).parts:
-            raise ValueError(f"{folder}/README.md: {pattern} does not lie in the folder")
+            raise ValueError(f"{folder}/README.md: {pattern} is not in the folder")
         paths = sorted(path for path in folder.glob(pattern) if path.suffix in SUFFIXES)
         if not paths:
             raise ValueError(f"{folder} has no file {pattern} ({' or '.join(SUFFIXES)})")
@@ -117,8 +118,8 @@ def _of_card(
 
 
 def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
-    """(split, pattern) of each: a pattern, a list of them, or of mappings with ``split``,
-    ``path``."""
+    """(split, pattern) of each entry: a pattern, a list of patterns, or a list of mappings with
+    ``split`` and ``path``."""
     for one in data_files if isinstance(data_files, list) else [data_files]:
         split, paths = (one["split"], one["path"]) if isinstance(one, dict) else (DEFAULT, one)
         for path in paths if isinstance(paths, list) else [paths]:
@@ -126,12 +127,12 @@ def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """Files by the split that a word of their path names; all are of ``train`` where none does."""
+    """Files by the split that a word in their path names; all are ``train`` if none does."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES]
     if not paths:
         raise ValueError(
-            f"{folder} is no data set: neither datasets.save_to_disk's files nor "
-            f"{' or '.join(SUFFIXES)} ones are in it"
+            f"{folder} is not a data set: it has neither files of datasets.save_to_disk nor "
+            f"{' or '.join(SUFFIXES)} files"
         )
     found: dict[str, list[Path]] = {}
     for path in paths:

@@ -1,6 +1,6 @@
-"""Functions of one's own as graders: found by name, called as aent, verl or TRL call them.
+"""Custom functions as graders: found by name, and called as aent, verl or TRL call them.
 
-Runs in the judges' processes; what is imported here is somebody else's code.
+Runs in the graders' processes; the imported functions are other people's code.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from aent.data.response import Response
 from aent.runtime.environment import data_path
 from aent.tasks.files import as_answer
 
-Call = Callable[[Sequence[Response], Question], Any]  # of a question's responses: a value for each
-OWN_COLUMNS = ("question", "answer")  # of a file of questions, which TRL's functions may ask for
+Call = Callable[[Sequence[Response], Question], Any]  # one value for each of a question's responses
+# columns of a file of questions, which TRL's functions may take
+OWN_COLUMNS = ("question", "answer")
 
 
 def source_of(function: str) -> Path | None:
-    """The file that a recipe's ``function`` is in, found without importing anything; None where it
-    is not there, or in no file."""
+    """The file with a recipe's ``function``, found without importing anything; None if it does not
+    exist or is not in a file."""
     place = function.rpartition(":")[0]
     if place.endswith(".py"):
         path = data_path(place)
@@ -44,7 +45,7 @@ def source_of(function: str) -> Path | None:
 
 
 def _packages(name: str) -> list[Path]:
-    """Where the package ``name`` lies: here, or wherever it is installed."""
+    """The folder of the package ``name``: in the working folder, or where it is installed."""
     here = Path.cwd() / name
     spec = None if here.is_dir() else importlib.util.find_spec(name)
     found = spec.submodule_search_locations if spec else None
@@ -54,7 +55,7 @@ def _packages(name: str) -> list[Path]:
 def load(function: str) -> Callable[..., Any]:
     """Import the function that a recipe names: ``path/to/file.py:name`` or ``package.module:name``.
 
-    Modules beside the file can be imported by it. Raises ValueError in one sentence.
+    The file can import modules beside it. Raises ValueError with one sentence.
     """
     place, _, name = function.rpartition(":")
     try:
@@ -72,7 +73,7 @@ def load(function: str) -> Callable[..., Any]:
         hint = f", did you mean {nearest[0]}?" if nearest else ""
         raise ValueError(f"{place} has no function {name}{hint}")
     if not callable(found):
-        raise ValueError(f"{function} is no function but a {type(found).__name__}")
+        raise ValueError(f"{function} is not a function but a {type(found).__name__}")
     return found
 
 
@@ -83,19 +84,19 @@ def _module(place: str) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {place}")
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # behind everything: it must not hide a library
+        sys.path.append(str(path.parent))  # at the end, so that it cannot hide a library
     name = f"aent_grader_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # as dataclasses want it
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses require it
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
 
 def told(error: BaseException, source: Path | None) -> str:
-    """The error in words, with its line where it was raised in (or under) the file ``source``."""
+    """The error as text, with its line number if it was raised in (or called from) ``source``."""
     words = " ".join(f"{type(error).__name__}: {error}".split())
     if source is None:
         return words
@@ -108,12 +109,12 @@ def told(error: BaseException, source: Path | None) -> str:
 
 
 def adapted(spec: dict[str, Any], dataset: str) -> tuple[Call, bool]:
-    """(the recipe's function as ``judge`` calls it, whether it is asynchronous).
+    """(the recipe's function in the form that ``judge`` calls, whether it is asynchronous).
 
-    spec: the grader's section as a mapping. dataset: stands for the column ``data_source`` where
-    questions are made, not read.
+    spec: the grader's section as a mapping. dataset: the value of the column ``data_source`` for
+    generated questions.
 
-    Raises ValueError where the function cannot be imported, or does not take what it will get.
+    Raises ValueError if the function cannot be imported, or does not accept its arguments.
     """
     function = load(spec["function"])
     call = _STYLES[spec["style"]](function, spec, dataset)
@@ -122,7 +123,7 @@ def adapted(spec: dict[str, Any], dataset: str) -> tuple[Call, bool]:
 
 
 def columns(spec: dict[str, Any]) -> list[str]:
-    """The columns that the function cannot do without, as far as its signature tells."""
+    """The columns that the function requires, according to its signature."""
     if spec["style"] == "verl":
         return ["data_source"]
     if spec["style"] == "aent":
@@ -140,12 +141,12 @@ def columns(spec: dict[str, Any]) -> list[str]:
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # of some builtins
+    except (TypeError, ValueError):  # for some builtins
         return {}
 
 
 def _check(function: Callable[..., Any], spec: dict[str, Any], *given: str, **named: Any) -> None:
-    """Raise ValueError if the function cannot be called so."""
+    """Raise ValueError if the function cannot be called with these arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
@@ -168,7 +169,7 @@ def _own(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> Ca
 
 def _verl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> Call:
     """verl's compute_score(data_source, solution_str, ground_truth, extra_info), as its naive
-    reward manager calls it: all by name."""
+    reward manager calls it: with keyword arguments."""
     named = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"))
     _check(function, spec, **named)
 
@@ -187,17 +188,18 @@ def _verl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> C
 
 
 def _ground_truth(question: Question) -> Any:
-    """What stands in verl's column ``reward_model`` itself, where that is the question's answer: it
-    may be a list, a mapping or a number, of which the answer is the text."""
+    """The value in verl's column ``reward_model`` itself, if that is the question's answer: it may
+    be a list, a mapping or a number, and the answer is its text."""
     column = question.metadata.get("reward_model")
     found = column.get("ground_truth") if isinstance(column, dict) else None
     return found if found is not None and as_answer(found) == question.answer else question.answer
 
 
 def _trl(function: Callable[..., Any], spec: dict[str, Any], dataset: str) -> Call:
-    """TRL's reward_func(prompts, completions, **columns): a list of each, one value a completion.
+    """TRL's reward_func(prompts, completions, **columns): lists, with one value for each
+    completion.
 
-    A function without ``**kwargs`` gets the columns that it names.
+    A function without ``**kwargs`` gets only the columns that it names.
     """
     takes = _parameters(function)
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())

@@ -1,7 +1,7 @@
-"""Graders: from what a recipe says of one to a function of responses and their question, and from
-what that returns to rewards.
+"""Graders: turns a recipe's section into a function of responses and their question, and its
+results into rewards.
 
-They may hang or throw on hostile text: call them through ``aent.tasks.judge``.
+Graders may hang or raise on hostile text: call them through ``aent.tasks.judge``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aent.tasks.code import local
 from aent.tasks.functions import Call
 from aent.tasks.verifiers import Verifier
 
-AT_ONCE = 64  # answers that a process has of an asynchronous function
+AT_ONCE = 64  # responses that a process grades concurrently with an asynchronous function
 Reading = tuple[float | None, dict[str, float]]  # a reward and its parts
 
 
@@ -27,17 +27,17 @@ Reading = tuple[float | None, dict[str, float]]  # a reward and its parts
 class Grader:
     """A grader, imported and ready."""
 
-    call: Call  # of one response, or of a whole group
-    style: str = "aent"  # how its values are to be read
+    call: Call  # takes one response, or a whole group
+    style: str = "aent"  # how to read its values
     group: bool = False
-    at_once: int = 0  # answers that are worked on at once; 0: it is not asynchronous
+    at_once: int = 0  # responses graded concurrently; 0: it is not asynchronous
     columns: tuple[str, ...] = ()  # that every question must have
-    verifier: Verifier | None = None  # one that reads references
-    source: Path | None = None  # of a function of one's own
-    lacks: tuple[str, ...] = ()  # what its sandbox does not have here, in sentences
+    verifier: Verifier | None = None  # if it reads references
+    source: Path | None = None  # of a custom function
+    lacks: tuple[str, ...] = ()  # what its sandbox lacks here, in sentences
 
     def read(self, values: Any, count: int) -> list[Reading]:
-        """What the call returned for ``count`` responses. Raises ValueError for what is no
+        """Read what the call returned for ``count`` responses. Raises ValueError if it is not a
         reward."""
         many = self.group or self.style.startswith("trl")
         if not many:
@@ -50,9 +50,9 @@ class Grader:
 
 
 def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
-    """The grader that a section (as a mapping) describes, with what it needs imported.
+    """The grader that a section (as a mapping) describes, with its imports done.
 
-    dataset, config: reasoning-gym's. Raises ValueError in one sentence, ImportError.
+    dataset, config: reasoning-gym's. Raises ValueError with one sentence, or ImportError.
     """
     if spec["kind"] == "python":
         call, asynchronous = functions.adapted(spec, dataset)
@@ -86,7 +86,7 @@ def make(spec: dict[str, Any], dataset: str, config: dict[str, Any]) -> Grader:
 
 
 def verdict(grades: Sequence[Grade], weights: Mapping[str, float]) -> Verdict:
-    """The sum of the graders' rewards, weighted by their names; 0 where one of them has failed."""
+    """The sum of the graders' rewards, weighted by their names; 0 if one of them failed."""
     failed = next((grade for grade in grades if grade.error), None)
     if failed is not None:
         which = f" [{failed.name}]" if len(grades) > 1 else ""
@@ -97,7 +97,7 @@ def verdict(grades: Sequence[Grade], weights: Mapping[str, float]) -> Verdict:
 
 def _reading(value: Any, style: str) -> Reading:
     if style.startswith("trl") and value is None:
-        return None, {}  # TRL: says nothing of this completion
+        return None, {}  # TRL: the function does not score this completion
     if style == "verl":
         return _verl_reading(value)
     if not isinstance(value, Mapping):
@@ -109,8 +109,8 @@ def _reading(value: Any, style: str) -> Reading:
 
 
 def _verl_reading(value: Any) -> Reading:
-    """A number, a mapping with ``score`` (what else is a number in it is shown), or a sequence that
-    begins with the score."""
+    """A number, a mapping with ``score`` (its other numbers are recorded as parts), or a sequence
+    that begins with the score."""
     if isinstance(value, Mapping):
         if "score" not in value:
             raise ValueError(f"a mapping without 'score' was returned: {_shown(value)}")
@@ -137,7 +137,7 @@ def _name(key: Any) -> str:
     """A part's name, which is part of a metric's."""
     if isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_-]+", key):
         return key
-    raise ValueError(f"{_shown(key)} is no name of a part: letters, digits, _ and - make one")
+    raise ValueError(f"{_shown(key)} cannot be a part's name: use letters, digits, _ and -")
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,8 @@
 """The worker process of ``aent.tasks.judge``: ``python -m aent.tasks.judge_worker FD PARENT``.
 
-Reads its settings, then jobs from a pipe, and answers each unit of a job with an ``Outcome``. A job
-has one unit, or several of an asynchronous grader, which are worked on at once. A unit without
-responses asks whether its question's reference can be read. Graders run in its main thread.
+It reads its settings and then jobs from a pipe, and answers each unit of a job with an ``Outcome``.
+A job has one unit, or several units of an asynchronous grader, which run concurrently. A unit
+without responses asks whether the question's reference can be read. Graders run in the main thread.
 """
 
 from __future__ import annotations
@@ -30,36 +30,37 @@ MAX_ERROR = 500  # characters
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker is told first."""
+    """A worker's settings, which it reads first."""
 
     graders: list[dict[str, Any]]  # sections as mappings
-    datasets: list[tuple[str, dict[str, Any]]]  # reasoning-gym's and its configuration, by grader
-    timeouts_s: list[float]  # of a unit, by grader
-    memory_bytes: int  # of address space: a power tower must not take the machine's
+    # reasoning-gym's data set and its configuration, by grader
+    datasets: list[tuple[str, dict[str, Any]]]
+    timeouts_s: list[float]  # time limit of a unit, by grader
+    memory_bytes: int  # address space, so that a power tower cannot use up the machine's memory
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a grader once it is imported."""
+    """The properties of an imported grader."""
 
     at_once: int
     columns: tuple[str, ...]
-    lacks: tuple[str, ...]  # of a sandbox, in sentences
+    lacks: tuple[str, ...]  # what its sandbox lacks, in sentences
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is judged in one call of a grader."""
+    """The responses that one call of a grader scores."""
 
-    number: int  # within the pool
-    grader: int  # its place in the settings
+    number: int  # number within the pool
+    grader: int  # its index in the settings
     question: Question
-    responses: tuple[Response, ...]  # none: only the reference is read
+    responses: tuple[Response, ...]  # none: only read the reference
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit: a reading for each response, or an error."""
+    """The result of a unit: a reading for each response, or an error."""
 
     readings: list[Reading]
     error: str = ""  # "timeout" or "exception: ..."
@@ -67,14 +68,15 @@ class Outcome:
 
 
 def main(fd: int, parent: int) -> None:
-    """Judge until the parent closes the pipe or dies."""
+    """Grade until the parent closes the pipe or dies."""
     die_with_parent(parent)
-    for number in (signal.SIGINT, signal.SIGUSR1):  # Ctrl-C, runtime.signals: the parent's
+    for number in (signal.SIGINT, signal.SIGUSR1):  # the parent handles Ctrl-C (runtime.signals)
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(fd)
     settings: Settings = pipe.recv()
     resource.setrlimit(resource.RLIMIT_AS, (settings.memory_bytes, settings.memory_bytes))
-    logging.disable(logging.WARNING)  # math-verify warns at every call without its own time limit
+    # math-verify prints a warning at every call without its own time limit
+    logging.disable(logging.WARNING)
     from aent.tasks import graders
 
     made = []
@@ -86,7 +88,8 @@ def main(fd: int, parent: int) -> None:
             pipe.send(f"task.graders: {spec['name']}: {words}")
             return
     pipe.send([Facts(grader.at_once, grader.columns, grader.lacks) for grader in made])  # ready
-    loop = asyncio.new_event_loop()  # one: what an asynchronous function keeps belongs to it
+    # only one event loop, to which an asynchronous function's objects belong
+    loop = asyncio.new_event_loop()
     while True:
         try:
             units: Sequence[Unit] = pipe.recv()
@@ -97,7 +100,7 @@ def main(fd: int, parent: int) -> None:
             timeout_s = settings.timeouts_s[units[0].grader]
             work = (_judge_beside(grader, unit, timeout_s, pipe.send) for unit in units)
             loop.run_until_complete(_all(work))
-        else:  # not in the loop: the function may have one of its own
+        else:  # outside the loop, because the function may run its own
             for unit in units:
                 pipe.send((unit.number, _judge(grader, unit)))
 
@@ -124,7 +127,7 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 async def _judge_beside(
     grader: Grader, unit: Unit, timeout_s: float, send: Callable[[tuple[int, Outcome]], None]
 ) -> None:
-    """As ``_judge``, beside other units, with a time limit of its own."""
+    """As ``_judge``, concurrently with other units and with its own time limit."""
     started = time.perf_counter()
     readings: list[Reading] = []
     error = ""
@@ -153,7 +156,7 @@ def _told(error: Exception, grader: Grader | None) -> str:
 
 
 if __name__ == "__main__":
-    # by its own name: what is sent must not be of __main__, which is another module over there
+    # under its real name: objects of __main__ could not be unpickled by the parent
     from aent.tasks import judge_worker
 
     judge_worker.main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""A task's sources, one or several, and which graders judge whose questions.
+"""A task's sources, one or several, and which graders score which questions.
 
-Imports nothing heavy: the judges' processes import it too.
+Imports nothing heavy, because the graders' processes import it too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def by_source(section: TaskSection) -> dict[str, TaskSection]:
-    """The task of each source alone, by the source's name; the task itself, under "", where it has
-    no sources."""
+    """The task of each source alone, by the source's name; if there are no sources, the task itself
+    under ""."""
     if not section.sources:
         return {"": section}
     return {source.name: part_of(section, source) for source in section.sources}
 
 
 def part_of(section: TaskSection, source: SourceSection) -> TaskSection:
-    """The task of this source alone, with the task's own values where the source gives none."""
+    """The task of this source alone, with the task's own values for what the source does not
+    set."""
     same = ("kind", "config", "path", "split", "subset", "columns", "size", "heldout")
     own = {field: getattr(source, field) for field in same}
     for field in ("system_prompt", "instruction"):
@@ -36,14 +37,14 @@ def part_of(section: TaskSection, source: SourceSection) -> TaskSection:
 
 
 def title(section: TaskSection) -> str:
-    """What the task is called."""
+    """The task's name."""
     if section.sources:
         return " + ".join(source.name for source in section.sources)
     return str(section.path) if section.kind == "file" else section.name
 
 
 def of_source(fault: str, index: int) -> str:
-    """The fault of a source's own task as one of the mixture's."""
+    """The fault of a source's own task, in terms of the mixture's fields."""
     place = f"task.sources[{index}]"
     if not fault.startswith("task."):
         return f"{place}.path: {fault}"
@@ -53,22 +54,22 @@ def of_source(fault: str, index: int) -> str:
 
 @dataclass(frozen=True)
 class Appointed:
-    """A grader, and whose questions it judges."""
+    """A grader, and the source whose questions it scores."""
 
     grader: Grader
     field: str  # of the recipe
-    source: str  # whose; "": of a task without sources, and of suites
+    source: str  # its source; "": of a task without sources, and of suites
     dataset: str  # reasoning-gym's
     config: dict[str, Any]
 
     def judges(self, question: Question) -> bool:
-        """Whether it judges responses to this question."""
+        """Whether it scores responses to this question."""
         return question.source == self.source and _chosen(self.grader, question)
 
 
 def appointed(section: TaskSection) -> list[Appointed]:
-    """The graders of every source, in the recipe's order; a grader that several have is there for
-    each. Suites, which a run with sources scores too, are judged by the task's own."""
+    """The graders of every source, in the recipe's order; a grader of several sources appears for
+    each. The task's own graders score suites, also in a run with sources."""
     whose = [("", section, "task.graders")] if not section.sources else []
     for index, (name, part) in enumerate(by_source(section).items() if section.sources else ()):
         own = f"task.sources[{index}].graders" if section.sources[index].graders else "task.graders"
@@ -82,17 +83,17 @@ def appointed(section: TaskSection) -> list[Appointed]:
         found += [
             Appointed(grader, f"task.graders[{index}]", "", section.name, section.config)
             for index, grader in enumerate(section.graders)
-            if grader.kind != "reasoning_gym"  # which judges questions of its own only
+            if grader.kind != "reasoning_gym"  # which scores only its own questions
         ]
     return found
 
 
 def graders_of(section: TaskSection, question: Question) -> list[Grader]:
-    """The graders that judge responses to this question."""
+    """The graders that score responses to this question."""
     own = next((s.graders for s in section.sources if s.name == question.source), ())
     return [grader for grader in own or section.graders if _chosen(grader, question)]
 
 
 def _chosen(grader: Grader, question: Question) -> bool:
-    """Whether the question's column ``data_source`` is one that the grader judges."""
+    """Whether the grader scores questions with this value in the column ``data_source``."""
     return not grader.data_sources or question.metadata.get("data_source") in grader.data_sources

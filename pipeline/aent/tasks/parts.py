@@ -1,4 +1,4 @@
-"""Parts of a reward that many recipes want, as functions for ``{kind: python}`` graders:
+"""Common parts of rewards, as functions for ``{kind: python}`` graders:
 ``{function: aent.tasks.parts:finished_thought, weight: 0.1}``."""
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from aent.data.response import Response
 
 
 def matches(response: Response, question: Question, pattern: str) -> float:
-    """1 where the whole response is of the form of a regular expression (``.`` is any character,
-    line breaks too), else 0."""
+    """1 if the whole response matches a regular expression (``.`` also matches line breaks), else
+    0."""
     return float(re.fullmatch(pattern, response.text.strip(), re.DOTALL) is not None)
 
 
 def finished_thought(
     response: Response, question: Question, begin: str = "<think>", end: str = "</think>"
 ) -> float:
-    """1 where every thought block that was begun is ended, at least one, and something stands
-    behind the last; else 0. A chat template may have written the first ``begin`` itself."""
+    """1 if there is at least one thought block, every one is closed, and text follows the last;
+    else 0. A chat template may have written the first ``begin`` itself."""
     text = response.text
     begun, ended = text.count(begin), text.count(end)
     closed = ended > 0 and ended - begun in (0, 1) and text.rfind(begin) < text.rfind(end)

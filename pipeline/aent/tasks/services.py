@@ -1,7 +1,7 @@
-"""Graders behind an address: a service of one's own, or a language model that judges.
+"""Graders at an address: a custom service, or a language model as a judge.
 
-They are asynchronous: a judge process has many requests on their way at once. Proxies of the
-environment hold, as for any program (NO_PROXY names the hosts that are reached directly).
+They are asynchronous: a grader process has many requests in flight at once. Proxies from the
+environment apply as usual (NO_PROXY names the hosts that are reached directly).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ BUSY = 429
 class Service:
     """An address, and requests to it that are repeated until they succeed or time is up.
 
-    A broken connection, 429 and 5xx are tried again; another answer than 2xx is an error at once.
+    A broken connection, 429 and 5xx are retried; any other answer than 2xx is an error at once.
     """
 
     url: str
     token: str | None
-    timeout_s: float  # of a request with all its repetitions
+    timeout_s: float  # for a request with all its retries
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
 
     async def post(self, body: dict[str, Any]) -> Any:
-        """The answer, read as JSON. Raises RuntimeError with the last failure in words, ValueError
-        where the answer is no JSON."""
-        if self._client is None:  # in the event loop that it belongs to
+        """The answer, parsed as JSON. Raises RuntimeError with the last failure, ValueError if the
+        answer is not JSON."""
+        if self._client is None:  # created in the event loop that it belongs to
             headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
             self._client = httpx.AsyncClient(timeout=None, headers=headers)
         now = asyncio.get_running_loop().time
@@ -60,8 +60,8 @@ class Service:
 
 def http_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question], Any]:
     """The call of an ``http`` grader: the responses to a question are one request,
-    ``{prompt, answer, metadata, responses: [{text, tokens, finished}]}``, and its answer is
-    ``{rewards: [...]}``, a number or named parts for each."""
+    ``{prompt, answer, metadata, responses: [{text, tokens, finished}]}``, and the answer is
+    ``{rewards: [...]}``, with a number or named parts for each."""
     service = Service(spec["url"], token_of(spec), spec["timeout_s"])
 
     async def call(responses: Sequence[Response], question: Question) -> Any:
@@ -81,8 +81,8 @@ def http_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question
 
 
 def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Question], Any]:
-    """The call of a ``judge``: the rubric, filled in, goes to an OpenAI-compatible endpoint; the
-    last match of ``parse`` in what the model says, over ``scale``, is the reward."""
+    """The call of a ``judge``: the filled-in rubric is sent to an OpenAI-compatible endpoint. The
+    reward is the last match of ``parse`` in the model's answer, divided by ``scale``."""
     rubric = data_path(spec["rubric"])
     if not rubric.is_file():
         raise ValueError(f"there is no file {spec['rubric']} (rubric)")
@@ -96,7 +96,7 @@ def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Questio
     async def call(responses: Sequence[Response], question: Question) -> Any:
         values = {"prompt": question.prompt, "answer": question.answer}
         values["response"] = responses[0].text
-        # at once: what a response has of the kind {answer} stays as it is
+        # all at once, so that a response that contains {answer} is not changed
         text = re.sub(r"\{(prompt|answer|response)\}", lambda name: values[name[1]], template)
         answer = await service.post(
             {
@@ -112,7 +112,7 @@ def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Questio
             raise ValueError(f"{url}: no chat completion: {str(answer)[:100]}") from None
         *_, last = [None, *score.finditer(said)]
         if last is None:
-            raise ValueError(f"no score (parse) in what the judge said: ...{said[-100:]!r}")
+            raise ValueError(f"no score (parse) in the judge's answer: ...{said[-100:]!r}")
         return float(last[1]) / spec["scale"]
 
     return call
@@ -124,9 +124,9 @@ def reward_model_call(
     """The call of a ``reward_model``: vLLM's ``/pooling`` route, which serves every kind of pooling
     model, with question and response as a conversation (the server has the chat template).
 
-    ``use_activation: false`` asks for the score itself: by default vLLM makes a sigmoid of it. A
-    model that classifies whole sequences returns its score, one that scores tokens
-    (Qwen2ForRewardModel) a row for each, of which the last is the response's.
+    ``use_activation: false`` requests the score itself: by default vLLM applies a sigmoid. A model
+    that classifies sequences returns one score. One that scores tokens (Qwen2ForRewardModel)
+    returns a row for each, of which the last is the response's score.
     """
     service = Service(f"{spec['url'].rstrip('/')}/pooling", token_of(spec), spec["timeout_s"])
 
@@ -144,8 +144,8 @@ def reward_model_call(
             raise ValueError(f"{service.url}: no pooling: {str(answer)[:100]}") from None
         if len(last) != 1:
             raise ValueError(
-                f"{service.url}: {len(last)} numbers, and a reward model has one: its config.json "
-                "needs num_labels 1"
+                f"{service.url}: got {len(last)} numbers, but a reward model has one: its "
+                "config.json needs num_labels 1"
             )
         return last[0]
 
@@ -153,8 +153,8 @@ def reward_model_call(
 
 
 def token_of(spec: Mapping[str, Any]) -> str | None:
-    """The bearer token of a service. Raises ValueError for a file that cannot be read, or that
-    others can read."""
+    """The bearer token of a service. Raises ValueError if the file cannot be read, or if others can
+    read it."""
     if spec["token_file"] is None:
         return None
     path = Path(spec["token_file"]).expanduser()

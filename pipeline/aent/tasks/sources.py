@@ -1,7 +1,7 @@
-"""From public files to files of questions (``aent data NAME FILE...``): which, from where, how.
+"""Converts public files to files of questions (``aent data NAME FILE...``).
 
-Nothing is downloaded: a cluster's nodes often cannot, and whoever runs an evaluation should know
-which file it was. ``count`` is what a source publishes, or what is known to be left of it.
+It downloads nothing: a cluster's nodes often cannot, and you should know which file an evaluation
+used. ``count`` is the published number of questions, or the number known to remain.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """One public data set, as this project uses it."""
+    """One public data set, and how this project uses it."""
 
-    where: str  # what to fetch
-    count: int  # questions that come out
+    where: str  # which files to fetch
+    count: int  # questions that result
     question: Callable[[Row], str | None]  # None: this row is left out
     answer: Callable[[Row], str | None]  # None: this row is left out
     keep: Callable[[Row], bool] = lambda row: True
-    verbatim: bool = False  # answers are programs, to which a dollar sign belongs
-    sample: int | None = None  # so many of what is left, drawn with seed 0
+    verbatim: bool = False  # answers are programs, in which a dollar sign has a meaning
+    sample: int | None = None  # how many of the remaining ones are drawn, with seed 0
 
 
 def _column(name: str) -> Callable[[Row], str | None]:
@@ -54,19 +54,19 @@ def _final_answers(row: Row) -> str | None:
 
 
 def _some_generation_is_right(row: Row) -> bool:
-    """At least one of OpenR1's own generations was found right by math-verify: the answer can be
-    verified."""
+    """Whether math-verify found at least one of OpenR1's own generations right, so that the answer
+    is verifiable."""
     return any(row["correctness_math_verify"] or ())
 
 
 def _checked(row: Row) -> str:
-    """HumanEval's tests are a function, which gets the program's."""
+    """HumanEval's tests are a function that takes the program's function."""
     return f"{row['test']}\n\ncheck({row['entry_point']})"
 
 
 def _with_tests(row: Row) -> str:
-    """A task of MBPP as its authors ask it (arXiv 2108.07732, figure 2): only the tests say how the
-    function is called."""
+    """An MBPP question in its authors' form (arXiv 2108.07732, figure 2): only the tests name the
+    function."""
     tests = "\n".join(row["test_list"])
     return f"{row['prompt'].strip()}\nYour code should pass these tests:\n\n{tests}"
 
@@ -178,18 +178,19 @@ SOURCES: dict[str, Source] = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of the rows of the public files."""
+    """How many rows of the public files were used and left out."""
 
     read: int
-    left_out: int  # by the source's rule, or without a question or an answer that can be read
+    # by the source's rule, or because the question or answer is missing or unreadable
+    left_out: int
     repeated: int  # the same question again
     written: int
-    # a sentence for each question that has two answers, neither of which is written
+    # a sentence for each question with two answers, which is left out
     conflicts: tuple[str, ...] = ()
 
 
 def hint(path: str | Path) -> str:
-    """How to come by a file that is not there, if its name is one of ours; else nothing."""
+    """How to get a missing file, if its name is one of ours; else empty."""
     name = Path(path).stem
     if name not in SOURCES:
         return ""
@@ -198,7 +199,7 @@ def hint(path: str | Path) -> str:
 
 @dataclass
 class _Found:
-    """The questions of some files, and what became of their rows so far."""
+    """The questions of some files, with counts of the rows so far."""
 
     source: Source
     answers: dict[str, str] = field(default_factory=dict)  # by question, in the files' order
@@ -209,7 +210,7 @@ class _Found:
     repeated: int = 0
 
     def take(self, path: Path, number: int, row: Row) -> None:
-        """Raises ValueError where the row has not what the source's rows have."""
+        """Raises ValueError if the row lacks what the source's rows have."""
         self.read += 1
         try:
             kept = self.source.keep(row)
@@ -219,7 +220,7 @@ class _Found:
                 f"{path} is not from {self.source.where}: row with {', '.join(map(repr, row))} "
                 f"({type(error).__name__}: {error})"
             ) from None
-        # '$3$, $4$' and '3, 4' are one answer, which a judge reads in the second form only
+        # '$3$, $4$' and '3, 4' are the same answer, but graders read only the second form
         if not self.source.verbatim:
             answer = re.sub(r"(?<!\\)\$", "", answer or "")
         answer = (answer or "").strip()
@@ -231,17 +232,18 @@ class _Found:
             self.repeated += 1
         else:
             self.conflicts[question] = (
-                f"{path}: row {number} has the question of {self.places[question]} and another "
+                f"{path}: row {number} repeats the question of {self.places[question]} with "
+                f"another "
                 f"answer: {answer[:100]!r}, there {self.answers[question][:100]!r}"
             )
 
 
 def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
-    """Write the questions of the public files at ``paths`` to ``out`` (JSONL), in their order;
-    those that have two answers are left out, as nobody knows which is right.
+    """Write the questions of the public files at ``paths`` to ``out`` (JSONL), in their order.
+    Questions with two answers are left out, because it is unknown which is right.
 
-    Raises FileNotFoundError, or ValueError naming the file and what is wrong with it; ``out`` is
-    whole or untouched.
+    Raises FileNotFoundError, or ValueError naming the file and the fault; then ``out`` is
+    unchanged.
     """
     source = SOURCES[name]
     found = _Found(source)
@@ -254,7 +256,7 @@ def prepare(name: str, paths: Sequence[Path], out: Path) -> Prepared:
         found.left_out += len(pairs) - source.sample
         pairs = [pairs[i] for i in chosen]
     if not pairs:
-        raise ValueError(f"{', '.join(map(str, paths))}: no question of {name} is in there")
+        raise ValueError(f"{', '.join(map(str, paths))}: no question of {name} was found")
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(out.name + ".new")
     with beside.open("w", encoding="utf-8") as file:

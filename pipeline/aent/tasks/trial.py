@@ -1,5 +1,5 @@
-"""Functions of one's own and services, before a run starts: imported, and asked once; the hashes of
-their files, and of the questions'."""
+"""Tries custom functions and services before a run starts: imports them and calls them once. Also
+hashes their files, and the files of questions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from aent.tasks import files, functions
 from aent.tasks.judge import JudgePool
 from aent.tasks.mixture import appointed, by_source, graders_of, of_source
 
-TRIAL_S = 10.0  # that a service has for the answer with which it is tried
+TRIAL_S = 10.0  # seconds that a service has for its trial answer
 
 
 def fingerprints(section: TaskSection) -> dict[str, str]:
-    """SHA-256 of the file of each of the task's functions and rubrics, by their names."""
+    """SHA-256 of the file of each of the task's functions and rubrics, by name."""
     found = {}
     for grader in (judge.grader for judge in appointed(section)):
         if isinstance(grader, PythonFunction):
@@ -36,7 +36,7 @@ def fingerprints(section: TaskSection) -> dict[str, str]:
 
 
 def data_fingerprints(section: TaskSection) -> dict[str, str]:
-    """SHA-256 of each of the task's files of questions, of all files of a folder together."""
+    """SHA-256 of each of the task's files of questions; a folder's files are hashed together."""
     found = {}
     for part in by_source(section).values():
         if part.kind != "file" or part.path is None:
@@ -51,16 +51,16 @@ def data_fingerprints(section: TaskSection) -> dict[str, str]:
 
 
 def tried(section: TaskSection) -> list[PythonFunction | ServiceSection | Code]:
-    """The graders that are somebody's own, or need what a machine may not have."""
+    """The graders that are custom, or need something that a machine may lack."""
     graders = [judge.grader for judge in appointed(section)]
     return [g for g in graders if isinstance(g, PythonFunction | ServiceSection | Code)]
 
 
 def faults(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
-    """A sentence for each of the task's functions that cannot be imported, does not take what it
-    gets, needs a column that a question has not, or, like a service, has no reward for the answer
-    of the first question, given as a response (``samples`` times to a function of groups), and for
-    a sandbox that cannot be made here; of each source. What a sandbox lacks is printed."""
+    """One sentence for each fault, for each source: a function cannot be imported, does not accept
+    its arguments, or needs a column that a question lacks; a function or service returns no reward
+    for the first question's answer as a response (given ``samples`` times to a function of groups);
+    or a sandbox cannot be created here. What a sandbox lacks is printed."""
     for index, (name, part) in enumerate(by_source(section).items()):
         asked = [replace(q, source="") for q in questions if q.source == name]
         for fault in _of_one(part, asked, samples):
@@ -69,7 +69,7 @@ def faults(section: TaskSection, questions: Sequence[Question], samples: int) ->
 
 def _of_one(section: TaskSection, questions: Sequence[Question], samples: int) -> Iterator[str]:
     own = tuple(
-        # here nobody waits for a service that is still to come
+        # here a service must already be running
         g.model_copy(update={"timeout_s": min(g.timeout_s, TRIAL_S)})
         if isinstance(g, ServiceSection)
         else g
@@ -100,7 +100,7 @@ def _of_one(section: TaskSection, questions: Sequence[Question], samples: int) -
 def _failures(
     judge: JudgePool, section: TaskSection, of_each: list[list[Question]], samples: int
 ) -> Iterator[str]:
-    """Graders that fail at the first question of each one's own."""
+    """Graders that fail on the first of their own questions."""
     told: set[str] = set()
     for first in {questions[0].index: questions[0] for questions in of_each if questions}.values():
         response = Response(first.answer, tokens=1)
@@ -112,7 +112,7 @@ def _failures(
                     f" (task.judge_timeout_s={section.judge_timeout_s:g}; services: {TRIAL_S:g} s)"
                 )
                 yield (
-                    f"task.graders: {grade.name} has no reward for the answer of "
+                    f"task.graders: {grade.name} returns no reward for the answer of "
                     f"{_place(section, first)} as a response: {grade.error}"
                     f"{late if grade.error == 'timeout' else ''}"
                 )
@@ -124,15 +124,15 @@ def _missing(
     section: TaskSection,
     questions: Sequence[Question],
 ) -> Iterator[str]:
-    """The first question without a column that the function needs, for each such column."""
+    """For each column that the function needs, the first question without it."""
     for column in columns:
         if column == "data_source" and section.kind != "file":
-            continue  # the data set's name stands for it
+            continue  # the data set's name is used instead
         lacking = next((q for q in questions if column not in q.metadata), None)
         if lacking is not None:
             yield (
                 f"task.graders: {grader.name}: {grader.function} ({grader.style}) needs the column "
-                f"{column!r}, and {_place(section, lacking)} has none (it has "
+                f"{column!r}, but {_place(section, lacking)} has none (it has "
                 f"{', '.join(map(repr, ['question', 'answer', *lacking.metadata]))})"
             )
 

@@ -1,6 +1,6 @@
 """Verifiers: pure functions of a response and its question, with a reward in [0, 1].
 
-They may hang or throw on hostile text: call them through ``aent.tasks.judge``.
+They may hang or raise on hostile text: call them through ``aent.tasks.judge``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from aent.data.question import Question
 
-READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``answer_in`` knows
+READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``answer_in`` supports
 Verifier = Callable[[str, Question], float]
 
-# a minus sign belongs to the number unless something stands directly before it, as in 7-5
+# a minus sign belongs to the number unless something directly precedes it, as in 7-5
 _VALUE = r"(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?!\w))?"
 _NUMBER = re.compile(rf"(?<!\w)(?<![0-9]\.)-?{_VALUE}")
 _WHOLE = re.compile(rf"[-+]?{_VALUE}")
-# dashes that stand for a minus sign
+# dashes used as a minus sign
 _MINUS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
 # LaTeX's commands for upright text, and its spaces
 _TEXT = re.compile(
@@ -27,11 +27,11 @@ _TEXT = re.compile(
 )
 _SPACE = re.compile(r"(?:\s|~|\\[ ,;])+")
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '][^\W\d_]+)*")
-_ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)  # as reasoning-gym has it
+_ANSWER = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)  # as in reasoning-gym
 
 
 def make(grader: str, dataset: str, config: dict[str, Any]) -> Verifier:
-    """Return the verifier of a grader's kind, with what it needs imported."""
+    """Return the verifier for a grader's kind, with its imports done."""
     if grader == "last_number":
         return last_number
     if grader == "math_verify":
@@ -40,29 +40,29 @@ def make(grader: str, dataset: str, config: dict[str, Any]) -> Verifier:
 
 
 def check_reference(verify: Verifier, question: Question) -> None:
-    """Raise an error where even the question's own answer, boxed, is wrong: so every response would
-    be."""
+    """Raise an error if even the question's own answer, boxed, counts as wrong: then every response
+    would."""
     own = re.sub(r"(?<!\\)\$", "", question.answer)
     if verify(own if r"\boxed" in own else rf"\boxed{{{own}}}", question) < 1:
-        raise ValueError(f"the reference answer {question.answer!r} is not found right itself")
+        raise ValueError(f"the reference answer {question.answer!r} does not pass as right itself")
 
 
 def last_number_in(text: str) -> Decimal | None:
-    """Return the last number written in ``text``: 1,234.50, -2, .5 and 1e3 are numbers, th2 is
-    not."""
+    """Return the last number in ``text``: 1,234.50, -2, .5 and 1e3 are numbers, th2 is not."""
     numbers = _NUMBER.findall(text.translate(_MINUS))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def as_number(text: str) -> Decimal | None:
-    """Return the number that ``text`` is as a whole; None for 3/4 or 50%, which only have some."""
+    """Return the number if ``text`` as a whole is one; None for 3/4 or 50%, which only contain
+    one."""
     plain = text.strip().translate(_MINUS)
     return Decimal(plain.replace(",", "")) if _WHOLE.fullmatch(plain) else None
 
 
 def words_of(answer: str) -> str | None:
-    """An answer that is words as plain text, in lower case; None for mathematics, to which a single
-    letter belongs, and two (yx is the product xy), unless one is an o (no, on, or)."""
+    """An answer made of words as plain lower-case text; None for mathematics. One or two letters
+    count as mathematics (yx is the product xy), unless one is an o (no, on, or)."""
     plain = _SPACE.sub(" ", _TEXT.sub(r"\1", answer)).strip(" $.")
     if not _WORDS.fullmatch(plain):
         return None
@@ -72,8 +72,8 @@ def words_of(answer: str) -> str | None:
 
 
 def last_number(response: str, question: Question) -> float:
-    """1 if the response's last number equals the answer, else 0. The answer must be a number as a
-    whole (``tasks.load`` refuses others)."""
+    """1 if the response's last number equals the answer, else 0. The whole answer must be a number
+    (``tasks.load`` refuses others)."""
     number = last_number_in(response)
     return float(number is not None and number == as_number(question.answer))
 
@@ -95,7 +95,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def answer_in(grader: str, response: str) -> str | None:
-    """The answer of a response as text, equal for equal answers, as far as text tells; None where
+    """The answer of a response as text, equal for equal answers as far as text can show; None if
     there is none.
 
     last_number: the last number, without leading and trailing zeros; math_verify: what stands in
@@ -113,7 +113,8 @@ def answer_in(grader: str, response: str) -> str | None:
 
 
 def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
-    """The data set's own scorer, of what stands in <answer> tags or else of the whole response."""
+    """The data set's own scorer, applied to the text in <answer> tags, else to the whole
+    response."""
     import reasoning_gym
     from reasoning_gym.utils import extract_answer
 
@@ -134,18 +135,18 @@ def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
 def _math_verify() -> Verifier:
     """1 if math-verify finds the response's answer mathematically equal to the reference.
 
-    The reference may be bare LaTeX, as the public data sets have it. An interval and the inequality
-    that says the same are equal. Where reference and boxed answer are words, they are compared as
-    text: math-verify takes words for products of letters, and seat for east. What it gets wrong:
-    tests/tasks/answers.tsv.
+    The reference may be bare LaTeX, as in the public data sets. An interval equals the inequality
+    with the same meaning. If reference and boxed answer are words, they are compared as text,
+    because math-verify takes words for products of letters, so that seat equals east. Its known
+    errors are in tests/tasks/answers.tsv.
     """
     import math_verify
 
     math_verify.parse(
         "$1$", parsing_timeout=None
-    )  # imports its parser now, not in an answer's time
+    )  # imports its parser now, not during the first answer's time limit
 
-    # its own time limits are off: the judge kills what takes too long, and counts it
+    # its own time limits are off: the pool kills what takes too long, and counts it
     def verify(response: str, question: Question) -> float:
         reference = _read_mathematics(question.answer)
         words, said = words_of(question.answer), words_of(last_boxed(response) or "")
@@ -170,7 +171,7 @@ def _read_mathematics(answer: str) -> Any:
     import math_verify
 
     parsed = math_verify.parse(in_mathematics(answer), parsing_timeout=None, raise_on_error=True)
-    if not parsed or words_of(answer) == "nan":  # a table's empty cell
+    if not parsed or words_of(answer) == "nan":  # an empty cell of a table
         raise ValueError(f"math-verify cannot read the reference answer {answer!r}")
     return parsed
 

@@ -1,4 +1,4 @@
-"""Work beside training that may fail, and is tried again until it goes well."""
+"""Work beside training that may fail and is retried until it succeeds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts, doubled each time
-LAST_RETRIES_S = 1.0  # between them when nothing new will come
+LAST_RETRIES_S = 1.0  # between attempts when nothing new will come
 
 
 class Background:
-    """A thread that does ``work`` whenever it is woken, and again after a failure.
+    """A thread that does ``work`` whenever it is woken, and retries it after a failure.
 
-    work: returns whether it went well. After ``end`` the thread ends with the next success.
+    work: returns whether it succeeded. After ``end`` the thread ends with the next success.
     """
 
     def __init__(self, name: str, work: Callable[[], bool]) -> None:
@@ -29,16 +29,16 @@ class Background:
         return self._ended.is_set()
 
     def wake(self) -> None:
-        """There is something to do."""
+        """Wake the thread: there is work."""
         self._wake.set()
 
     def end(self) -> None:
-        """This was the last."""
+        """Nothing new will come."""
         self._ended.set()
         self._wake.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end; whether it came."""
+        """Wait for the thread's end; return whether it ended."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -63,10 +63,10 @@ class Background:
 
 
 def within(seconds: float, what: str, work: Callable[[], None]) -> None:
-    """Do ``work`` in a thread of its own, which is left behind if it takes longer: nothing ends a
-    thread that hangs in somebody's library.
+    """Do ``work`` in a thread of its own, and leave the thread behind if it takes longer: a thread
+    that hangs in a library cannot be ended.
 
-    Raises TimeoutError then, else what ``work`` raises.
+    Raises TimeoutError in that case, else what ``work`` raises.
     """
     failed: list[Exception] = []
 
@@ -80,6 +80,6 @@ def within(seconds: float, what: str, work: Callable[[], None]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"{what} has not ended within {seconds:g} s")
+        raise TimeoutError(f"{what} did not end within {seconds:g} s")
     if failed:
         raise failed[0]

@@ -1,4 +1,4 @@
-"""MLflow's client, imported late: it takes seconds; and what a server may say to it."""
+"""MLflow's client, imported late because that takes seconds, and a server's refusals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 class NotTaken(Exception):
-    """The server has no place for such a thing: told once, and no failure of a run. Its text says
-    why of the server: "it is MLflow 2.9"."""
+    """The server does not support such an entity. Reported once; the run does not fail. The text
+    says why, with the server as subject: "it is MLflow 2.9"."""
 
 
 def is_unknown_route(error: Exception) -> bool:
@@ -18,15 +18,15 @@ def is_unknown_route(error: Exception) -> bool:
 
 
 def mlflow_client(uri: str) -> Any:
-    """MLflow's client, without its chatter."""
-    # before the import: MLflow's usage reports are started by it
+    """MLflow's client, with its own log lines off."""
+    # before the import, which starts MLflow's usage reports
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # a request to a dead or frozen server ends soon; who sends tries again by itself (tracker.py)
+    # a request to a dead or frozen server ends soon; the senders retry themselves (tracker.py)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # a new database's migrations, one line each
+    for name in ("mlflow", "alembic"):  # a new database logs one line for each migration
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)

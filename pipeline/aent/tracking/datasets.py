@@ -1,4 +1,4 @@
-"""The questions of a run as MLflow's data sets: where they are from, how many, and their digest."""
+"""The questions of a run as MLflow data sets: their source, number and digest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aent.tracking.client import NotTaken, is_unknown_route
 from aent.tracking.store import Store
 
 DIGEST_LENGTH, NAME_LENGTH = 32, 500  # MLflow's limits: 36 and 500
-CONTEXT_TAG = "mlflow.data.context"  # what a run uses the data set for
+CONTEXT_TAG = "mlflow.data.context"  # the run's use of the data set
 COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "answer")]
 
 
@@ -22,7 +22,7 @@ def described(
     source: Mapping[str, Any],
     questions: Mapping[str, Sequence[Question]],
 ) -> list[dict[str, str]]:
-    """What MLflow shall have of the task's questions, those in use.
+    """The data sets of the questions that the task uses.
 
     questions: by context, "training" and "evaluation"; a context without any is left out.
     """
@@ -42,15 +42,15 @@ def described(
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """The same for the same questions with the same answers, in whatever order; else another."""
+    """Equal for the same questions with the same answers in any order, else different."""
     lines = sorted(json.dumps([q.system, *q.earlier, q.prompt, q.answer]) for q in questions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def send(store: Store, described: Sequence[Mapping[str, str]]) -> None:
-    """Make the data sets inputs of the run; the same twice is as once.
+    """Make the data sets inputs of the run; repeating it changes nothing.
 
-    Raises NotTaken where the server has no such thing, and what MLflow raises.
+    Raises NotTaken if the server does not support them, and what MLflow raises.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
@@ -63,5 +63,5 @@ def send(store: Store, described: Sequence[Mapping[str, str]]) -> None:
         store.client.log_inputs(store.run_id, inputs)
     except MlflowException as error:
         if is_unknown_route(error):
-            raise NotTaken("it has no data sets of runs") from error
+            raise NotTaken("it does not support data sets of runs") from error
         raise

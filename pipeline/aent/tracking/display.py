@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it goes, a summary at its end."""
+"""The terminal's view of a run: progress while it runs, and a summary at its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST = 2  # phases of a step that it names
 
 @dataclass(frozen=True)
 class StepLine:
-    """What the display says of one step."""
+    """What the display shows of one step."""
 
     step: int  # from 0
     reward: float  # mean
@@ -31,7 +31,7 @@ class StepLine:
     coefficient: float  # of this step
     tokens: int  # prompts and responses
     seconds: Mapping[str, float]  # wall time per phase
-    skipped: int = 0  # updates left out: their gradient was not finite
+    skipped: int = 0  # updates skipped because their gradient was not finite
 
     @property
     def total_s(self) -> float:
@@ -44,9 +44,9 @@ class StepLine:
 
 @dataclass
 class Display:
-    """A live table where ``file`` is a terminal, one line of the log per step otherwise.
+    """A live table if ``file`` is a terminal, otherwise one log line for each step.
 
-    Use as a context manager, which gives the terminal back whatever happens.
+    Use it as a context manager, which restores the terminal in any case.
     """
 
     steps: int
@@ -138,7 +138,7 @@ def _said_of_skipped(line: StepLine) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``m:ss`` or ``h:mm:ss``; ``?`` where it is not known."""
+    """``m:ss`` or ``h:mm:ss``; ``?`` if unknown."""
     if not math.isfinite(seconds):
         return "?"
     minutes, second = divmod(round(seconds), 60)
@@ -148,11 +148,12 @@ def clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Improvement:
-    """Mean reward of the first and the last quarter of a run's steps, with its uncertainty."""
+    """Mean reward of the first and the last quarter of a run's steps, with the error of the
+    change."""
 
     first: float
     last: float
-    standard_error: float  # of the difference; NaN where a quarter has fewer than two steps
+    standard_error: float  # of the difference; NaN if a quarter has fewer than two steps
 
     @property
     def difference(self) -> float:
@@ -160,7 +161,7 @@ class Improvement:
 
     @property
     def learned(self) -> bool:
-        """Above zero by more than twice its standard error."""
+        """Whether the difference is above zero by more than twice its standard error."""
         return self.difference > 2 * self.standard_error
 
 
@@ -170,12 +171,12 @@ def improvement(rewards: Sequence[float]) -> Improvement:
     The mean reward of each step is one observation; with n = max(1, steps // 4) of them in each
     quarter, and s1, s2 their sample standard deviations (n - 1), the standard error of the
     difference of the two means is sqrt(s1^2 / n + s2^2 / n). Steps share a policy that drifts, so
-    the trend within a quarter counts as scatter: the error is, if anything, too large.
+    the trend within a quarter counts as scatter, and the error is rather too large than too small.
 
-    Raises ValueError without a step.
+    Raises ValueError if there is no step.
     """
     if not rewards:
-        raise ValueError("rewards: a run without a step has no quarters")
+        raise ValueError("rewards: a run without steps has no quarters")
     n = max(1, len(rewards) // 4)
 
     def moments(values: Sequence[float]) -> tuple[float, float]:
@@ -193,13 +194,13 @@ def summary(
     seconds: Mapping[str, float],
     places: Mapping[str, str],
 ) -> str:
-    """The last words of a run.
+    """The summary at the end of a run.
 
     Args:
         rewards: mean reward of every step, in order.
         evaluations: held-out accuracy by the number of steps trained before it.
         seconds: wall time per phase over the whole run.
-        places: what lies where ("policy": folder, "figure": file, "look": command).
+        places: where to find what ("policy": folder, "figure": file, "look": command).
     """
     lines = []
     if rewards:

@@ -1,4 +1,4 @@
-"""The last word of a run whose rank 0 is dead by now."""
+"""Sets the status in MLflow of a run whose rank 0 is dead."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ ANSWER_S = 10  # for one answer
 
 
 def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
-    """Give the run this status unless it has a final one; for another process than rank 0's, which
-    is dead by now.
+    """Give the run this status unless it has a final one. For use when rank 0 is dead.
 
-    Also sends what the dead process had not sent; a run that ended before MLflow heard of it is
-    made there now. MLflow is spoken to by a process of its own, killed after ``timeout_s``: the
-    import alone takes seconds, on a loaded machine many. A silent server is waited for no longer
-    than ``ANSWER_S``. Returns whether it went well; a failure (a full disk too) is one line on
-    stderr, and ``aent mlflow-sync`` is left to do.
+    Also sends what the dead process had not sent, and creates the run in MLflow if it ended before
+    it was created there. A separate process talks to MLflow and is killed after ``timeout_s``:
+    importing MLflow takes seconds, and many on a loaded machine. It waits ``ANSWER_S`` at most for
+    a silent server. Returns whether it succeeded; a failure (a full disk too) is one line on
+    stderr, which names ``aent mlflow-sync``.
     """
     path = run_dir / JOURNAL_FILE
     try:
@@ -38,7 +37,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         elif everything_sent(run_dir):
             return True
     except OSError as error:
-        log.warning(f"aent: {path} does not say that the run is {status}: {error}")
+        log.warning(f"aent: the status {status} could not be written to {path}: {error}")
         return False
     command = [sys.executable, "-m", "aent.tracking.sender", str(run_dir)]
     started = time.monotonic()
@@ -58,7 +57,7 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
         why = str(error)
     if why:
         last = redacted(why.splitlines()[-1])
-        lacks = f"does not have every file, trace or model of {run_dir}"
+        lacks = f"lacks a file, trace or model of {run_dir}"
         if not points_sent(run_dir):
             lacks = f"does not know that {run_dir} is {status}"
         log.warning(f"aent: MLflow {lacks}: {last}; when it answers: aent mlflow-sync {run_dir}")

@@ -1,9 +1,9 @@
-"""From the journal to MLflow: traces, data sets and the policy, which MLflow has pages for.
+"""Sends traces, data sets and the policy from the journal to MLflow, which has pages for them.
 
-Apart from points (``sender``) and files (``uploads``): a server that is slow with these, or does
-not know them, keeps nothing else. Each has a deadline. What has arrived is remembered in the run's
-folder (``mlflow_entities``); each is written under an id of its own or is looked for first, so that
-what is sent twice is there once.
+Separate from points (``sender``) and files (``uploads``), so that a server that is slow with these,
+or does not support them, delays nothing else. Each has a deadline. The run's folder remembers what
+has arrived (``mlflow_entities``). Each entity has an id of its own, or is looked up first, so that
+sending twice creates no duplicates.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from aent.tracking.traced import TracedStep
 
 EntityKind = Literal["traces", "datasets", "policy"]
 ENTITIES_FILE = "mlflow_entities"
-ENTITY_S = 300.0  # for one, and what its bytes take (``policies``)
+ENTITY_S = 300.0  # for one, in addition to the time for its bytes (``policies``)
 
 
 class EntitySender:
-    """Feeds one run, which MLflow knows already, from ``run_dir``.
+    """Sends the entities of one run in ``run_dir``, which exists in MLflow already.
 
-    from_start: begin with the first one, whatever was sent before.
+    from_start: begin with the first one, even if it was sent before.
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
@@ -46,10 +46,11 @@ class EntitySender:
         self._refused: set[str] = set()
 
     def send(self) -> None:
-        """Send everything that the journal names by now; on an error, a later call goes on there.
+        """Send everything that the journal names so far. After an error, a later call continues
+        there.
 
-        What the server has no place for is told once and left out. Raises TimeoutError naming what
-        took longer than its deadline, and what MLflow raises.
+        Entities that the server does not support are reported once and left out. Raises
+        TimeoutError naming what took longer than its deadline, and what MLflow raises.
         """
         store = self._open()
         for entry, end in journal.entries(self.run_dir / JOURNAL_FILE, self._sent.position):
@@ -64,11 +65,12 @@ class EntitySender:
         return entities_left(self.run_dir)
 
     def patience(self) -> float:
-        """Seconds that the bytes of those left may take."""
+        """Seconds that the bytes of the remaining ones may take."""
         seconds = 0.0
         for entry in _later(self.run_dir):
             if entry.entity == "policy":
-                with contextlib.suppress(OSError, ValueError, TypeError):  # told where it is sent
+                # reported when it is sent
+                with contextlib.suppress(OSError, ValueError, TypeError):
                     text = (self.run_dir / entry.content).read_text(encoding="utf-8")
                     seconds += SavedPolicy.from_json(text).seconds
         return seconds
@@ -76,13 +78,13 @@ class EntitySender:
     def _send(self, store: Store, entry: Entity) -> None:
         path = self.run_dir / entry.content
         if not path.is_file():
-            log.warning(f"aent: {path} is gone: MLflow will not have it")
+            log.warning(f"aent: {path} is gone and cannot be sent to MLflow")
             return
         try:
             seconds, work = self._work(store, entry.entity, path.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError) as error:  # a loss of power leaves empty files
+        except (ValueError, KeyError, TypeError) as error:  # a power failure leaves empty files
             log.warning(
-                f"aent: {path} is damaged ({type(error).__name__}): MLflow will not have it"
+                f"aent: {path} is damaged ({type(error).__name__}) and cannot be sent to MLflow"
             )
             return
         try:
@@ -90,11 +92,11 @@ class EntitySender:
         except NotTaken as error:
             self._tell(entry.entity, str(error))
         except TimeoutError:
-            self._store = None  # what hangs has its client
+            self._store = None  # the call that hangs still uses the client
             raise
 
     def _work(self, store: Store, entity: str, text: str) -> tuple[float, Callable[[], None]]:
-        """(seconds that its bytes may take, what sends it)."""
+        """(seconds that its bytes may take, the function that sends it)."""
         if entity == "traces":
             from aent.tracking import mlflow_traces  # it imports MLflow, which takes seconds
 
@@ -111,7 +113,7 @@ class EntitySender:
     def _say_gone(self, policy: SavedPolicy) -> None:
         log.warning(
             f"aent: {self.run_dir / policy.folder} is no longer the policy after {policy.steps} "
-            "steps: MLflow will not have that one"
+            "steps, so it is not sent to MLflow"
         )
 
     def _tell(self, entity: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The picture of a run: reward, entropy in its band, and the coefficient that holds it there."""
+"""The figure of a run: reward, entropy with its band, and the coefficient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Metrics = Mapping[str, Mapping[int, float]]  # values by step, of each metric
 
 
 def draw(metrics: Metrics, recipe: Recipe, path: Path) -> None:
-    """Write the picture to ``path`` (PNG), which is whole at any time. Safe in a thread."""
+    """Write the figure to ``path`` (PNG), which is replaced as a whole. Safe in a thread."""
     figure, (reward, entropy, coefficient) = _figure(3)
     _line(reward, metrics.get("reward/mean"), BLUE, "mean reward", marker=".")
     accuracy = metrics.get("evaluation/accuracy")
@@ -36,7 +36,7 @@ def draw(metrics: Metrics, recipe: Recipe, path: Path) -> None:
 
 
 def draw_replay(recorded: Recorded, reports: Sequence[ControllerReport], path: Path) -> None:
-    """Write a replay's picture: the recorded entropy, and the coefficients made of it."""
+    """Write a replay's figure: the recorded entropy, and the coefficients computed from it."""
     figure, (entropy, coefficient) = _figure(2)
     aims = {
         f"controller/{side}": {step: getattr(r, side) for step, r in enumerate(reports)}
@@ -82,7 +82,7 @@ def _finish(axis, label: str) -> None:
 
 
 def _entropy(axis, measured: Mapping[int, float] | None, label: str, metrics: Metrics) -> None:
-    """The measured entropy and where the controller wants it: a band, or a line for a target."""
+    """Draw the measured entropy and the controller's aim: a band, or a line for a target."""
     low, high = (metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
     steps = sorted(step for step in low if step in high)
     if steps:

@@ -1,5 +1,4 @@
-"""A step's responses as one HTML page without outside resources, every token coloured by its
-entropy."""
+"""A step's responses as one self-contained HTML page, with every token colored by its entropy."""
 
 from __future__ import annotations
 
@@ -18,11 +17,11 @@ LISTED = 50  # pieces of text in the list of forking tokens
 
 @dataclass(frozen=True)
 class Response:
-    """What the page shows of one response; per-token lists are of one length."""
+    """What the page shows of one response; lists with one value per token have equal length."""
 
     prompt: str
     item: int  # index of the question
-    group: int  # responses of one prompt share it, and stand together
+    group: int  # shared by the responses to one prompt, which are adjacent
     reward: float
     pieces: list[str]  # text of each token
     token: list[int]
@@ -35,8 +34,8 @@ class Response:
 
 @dataclass(frozen=True)
 class Step:
-    """A step's page. ``forking_from``: the entropy from which a token is one of the forking tokens
-    (nats); it and the mean are those of the whole step, of which the page may show a part."""
+    """A step's page. ``forking_from``: the entropy from which a token counts as forking (nats). It
+    and the mean are of the whole step, of which the page may show a part."""
 
     title: str
     measure: str  # which entropy
@@ -48,9 +47,9 @@ class Step:
 
 
 def page(step: Step) -> str:
-    """The page; its numbers stand in it as JSON too (element ``data``), with three digits."""
+    """The page, with its numbers as JSON in the element ``data``, with three digits."""
     shown = [h for r in step.responses for h in r.entropy if math.isfinite(h)]
-    # colours go up to the entropy that one token in a hundred exceeds
+    # the color scale ends at the entropy that one token in a hundred exceeds
     most = sorted(shown)[min(len(shown) - 1, len(shown) * 99 // 100)] if shown else 0.0
     facts = (
         f"Mean entropy of the step {step.mean:.3g} nats ({step.measure}). Forking tokens, the "
@@ -76,8 +75,8 @@ def page(step: Step) -> str:
 def forking(
     responses: Sequence[Response], forking_from: float
 ) -> list[tuple[str, int, int, float, float]]:
-    """(piece, how often it forks, how often it occurs, its mean entropy and probability where it
-    forks) of the pieces whose forking tokens have most entropy in all."""
+    """(piece, how often it forks, how often it occurs, its mean entropy and probability when it
+    forks), for the pieces whose forking tokens have the most entropy in total."""
     found: dict[str, list[tuple[float, float]]] = {}
     occurs: dict[str, int] = {}
     for response in responses:

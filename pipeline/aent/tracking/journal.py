@@ -1,7 +1,7 @@
-"""The journal: everything that MLflow shall hear of a run, in order, on disk before it does.
+"""The journal: everything about a run that is sent to MLflow, in order, and on disk first.
 
-One JSON object a line. Times are milliseconds since 1970, fixed when the entry was made: a store
-that takes the same (key, time, step, value) twice as once can be fed from it again and again.
+One JSON object per line. Times are milliseconds since 1970, fixed when the entry was made. So the
+journal can be sent again to a store that takes the same (key, time, step, value) twice as once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Point(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file that is whole by now and will not change: ``file`` is relative to the run's folder."""
+    """A file that is complete and will not change; ``file`` is relative to the run's folder."""
 
     time: int
     file: str
@@ -52,8 +52,8 @@ class Tag(NamedTuple):
 
 
 class Entity(NamedTuple):
-    """What MLflow has a page of its own for: ``content`` is a file with it, relative to the run's
-    folder, whole by now."""
+    """An entity that MLflow has a page for: ``content`` is its complete file, relative to the run's
+    folder."""
 
     time: int
     entity: str  # traces, datasets or policy
@@ -78,7 +78,7 @@ def append(path: Path, new: Iterable[Entry]) -> None:
         before = file.tell()
         try:
             written = file.write(lines)
-            if written != len(lines):  # what a full disk does
+            if written != len(lines):  # as happens on a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError:
             file.truncate(before)
@@ -86,10 +86,10 @@ def append(path: Path, new: Iterable[Entry]) -> None:
 
 
 def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry | None, int]]:
-    """Every whole line from byte ``start`` on, with the position after it.
+    """Every complete line from byte ``start`` on, with the position after it.
 
-    A last line cut short by a kill is left out. A damaged one (a machine that lost its power leaves
-    zeros) is None: it is named on stderr, once, and costs its own entry only.
+    A last line cut short by a kill is left out. A damaged line (a power failure leaves zeros) is
+    None: it is reported once on stderr, and only its own entry is lost.
     """
     position = start
     with path.open("rb") as file:
@@ -131,14 +131,14 @@ def read(path: Path) -> list[Point]:
 
 
 def tags(path: Path) -> dict[str, Tag]:
-    """The newest of each tag; empty of a journal that is not there."""
+    """The newest text of each tag; empty if there is no journal."""
     if not path.is_file():
         return {}
     return {entry.tag: entry for entry, _ in entries(path) if isinstance(entry, Tag)}
 
 
 def last_status(path: Path) -> str | None:
-    """The run's newest status; None in a journal that is not there or has none."""
+    """The run's newest status; None if there is no journal or no status in it."""
     found = None
     if path.is_file():
         for entry, _ in entries(path):
@@ -147,7 +147,7 @@ def last_status(path: Path) -> str | None:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off what a killed writer has begun and not ended, before somebody else writes on."""
+    """Cut off an incomplete last line of a killed writer, before another one continues."""
     if not path.is_file():
         return
     data = path.read_bytes()
@@ -157,9 +157,9 @@ def drop_torn_line(path: Path) -> None:
 
 
 def colliding(key: str, others: Iterable[str]) -> str | None:
-    """The name among ``others`` that ``key`` may not stand beside.
+    """The name among ``others`` that ``key`` conflicts with.
 
-    Some stores keep a metric as a file under its name: ``a`` and ``a/b`` cannot both be there.
+    Some stores keep a metric as a file under its name: ``a`` and ``a/b`` cannot both exist.
     """
     for other in others:
         if other.startswith(f"{key}/") or key.startswith(f"{other}/"):

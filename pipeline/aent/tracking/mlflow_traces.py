@@ -1,9 +1,10 @@
-"""Responses as MLflow traces, under ids of our own, so that what is sent twice is there once.
+"""Responses as MLflow traces, under ids of our own, so that sending twice creates no duplicates.
 
-MLflow's public functions make ids themselves. The client below them takes a trace with its spans
-and assessments as they are given, and merges what is there: its REST client (``/v1/traces``, then
-``/api/3.0/mlflow/traces``) and its SQL store alike. tests/tracking/test_mlflow_traces.py holds this
-module to the MLflow that is installed. Imported late: MLflow takes seconds.
+MLflow's public functions choose ids themselves. The client below them accepts a trace with given
+ids of its spans and assessments and merges it with an existing one: both its REST client
+(``/v1/traces``, then ``/api/3.0/mlflow/traces``) and its SQL store do.
+tests/tracking/test_mlflow_traces.py tests this module with the installed MLflow. Imported late,
+because importing MLflow takes seconds.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ ERROR_LENGTH = 500  # characters of a grader's error
 
 
 def send(store: Store, step: TracedStep) -> None:
-    """Write the step's traces into the run's experiment; those that are there stay as they are.
+    """Write the step's traces to the run's experiment; existing ones stay as they are.
 
-    Raises NotTaken where the server has no such thing, and what MLflow raises.
+    Raises NotTaken if the server does not support traces, and what MLflow raises.
     """
     client, run_id = TracingClient(store.uri), store.run_id
     experiment = store.client.get_run(run_id).info.experiment_id
@@ -59,7 +60,7 @@ def send(store: Store, step: TracedStep) -> None:
 
 
 def trace_id(run_id: str, step: int, sample: int) -> str:
-    """MLflow's id of the trace: of this run, step and sample, and of no other."""
+    """MLflow's id of the trace, unique for this run, step and sample."""
     return "tr-" + _hash(32, run_id, step, sample)
 
 
@@ -68,10 +69,10 @@ def _hash(digits: int, *parts: object) -> str:
 
 
 def _spans(id_: str, traced: Traced, step: TracedStep) -> Iterator[Span]:
-    """The response, and each grading below it.
+    """The response's span, and one span per grading below it.
 
-    A grading lasts as long as the grader has taken. When within its step the response was sampled
-    and graded is not recorded: the gradings stand one after the other before the step's record.
+    A grading's span lasts as long as the grader took. When the response was sampled and graded is
+    not recorded, so the gradings follow one another and end when the step was recorded.
     """
     end = step.time * 1_000_000
     at = start = end - sum(_nanoseconds(grade) for grade in traced.grades)
@@ -168,9 +169,9 @@ def _info(id_: str, traced: Traced, step: TracedStep, experiment: str, run_id: s
 
 
 def _assessments(id_: str, traced: Traced, step: TracedStep, run_id: str) -> Iterator[Feedback]:
-    """The reward, each grader's, and each part of a grader's; those that are numbers.
+    """The reward, each grader's reward, and each of its parts, if they are numbers.
 
-    MLflow's page shows what follows a name's last slash, so there is none in these.
+    MLflow's page shows only what follows the last slash of a name, so these have no slash.
     """
 
     def feedback(
@@ -207,10 +208,10 @@ def _assessments(id_: str, traced: Traced, step: TracedStep, run_id: str) -> Ite
 
 
 def _refusal(client: TracingClient, said: str) -> Exception:
-    """Why MLflow's client would not send spans: a server that is too old, or one that has not told
-    its version in time, which the client would remember for ever.
+    """Why MLflow's client would not send spans: the server is too old, or did not report its
+    version in time, which the client would never ask for again.
 
-    Raises what MLflow raises where the server does not answer.
+    Raises what MLflow raises if the server does not answer.
     """
     store = client.store
     if not isinstance(store, RestStore):
@@ -222,7 +223,7 @@ def _refusal(client: TracingClient, said: str) -> Exception:
     try:
         version = Version(answer.text)
     except InvalidVersion:
-        return NotTaken(f"it does not tell its version (answer {answer.status_code})")
+        return NotTaken(f"it does not report its version (answer {answer.status_code})")
     if version < SINCE:
         return NotTaken(f"it is MLflow {version}, and takes spans from {SINCE} on")
-    return RuntimeError("it has not told its version in time")
+    return RuntimeError("it did not report its version in time")

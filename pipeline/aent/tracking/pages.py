@@ -10,13 +10,13 @@ from typing import Any
 
 
 def fill(template: Path, parts: Mapping[str, str]) -> str:
-    """The template with each ``{{name}}`` replaced, in one pass: what a part says is no place for
-    another."""
+    """The template with each ``{{name}}`` replaced, in one pass, so that text of a part is never
+    replaced itself."""
     text = template.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], text)
 
 
 def script_data(data: Any) -> str:
-    """JSON for a script element: "</" would end the element, "<!--" change how the parser reads
-    on. Raises ValueError for NaN and infinities."""
+    """JSON for a script element, with "<" escaped: "</" would end the element, and "<!--" would
+    change the parser's state. Raises ValueError for NaN and infinities."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,7 +1,7 @@
-"""The trained policy as MLflow's logged model; with its weights where the registry shall have it.
+"""The trained policy as an MLflow logged model, with its weights if it is to be registered.
 
-What MLflow has of a model can be many gigabytes, and those lie in the run's folder already: without
-``tracking.register_as`` MLflow gets the small files and where the weights are.
+The weights can be many gigabytes and are already in the run's folder. So without
+``tracking.register_as`` MLflow gets the small files, and a tag that says where the weights are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from aent.tracking.store import Store
 FOLDER_TAG, KEY_TAG = "aent.folder", "aent.policy_key"
 VERSIONS_TAG = "mlflow.modelVersions"
 WEIGHTS = ".safetensors"
-BYTES_PER_S = 10e6  # an upload that is slower than this has come to a halt
+BYTES_PER_S = 10e6  # an upload that is slower than this counts as stopped
 
 
 @dataclass(frozen=True)
 class SavedPolicy:
-    """A policy in a folder, after so many steps of its run."""
+    """A policy in a folder, after ``steps`` steps of its run."""
 
     name: str  # the run's
     folder: str  # within the run's folder
@@ -34,19 +34,19 @@ class SavedPolicy:
 
     @staticmethod
     def of(folder: Path, name: str, steps: int, register_as: str | None) -> SavedPolicy:
-        """The one in this folder of the run's folder."""
+        """The policy in ``folder``, a subfolder of the run's folder."""
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         return SavedPolicy(name, folder.name, steps, files, register_as)
 
     @property
     def sent(self) -> dict[str, int]:
-        """The files that MLflow shall have."""
+        """The files to upload."""
         whole = self.register_as is not None
         return {k: v for k, v in self.files.items() if whole or not k.endswith(WEIGHTS)}
 
     @property
     def seconds(self) -> float:
-        """How long its bytes may take."""
+        """Seconds that its bytes may take."""
         return sum(self.sent.values()) / BYTES_PER_S
 
     def to_json(self) -> str:
@@ -55,19 +55,19 @@ class SavedPolicy:
 
     @staticmethod
     def from_json(text: str) -> SavedPolicy:
-        """What ``to_json`` has made. Raises ValueError or TypeError for another text."""
+        """The inverse of ``to_json``. Raises ValueError or TypeError for any other text."""
         return SavedPolicy(**json.loads(text))
 
     def is_there(self, run_dir: Path) -> bool:
-        """Whether the folder has still these files."""
+        """Whether the folder still has these files."""
         paths = {name: run_dir / self.folder / name for name in self.files}
         return all(p.is_file() and p.stat().st_size == self.files[n] for n, p in paths.items())
 
 
 def send(store: Store, run_dir: Path, policy: SavedPolicy) -> None:
-    """Make the logged model, or go on with the one that an earlier attempt has begun.
+    """Create the logged model, or continue with the one that an earlier attempt began.
 
-    Raises NotTaken where the server has no such thing, and what MLflow raises.
+    Raises NotTaken if the server does not support it, and what MLflow raises.
     """
     from mlflow.exceptions import MlflowException
 
@@ -75,7 +75,7 @@ def send(store: Store, run_dir: Path, policy: SavedPolicy) -> None:
         model = _model(store, run_dir, policy)
     except MlflowException as error:
         if is_unknown_route(error):
-            raise NotTaken("it has no logged models") from error
+            raise NotTaken("it does not support logged models") from error
         raise
     if model.status.name != "READY":
         _upload(store, model.model_id, run_dir / policy.folder, policy)
@@ -86,8 +86,8 @@ def send(store: Store, run_dir: Path, policy: SavedPolicy) -> None:
 
 
 def _model(store: Store, run_dir: Path, policy: SavedPolicy) -> Any:
-    """The logged model of this run and step: an earlier attempt whose answer never came is found
-    again."""
+    """The logged model of this run and step, also if an earlier attempt created it but got no
+    answer."""
     experiment = store.client.get_run(store.run_id).info.experiment_id
     key = f"{store.run_id}/{policy.steps}"
     found = store.client.search_logged_models([experiment], f"tags.`{KEY_TAG}` = '{key}'")
@@ -104,7 +104,7 @@ def _model(store: Store, run_dir: Path, policy: SavedPolicy) -> Any:
 
 
 def _upload(store: Store, model_id: str, folder: Path, policy: SavedPolicy) -> None:
-    """The files that MLflow does not have in their size yet."""
+    """The files that MLflow does not have yet with their full size."""
     for path, size, place in _files(folder, policy):
         there = store.client.list_logged_model_artifacts(model_id, place)
         if (f"{place}/{path.name}", size) not in {(file.path, file.file_size) for file in there}:
@@ -116,8 +116,8 @@ def _upload(store: Store, model_id: str, folder: Path, policy: SavedPolicy) -> N
 
 
 def _files(folder: Path, policy: SavedPolicy) -> Iterator[tuple[Path, int, str]]:
-    """(file, bytes, folder among the model's artifacts) as ``mlflow.transformers`` has them: the
-    tokenizer lies apart."""
+    """(file, bytes, folder in the model's artifacts) in the layout of ``mlflow.transformers``,
+    which keeps the tokenizer apart."""
     for name, size in policy.sent.items():
         yield folder / name, size, "model"
         if not name.endswith(WEIGHTS):
@@ -125,7 +125,7 @@ def _files(folder: Path, policy: SavedPolicy) -> Iterator[tuple[Path, int, str]]
 
 
 def _description(run_id: str, model_id: str) -> str:
-    """The file with which ``mlflow.transformers.load_model`` loads what lies beside it."""
+    """The file that ``mlflow.transformers.load_model`` reads to load the files beside it."""
     from mlflow.models import Model
 
     model = Model(run_id=run_id, model_id=model_id)
@@ -142,7 +142,7 @@ def _description(run_id: str, model_id: str) -> str:
 
 
 def _link(store: Store, model_id: str, steps: int) -> None:
-    """Show the model among what the run has made."""
+    """List the model among the run's outputs."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = store.client.get_run(store.run_id).outputs
@@ -151,7 +151,7 @@ def _link(store: Store, model_id: str, steps: int) -> None:
 
 
 def _register(store: Store, model: Any, name: str) -> None:
-    """A version of the registered model ``name``, unless this model is one already."""
+    """Create a version of the registered model ``name``, unless this model already is one."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -166,7 +166,7 @@ def _register(store: Store, model: Any, name: str) -> None:
             name, model.artifact_location, store.run_id, model_id=model.model_id
         )
         versions = store.client.search_model_versions(query)
-    # a server writes this tag, by which the model's page names its versions; a SQL store does not
+    # the model's page names its versions by this tag; a server writes it, a SQL store does not
     shown = [
         {"name": name, "version": version.version}
         for version in versions

@@ -1,4 +1,4 @@
-"""What a run recorded about its entropy, read back from its folder, from MLflow or from a CSV."""
+"""Reads what a run recorded about its entropy from its folder, from MLflow or from a CSV."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
-MAX_STEPS = 10_000_000  # a step number beyond it is a mistake, not a run
+MAX_STEPS = 10_000_000  # a larger step number is a mistake
 Series = dict[int, float]  # value by step
 
 
 class SourceError(ValueError):
-    """A source that cannot be read: one sentence naming it."""
+    """The source cannot be read; one sentence naming it."""
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One run, or a CSV.
 
-    recipe: the run's, with overrides applied; of a CSV only its ``controller`` means anything.
-    metrics: every metric by step. entropy: the one that the controller saw, nats.
+    recipe: the run's, with overrides applied; for a CSV only its ``controller`` has a meaning.
+    metrics: every metric by step. entropy: as the controller measured it, nats.
     """
 
     recipe: Recipe
@@ -42,23 +42,25 @@ class Recorded:
     metrics: dict[str, Series] = field(default_factory=dict)
 
     def steps(self) -> range:
-        """From step 0 to the last one recorded."""
+        """Values from step 0 to the last recorded step."""
         return range(max(self.entropy, default=-1) + 1)
 
 
 def read(source: str, overrides: Sequence[str] = ()) -> Recorded:
     """Read a run folder, a CSV with the columns step and entropy, or an MLflow run id.
 
-    Overrides are ``controller.key=value``. Where they name another kind, the recipe's fields that
-    mean nothing to it are left out.
+    Overrides are ``controller.key=value``. If they choose another kind, the recipe's fields without
+    a meaning for it are left out.
 
     Raises:
         SourceError: the source cannot be read.
-        RecipeError: an override, or the controller it makes, is wrong.
+        RecipeError: an override, or the resulting controller, is wrong.
     """
     for override in overrides:
         if override.partition("=")[0].partition(".")[0] != "controller":
-            raise RecipeError(f"override {override}: only the controller can be another one here")
+            raise RecipeError(
+                f"override {override}: only fields of the controller can be changed here"
+            )
     path = Path(source)
     if path.is_dir():
         recipe, metrics = _from_folder(path, overrides)
@@ -68,7 +70,7 @@ def read(source: str, overrides: Sequence[str] = ()) -> Recorded:
     elif re.fullmatch("[0-9a-f]{32}", source):
         recipe, metrics = _from_mlflow(source, overrides)
     else:
-        raise SourceError(f"{source} is no run folder, no CSV file and no MLflow run id")
+        raise SourceError(f"{source} is not a run folder, a CSV file or an MLflow run id")
     name = f"policy/{recipe.measured}"
     entropy = _from_csv(path) if path.is_file() else metrics.get(name, {})
     if not entropy:
@@ -93,9 +95,9 @@ def _settings(recipe: Recipe, overrides: Sequence[str]) -> ControllerSettings:
 
 
 def _kept_for_another_kind(name: str, given: set[str]) -> set[str]:
-    """The recipe's fields that mean the same to a controller of the kind ``name``; those that have
-    a default for it are not among them."""
-    if name not in controllers.KINDS:  # which ``faults`` will say
+    """The recipe's fields that mean the same for a controller of the kind ``name``, without those
+    that have a default for it."""
+    if name not in controllers.KINDS:  # ``faults`` will report it
         return set()
     kind = controllers.KINDS[name]
     chosen = [g for g in kind.either if any(f"controller.{field}" in given for field in g)]
@@ -106,7 +108,7 @@ def _kept_for_another_kind(name: str, given: set[str]) -> set[str]:
 def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Series]]:
     for name in ("recipe.yaml", JOURNAL_FILE):
         if not (folder / name).is_file():
-            raise SourceError(f"{folder} is no run folder: it has no {name}")
+            raise SourceError(f"{folder} is not a run folder: it has no {name}")
     metrics: dict[str, Series] = {}
     for point in journal.read(folder / JOURNAL_FILE):
         metrics.setdefault(point.key, {}).setdefault(point.step, point.value)
@@ -140,12 +142,12 @@ def _from_mlflow(run_id: str, overrides: Sequence[str]) -> tuple[Recipe, dict[st
 
 
 def open_source(uri: str) -> Any:
-    """MLflow's client of a store that is to be read. Raises SourceError."""
+    """MLflow's client for reading a store. Raises SourceError."""
     from aent.tracking.store import open_client
 
     try:
         return open_client(uri)
-    except Exception as error:  # whatever MLflow and its store raise
+    except Exception as error:  # anything that MLflow and its store raise
         why = redacted(" ".join(str(error).split()))
         raise SourceError(f"MLflow's store {redacted(uri)} cannot be opened: {why}") from error
 
@@ -159,7 +161,7 @@ def _from_csv(path: Path) -> Series:
                 raise SourceError(f"{path} has no column {' and no column '.join(sorted(missing))}")
             return _checked(path, rows)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path} is no CSV that can be read: {error}") from error
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
@@ -170,11 +172,12 @@ def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
             value = float(row["entropy"]) if row["entropy"] else math.nan
         except (TypeError, ValueError):
             raise SourceError(
-                f"{path}: line {number} is no step and entropy: {row['step']},{row['entropy']}"
+                f"{path}: line {number} is not a step and an entropy: "
+                f"{row['step']},{row['entropy']}"
             ) from None
         if not 0 <= step < MAX_STEPS:
             raise SourceError(f"{path}: line {number}: step {step} is not in [0, {MAX_STEPS})")
         if step in entropy:
-            raise SourceError(f"{path}: line {number}: step {step} is there twice")
+            raise SourceError(f"{path}: line {number}: step {step} appears twice")
         entropy[step] = value
     return entropy

@@ -1,16 +1,16 @@
-"""A step that is executed again after a resume: how its values differ from the journal's."""
+"""Compares the values of a step that is executed again after a resume with the journal's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-# what differs each time: how long it took
+# these differ each time: they depend on how long things took
 UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
 
 
 def difference(step: int, repeated: Mapping[str, tuple[float, float]]) -> str:
-    """One sentence about the value that differs most, relative to its size; empty where none does.
+    """One sentence about the value that differs most, relative to its size; empty if none differs.
 
     repeated: (the journal's, the new one), by metric.
     """

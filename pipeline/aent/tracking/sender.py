@@ -1,7 +1,7 @@
-"""From the journal to MLflow. Everything here may wait for a server and raises what MLflow raises.
+"""Sends the journal to MLflow. Everything here may wait for a server and raises what MLflow raises.
 
-What MLflow has taken is remembered in the run's folder (``mlflow_sent``), so that whoever sends
-next, this process after an outage, a resumed run or ``aent mlflow-sync``, goes on from there.
+The run's folder remembers what MLflow has (``mlflow_sent``), so that the next sender (this process
+after an outage, a resumed run or ``aent mlflow-sync``) continues from there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from aent.tracking.sent import Sent
 from aent.tracking.store import POINTS_PER_BATCH, RUN_ID_FILE, Store, known_run_id
 from aent.tracking.uploads import Uploader, files_left
 
-SENT_FILE = "mlflow_sent"  # the run's id, and the journal's bytes whose points it has
+SENT_FILE = "mlflow_sent"  # the run's id, and the number of journal bytes whose points MLflow has
 
 
 class Sender:
-    """Feeds one run in MLflow with points and status from the journal in ``run_dir``, in order.
+    """Sends points and status of one run from the journal in ``run_dir``, in order.
 
-    from_start: begin with the first entry, whatever was sent before (the same twice is as once).
+    from_start: begin with the first entry, even if it was sent before (sending twice does no harm).
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
@@ -43,7 +43,8 @@ class Sender:
         return self.run_dir / JOURNAL_FILE
 
     def send(self) -> None:
-        """Send everything that the journal has by now; on an error, a later call goes on there."""
+        """Send everything that the journal has so far. After an error, a later call continues
+        there."""
         store = self._open()
         batch: list[Point] = []
         position = self._sent.position
@@ -72,7 +73,7 @@ class Sender:
         return sum(isinstance(entry, Point | Status | Tag) for entry, _ in later)
 
     def _open(self) -> Store:
-        """The run in MLflow: the one whose id the folder knows, else a new one."""
+        """The run in MLflow: the one whose id is in the folder, else a new one."""
         if self._store is not None:
             return self._store
         if run_id := known_run_id(self.run_dir):
@@ -92,7 +93,7 @@ class Sender:
         return store
 
     def _may_send(self, key: str) -> bool:
-        """Whether every store takes this name beside the others; if not, it is said once."""
+        """Whether every store accepts this name beside the others; if not, say so once."""
         if key in self._keys:
             return True
         other = journal.colliding(key, self._keys)
@@ -101,8 +102,9 @@ class Sender:
         elif key not in self._refused:
             self._refused.add(key)
             log.warning(
-                f"aent: the metric {key} stays in the journal: one is called {other} already, and "
-                "not every store takes both"
+                f"aent: the metric {key} stays in the journal: there is already one called "
+                f"{other}, and "
+                "not every store accepts both"
             )
         return other is None
 
@@ -115,18 +117,19 @@ def points_sent(run_dir: Path) -> bool:
 
 
 def everything_sent(run_dir: Path) -> bool:
-    """Whether MLflow has the whole journal, and what lies in the files that it names."""
+    """Whether MLflow has the whole journal, and the files that it names."""
     return points_sent(run_dir) and files_left(run_dir) == 0 and entities_left(run_dir) == 0
 
 
 def sync(run_dir: Path, from_start: bool = True) -> str:
-    """Give MLflow everything that the journal has, points first; return what was done, in one line.
+    """Send everything in the journal to MLflow, points first; return one line that says what was
+    done.
 
-    Raises FileNotFoundError where the folder is no run's, RecipeError, and what MLflow raises.
+    Raises FileNotFoundError if the folder is not a run's, RecipeError, and what MLflow raises.
     """
     recipe = load_recorded(run_dir / "recipe.yaml")
     if not (run_dir / JOURNAL_FILE).is_file():
-        raise FileNotFoundError(f"{run_dir} is no run folder: it has no {JOURNAL_FILE}")
+        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no {JOURNAL_FILE}")
     Sender(run_dir, recipe, from_start).send()
     failures = []
     for rest in (
@@ -145,5 +148,5 @@ def sync(run_dir: Path, from_start: bool = True) -> str:
     return f"MLflow has all of {run_dir}: run {run_id}, {status} ({look})"
 
 
-if __name__ == "__main__":  # for mark_ended, which may have to kill it
+if __name__ == "__main__":  # a process of its own for mark_ended, which may have to kill it
     sync(Path(sys.argv[1]), from_start=False)

@@ -1,4 +1,4 @@
-"""How much of the journal MLflow has: a file in the run's folder."""
+"""A file in the run's folder that says how much of the journal MLflow has."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Sent:
         self.position = 0
 
     def read(self, run_id: str) -> None:
-        """Take up what an earlier process has sent to this run of MLflow's, if it was this one.
+        """Continue where an earlier process stopped sending, if it sent to the same MLflow run.
 
-        All is sent again where the journal has lost its end since (a machine lost its power): the
-        entries that have come in its place would be left out.
+        Everything is sent again if the journal has lost its end since (by a power failure), because
+        new entries have taken the place of lost ones.
         """
         words = self.path.read_text().split() if self.path.is_file() else []
         known = len(words) == 2 and words[0] == run_id and words[1].isdigit()
@@ -30,13 +30,13 @@ class Sent:
             self.position = 0
 
     def passed(self, position: int) -> None:
-        """Nothing of this kind lies before ``position``: not to be looked for again by this
-        process."""
+        """Nothing of this kind lies before ``position``, so this process need not look there
+        again."""
         self.position = position
 
     def arrived(self, run_id: str, position: int) -> None:
         """Remember that MLflow has everything before ``position``."""
         self.position = position
-        # on a full disk a later process sends again what is there: the same twice is as once
+        # if the disk is full, a later process sends this again; sending twice does no harm
         with contextlib.suppress(OSError):
             write_whole(self.path, f"{run_id} {position}\n")

@@ -1,7 +1,7 @@
-"""MLflow's store in a SQLite file: it appears when it is whole, and one that is not is named.
+"""MLflow's store in a SQLite file: it appears when it is complete; an incomplete one is reported.
 
-MLflow makes a store in some forty steps, each committed; a process that dies between two leaves a
-file that no later run can use. So it is made under another name, under a lock.
+MLflow creates a store in about forty committed steps. A process that dies between two of them
+leaves a file that no later run can use. So the file is created under another name and a lock.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from aent.runtime.children import Child
 from aent.runtime.files import locked
 from aent.tracking.address import tracking_uri
 
-MAKE_S = 300.0  # for this process, or another one, to make a store
-APART_S = 2 * MAKE_S  # for a process that may wait for another one first
-BUSY_S = 10.0  # for another process that writes
+MAKE_S = 300.0  # seconds for this process, or another one, to create a store
+APART_S = 2 * MAKE_S  # seconds for a process that may first wait for another one
+BUSY_S = 10.0  # seconds to wait for another process that writes
 
 
 class StoreError(RuntimeError):
-    """The SQLite file cannot be used; one sentence that names it, and how to mend it."""
+    """The SQLite file cannot be used; one sentence that names it and says what to do."""
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of a SQLite store; None for another one."""
+    """The file of a SQLite store; None for any other store."""
     name = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(name).absolute() if uri.startswith("sqlite:///") and name else None
 
@@ -41,11 +41,11 @@ def file_of_run(recipe: Recipe, run_dir: Path) -> Path | None:
 
 
 def make_ready(path: Path) -> None:
-    """Make the store unless it is there. Raises StoreError."""
+    """Create the store unless it exists. Raises StoreError."""
     if _is_there(path):
         return _check(path)
     try:
-        with locked(_lock_file(path), MAKE_S, "make MLflow's store"):
+        with locked(_lock_file(path), MAKE_S, "create MLflow's store"):
             if not _is_there(path):
                 _make(path)
     except OSError as error:
@@ -54,8 +54,8 @@ def make_ready(path: Path) -> None:
 
 
 def make_ready_apart(path: Path) -> None:
-    """``make_ready`` in a process of its own if there is something to make: MLflow's import costs
-    seconds and memory that the caller does not want to spend. Raises StoreError."""
+    """Run ``make_ready`` in a process of its own if the store does not exist, because importing
+    MLflow takes seconds and memory. Raises StoreError."""
     check(path)
     if _is_there(path):
         return
@@ -69,7 +69,7 @@ def make_ready_apart(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Making:
-    """A process that makes a store while its starter does something else."""
+    """A process that creates a store while its parent does something else."""
 
     path: Path
     child: Child
@@ -77,7 +77,7 @@ class Making:
 
     @staticmethod
     def begin(path: Path, log: Path) -> Making | None:
-        """Start it, its output in ``log``; None if the store is there."""
+        """Start it with its output in ``log``; None if the store exists."""
         if _is_there(path):
             return None
         name = f"MLflow's store {path}"
@@ -85,19 +85,21 @@ class Making:
         return Making(path, child, time.monotonic() + APART_S)
 
     def done(self) -> bool:
-        """Whether the store is made. Raises StoreError if that failed or has taken too long."""
+        """Whether the store exists by now. Raises StoreError if creating it failed or took too
+        long."""
         code = self.child.poll()
         if code is None and time.monotonic() > self.deadline:
             raise _late(self.path)
         if code:
-            said = "" if code < 0 else self.child.tail(1)  # killed: the log's last line is older
+            # it was killed, so the log's last line is not the reason
+            said = "" if code < 0 else self.child.tail(1)
             raise _failed(self.path, said or self.child.describe_exit())
         return code == 0
 
 
 def check(path: Path) -> None:
-    """Raise StoreError for a file that is no whole store, and for one that is not there and whose
-    folder cannot be written to."""
+    """Raise StoreError if the file is not a complete store, or if it does not exist and its folder
+    cannot be written to."""
     if _is_there(path):
         return _check(path)
     try:
@@ -115,7 +117,7 @@ def _command(path: Path) -> list[str]:
 
 
 def _late(path: Path) -> StoreError:
-    return StoreError(f"MLflow's store {path} was not made within {APART_S:.0f} s")
+    return StoreError(f"MLflow's store {path} was not created within {APART_S:.0f} s")
 
 
 def _failed(path: Path, said: str) -> StoreError:
@@ -128,8 +130,8 @@ def _is_there(path: Path) -> bool:
 
 
 def _check(path: Path) -> None:
-    """Raise StoreError for a file whose making was cut short: the last thing in it, MLflow's own
-    first experiment, is missing."""
+    """Raise StoreError if creating the file was interrupted: the last entry, MLflow's own first
+    experiment, is missing."""
     try:
         address = f"{path.as_uri()}?mode=rw"  # a killed writer's transaction is rolled back
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_S)) as database:
@@ -138,19 +140,21 @@ def _check(path: Path) -> None:
         why = "it has no experiment"
     except sqlite3.Error as error:
         why = str(error)
-        if "locked" in why:  # somebody writes: it is whole
+        if "locked" in why:  # another process writes to it, so it is complete
             return
         if "no such table" not in why and "not a database" not in why:
             raise StoreError(f"MLflow's store {path} cannot be read: {why}") from error
     raise StoreError(
-        f"MLflow's store {path} is not whole ({why}): a process died while it made the file, or it "
-        "is no store at all; move it away, and the next run makes a new one"
+        f"MLflow's store {path} is incomplete ({why}): a process died while it created the file, "
+        f"or the "
+        "file is no MLflow store; move it away, and the next run creates a new one"
     )
 
 
 def _make(path: Path) -> None:
     partial = path.with_name(f".{path.name}.new")
-    for left in (partial, partial.with_name(f"{partial.name}-journal")):  # of one that died here
+    # left by a process that died here
+    for left in (partial, partial.with_name(f"{partial.name}-journal")):
         left.unlink(missing_ok=True)
     _fill(f"sqlite:///{partial}")
     os.replace(partial, path)

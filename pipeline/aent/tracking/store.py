@@ -31,18 +31,18 @@ KEY_LENGTH = 250
 PARAM_LENGTH = 6000
 TAG_LENGTH = 5000
 TABLE_FOLDERS = ("samples", "heldout")
-TABLES_TAG = "mlflow.loggedArtifacts"  # tells MLflow's pages which artifacts are tables
+TABLES_TAG = "mlflow.loggedArtifacts"  # by this tag MLflow's pages know which artifacts are tables
 TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
 
 
 def known_run_id(folder: Path) -> str:
-    """The id of this folder's run in MLflow; empty where none is known."""
+    """The id of this folder's run in MLflow; empty if unknown."""
     path = folder / RUN_ID_FILE
     return path.read_text().strip() if path.is_file() else ""
 
 
 class Store:
-    """A run of MLflow's, open for writing."""
+    """A run in MLflow, open for writing."""
 
     def __init__(self, uri: str, run_id: str = "") -> None:
         self.client = open_client(uri)
@@ -51,9 +51,9 @@ class Store:
 
     @classmethod
     def create(cls, recipe: Recipe, run_dir: Path) -> Store:
-        """A new run in the recipe's experiment, which is made if it is not there.
+        """A new run in the recipe's experiment, which is created if it does not exist.
 
-        One run for one folder: an earlier attempt whose answer never came is found again.
+        A folder has one run: if an earlier attempt created it but got no answer, it is found again.
         """
         store = cls(tracking_uri(recipe, run_dir))
         experiment = experiment_id(store.client, store.uri, recipe.tracking.experiment)
@@ -66,7 +66,7 @@ class Store:
         )
         run = found[0] if found else None
         if run is None:
-            # a run that has begun before its server did is not shown to end before it starts
+            # a run may begin before its server: it must not seem to end before it starts
             began = next((e.time for e, _ in journal.entries(run_dir / JOURNAL_FILE) if e), None)
             tags = {RUN_KEY_TAG: key}
             run = store.client.create_run(experiment, began, tags, recipe.name)
@@ -74,9 +74,9 @@ class Store:
         return store
 
     def describe(self, recipe: Recipe) -> None:
-        """Tags and parameters; again after a resume, where they may differ.
+        """Write tags and parameters, also after a resume, when they may differ.
 
-        MLflow's parameters never change: one that does is a tag ``aent.changed.NAME`` as well.
+        MLflow's parameters cannot change, so a changed one becomes a tag ``aent.changed.NAME``.
         """
         from mlflow.entities import Param, RunTag
 
@@ -91,20 +91,20 @@ class Store:
         self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def begin_uploads(self, recipe: str) -> None:
-        """The recipe's text as an artifact; which tables are there already."""
+        """Upload the recipe as an artifact, and read which tables MLflow already has."""
         self.client.log_text(self.run_id, recipe, "recipe.yaml")
         tags = self.client.get_run(self.run_id).data.tags
         self._tables = json.loads(tags.get(TABLES_TAG, "[]"))
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Log at most ``POINTS_PER_BATCH`` points; those already there change nothing."""
+        """Log at most ``POINTS_PER_BATCH`` points; sending a point again changes nothing."""
         from mlflow.entities import Metric
 
         metrics = [Metric(p.key[:KEY_LENGTH], p.value, p.time, p.step) for p in points]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def upload(self, path: Path, folder: str | None) -> None:
-        """Copy a file to the run's artifacts, into ``folder`` of them; tables can be browsed."""
+        """Copy a file to ``folder`` of the run's artifacts; tables can be browsed."""
         self.client.log_artifact(self.run_id, str(path), folder)
         if folder in TABLE_FOLDERS:
             table = {"path": f"{folder}/{path.name}", "type": "table"}
@@ -117,7 +117,7 @@ class Store:
         self.client.set_tag(self.run_id, tag, text[:TAG_LENGTH])
 
     def set_status(self, status: str, time_ms: int) -> None:
-        """RUNNING, or one of MLflow's terminal ones, reached at ``time_ms``."""
+        """Set the status: RUNNING, or one of MLflow's final ones, reached at ``time_ms``."""
         if status == "RUNNING":
             self.client.update_run(self.run_id, status=status)
         else:
@@ -125,7 +125,7 @@ class Store:
 
 
 def open_client(uri: str) -> Any:
-    """MLflow's client of this store, which is made where it is a SQLite file that is not there.
+    """MLflow's client for this store. A missing SQLite file is created.
 
     Raises AddressError, StoreError, and what MLflow raises.
     """
@@ -147,11 +147,11 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         try:
             return client.create_experiment(name, location and location.as_uri())
         except MlflowException as error:
-            # another run may have made it at this very moment; else the store says why not
+            # another run may have created it at the same moment; else report the store's reason
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise RuntimeError(
-                    f"tracking.experiment={name}: {redacted(uri)} does not make it: {error.message}"
+                    f"tracking.experiment={name}: {redacted(uri)} cannot create it: {error.message}"
                 ) from error
     if found.lifecycle_stage != "active":
         raise RuntimeError(f"tracking.experiment: {name} was deleted in {redacted(uri)}")
@@ -168,7 +168,8 @@ def _param_text(value: Scalar) -> str:
 
 
 def _run_key(run_dir: Path) -> str:
-    """The same for every attempt to make the run of this folder, and for no other run."""
+    """A key that is the same for every attempt to create the run of this folder, and for no other
+    run."""
     with (run_dir / JOURNAL_FILE).open("rb") as file:
         first = file.readline()
     return hashlib.sha256(str(run_dir.absolute()).encode() + b"\0" + first).hexdigest()
@@ -196,7 +197,7 @@ def _hosts() -> str:
 
 
 def _image_tags() -> Iterator[tuple[str, str]]:
-    """The containers' images of a Slurm job and their digests, as its batch script knows them."""
+    """The container images of a Slurm job and their digests, from its batch script."""
     for whose in ("", "engine_"):
         for what in ("image", "image_digest"):
             if value := os.environ.get(f"AENT_{whose}{what}".upper()):
@@ -204,8 +205,8 @@ def _image_tags() -> Iterator[tuple[str, str]]:
 
 
 def _git_tags() -> Iterator[tuple[str, str]]:
-    """The commit this package was checked out at; of an installed one that its image was built
-    from, where the build was told it."""
+    """The commit of this checkout. For an installed package: the commit that its image was built
+    from, if the build recorded it."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -215,7 +216,8 @@ def _git_tags() -> Iterator[tuple[str, str]]:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # not some other repository around us
+        # not another repository that contains this folder
+        git("ls-files", "--error-unmatch", "__init__.py")
         yield "mlflow.source.git.commit", git("rev-parse", "HEAD")
         dirty = git("status", "--porcelain", "--untracked-files=no", ".")
         yield "aent.uncommitted_changes", "true" if dirty else "false"

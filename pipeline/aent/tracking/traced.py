@@ -1,4 +1,4 @@
-"""What a trace shows of a response. Imports neither torch nor MLflow."""
+"""The data that a trace shows of a response. Imports neither torch nor MLflow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TracedGrade:
-    """What one grader said of the response."""
+    """One grader's result for the response."""
 
     name: str  # the grader's
-    kind: str | None  # as in task.graders; None: it is no longer one of them
+    kind: str | None  # as in task.graders; None: it is no longer there
     weight: float | None
-    reward: float | None  # before its weight; None: it says nothing of this response
+    reward: float | None  # before its weight; None: it does not score this response
     parts: dict[str, float | None]
     error: str
     seconds: float
@@ -27,14 +27,14 @@ class TracedGrade:
 class Traced:
     """One response of a step."""
 
-    sample: int  # its place in the step: (run, step, sample) is what its ids are made of
+    sample: int  # index in the step; the trace's ids are a hash of (run, step, sample)
     group: int
     item: int  # index of the question in its task
     prompt: str
     response: str
-    reward: float | None  # None, here and below: it was not finite
+    reward: float | None  # here and below, None: not finite
     entropy: float | None  # mean, nats
-    logprob: float | None  # mean, of the policy that wrote it
+    logprob: float | None  # mean, by the policy that wrote it
     prompt_tokens: int
     tokens: int
     finish_reason: str
@@ -57,7 +57,8 @@ class TracedStep:
 
     @staticmethod
     def from_json(text: str) -> TracedStep:
-        """What ``to_json`` has made. Raises ValueError, KeyError or TypeError for another text."""
+        """The inverse of ``to_json``. Raises ValueError, KeyError or TypeError for any other
+        text."""
         content = json.loads(text)
         responses = tuple(
             Traced(**row | {"grades": tuple(TracedGrade(**grade) for grade in row["grades"])})
@@ -67,8 +68,8 @@ class TracedStep:
 
 
 def spread(groups: Sequence[int], most: int) -> list[int]:
-    """Places of at most ``most`` responses: the first of every group, then the second of every
-    group, and so on, in the step's order. groups: of each response."""
+    """Indices of at most ``most`` responses: the first of every group, then the second of every
+    group, and so on, in the step's order. groups: the group of each response."""
     seen: Counter[int] = Counter()
     rounds = []
     for place, group in enumerate(groups):

@@ -1,8 +1,8 @@
 """Tracking of one run: journal first, then MLflow, off the critical path.
 
-Rank 0 logs; a background thread sends (sender.py). What MLflow does not take (a server that is
-away or silent, a full disk) is reported once an outage on stderr and counted; everything is in the
-journal, goes in order when MLflow answers again, and never stops training.
+Rank 0 logs; a background thread sends (sender.py). If MLflow does not take it (the server is
+unreachable or silent, a disk is full), stderr says so once for each outage. Everything is in the
+journal and is sent in order when MLflow answers again; training never stops for it.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ LARGEST_FILE = 32 * 2**20  # bytes of one that somebody else wrote
 
 
 class Tracker:
-    """Where rank 0 writes what happened. No method waits for MLflow, except ``finish``."""
+    """Rank 0 records the run here. No method waits for MLflow, except ``finish``."""
 
     def __init__(self, run_dir: Path, recipe: Recipe, run_id: str = "") -> None:
-        """Begin a run, or go on with the one whose journal lies in ``run_dir``.
+        """Begin a run, or continue the one whose journal is in ``run_dir``.
 
         Args:
-            run_id: MLflow's, if somebody knows it (a checkpoint does); else the one that the
-                folder knows; else a run is made as soon as MLflow answers.
+            run_id: MLflow's id, if known (from a checkpoint); else the one in the folder; else a
+                run is created as soon as MLflow answers.
         """
         self.run_dir, self.recipe = run_dir, recipe
         self.failures = 0  # of writing, drawing or sending
         self._journal = run_dir / JOURNAL_FILE
-        self._metrics: dict[str, dict[int, float]] = {}  # by key and step; what the journal has
+        self._metrics: dict[str, dict[int, float]] = {}  # the journal's values, by key and step
         self._files: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
         self._figure_due = self._unsent_figure = False
         self._drawn_at = -math.inf
         self._reported: set[str] = set()
-        self._lock = threading.Lock()  # of the journal and of what it has
-        self._watched = threading.Event()  # no more of the system's metrics
+        self._lock = threading.Lock()  # guards the journal and these copies of it
+        self._watched = threading.Event()  # no more system metrics will come
         if run_id:
             self._try("keep MLflow's id", write_whole, run_dir / RUN_ID_FILE, run_id + "\n")
         self._try("read the journal", self._read_journal)
@@ -67,20 +67,20 @@ class Tracker:
         self._entities = Background("entities", self._send_entities)
         self._points = Background("tracking", self._send)
         self._figure = Background("figure", self._draw_if_due)
-        self._points.wake()  # open the run at once
+        self._points.wake()  # create the run at once
         self._watcher = threading.Thread(target=self._watch_system, name="system", daemon=True)
         self._watcher.start()
 
     @property
     def look(self) -> str:
-        """The command or address with which a person looks at the run."""
+        """The command or address that shows the run."""
         return look_command(tracking_uri(self.recipe, self.run_dir))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step (steps count from 0; values may be NaN).
 
-        What the journal has of this step already (it is executed again after a resume) is not
-        logged again; where the values differ, a warning says by how much.
+        Values that the journal already has of this step (it is executed again after a resume) are
+        not logged again; if they differ, a warning says by how much.
         """
         time_ms = journal.now()
         new, repeated = [], {}
@@ -105,15 +105,15 @@ class Tracker:
     def log_samples(
         self, step: int, rows: Sequence[dict[str, Any]], folder: Table = "samples"
     ) -> None:
-        """Record a table of responses: a row each, with the same keys in every row.
+        """Record a table of responses: one row each, all with the same keys.
 
-        It lies in ``run_dir/FOLDER`` and among MLflow's artifacts, one table a step.
+        There is one table per step, in ``run_dir/FOLDER`` and among MLflow's artifacts.
         """
         name = f"{folder}/step_{step:06d}.json"
         self._keep(File(journal.now(), name, folder), name, lambda: _table(rows))
 
     def log_page(self, step: int, make: Callable[[], str]) -> None:
-        """Record a page of HTML, one a step, in ``run_dir/tokens`` and among MLflow's artifacts."""
+        """Record a step's HTML page, in ``run_dir/tokens`` and among MLflow's artifacts."""
         name = f"tokens/step_{step:06d}.html"
         self._keep(File(journal.now(), name, "tokens"), name, make)
 
@@ -131,13 +131,14 @@ class Tracker:
                 self._points.wake()
 
     def log_entity(self, entity: EntityKind, name: str, make: Callable[[], str]) -> None:
-        """Record something that MLflow has pages for (``entities``): ``make`` makes the text of the
-        file ``name`` in ``run_dir``, from which it is sent."""
+        """Record something that MLflow has pages for (``entities``): ``make`` returns the text of
+        the file ``name`` in ``run_dir``, from which it is sent."""
         self._keep(Entity(journal.now(), entity, name), name, make)
 
     def _keep(self, entry: File | Entity, name: str, make: Callable[[], str]) -> None:
-        """Write what ``make`` makes into the file that the entry names."""
-        if name in self._files:  # executed again: the first one stays, as the first values do
+        """Write what ``make`` returns into the file that the entry names."""
+        # the step is executed again: the first file stays, as the first values do
+        if name in self._files:
             return
         if self._try(f"write the {name.partition('/')[0]}", _write_new, self.run_dir / name, make):
             self._files.add(name)
@@ -145,17 +146,17 @@ class Tracker:
             self._points.wake()
 
     def refresh_figure(self) -> None:
-        """Have ``run_dir/figure.png`` drawn anew and sent, in the background, not too often."""
+        """Redraw and send ``run_dir/figure.png``, in the background and not too often."""
         self._figure_due = True
         self._figure.wake()
 
     def finish(self, status: Status | None, timeout_s: float = 30.0) -> bool:
-        """Draw the figure, send what is left, and set the run's status (None: it goes on later, and
-        stays RUNNING).
+        """Draw the figure, send what is left, and set the run's status (None: the run will continue
+        and stays RUNNING).
 
-        Returns whether MLflow has everything: points and status within ``timeout_s``, and then
-        files, traces and data sets within as much again, the policy within what its bytes may take.
-        If not, what it lacks is said on stderr, and ``aent mlflow-sync`` sends it.
+        Returns whether MLflow has everything: points and status within ``timeout_s``, then files,
+        traces and data sets within the same time again, and the policy within the time for its
+        bytes. If not, stderr says what MLflow lacks; ``aent mlflow-sync`` sends it.
         """
         self._watched.set()
         self._watcher.join(timeout_s)
@@ -191,7 +192,7 @@ class Tracker:
     # -- the journal
 
     def _read_journal(self) -> None:
-        """What an earlier process of this run has written."""
+        """What an earlier process of this run wrote."""
         if not self._journal.is_file():
             return
         journal.drop_torn_line(self._journal)
@@ -214,7 +215,7 @@ class Tracker:
     def _send(self) -> bool:
         if not self._try("send to MLflow", self._sender.send):
             return False
-        self._say_again("send to MLflow", "MLflow takes points again, and has all")
+        self._say_again("send to MLflow", "MLflow answers again and has all points")
         self._uploads.wake()
         self._entities.wake()
         return True
@@ -226,7 +227,7 @@ class Tracker:
         if not self._try("upload to MLflow", self._uploader.send, figure):
             self._unsent_figure |= figure
             return False
-        self._say_again("upload to MLflow", "MLflow takes files again, and has all")
+        self._say_again("upload to MLflow", "MLflow answers again and has all files")
         return True
 
     def _send_entities(self) -> bool:
@@ -235,7 +236,7 @@ class Tracker:
         what = "send traces, data sets or the policy to MLflow"
         if not self._try(what, self._entity_sender.send):
             return False
-        self._say_again(what, "MLflow takes traces, data sets and policies again, and has all")
+        self._say_again(what, "MLflow answers again and has all traces, data sets and policies")
         return True
 
     def _draw_if_due(self) -> bool:
@@ -263,8 +264,8 @@ class Tracker:
             return
         with self._lock:
             before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
-        number = max(before, default=-1) + 1  # of the sample: these metrics' own step
-        seen: dict[str, float] = {}  # when each machine was looked at
+        number = max(before, default=-1) + 1  # the sample's number, which is these metrics' step
+        seen: dict[str, float] = {}  # when each machine was last sampled
         while not self._watched.wait(every):
             self._try("read the machines' metrics", self._look_at_machines, number, seen)
             number += 1
@@ -276,7 +277,7 @@ class Tracker:
                 self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
-        """Run ``work``; a failure is counted and reported, not raised."""
+        """Run ``work``; count and report a failure instead of raising it."""
         try:
             work(*arguments)
         except Exception as error:
@@ -285,8 +286,9 @@ class Tracker:
                 self._reported.add(what)
                 why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
                 log.warning(
-                    f"aent: tracking could not {what}: {why} (training goes on; what is logged is "
-                    f"in {self._journal})"
+                    f"aent: tracking could not {what}: {why} (training continues; everything "
+                    f"logged "
+                    f"is in {self._journal})"
                 )
             return False
         return True
@@ -298,7 +300,7 @@ def _write_new(path: Path, make: Callable[[], str]) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as MLflow's tables are (columns, data); NaN becomes null."""
+    """Rows in the format of MLflow's tables (columns, data); NaN becomes null."""
     columns = list(rows[0]) if rows else []
     data = [[_json_value(row[c]) for c in columns] for row in rows]
     return json.dumps({"columns": columns, "data": data})

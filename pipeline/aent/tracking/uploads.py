@@ -1,8 +1,8 @@
-"""From the run's folder to MLflow's artifacts: the recipe, tables, the figure.
+"""Uploads the recipe, tables and the figure from the run's folder to MLflow's artifacts.
 
-Apart from the points (``sender``), which never wait for a file: artifacts often lie in another
-store than the metrics, and an upload that hangs there says nothing of the server. Each has a
-deadline. What has arrived is remembered in the run's folder (``mlflow_uploaded``).
+Separate from the points (``sender``), which must not wait for a file: artifacts often have another
+store than metrics, and an upload may hang while the server works. Each upload has a deadline. The
+run's folder remembers what has arrived (``mlflow_uploaded``).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UPLOAD_S = 300.0  # for one file
 
 
 class Uploader:
-    """Feeds the artifacts of one run, which MLflow knows already, from ``run_dir``.
+    """Uploads the artifacts of one run in ``run_dir``, which exists in MLflow already.
 
-    from_start: begin with the first file, whatever was uploaded before.
+    from_start: begin with the first file, even if it was uploaded before.
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, from_start: bool = False) -> None:
@@ -38,8 +38,8 @@ class Uploader:
         self._sent = Sent(run_dir / UPLOADED_FILE)
 
     def send(self, figure: bool) -> None:
-        """Upload every file that the journal names by now, and the figure as it is. On an error, a
-        later call goes on there.
+        """Upload every file that the journal names so far, and the current figure. After an error,
+        a later call continues there.
 
         Raises TimeoutError naming a file that took longer than ``UPLOAD_S``, and what MLflow
         raises.
@@ -60,7 +60,7 @@ class Uploader:
 
     def _upload(self, store: Store, path: Path, folder: str | None) -> None:
         if not path.is_file():
-            log.warning(f"aent: {path} is gone: MLflow will not have it")
+            log.warning(f"aent: {path} is gone and cannot be uploaded")
             return
         self._in_time(f"the upload of {path}", lambda: store.upload(path, folder))
 
@@ -68,7 +68,7 @@ class Uploader:
         try:
             within(UPLOAD_S, what, work)
         except TimeoutError:
-            self._store = None  # what hangs has its client
+            self._store = None  # the upload that hangs still uses the client
             raise
 
     def _open(self) -> Store:

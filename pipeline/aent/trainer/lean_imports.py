@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.utils import is_sklearn_available
@@ -29,7 +29,7 @@ def _uncompiled() -> Iterator[None]:
     def compile(function: Any = None, **_options: Any) -> Any:
         return function if function is not None else lambda function: function
 
-    before, torch.compile = torch.compile, compile
+    before, torch.compile = torch.compile, cast(Any, compile)
     try:
         yield
     finally:

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from aent.data.flat import to_device
-
-SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
-ROWS = 512  # queries that a mask is made for at once
+from aent.models.layer_attention import ROWS, SHORT
 
 
 @dataclass(frozen=True)

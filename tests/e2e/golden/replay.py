@@ -43,7 +43,7 @@ LEFT_OUT += ("policy/logprob_gap", "policy/kl_behaviour")
 
 @dataclass(frozen=True)
 class Case:
-    """A start, and what the run that goes on from it is told."""
+    """A start, and the overrides of the run that continues from it."""
 
     start: str  # a folder of recorded/
     overrides: tuple[str, ...]
@@ -95,7 +95,7 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def processor() -> dict[str, str]:
-    """What decides the last bits of a sum on a CPU."""
+    """The properties of a CPU that determine the last bits of a sum."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines if ":" in line)
     names = {k.strip(): v.strip() for k, v in found.items()}

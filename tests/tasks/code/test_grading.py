@@ -80,7 +80,7 @@ def test_a_sandbox_that_cannot_be_made_is_told_before_the_start(
 
 
 def fusion(body: dict[str, Any]) -> dict[str, Any]:
-    """What SandboxFusion answers: it runs the code with the input."""
+    """A stand-in for SandboxFusion: it runs the code with the input."""
     try:
         ran = subprocess.run(
             [sys.executable, "-c", body["code"]], input=body["stdin"], capture_output=True,

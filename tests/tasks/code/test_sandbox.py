@@ -1,5 +1,5 @@
-"""Programs that try to get out, or to take the machine with them. An attack's tests pass where it
-was held: reward 1."""
+"""Programs that try to break out, or to bring the machine down. An attack's tests pass if it was
+contained: reward 1."""
 
 from __future__ import annotations
 

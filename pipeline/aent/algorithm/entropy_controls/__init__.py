@@ -1,23 +1,23 @@
-"""The field's entropy controls beside AEnt's bonus, as data: where each acts, what it needs, and
-the functions that do it.
+"""Published entropy controls besides AEnt's bonus, as data: where each acts, what it needs, and its
+functions.
 
 A control may change the step's rollouts before they are sampled (``plan``: temperature, responses
-per prompt, what the rewards are; ``sampling`` carries it out), and the terms of the step's loss
-after it has been scored by the policy before the step's first update (``apply``). The latter is
-done once a step over all its response tokens, on every rank alike: quantiles and covariances are
-those of the whole step whatever the layout. Public code computes them within a micro-batch, from
-the forward that is about to be learnt from; with one mini-batch a step that is the same policy. Of
-``LossTerms`` it may return changed
+per prompt, rewards; ``sampling`` carries it out). It may change the terms of the step's loss after
+the step has been scored by the policy before its first update (``apply``). ``apply`` runs once a
+step over all its response tokens, and identically on every rank, so quantiles and covariances are
+those of the whole step for any layout. Public code computes them within a micro-batch, from the
+forward pass that is trained on; with one mini-batch per step that is the same policy. Of
+``LossTerms`` a control may change
 
 - ``advantages``,
-- ``token_weight``, a factor on each token's surrogate (denominators stay as they are),
-- ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``, ``proxy_weight``: what is
+- ``token_weight``, a factor on each token's surrogate (denominators do not change),
+- ``old_kl_weight``, ``ratio_weight``, ``reference``, ``nucleus_weight``, ``proxy_weight``: terms
   added to the loss,
 - ``entropy_gate``, ``clipped_gradient``: a gate of the gradient,
 - ``entropy_weight``, ``smoothing``: the entropy bonus.
 
-What a control keeps from step to step is part of the checkpoint, and its numbers are recorded
-(``control/KIND/NAME``). The coefficient of the entropy bonus has controllers of its own
+A control's memory from step to step is part of the checkpoint, and its numbers are recorded
+(``control/KIND/NAME``). The coefficient of the entropy bonus has its own controllers
 (``entropy.controllers``), and clip-higher is ``algorithm.clip_high``.
 """
 
@@ -77,10 +77,10 @@ def plan(recipe: Recipe, memory: Memory) -> Plan:
 
 
 def apply(terms: LossTerms, context: Context, memory: Memory) -> tuple[LossTerms, Memory]:
-    """The terms as the recipe's controls leave them, one after the other in the recipe's order, and
-    what the controls keep for the next step.
+    """Apply the recipe's controls to the terms, in the recipe's order. Returns the terms, and the
+    controls' memory for the next step.
 
-    Raises ValueError if the step lacks what a control needs.
+    Raises ValueError if the step lacks something that a control needs.
     """
     following: Memory = {}
     for settings in context.recipe.entropy_controls:
@@ -106,18 +106,18 @@ def _has(terms: LossTerms, context: Context, needed: Need) -> bool:
 
 
 def need_of(settings: EntropyControl) -> Need | None:
-    """What a control with these settings asks for."""
+    """What a control with these settings needs."""
     if getattr(settings, "exact", False):
         return "covariances"
     return CONTROLS[settings.kind].needs
 
 
 def need_scores(recipe: Recipe) -> bool:
-    """Whether a control asks for what the scoring pass says of the batch."""
+    """Whether a control needs results of the scoring pass."""
     needed = map(need_of, recipe.entropy_controls)
     return any(name not in (None, "reference") for name in needed)
 
 
 def need_covariances(recipe: Recipe) -> bool:
-    """Whether the scoring pass has to say them."""
+    """Whether the scoring pass must compute them."""
     return "covariances" in map(need_of, recipe.entropy_controls)

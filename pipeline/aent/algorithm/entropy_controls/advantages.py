@@ -21,10 +21,10 @@ from aent.recipe.controls import (
 
 def entropy_advantage(terms: LossTerms, settings: EntropyAdvantage, context: Context) -> Effect:
     """A + min(scale * H, abs(A) / limit) per token (arXiv 2506.14758): more for uncertain tokens,
-    never enough to turn a sign.
+    but never enough to change a sign.
 
-    Certainty: from a secondary note and public code; whose H, the old policy's or that in training,
-    is our choice (old). The paper's scale is .4 with GRPO and .1 with PPO, its limit 2.
+    Certainty: from a secondary note and public code; taking the old policy's H rather than that in
+    training is our choice. The paper's scale is 0.4 with GRPO and 0.1 with PPO, its limit 2.
     """
     advantages = terms.advantages[context.batch.loss_mask]
     bonus = torch.minimum(settings.scale * context.entropies, advantages.abs() / settings.limit)
@@ -35,10 +35,10 @@ def response_entropy_advantage(
     terms: LossTerms, _settings: ResponseEntropyAdvantage, context: Context
 ) -> Effect:
     """ETTRL's EAR (arXiv 2508.11356): A * max(0, 1 + (mean H of the group - H_i) / mean H of the
-    group), H_i the mean entropy of response i: less for a response that was uncertain.
+    group), H_i the mean entropy of response i: less for an uncertain response.
 
-    Certainty: EAR-style. The rule is from a secondary note; the bound at 0, without which a very
-    uncertain response would learn the opposite, is ours; so is the mean of the group as that of its
+    Certainty: EAR-style. The rule is from a secondary note. Ours are the bound at 0, without which
+    a very uncertain response would get the opposite sign, and the group's mean as the mean of its
     responses' means.
     """
     batch = context.batch
@@ -53,11 +53,11 @@ def response_entropy_advantage(
 
 
 def advantage_clip(terms: LossTerms, settings: AdvantageClip, _: Context) -> Effect:
-    """ETTRL's other reshaping (arXiv 2508.11356): clip(A, -bound, bound), so that no rare answer
-    pulls harder than that.
+    """ETTRL's other reshaping (arXiv 2508.11356): clip(A, -bound, bound), which limits the pull of
+    rare answers.
 
-    Certainty: EAR-style; the rule and its bound, 2, are from a secondary note. Which of the two the
-    paper's results have was not found; a recipe may ask for both.
+    Certainty: EAR-style; the rule and its bound, 2, are from a secondary note. We did not find
+    which of the two the paper's results use; a recipe may use both.
     """
     bounded = terms.advantages.clamp(-settings.bound, settings.bound)
     return Effect(replace(terms, advantages=bounded))
@@ -68,9 +68,9 @@ def surprise_boost(terms: LossTerms, settings: SurpriseBoost, context: Context) 
     on the ``share`` of the tokens with A > 0 that were least likely (log pi_old), and A x
     ``negative`` on that share of those with A < 0.
 
-    Certainty: STARE-style. Factors, share and threshold as in its public code (read), the second
-    factor being a variant of its own (.9); that the share is of the tokens of one sign is our
-    reading. Its adaptive factor (steps of .01, between .5 and 1.5) is not here.
+    Certainty: STARE-style. Factors, share and threshold as in its public code (read); the second
+    factor is a variant there (0.9). That the share is of the tokens of one sign is our reading. Its
+    adaptive factor (steps of 0.01, between 0.5 and 1.5) is not implemented.
     """
     entropy, mask = context.mean_entropy, context.batch.loss_mask
     advantages = terms.advantages[mask]
@@ -87,26 +87,27 @@ def surprise_boost(terms: LossTerms, settings: SurpriseBoost, context: Context) 
 
 
 def _most(values: Tensor, among: Tensor, share: float) -> Tensor:
-    """Places of the largest ``share`` of the values [N] where ``among`` [N] is true."""
+    """Indices of the largest ``share`` of the values [N] among those for which ``among`` [N] is
+    true."""
     places = among.nonzero()[:, 0]
     return places[values[places].topk(math.ceil(share * len(places))).indices]
 
 
 def quantile_baseline(terms: LossTerms, settings: QuantileBaseline, context: Context) -> Effect:
     """QAE (arXiv 2509.22611): the baseline of a response is the ``quantile`` Q_K of its group's
-    rewards instead of their mean, (r - Q_K) / std where GRPO has (r - mean) / std. With rewards of
-    0 and 1 a group with a share of at most 1 - K right answers learns from those alone, another
-    from its wrong ones alone.
+    rewards instead of their mean: (r - Q_K) / std instead of GRPO's (r - mean) / std. With rewards
+    of 0 and 1, a group with a share of at most 1 - K right answers learns only from those, and any
+    other group only from its wrong answers.
 
-    Q_K is the least value that at least K of the rewards do not exceed. A group's advantages are
-    its rewards, shifted and scaled, so A - Q_K(A) is that very advantage.
+    Q_K is the least value that at least the share K of the rewards does not exceed. A group's
+    advantages are its rewards, shifted and scaled, so A - Q_K(A) is exactly that advantage.
 
-    Certainty: from a note and the paper's text as we remember it; K = .4 is the paper's.
+    Certainty: from a note, and the paper's text from memory; K = 0.4 is the paper's.
     """
     batch = context.batch
     first = (
         batch.cu_seqlens[1:] - 1
-    )  # a response's last token; all of its tokens have one advantage
+    )  # a response's last token; all of its tokens have the same advantage
     advantages = terms.advantages[first]
     baseline = torch.zeros_like(advantages)
     for group in batch.group.unique():

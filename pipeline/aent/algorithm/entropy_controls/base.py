@@ -1,4 +1,4 @@
-"""What entropy controls are made of: the entry of the registry, what it may ask for, helpers."""
+"""The parts of entropy controls: a registry entry, its context, and helpers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from aent.data.scores import Scores
 from aent.recipe.schema import Recipe
 
 Need = Literal["scores", "nucleus_entropies", "covariances", "reference"]
-Kept = dict[str, Any]  # what one control remembers: numbers, text and dicts of them, as JSON has
+Kept = dict[str, Any]  # one control's memory: numbers, text and dicts of them, as in JSON
 Memory = dict[str, Kept]  # by kind; part of a checkpoint
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a control makes of a step."""
+    """A control's result for one step."""
 
     terms: LossTerms  # of the step's loss from here on
     kept: Kept | None = None  # for the next step
@@ -33,21 +33,21 @@ class Control:
     """One control of the registry: a change of the step's rollouts, or of its loss, or both."""
 
     needs: Need | None = None  # ``exact`` in its settings: covariances
-    # before sampling: (plan, settings, what it kept of the steps before) -> plan
+    # before sampling: (plan, settings, its memory of earlier steps) -> plan
     plan: Callable[[Plan, Any, Kept], Plan] | None = None
-    # after scoring: (terms as they stand, settings, context) -> its own of them
+    # after scoring: (terms so far, settings, context) -> its changed terms
     apply: Callable[[LossTerms, Any, Context], Effect] | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a control may ask for besides the terms and its own settings."""
+    """What a control can use besides the terms and its own settings."""
 
     recipe: Recipe
     step: int
     vocab_size: int
     batch: Batch
-    scored: Scores | None  # None where the step has not been scored
+    scored: Scores | None  # None if the step has not been scored
     kept: Kept = field(default_factory=dict)  # by this control, of the step before; empty at first
 
     @property
@@ -63,21 +63,20 @@ class Context:
 
     @property
     def covariances(self) -> Tensor:
-        """[N] float64: what each response token's entropy would change by where its logits take a
-        step of length 1 along the gradient of its log-prob, by the old policy; exact to first order
-        (``entropy.TokenStatistics.covariance``). Of a control that needs them."""
+        """[N] float64: the change of each response token's entropy if its logits take a step of
+        length 1 along the gradient of its log-prob, under the old policy; exact to first order
+        (``entropy.TokenStatistics.covariance``). For controls that need them."""
         assert self.scores.covariances is not None
         return self.scores.covariances[self.batch.loss_mask].double()
 
     @property
     def mean_entropy(self) -> float:
-        """Mean old entropy of the step's response tokens, nats; of those that the policy sampled at
-        the step's own temperature."""
+        """Mean old entropy, nats, of the response tokens that were sampled at the step's own
+        temperature."""
         return float(self.scores.entropies[self.batch.own_tokens].double().mean())
 
     def generator(self) -> torch.Generator:
-        """For what is drawn at random: the same on every rank, and when the step is executed
-        again."""
+        """A random generator that is the same on every rank, and if the step is executed again."""
         return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
 
 

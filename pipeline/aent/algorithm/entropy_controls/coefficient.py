@@ -13,16 +13,16 @@ from aent.recipe.controls import DifficultyCoefficient, EntropySmoothing
 
 
 def entropy_smoothing(terms: LossTerms, settings: EntropySmoothing, context: Context) -> Effect:
-    """EPO (arXiv 2509.22576): from the bonus of a token is taken, with gradient,
+    """EPO (arXiv 2509.22576) subtracts a smoothing penalty, with gradient, from each token's bonus:
 
         beta_k alpha ([low Hbar - H]+ + [H - high Hbar]+),    beta_k = 1 + exp(-growth k / k_mid)
 
-    Hbar the mean entropy of all earlier steps, k the step (from 0), k_mid half of them; nothing at
-    the first step. The loss is then the paper's L - lambda (mean H - beta_k L_smooth), lambda being
-    the controller's coefficient (the paper's: .001, constant).
+    Hbar is the mean entropy of all earlier steps, k the step (from 0), k_mid half of the steps. The
+    penalty is 0 at the first step. The loss is then the paper's L - lambda (mean H - beta_k
+    L_smooth), with the controller's coefficient as lambda (in the paper: constant 0.001).
 
-    Certainty: the paper's formulas; alpha .05 to .1, (low, high) (0, 2) or (.5, 1.5), growth 3. Its
-    public code differs: a penalty without gradient. Hbar is the mean over steps, not over tokens.
+    Certainty: the paper's formulas; alpha 0.05 to 0.1, (low, high) (0, 2) or (0.5, 1.5), growth 3.
+    Its public code differs: a penalty without gradient. Hbar is the mean over steps, not tokens.
     """
     steps, total = context.kept.get("steps", 0), context.kept.get("entropy_sum", 0.0)
     if steps:
@@ -42,20 +42,20 @@ def difficulty_coefficient(
     terms: LossTerms, _settings: DifficultyCoefficient, context: Context
 ) -> Effect:
     """AER's coefficient per prompt (arXiv 2510.10959): lambda_q = lambda (1 - g), g the mean reward
-    of the prompt's responses, bounded to [0, 1]; the harder the prompt, the larger its bonus.
+    of the prompt's responses, bounded to [0, 1]: harder prompts get a larger bonus.
 
     Its other parts are a controller: lambda <- max(0, lambda + step_size (tau H_0 - H)) is
     ``automatic_band`` with low_fraction = high_fraction = tau (.4), reference_steps 1, initial 0.
 
-    Certainty: AER-style. That the coefficient falls with the success rate is from memory, the
-    formulas were not seen; 1 - g is the simplest such weight, and ours.
+    Certainty: AER-style. That the coefficient falls with the success rate is from memory; we have
+    not seen the formulas. 1 - g is the simplest such weight, and ours.
     """
     batch = context.batch
     _, group = torch.unique(batch.group, return_inverse=True)
     own = batch.own.float()
     groups = torch.zeros(int(group.max()) + 1)
     success = groups.index_add(0, group, batch.reward * own) / groups.index_add(0, group, own)
-    # a reward of one's own may be any number: beyond 1 it must not make the bonus a penalty
+    # custom rewards can be any number: one above 1 must not turn the bonus into a penalty
     weight = (1 - success.clamp(0, 1))[group]
     factor = torch.where(batch.loss_mask, weight[batch.sequence_of_token], 0.0)
     return Effect(replace(terms, entropy_weight=terms.entropy_weight * factor))

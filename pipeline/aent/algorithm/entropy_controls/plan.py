@@ -1,4 +1,4 @@
-"""What a step's rollouts are to be: what the engine is asked for besides the prompts."""
+"""The plan of a step's rollouts: what is requested from the engines besides the prompts."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reroll:
-    """Prompts that are asked once more, at another temperature (``rollouts.reroll``)."""
+    """Prompts that are sampled again at another temperature (``rollouts.reroll``)."""
 
-    share: float  # of the step's prompts, its first ones
+    share: float  # how many of the step's prompts: the first ones
     temperature: float
-    limit: int  # responses that are kept, at most
+    limit: int  # how many of these responses are kept at most
 
 
 @dataclass(frozen=True)
 class Fork:
-    """Trees in place of single responses (``rollouts.in_trees``)."""
+    """Trees instead of single responses (``rollouts.in_trees``)."""
 
-    forks: int  # tokens of a response at which others branch off
+    forks: int  # tokens of a response at which other responses branch off
     branches: int  # at each of them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The recipe's rollouts, as its entropy controls change them for one step.
+    """The recipe's rollouts for one step, after its entropy controls.
 
     temperature: of every request, and of the policy whose log-probs the trainer computes. samples:
-    from the items (indices of questions) of some prompts, how many responses each gets. reward:
-    from the answers of one group (None where a response has none), the rewards that take the place
-    of the judge's; None: the judge's.
+    a function from prompts' items (indices of questions) to each one's number of responses. reward:
+    a function from the answers of one group (None for a response without one) to rewards that
+    replace the graders'; None: the graders' rewards.
     """
 
     temperature: float

@@ -1,7 +1,7 @@
 """Entropy controls that act on the rollouts: temperature, responses per prompt, rewards.
 
-A function that makes a plan (``Control.plan``) stands before the one that looks at the step when it
-has been scored (``Control.apply``), where there are both.
+If a control has both, its plan (``Control.plan``) precedes its function for the scored step
+(``Control.apply``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aent.recipe.controls import (
 
 
 def at_temperature(plan: Plan, _settings: TemperatureSchedule, kept: Kept) -> Plan:
-    """E3's temperature, as the last step left it; the recipe's before the first step."""
+    """E3's temperature after the last step; the recipe's temperature before the first."""
     return replace(plan, temperature=kept.get("temperature", plan.temperature))
 
 
@@ -40,16 +40,17 @@ def temperature_schedule(
 
         T <- T (1 + T ln(H* / H) / (ln V + ln ln V))
 
-    H the mean entropy of the step at its T, H* that of the first step, times a factor that falls
-    from 1 to ``anneal_to`` as half a cosine over the last ``anneal_share`` of the steps. Log-probs,
-    entropies and the loss are those of the policy at the T of the step.
+    H is the mean entropy of the step at its T. H* is that of the first step, times a factor that
+    falls from 1 to ``anneal_to`` as half a cosine over the last ``anneal_share`` of the steps.
+    Log-probs, entropies and the loss are of the policy at the step's T.
 
     Certainty: as in its public code (read), which takes H from the step's updates.
     """
     step, steps = context.step, context.recipe.steps
     temperature, entropy = context.batch.temperature, context.mean_entropy
     target = context.kept.get("target", entropy)
-    if not context.kept or min(entropy, target) <= 0:  # without entropy nothing says how far to go
+    # without an entropy the change of temperature is undefined
+    if not context.kept or min(entropy, target) <= 0:
         return Effect(terms, {"temperature": temperature, "target": target})
     begin = steps - int(steps * settings.anneal_share)
     if step >= begin:
@@ -65,7 +66,7 @@ def temperature_schedule(
 
 
 def within_budget(plan: Plan, settings: RolloutBudget, kept: Kept) -> Plan:
-    """E3's budget: each question's number of responses by the rewards that it has had."""
+    """E3's budget: the number of responses for each question, from its earlier rewards."""
     means = {int(item): total / count for item, (total, count) in kept.get("rewards", {}).items()}
 
     def samples(items: Sequence[int]) -> list[int]:
@@ -77,13 +78,13 @@ def within_budget(plan: Plan, settings: RolloutBudget, kept: Kept) -> Plan:
 def allocate(
     samples: Sequence[int], items: Sequence[int], means: Mapping[int, float], low: int, high: int
 ) -> list[int]:
-    """How many responses each question gets: more for those that went worse before.
+    """How many responses each question gets: more for those with lower rewards so far.
 
-    Of all questions asked so far, ordered from the highest mean reward to the lowest, r is a
-    question's place from 0 divided by their number. Of the budget B of the step's known questions,
-    one gets low + floor((B - low n) r / sum r), at most high; what is left goes to the hardest, as
-    much as they may have, one after the other. A question asked for the first time gets what it
-    would get without this.
+    All questions asked so far are ordered from the highest mean reward to the lowest; r is a
+    question's index in that order divided by their number. With the budget B of the step's n known
+    questions, each gets low + floor((B - low n) r / sum r), at most high. The rest goes to the
+    hardest questions, one after the other, up to high. A question asked for the first time gets
+    what it would get without this control.
     """
     order = sorted(means, key=lambda item: (-means[item], item))
     ranks = {item: place / len(order) for place, item in enumerate(order)}
@@ -102,12 +103,12 @@ def allocate(
 
 
 def rollout_budget(terms: LossTerms, _settings: RolloutBudget, context: Context) -> Effect:
-    """E3's rollout budget (arXiv 2505.18573): of a step's responses, questions whose mean reward
-    was low so far get more, others fewer (``allocate``). Keeps each question's rewards.
+    """E3's rollout budget (arXiv 2505.18573): questions with low mean rewards so far get more of a
+    step's responses, others fewer (``allocate``). Remembers each question's rewards.
 
-    Certainty: the allocation is that of its public code (read), bounded above in its first round
-    too. There the ranks are renewed once an epoch, and the bounds widen by 2 an epoch from all the
-    same; here both hold from the second time a question is asked.
+    Certainty: the allocation is that of its public code (read), but also bounded above in the first
+    round. That code renews the ranks once an epoch, and widens the bounds by 2 an epoch, starting
+    from equal numbers; here both apply from the second time a question is asked.
     """
     batch = context.batch
     rewards = {item: list(seen) for item, seen in context.kept.get("rewards", {}).items()}
@@ -121,7 +122,7 @@ def rollout_budget(terms: LossTerms, _settings: RolloutBudget, context: Context)
 
 
 def with_reroll(plan: Plan, settings: Reroll, kept: Kept) -> Plan:
-    """AEPO's re-rolls, by the last step's entropy; none where none is known yet."""
+    """AEPO's re-rolls, from the last step's entropy; none if it is not known yet."""
     entropy = kept.get("entropy")
     if entropy is None:
         return plan
@@ -137,18 +138,19 @@ def with_reroll(plan: Plan, settings: Reroll, kept: Kept) -> Plan:
 
 
 def reroll(terms: LossTerms, _settings: Reroll, context: Context) -> Effect:
-    """AEPO (arXiv 2510.08141): a share of the prompts is sampled once more at a temperature above
-    the policy's where the last step's entropy was at most the target, below it otherwise. Those of
-    the responses that did better than their group learn with advantage 1, as REINFORCE, in place
-    of as many of the others.
+    """AEPO (arXiv 2510.08141): a share of the prompts is sampled again, at a temperature above the
+    policy's if the last step's entropy was at most the target, else below it. Responses that did
+    better than their group are trained on with advantage 1, as in REINFORCE, and replace as many of
+    the others.
 
-    They learn at the policy's own temperature, so that they pull it towards the distribution they
-    came from. The engine's log-probs of them, being another policy's, are no part of any gap.
+    They are trained on at the policy's own temperature, so that the policy moves towards the
+    distribution they came from. The engine's log-probs of them belong to another policy and do not
+    count in the train-inference mismatch.
 
-    Certainty: as in its public code (read): a quarter of the prompts, 1.2 and .8, at most 60, half
-    as many where entropy is too high, the batch's first responses give way. There they leave the
-    batch, here they have no policy loss and keep their place in the mean's denominator. Its test is
-    advantage > .05. It re-rolls in the first step too, where entropy has not been measured yet.
+    Certainty: as in its public code (read): a quarter of the prompts, 1.2 and 0.8, at most 60, half
+    as many if the entropy is too high; the batch's first responses are replaced. There they leave
+    the batch; here they have no policy loss but still count in the mean's denominator. Its test is
+    advantage > 0.05. It also re-rolls in the first step, before any entropy is measured.
     """
     batch = context.batch
     extra = batch.rerolled[batch.sequence_of_token] & batch.loss_mask
@@ -165,12 +167,11 @@ def reroll(terms: LossTerms, _settings: Reroll, context: Context) -> Effect:
 
 def by_majority(plan: Plan, _settings: MajorityReward, _kept: Kept) -> Plan:
     """Majority-vote reward (TTRL, arXiv 2504.16084; ETTRL, 2508.11356): 1 for a response whose
-    answer is the most frequent one of its group, else 0; nobody looks at the label. Among equally
-    frequent answers the one that was given first counts; a response without an answer has no vote.
+    answer is the most frequent one of its group, else 0; the label is not used. Among equally
+    frequent answers the first one wins. A response without an answer has no vote.
 
-    Certainty: the rule is from a secondary note. What an answer is, and that equal means equal
-    text, is said in ``tasks.verifiers.answer_in``. The judge's rewards are recorded as
-    ``reward/judged_mean``.
+    Certainty: the rule is from a secondary note. ``tasks.verifiers.answer_in`` defines answers;
+    equal means equal text. The graders' rewards are recorded as ``reward/judged_mean``.
     """
     return replace(plan, reward=majority)
 
@@ -185,13 +186,13 @@ def majority(answers: Sequence[str | None]) -> list[float]:
 
 
 def in_trees(plan: Plan, settings: ForkedRollouts, _kept: Kept) -> Plan:
-    """ETTRL's forking rollouts, ETMR (arXiv 2508.11356): of each prompt's responses M are sampled
-    whole; at the N = ``forks`` most uncertain tokens of each, B = ``branches`` others branch off,
-    M (1 + B N) in all, which is ``rollout.samples_per_prompt``. All of them vote (with
-    ``majority_reward``) and learn.
+    """ETTRL's forking rollouts, ETMR (arXiv 2508.11356): for each prompt, M responses are sampled
+    whole. At the N = ``forks`` most uncertain tokens of each, B = ``branches`` others branch off.
+    That makes M (1 + B N) in all, which is ``rollout.samples_per_prompt``. All of them vote (with
+    ``majority_reward``) and are trained on.
 
-    Certainty: ETMR-style. The tree is from a secondary note (M 12, N 2, B 2), how uncertainty is
-    measured was not found: here by the engine's twenty likeliest tokens. A forked token is sampled
-    anew, so that it may come out as before.
+    Certainty: ETMR-style. The tree is from a secondary note (M 12, N 2, B 2). We did not find how
+    uncertainty is measured; here it is by the engine's twenty likeliest tokens. A forked token is
+    sampled again, so it may be the same as before.
     """
     return replace(plan, fork=plans.Fork(settings.forks, settings.branches))

@@ -28,7 +28,7 @@ def kl_cov(terms: LossTerms, settings: KlCov, context: Context) -> Effect:
 
     Certainty: as in verl (read), whose base loss has no clip (``clip_low: 1`` and a large
     ``clip_high`` give that) and which takes the covariance within a micro-batch, from the log-probs
-    in training. The default share is the paper's for 7B (k = .2 percent; 32B: .02).
+    in training. The default share is the paper's for 7B (k = 0.2 percent; 32B: 0.02).
     """
     cov = covariance(terms, context)
     weight = torch.zeros(cov.numel())
@@ -37,8 +37,8 @@ def kl_cov(terms: LossTerms, settings: KlCov, context: Context) -> Effect:
 
 
 def advantage_kl(terms: LossTerms, _settings: AdvantageKl, context: Context) -> Effect:
-    """ADRPO (arXiv 2510.18053): the KL to the reference weighs max(0, kl_coefficient - A), more for
-    a response that did badly.
+    """ADRPO (arXiv 2510.18053): the KL to the reference has weight max(0, kl_coefficient - A), more
+    for a worse response.
 
     Certainty: ADRPO-style. The rule is from a secondary note; no bound was found in it, and that at
     0 is ours, without which a good response would be pushed away from the reference.
@@ -56,8 +56,9 @@ def probability_push(terms: LossTerms, settings: ProbabilityPush, context: Conte
 
         c = clip(proportional_gain (H - target) + integral_gain I, -1, 1)
 
-    H the mean entropy of this step, I the sum of H - target over all earlier ones. Too little
-    entropy makes the policy less sure of its likely tokens, too much the opposite.
+    H is the mean entropy of this step, I the sum of H - target over all earlier steps. If the
+    entropy is too low, the policy becomes less certain of its likely tokens; if it is too high,
+    more.
 
     Certainty: as in its public code, which was read in part (the paper speaks of the weights of
     positive and negative samples); that likely is above .95 is from memory. That code controls once
@@ -80,17 +81,17 @@ def probability_push(terms: LossTerms, settings: ProbabilityPush, context: Conte
 def nucleus_anchor(terms: LossTerms, settings: NucleusAnchor, context: Context) -> Effect:
     """SIREN (arXiv 2509.25133): + coefficient (M - anchor)^2 in the loss. M is a mean over
     responses, of the mean over the tokens of a response above its (1 - ``share``) quantile (0 where
-    none is), of the entropy renormalised on the token's nucleus (``top_p``, at most ``top_k``
+    none is), of the entropy renormalized on the token's nucleus (``top_p``, at most ``top_k``
     tokens). The anchor is M at the first step, where the term is 0: M is kept from falling and from
     rising.
 
-    M is the whole step's, before its first update, so that its gradient can be handed out as a
-    weight per token: 2 coefficient (M - anchor) dM. For a step of one mini-batch that is the
-    gradient of the square itself.
+    M is of the whole step, before its first update, so that its gradient becomes a weight per
+    token: 2 coefficient (M - anchor) dM. For a step of one mini-batch that is the gradient of the
+    square itself.
 
-    Certainty: as in its public code (read), but for two things. Its nucleus leaves out the token
-    that crosses top_p, here it is in, as elsewhere (``entropy.nucleus``); and it squares the
-    deviation of each micro-batch.
+    Certainty: as in its public code (read), with two differences. That code's nucleus excludes the
+    token that crosses top_p; here it is included, as usual (``entropy.nucleus``). And that code
+    squares the deviation of each micro-batch.
     """
     batch, entropies = context.batch, context.scores.nucleus_entropies
     assert entropies is not None
@@ -124,8 +125,8 @@ def low_probability_kl(terms: LossTerms, settings: LowProbabilityKl, context: Co
     """Lp-Reg (arXiv 2510.03222): + coefficient KL(q || pi) in the loss of the ``share`` of the
     response tokens with A < 0 (at least one, where there are any) that were least likely (log
     pi_old), unless a token is noise: less likely than ``ratio`` times the likeliest one. q is the
-    policy without such noise, renormalised, a constant (``entropy.min_p``): its pull gives to the
-    tokens that are left what the others have.
+    policy without such noise, renormalized and constant (``entropy.min_p``): it moves the noise's
+    probability to the remaining tokens.
 
     Certainty: the paper's term, with its public code's selection and constants (read). That code
     takes q from the old policy and estimates the KL by the sampled token alone (k3); it has no
@@ -144,16 +145,16 @@ def low_probability_kl(terms: LossTerms, settings: LowProbabilityKl, context: Co
 
 
 def response_tokens(batch: Batch) -> list[Tensor]:
-    """The places of each response's tokens."""
+    """The indices of each response's tokens."""
     places = batch.loss_mask.nonzero()[:, 0]
     return list(places.split(batch.response_lengths.tolist()))
 
 
 def covariance(terms: LossTerms, context: Context) -> Tensor:
     """[N] fp32: (A - mean A) (log pi_old - mean log pi_old) of each response token, means over all
-    of the step's (arXiv 2505.22617: what a token contributes to the fall of the entropy). An
-    approximation, as in the paper: of a policy whose parameters are one logit for each token of
-    each state, with means over states. What a token's own logits say is ``Context.covariances``.
+    of the step's (arXiv 2505.22617: a token's contribution to the fall of the entropy). As in the
+    paper it is an approximation, for a policy with one parameter for each token in each state, and
+    means over states. ``Context.covariances`` is exact for a token's own logits.
     """
     mask = context.batch.loss_mask
     advantages, log_probs = terms.advantages[mask].double(), context.scores.logprobs[mask].double()

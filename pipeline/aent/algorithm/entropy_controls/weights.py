@@ -1,4 +1,4 @@
-"""Entropy controls that take tokens out of the policy loss, by a weight or by a gate."""
+"""Entropy controls that remove tokens from the policy loss, by a weight or by a gate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def top_entropy_tokens(terms: LossTerms, settings: TopEntropyTokens, context: Co
 
     Certainty: the rule is the paper's; the quantile over the batch is from memory, TRL's
     top_entropy_quantile (read) takes it over the micro-batches of all ranks, one other copy within
-    each response. The mean's denominator keeps counting every token (TRL).
+    each response. The mean's denominator still counts every token (TRL).
     """
     entropies = context.entropies
     chosen = math.ceil(settings.share * entropies.numel())
@@ -57,11 +57,11 @@ def clip_cov(terms: LossTerms, settings: ClipCov, context: Context) -> Effect:
 
 
 def entropy_ratio_clip(terms: LossTerms, settings: EntropyRatioClip, context: Context) -> Effect:
-    """ERC (arXiv 2512.05591): a token has no policy loss while its entropy, in the forward that is
-    learnt from, is below 1 - low or above 1 + high times its old entropy.
+    """ERC (arXiv 2512.05591): a token has no policy loss while its entropy, in the forward pass
+    that is trained on, is below 1 - low or above 1 + high times its old entropy.
 
-    Certainty: ERC-style. The rule is from a secondary note, the bounds (1 +- .05) from memory; that
-    it is a gate on the surrogate beside PPO's clip, and nothing else, is our reading.
+    Certainty: ERC-style. The rule is from a secondary note, the bounds (1 +- 0.05) from memory.
+    That it is only a gate on the surrogate beside PPO's clip is our reading.
     """
     old = over_response(context.batch, context.entropies)
     gate = EntropyGate((1 - settings.low) * old, (1 + settings.high) * old)
@@ -70,12 +70,13 @@ def entropy_ratio_clip(terms: LossTerms, settings: EntropyRatioClip, context: Co
 
 def sample_switch(terms: LossTerms, settings: SampleSwitch, context: Context) -> Effect:
     """Entrocraft's sample switching (arXiv 2604.26326): while the step's mean entropy is above the
-    band only tokens with A > 0 have a policy loss, while it is below only those with A < 0; inside
-    all. Good samples sharpen the policy, bad ones flatten it. The band moves linearly over the run,
-    to ``anneal_to`` times itself at the last step.
+    band, only tokens with A > 0 have a policy loss; while it is below, only those with A < 0;
+    inside the band, all. Good samples sharpen the policy, bad ones flatten it. The band moves
+    linearly over the run, to ``anneal_to`` times its values at the last step.
 
-    Certainty: the rule is that of its public code (read); its bands go from .6 to .4 nats, or from
-    .7 to .5. Those left out keep their place in the mean's denominator, as with every mask here.
+    Certainty: the rule is that of its public code (read); its bands go from 0.6 to 0.4 nats, or
+    from 0.7 to 0.5. Tokens without a loss still count in the mean's denominator, as with every mask
+    here.
     """
     progress = context.step / max(1, context.recipe.steps - 1)
     factor = 1 + (settings.anneal_to - 1) * progress
@@ -90,9 +91,9 @@ def sample_switch(terms: LossTerms, settings: SampleSwitch, context: Context) ->
 
 
 def entropy_change(context: Context) -> Tensor:
-    """[N] fp64: pi (log pi + H) of each response token, by the policy before the step's first
-    update: minus the derivative of the entropy by the token's own logit, so what raising it takes
-    from the entropy."""
+    """[N] fp64: pi (log pi + H) of each response token, under the policy before the step's first
+    update. This is minus the derivative of the entropy with respect to the token's own logit: how
+    much raising that logit lowers the entropy."""
     log_prob = context.scores.logprobs[context.batch.loss_mask].double()
     return log_prob.exp() * (log_prob + context.entropies.double())
 
@@ -101,14 +102,14 @@ def entropy_change_weight(
     terms: LossTerms, settings: EntropyChangeWeight, context: Context
 ) -> Effect:
     """STEER (arXiv 2510.10150): the surrogate times exp(-strength Omega), at least ``least``, with
-    Omega = abs(A / pi_old pi (1 - pi) (log pi + H)), what the token's update would change the
-    entropy by.
+    Omega = abs(A / pi_old pi (1 - pi) (log pi + H)), the change of the entropy by the token's
+    update.
 
-    Certainty: Omega and the range [.8, 1] as in its public code (read); its k was not found, 1 is
-    ours. Here pi is the policy before the step's first update, so that A / pi_old pi = A. That
-    Omega looks at the token's own logit alone, and at its ratio in place of its log-prob; with
-    ``exact``, which is ours, Omega = abs(A <d log pi, dH>) over all logits
-    (``Context.covariances``), about pi times as large.
+    Certainty: Omega and the range [0.8, 1] as in its public code (read); we did not find its k, 1
+    is ours. Here pi is the policy before the step's first update, so that A / pi_old pi = A. That
+    Omega uses only the token's own logit, and its ratio instead of its log-prob. With ``exact``,
+    which is ours, Omega = abs(A <d log pi, dH>) over all logits (``Context.covariances``), about pi
+    times as large.
     """
     mask = context.batch.loss_mask
     log_prob = context.scores.logprobs[mask].double()
@@ -123,28 +124,27 @@ def entropy_change_mask(terms: LossTerms, settings: EntropyChangeMask, context: 
     """Clip_B (arXiv 2602.03392): no policy loss for tokens whose S = pi (H + log pi) lies
     ``deviations`` standard deviations or more from its mean over the step's response tokens.
 
-    Certainty: Clip_B-style. S is from a note; that an outlier is told by standard deviations, and
-    by 3 of them, is ours. With ``exact`` S is less its mean under the policy, the paper's first
-    order of a step on all of the token's logits (theorem 3.3, from a note): Clip_V-style.
+    Certainty: Clip_B-style. S is from a note; defining outliers by 3 standard deviations is ours.
+    With ``exact``, S minus its mean under the policy is used: the paper's first-order effect of a
+    step on all of the token's logits (theorem 3.3, from a note): Clip_V-style.
     """
     change = -context.covariances if settings.exact else entropy_change(context)
     apart = (change - change.mean()).abs()
     kept = apart < settings.deviations * change.std(correction=0)
-    # without any spread nothing lies apart
+    # without any spread there are no outliers
     kept |= apart == 0
     return Effect(terms.weighed(over_response(context.batch, kept.float())))
 
 
 def entropy_budget(terms: LossTerms, settings: EntropyBudget, context: Context) -> Effect:
-    """The tokens whose update would lower the entropy may lower it, all together, by ``spend``
-    times what the others would raise it by: beyond that their surrogates are multiplied by one
-    factor, so that it comes out even.
+    """The tokens whose update lowers the entropy may together lower it by at most ``spend`` times
+    what the others raise it by. If it is more, one factor on their surrogates reduces it to that.
 
-    What a token's update does to the step's mean entropy is exact to first order, for a step of
-    length 1 along the policy loss's gradient on the logits by the old policy: (weight in the mean
-    entropy) (weight in the policy loss) A <d log pi, dH>, over the number of mini-batches, whose
-    weights each add up to 1. Over all tokens it is what ``gradient/predicted_policy`` estimates;
-    what a bonus of coefficient 1 would add is kept too.
+    A token's effect on the step's mean entropy is exact to first order, for a step of length 1
+    along the policy loss's gradient on the logits under the old policy: (weight in the mean
+    entropy) (weight in the policy loss) A <d log pi, dH>, divided by the number of mini-batches,
+    whose weights each sum to 1. The sum over all tokens is what ``gradient/predicted_policy``
+    estimates; the effect of a bonus of coefficient 1 is recorded too.
 
     Certainty: ours; no publication has it.
     """

@@ -1,14 +1,13 @@
 """Controllers of the entropy coefficient: pure functions of settings, state and measured entropy.
 
-Convention, everywhere: steps count from 0; the ``coefficient`` of step t is what entered its loss;
-the one update of step t makes ``next_coefficient`` from it and from H_t, the entropy measured over
-every token of the step. With ``warmup_steps`` = w the updates of steps 0 .. w-1 leave the
-coefficient alone, so the first that moves it consumes H_w.
+Conventions: steps count from 0. The ``coefficient`` of step t entered its loss. The one update of
+step t computes ``next_coefficient`` from it and from H_t, the entropy measured over every token of
+the step. With ``warmup_steps`` = w the updates of steps 0 .. w-1 do not move the coefficient, so
+the first update that moves it uses H_w.
 
 A kind has an *aim* (``aims``), the interval in which it wants the entropy (a target is an interval
-of one point), and a *law* (``laws``), which moves the coefficient by how far the entropy lies
-outside the aim. A new kind is one entry of ``KINDS``. Nothing here reads, writes or depends on
-anything.
+of one point), and a *law* (``laws``), which moves the coefficient according to how far the entropy
+lies outside the aim. A new kind is one entry of ``KINDS``. Nothing here reads or writes anything.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ def initial_state(settings: ControllerSettings) -> ControllerState:
 def update(
     settings: ControllerSettings, state: ControllerState, entropy: float | None
 ) -> tuple[ControllerState, ControllerReport]:
-    """Make the next step's coefficient from this step's and its measured entropy (nats).
+    """Compute the next step's coefficient from this step's and its measured entropy (nats).
 
-    Called once per step. A missing (None) or non-finite entropy is skipped: it changes nothing but
-    the step count, so that the warm-up still ends at the same step.
+    Called once per step. A missing (None) or non-finite entropy is skipped: only the step count
+    changes, so the warm-up still ends at the same step.
     """
     kind, coefficient = KINDS[settings.kind], state.coefficient
     factor = annealing(settings, state.step)
@@ -100,9 +99,7 @@ def describe(settings: ControllerSettings) -> str:
         start += "steps, "
     annealed = ""
     if settings.anneal_to is not None:
-        annealed = (
-            f"; where it wants the entropy falls or rises linearly to {settings.anneal_to:g} "
-        )
+        annealed = f"; its aim moves linearly to {settings.anneal_to:g} "
         annealed += f"times that in {settings.anneal_steps} steps"
     return f"{start}{words}{annealed}; kept in [{settings.min:g}, {settings.max:g}]"
 

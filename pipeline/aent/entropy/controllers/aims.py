@@ -1,6 +1,6 @@
 """Where a controller wants the entropy: (settings, state, entropy) -> (low, high) in nats.
 
-The entropy is this step's, None where it was not measured. An aim is None where there is none
+The entropy is this step's, None if it was not measured. The result is None if there is no aim
 (yet).
 """
 
@@ -15,7 +15,7 @@ from aent.entropy.controllers.values import SettingValues
 Interval = tuple[float, float]
 Aim = Callable[[SettingValues, ControllerState, float | None], Interval | None]
 
-LEAST_ENTROPY = 1e-6  # nats: what is below counts as this much where a logarithm is taken
+LEAST_ENTROPY = 1e-6  # nats: the least entropy whose logarithm is taken
 
 
 def none(settings: SettingValues, state: ControllerState, entropy: float | None) -> None:
@@ -49,7 +49,7 @@ def target(settings: SettingValues, state: ControllerState, entropy: float | Non
 def approach(
     settings: SettingValues, state: ControllerState, entropy: float | None
 ) -> Interval | None:
-    """The target or band, moved by what is left of the first entropy's distance from it.
+    """The target or band, shifted by the remaining part of the first entropy's distance from it.
 
     With H_0 the first entropy measured and t the steps since then, a target H* is at
     H* + (H_0 - H*) exp(-t / ramp_steps); a band moves by the same rule, with the distance to its
@@ -78,7 +78,7 @@ def annealing(settings: SettingValues, step: int) -> float:
 def with_reference(
     settings: SettingValues, memory: ControllerMemory, entropy: float
 ) -> ControllerMemory:
-    """Count this entropy in, while the reference of an automatic band is still being measured."""
+    """Add this entropy to the reference of an automatic band while that is being measured."""
     count = memory.get("reference_count", 0.0)
     if settings.reference_steps is None or count >= settings.reference_steps:
         return memory

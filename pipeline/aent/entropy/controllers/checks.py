@@ -1,4 +1,4 @@
-"""What can be wrong with a controller's settings, one sentence a fault."""
+"""Checks of a controller's settings, with one sentence for each fault."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from aent.entropy.controllers.kinds import KINDS, Kind
 
-LOGARITHMIC = ("dual", "log_pi")  # kinds that move a logarithm of the coefficient
+LOGARITHMIC = ("dual", "log_pi")  # kinds that move the logarithm of the coefficient
 MEASURES = ("full", "clamped")
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with the kind's defaults where there is None."""
+    """The values, with the kind's defaults in place of None."""
     defaults = KINDS[values["kind"]].defaults
     return {key: defaults.get(key) if value is None else value for key, value in values.items()}
 
 
 def faults(values: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each thing that is wrong with these values of ControllerSettings' fields."""
+    """One sentence for each fault in these values of ControllerSettings' fields."""
     name = values["kind"]
     if name not in KINDS:
         yield f"controller.kind is {name!r}, but must be one of {', '.join(KINDS)}"
@@ -50,7 +50,7 @@ def _missing(name: str, kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
             yield f"controller.kind={name} needs either {', or '.join(groups)}"
     for one, other in (("anneal_to", "anneal_steps"), ("anneal_steps", "anneal_to")):
         if values[one] is not None and values[other] is None:
-            yield f"controller.{one} needs controller.{other} beside it"
+            yield f"controller.{one} also needs controller.{other}"
 
 
 def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
@@ -68,7 +68,8 @@ def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
 def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
     if name in LOGARITHMIC and values["min"] == 0:
         yield (
-            f"controller.min=0 must be above 0 with controller.kind={name}, which moves a logarithm"
+            f"controller.min=0 must be above 0 with controller.kind={name}, which moves its "
+            f"logarithm"
         )
     if name == "log_pi":
         for key in ("target", "low"):

@@ -10,11 +10,11 @@ from aent.entropy.controllers import aims, laws
 
 @dataclass(frozen=True)
 class Kind:
-    """A controller: where it wants the entropy, how it moves, and what it needs to be told.
+    """A kind of controller: its aim, its law, and the settings that it takes.
 
-    needs: the settings it cannot do without. words: what it does (a format string over the
-    settings and over ``aim``, the target or band). defaults: settings that have one. either: groups
-    of settings of which exactly one is needed. waits: whether ``warmup_steps`` may hold it back.
+    needs: required settings. words: what it does (a format string over the settings and over
+    ``aim``, the target or band). defaults: settings that have one. either: groups of settings of
+    which exactly one is needed. waits: whether ``warmup_steps`` may delay it.
     """
 
     aim: aims.Aim
@@ -27,7 +27,7 @@ class Kind:
 
     @property
     def fields(self) -> set[str]:
-        """Every setting that means something to it."""
+        """Every setting that has a meaning for it."""
         waits = {"warmup_steps"} if self.waits else set()
         aimed = set() if self.aim is aims.none else {"anneal_to", "anneal_steps"}
         choices = {name for group in self.either for name in group}

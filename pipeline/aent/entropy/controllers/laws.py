@@ -16,8 +16,8 @@ from aent.entropy.controllers.values import SettingValues
 
 Law = Callable[[SettingValues, ControllerState, Measured], tuple[float, ControllerMemory]]
 
-MAX_LOG_ERROR = 3.0  # a factor of 20: one odd measurement moves the coefficient no further
-_MAX_EXPONENT = 700.0  # of more, exp would overflow
+MAX_LOG_ERROR = 3.0  # a factor of 20: the most that one odd measurement can move the coefficient
+_MAX_EXPONENT = 700.0  # exp of more would overflow
 
 
 def stay(
@@ -38,8 +38,9 @@ def step_by_error(
 def proportional_integral(
     settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, ControllerMemory]:
-    """PI control. The integral, kept in units of the coefficient and begun at ``initial``, stays in
-    the box itself (anti-windup by clamping): it leaves a bound with the first error that says so.
+    """PI control. The integral starts at ``initial``, has the coefficient's units, and stays within
+    [min, max] itself (anti-windup by clamping), so it leaves a bound with the first error of the
+    other sign.
     """
     assert settings.proportional_gain is not None
     assert settings.integral_gain is not None
@@ -66,8 +67,8 @@ def fixed_step_below_target(
     settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, ControllerMemory]:
     """Skywork-OR1 (arXiv 2505.22312): a fixed step up below the target, down above it; applied only
-    below it. What steps is remembered apart from what is applied, which is 0 above the target: the
-    next entropy below finds it where it was.
+    below it. The stepped value is kept apart from the applied one, which is 0 above the target, so
+    that the next entropy below continues from it.
 
     Certainty: as in its public code (read), whose entropy is the mean of - log-prob of the sampled
     tokens; here it is the recipe's measure."""
@@ -88,8 +89,8 @@ def log_proportional_integral(
     log scale, cut to +- ``MAX_LOG_ERROR``;
     ln lambda <- clip(ln lambda - integral_gain e_t - proportional_gain (e_t - e_t-1)).
 
-    Both logarithms, because a policy's entropy answers by factors and not by nats. There is no sum
-    of errors: the coefficient is the integral, so at a bound nothing winds up.
+    Both are logarithms because a policy's entropy changes by factors, not by nats. There is no sum
+    of errors: the coefficient is the integral, so nothing winds up at a bound.
 
     Ours: velocity-form PI is textbook control; no publication has this rule for language models."""
     assert settings.proportional_gain is not None
@@ -103,7 +104,7 @@ def log_proportional_integral(
     error = min(max(outside, -MAX_LOG_ERROR), MAX_LOG_ERROR)
     change = error - memory.get("log_error", error)
     move = -settings.integral_gain * error - settings.proportional_gain * change
-    # from 0, which another kind may have left in a resumed run, no factor leads away
+    # a resumed run of another kind may have left 0, from which no factor leads away
     coefficient = max(state.coefficient, settings.min) * math.exp(min(move, _MAX_EXPONENT))
     first = {"first_entropy": measured.entropy, "first_step": float(state.step)}
     kept = {"log_entropy": smooth, "log_error": error}

@@ -1,4 +1,4 @@
-"""What a recipe says about the coefficient."""
+"""A recipe's settings of the coefficient, checked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from aent.entropy.controllers.values import SettingValues
 
 @dataclass(frozen=True)
 class ControllerSettings(SettingValues):
-    """Checked when made; fields that have a default for their kind are filled in.
+    """The constructor checks the fields and fills in those that have a default for their kind.
 
-    Raises ValueError naming every faulty field, when made.
+    It raises ValueError naming every faulty field.
     """
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a controller carries from step to step, and what it says of each."""
+"""A controller's state between steps, and its report of each step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ ControllerMemory = dict[str, float]  # what a kind remembers besides the coeffic
 
 @dataclass(frozen=True)
 class ControllerState:
-    """What a checkpoint keeps; plain numbers and text, through ``to_dict`` and ``from_dict``.
+    """The part of a checkpoint that is the controller's: numbers and text (``to_dict``,
+    ``from_dict``).
 
-    coefficient: of the step to come. step: that step, counted from 0. at_bound, steps_at_bound: as
-    last reported. memory: what the kind keeps besides (an integral, a measured reference, ...).
+    coefficient: of the next step. step: the number of that step, from 0. at_bound, steps_at_bound:
+    as last reported. memory: other state of the kind (an integral, a measured reference, ...).
     """
 
     coefficient: float
@@ -36,12 +37,12 @@ class ControllerState:
 class ControllerReport:
     """One update, for the log.
 
-    coefficient: what entered the loss of this step. next_coefficient: what the next one uses.
-    low, high: the aim in nats, equal for a target; NaN where there is none (yet). error: how far
-    the entropy lies outside it, in nats: negative below, positive above, 0 inside or without an
-    aim; NaN if skipped. move: next_coefficient - coefficient. at_bound: 'low' or 'high' if the
-    coefficient (``target``: the stepped one) has arrived at min or max, else ''; steps_at_bound:
-    for how many updates in a row. skipped: the measurement was missing or not finite.
+    coefficient: of this step's loss. next_coefficient: of the next step's. low, high: the aim in
+    nats, equal for a target; NaN if there is none (yet). error: how far the entropy lies outside
+    it, in nats: negative below, positive above, 0 inside or without an aim; NaN if skipped. move:
+    next_coefficient - coefficient. at_bound: 'low' or 'high' if the coefficient (``target``: the
+    stepped one) is at min or max, else ''; steps_at_bound: for how many updates in a row. skipped:
+    the measurement was missing or not finite.
     """
 
     coefficient: float
@@ -69,13 +70,13 @@ class Measured:
         return distance_outside((self.low, self.high), self.entropy)
 
 
-# around a target, times it: where an entropy counts as held (.3 to .8 nats around .5)
+# factors of a target between which the entropy counts as held (0.3 to 0.8 nats for 0.5)
 HELD_LOW, HELD_HIGH = 0.6, 1.6
 
 
 def held_interval(low: float, high: float) -> tuple[float, float]:
-    """Where an entropy counts as held, nats: in the aim itself where that is a band, and in
-    [.6 T, 1.6 T] where it is a target T, which no measured entropy equals."""
+    """The interval in which an entropy counts as held, nats: the aim itself if it is a band, and
+    [0.6 T, 1.6 T] if it is a target T, which no measured entropy equals."""
     return (HELD_LOW * low, HELD_HIGH * high) if low == high else (low, high)
 
 

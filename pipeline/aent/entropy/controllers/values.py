@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SettingValues:
-    """What a recipe says about the coefficient; entropies in nats. ``KINDS`` says who needs what.
+    """A recipe's settings of the coefficient; entropies in nats. ``KINDS`` says which kind needs
+    which.
 
     kind: a name in KINDS. initial: coefficient of step 0. low, high: the band the entropy should
     stay in. low_fraction, high_fraction: the same as fractions of the mean entropy of the first
@@ -18,9 +19,9 @@ class SettingValues:
     warmup_steps: steps before the first update that may move it. ramp_steps: time constant with
     which the aim goes from the first entropy to where it is wanted. smoothing: weight of the past
     in the moving average of ln H, in [0, 1). measure: which entropy ``update`` is given, 'full' or
-    'clamped'; None: that of the loss. drives: what the coefficient is of (nothing here depends on
-    it). anneal_to, anneal_steps: the aim is multiplied by a factor
-    that goes linearly from 1 to ``anneal_to`` in so many steps; None: it stays.
+    'clamped'; None: that of the loss. drives: the term that the coefficient scales (nothing here
+    depends on it). anneal_to, anneal_steps: the aim is multiplied by a factor that goes linearly
+    from 1 to ``anneal_to`` in that many steps; None: it does not change.
     """
 
     kind: str

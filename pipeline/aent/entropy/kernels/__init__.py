@@ -41,10 +41,10 @@ def choose(x: Tensor) -> Backend:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Use one backend for all that it serves: "torch", "triton" (on a CPU that is its interpreter,
-    where TRITON_INTERPRET=1 was set before anything imported it), or a variant of the C library.
+    """Use one backend for everything it supports: "torch", "triton" (on a CPU its interpreter, if
+    TRITON_INTERPRET=1 was set before Triton was imported), or a variant of the C library.
 
-    For tests and benchmarks; raises OSError where the library cannot be built.
+    For tests and benchmarks. Raises OSError if the library cannot be built.
     """
     global _forced
     before, _forced = _forced, name
@@ -55,7 +55,7 @@ def using(name: str) -> Iterator[None]:
 
 
 def cpu_path() -> str:
-    """Say what computes token statistics on this CPU, and why nothing faster does."""
+    """Describe the backend for token statistics on this CPU, and why no faster one is used."""
     from aent.entropy.kernels import c_path
 
     variant = c_path.best_variant()

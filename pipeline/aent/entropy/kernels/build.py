@@ -1,6 +1,6 @@
-"""Compile rows.c: with the package where there is a compiler, else when it is first needed.
+"""Compile rows.c: with the package if there is a compiler, else when it is first needed.
 
-Imports nothing outside the standard library, so that setup.py can use it.
+Imports only the standard library, so that setup.py can use it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Each processor's library is a compilation of its own: no dispatch in C, no compiler's dialect.
+# One library for each kind of processor, so that C needs neither dispatch nor compiler extensions.
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "avx512_bf16": (*_AVX512, "-mavx512bf16"),
@@ -21,7 +21,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "portable": (),
 }
 FLAGS = ("-O2", "-std=c11", "-fPIC", "-shared", "-fopenmp")
-DEADLINE_S = 300  # a loaded machine takes half a minute over what is a second's work
+DEADLINE_S = 300  # a loaded machine takes half a minute for a second's work
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "rows.c", HERE / "vector.h")
@@ -37,7 +37,7 @@ def file_name(variant: str) -> str:
 def find_or_build(variant: str) -> Path:
     """Return the compiled library: the package's own, a cached one, or one compiled now.
 
-    Raises OSError with one sentence that says why there is none.
+    Raises OSError with one sentence that gives the reason if there is none.
     """
     name = file_name(variant)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -49,9 +49,9 @@ def find_or_build(variant: str) -> Path:
 
 
 def build(variant: str, folder: Path) -> Path:
-    """Compile one variant into ``folder``, where it appears when it is whole; return its path.
+    """Compile one variant into ``folder``, where it appears when it is complete; return its path.
 
-    Raises OSError with one sentence that says why it cannot be.
+    Raises OSError with one sentence that gives the reason if it cannot be compiled.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc"))), None)
     if compiler is None:
@@ -65,9 +65,9 @@ def build(variant: str, folder: Path) -> Path:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
         except subprocess.TimeoutExpired:
-            raise OSError(f"{compiler} did not finish rows.c in {DEADLINE_S} s") from None
+            raise OSError(f"{compiler} did not compile rows.c within {DEADLINE_S} s") from None
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if "error" in line] or [""]
             raise OSError(f"{compiler} cannot compile rows.c for {variant}: {said[0].strip()}")
-        os.replace(made, path)  # ranks that compile at the same time end with one whole file
+        os.replace(made, path)  # if ranks compile at the same time, one complete file remains
     return path

@@ -16,9 +16,9 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def best_variant() -> str:
-    """Return which compilation of rows.c this processor can run best."""
+    """Return the fastest variant of rows.c that this processor can run."""
     simd = torch.backends.cpu.get_cpu_capability()
-    # not public, and not in every torch: without it plain AVX-512 serves
+    # private, and not in every torch; without it plain AVX-512 is used
     if simd == "AVX512" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "avx512_bf16"
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(simd, "portable")
@@ -26,7 +26,7 @@ def best_variant() -> str:
 
 @functools.cache
 def load(variant: str) -> CPath:
-    """Return the backend of one variant; raises OSError with one sentence where there is none."""
+    """Return the backend of one variant. Raises OSError with one sentence if there is none."""
     path = build.find_or_build(variant)
     return CPath(variant, ctypes.CDLL(str(path)))
 
@@ -38,7 +38,7 @@ class CPath:
         self.variant, self.library = variant, library
 
     def serves(self, x: Tensor) -> bool:
-        """Whether x [N, width] is of a kind the library knows."""
+        """Whether the library supports the device and dtype of x [N, width]."""
         known = x.dtype in KINDS and not (x.dtype == torch.float16 and self.variant == "portable")
         return known and x.device.type == "cpu" and x.shape[1] > 0
 
@@ -88,7 +88,7 @@ class CPath:
         )  # fmt: skip
 
     def _call(self, name: str, *arguments: object) -> None:
-        """Call a function of the library; tensors go by their address, None as NULL."""
+        """Call a function of the library; tensors are passed by address, None as NULL."""
         addresses = [
             ctypes.c_void_p(a.data_ptr() if isinstance(a, Tensor) else None)
             if a is None or isinstance(a, Tensor)
@@ -96,7 +96,7 @@ class CPath:
             for a in arguments
         ]
         if getattr(self.library, name)(*addresses, ctypes.c_int(torch.get_num_threads())):
-            raise MemoryError(f"{name}: no memory for a row's scratch space")
+            raise MemoryError(f"{name}: not enough memory for a row's scratch space")
 
 
 def _to_log2(temperature: float) -> ctypes.c_float:

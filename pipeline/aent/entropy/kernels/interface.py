@@ -1,4 +1,4 @@
-"""What token statistics compute on one shard, per device: the interface of the backends.
+"""The interface of the backends: what token statistics compute on one shard.
 
 A backend has the four functions below. ``torch_path`` is made of torch operations and runs
 anywhere; ``c_path`` is a C library for CPUs, ``triton_path`` is for GPUs; ``kernels.choose`` says
@@ -11,7 +11,7 @@ largest x of a row and d = (x - m) / T, a column weighs e = exp(d), and -inf wei
 = 0. Results of a row depend on that row alone, bit for bit: not on the rows around it, on how many
 there are, or on the number of threads. A row with NaN or +inf ends with NaN in its sums (anything
 in the rest); it spoils no other. A row of -inf alone has sums of 0. Sums are taken by blocks: a
-running fp32 sum stagnates.
+running fp32 sum loses small terms.
 
 forward(x, k, temperature, squares) -> Sums, threshold, cut
     One rank alone. threshold: inner [N], a value t such that the k kept columns are those with
@@ -54,7 +54,7 @@ class Sums(NamedTuple):
     weighted: Tensor  # sum of e d
     kept_total: Tensor  # the same over the kept columns
     kept_weighted: Tensor
-    squares: tuple[Tensor, ...] = ()  # sums of e^2, e^2 d and e^2 d^2, where they are asked for
+    squares: tuple[Tensor, ...] = ()  # sums of e^2, e^2 d and e^2 d^2, if requested
 
     @classmethod
     def of(cls, columns: Sequence[Tensor]) -> Sums:
@@ -64,7 +64,7 @@ class Sums(NamedTuple):
 
     @property
     def columns(self) -> list[Tensor]:
-        """All of them, one after the other."""
+        """All of them in one tensor."""
         return [*self[:5], *self.squares]
 
 
@@ -80,21 +80,21 @@ class Scan(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What the gradient of N rows is made of; inner [N] unless said otherwise."""
+    """The coefficients of N rows' gradient; inner [N] unless stated otherwise."""
 
     peak: Tensor  # over all shards
     a: Tensor
-    b: Tensor | None  # None where the plain entropy has no gradient
-    kept_a: Tensor | None  # None, as kept_b, where no clamped entropy has a gradient
+    b: Tensor | None  # None if the plain entropy has no gradient
+    kept_a: Tensor | None  # None, as kept_b, if no clamped entropy has a gradient
     kept_b: Tensor | None
-    threshold: Tensor | None  # with cut, only looked at where kept_a is given
+    threshold: Tensor | None  # with cut, used only if kept_a is given
     cut: Tensor | None  # int32, global ids: a tie is kept if start + column <= cut
     column: Tensor | None  # int64: the target's column in this shard, -1 if it has none
-    g_target: Tensor | None  # None, as column, where log_prob has no gradient
+    g_target: Tensor | None  # None, as column, if log_prob has no gradient
 
 
 class Backend(Protocol):
-    """What the functions above look like to Python."""
+    """The type of a backend with the functions above."""
 
     def forward(
         self, x: Tensor, k: int, temperature: float, squares: bool = False

@@ -1,10 +1,10 @@
 """Large pages for large buffers on a CPU.
 
-A buffer of more than 32 MB comes from the kernel anew each time, and the first write to each of its
-4 KB pages is a fault: for the gradient of fp32 logits that takes longer than to compute it. With
-pages of 2 MB there is one fault in five hundred. Kernels that give large pages on request only
-(transparent_hugepage/enabled: madvise, the usual setting) are asked here; torch asks for all its
-buffers where THP_MEM_ALLOC_ENABLE=1 is in the environment, as in the trainer's ranks.
+The kernel maps a buffer of more than 32 MB anew each time, and the first write to each of its 4 KB
+pages is a page fault. For the gradient of fp32 logits, the faults take longer than computing it.
+Pages of 2 MB have 1/512 of the faults. Some kernels give large pages only on request
+(transparent_hugepage/enabled: madvise, the usual setting); this module requests them. torch does so
+for all its buffers if THP_MEM_ALLOC_ENABLE=1 is in the environment, as in the trainer's ranks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _ADVICE = 14  # MADV_HUGEPAGE
 
 
 def with_large_pages(fresh: Tensor) -> Tensor:
-    """The tensor itself, whose memory nobody has written to yet.
+    """Advise large pages for the tensor, whose memory is not written yet, and return it.
 
-    It is advice: without large pages the kernel says no, and everything is as it was. Whole pages
-    inside of the tensor are meant, so it holds no more memory than before.
+    A kernel without large pages ignores the advice. Only whole pages inside the tensor are advised,
+    so it takes no more memory than before.
     """
     size = fresh.numel() * fresh.element_size()
     if fresh.device.type == "cpu" and size >= LEAST and sys.platform == "linux":

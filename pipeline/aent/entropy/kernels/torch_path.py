@@ -1,7 +1,7 @@
 """The backend made of torch operations: any device, any dtype, no compiler.
 
-It works through a few rows at a time, in buffers that stay in cache. exp alone costs as much as ten
-other operations here, and softmax, which contains it, half of that: so e comes out of softmax.
+It processes a few rows at a time, in buffers that stay in the cache. Here exp alone costs as much
+as ten other operations, but softmax, which contains it, only half of that. So e comes from softmax.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def scan(
     capacity: int,
     squares: bool = False,
 ) -> Scan:
-    """See kernels/__init__.py; on a GPU, picking the candidates synchronises."""
+    """See kernels/__init__.py; on a GPU, selecting the candidates synchronizes."""
     parts = []
     counts = torch.zeros(2, x.shape[0], dtype=torch.int32, device=x.device)
     values = x.new_empty(x.shape[0], capacity, dtype=inner_dtype(x))
@@ -92,7 +92,8 @@ def backward(x: Tensor, out: Tensor, rows: Gradient, temperature: float, start: 
         scale = d.amax(dim=1).exp() / e.amax(dim=1)  # by which e is too small
         if kept_a is not None and kept_b is not None and threshold is not None and cut is not None:
             kept_mask(chunk, threshold, cut, start, mask)
-            # kept ones get a + kept_a + (b + kept_b) d. x is read no more: its copy may go
+            # kept ones get a + kept_a + (b + kept_b) d. x is not read again, so its copy may be
+            # freed
             term = buffers.of(part)[0] if b is not None else d
             torch.mul(d, (scale * kept_b)[:, None], out=term)
             term.add_((scale * kept_a)[:, None]).mul_(mask)
@@ -116,7 +117,7 @@ def kept_mask(
 ) -> Tensor:
     """Return 1 for the kept columns of x [n, width] and 0 for the others, in x's dtype.
 
-    Comparing straight into numbers to multiply by is quicker than by bools.
+    Comparing directly into floating-point numbers is faster than with bools.
     """
     mask = torch.ge(x, threshold[:, None], out=torch.empty_like(x) if out is None else out)
     last = cut - start
@@ -131,8 +132,8 @@ def kept_mask(
 
 
 class _Buffers:
-    """Room for a slice of rows, a few times over, used again for the next: fresh pages cost more
-    than the arithmetic."""
+    """Buffers for a slice of rows, reused for the next slice: fresh pages cost more than the
+    arithmetic."""
 
     def __init__(self, x: Tensor, number: int) -> None:
         most = next((rows.stop for rows in row_slices(*x.shape)), 0)
@@ -186,8 +187,8 @@ def _weigh_into(x: Tensor, temperature: float, peak: Tensor, d: Tensor, e: Tenso
 def weigh(x: Tensor, temperature: float, peak: Tensor) -> tuple[Tensor, Tensor]:
     """Return d = (x - peak) / T, in [LOWEST, 0], and e = exp(d), both fresh; x [n, C], peak [n].
 
-    A row without a finite logit (peak is -inf) weighs nothing. At most 0: a number that is not of
-    the row then meets no infinity.
+    A row without a finite logit (peak is -inf) has weight 0. d is at most 0, so that numbers from
+    outside the row never become infinite.
     """
     d = torch.sub(x, peak.clamp(min=torch.finfo(x.dtype).min)[:, None])
     if temperature != 1:
@@ -199,7 +200,7 @@ def weigh(x: Tensor, temperature: float, peak: Tensor) -> tuple[Tensor, Tensor]:
 def _row_sums(x: Tensor) -> Tensor:
     """Sum each row in an order that does not depend on how many rows there are.
 
-    torch splits a lone row over its threads, and only a lone one: give it company.
+    torch splits a row over its threads only if it is alone, so a second row is added.
     """
     if x.shape[0] == 1:
         return torch.cat([x, x]).sum(dim=1)[:1]

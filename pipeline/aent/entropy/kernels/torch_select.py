@@ -1,11 +1,10 @@
 """The clamped set of whole rows by torch operations, a few rows at a time.
 
-As selection.search, by counting: a sample proposes a bracket around the K-th largest logit, pivots
-chosen by rank narrow it. Here the counts are kept by blocks of columns, so that, once few
-candidates are left, the blocks that hold them are known, and only those are looked at again. All
-rows take every round, for to pick out those still open would cost more than to count for all; and
-what is to be decided about a handful of rows is decided in Python, where a number costs less than
-a call of torch.
+It counts, as selection.search does: a sample proposes a bracket around the K-th largest logit, and
+pivots chosen by rank narrow it. Here the counts are kept for each block of columns. Once few
+candidates are left, the blocks that hold them are known, and only those are read again. All rows
+take part in every round, because selecting the unfinished ones would cost more than counting for
+all. Decisions about a few rows are made in Python, which costs less than a torch call.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from aent.entropy.selection import VocabShard
 
 SAMPLE_SIZE = 1024  # columns of a row that give the first guess
 BLOCK = 128  # columns counted together
-FEW = 64  # candidates left, when the blocks that hold them are looked at
-ROUNDS = 12  # rows still open then are for selection.search, which ends whatever the distribution
+FEW = 64  # candidates left when their blocks are read
+ROUNDS = 12  # rows that are unfinished then go to selection.search, which ends for any distribution
 
 
 def select(x: Tensor, dtype: torch.dtype, k: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
-    """Find threshold and cut (see ``selection.search``) of rows that no other rank shares.
+    """Find threshold and cut (see ``selection.search``) of rows that are whole on this rank.
 
     Args:
         x: [n, width] fp32 or float64, width above 0.
@@ -37,7 +36,7 @@ def select(x: Tensor, dtype: torch.dtype, k: int, buffer: Tensor) -> tuple[Tenso
     """
     brackets = _sampled(x, k)
     counts: list[Tensor] = []  # by round
-    # 16-bit logits have few values in a bracket, many times each: halving is quicker
+    # 16-bit logits have few distinct values in a bracket: halving is faster
     halve = dtype.itemsize == 2
     for _ in range(ROUNDS):
         wanted = torch.tensor([b.pivot(k, halve) for b in brackets], dtype=torch.float64)
@@ -53,10 +52,10 @@ def select(x: Tensor, dtype: torch.dtype, k: int, buffer: Tensor) -> tuple[Tenso
 
 @dataclass
 class _Bracket:
-    """low <= the K-th largest logit < high; how many logits lie at or above each, counted in which
-    round (-1: not yet)."""
+    """low <= the K-th largest logit < high; how many logits lie at or above each, and in which
+    round that was counted (-1: not yet)."""
 
-    guess: float  # of the K-th largest, from a sample
+    guess: float  # estimate of the K-th largest, from a sample
     slope: float  # by how much the sample falls from one logit of the row to the next
     low: float = -math.inf
     high: float = math.inf
@@ -67,8 +66,8 @@ class _Bracket:
     closed: bool = False  # the next pivot would not lie between
 
     def pivot(self, k: int, halve: bool) -> float:
-        """Where to look next: by rank a little beyond the K-th as seen from the nearer end, so that
-        the other end comes near as well."""
+        """The next pivots: by rank slightly beyond the K-th as seen from the nearer end, so that
+        the other end comes closer too."""
         from_low, from_high = self.at_least - k, k - self.above
         if self.low_round < 0 and self.high_round < 0:
             return self.guess
@@ -85,7 +84,7 @@ class _Bracket:
 
 
 def _sampled(x: Tensor, k: int) -> list[_Bracket]:
-    """Return brackets that know nothing but a sample's guess."""
+    """Return brackets that only have a sample's estimate."""
     width = x.shape[1]
     high, low, most, least = selection.propose(x, k / width, SAMPLE_SIZE)
     high, low = torch.minimum(high, most), torch.maximum(-low, -least)
@@ -108,7 +107,7 @@ def _count(x: Tensor, bounds: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _take(brackets: list[_Bracket], pivots: Tensor, counts: list[Tensor], k: int) -> None:
-    """Let each pivot inside its bracket become one of the ends, as the newest count tells."""
+    """Make each pivot inside its bracket one of the ends, according to the newest count."""
     number = counts[-1].sum(dim=1).tolist()
     for b, pivot, count in zip(brackets, pivots.tolist(), number):
         if b.closed:
@@ -122,7 +121,7 @@ def _take(brackets: list[_Bracket], pivots: Tensor, counts: list[Tensor], k: int
 def _finish(
     x: Tensor, dtype: torch.dtype, k: int, brackets: list[_Bracket], counts: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Look at what is left in the brackets; where that is too much, search."""
+    """Finish the rows from what is left in their brackets; search rows with too much left."""
     rest = [row for row, b in enumerate(brackets) if not _is_settled(b, dtype)]
     if len(rest) == len(brackets):
         return selection.search(x, dtype, k, VocabShard(0, x.shape[1], x.shape[1], None))
@@ -141,7 +140,7 @@ def _finish(
 
 
 def _is_settled(b: _Bracket, dtype: torch.dtype) -> bool:
-    """Whether few candidates are left, or none that differ."""
+    """Whether few candidates are left, or all of them are equal."""
     if b.low_round < 0 or b.high_round < 0:
         return False
     middle = torch.tensor((b.low + b.high) / 2, dtype=torch.float64).to(dtype).item()
@@ -153,11 +152,11 @@ def _among_candidates(
 ) -> tuple[Tensor, Tensor]:
     """Find the wanted-th largest (from 1) of the logits in [low, high), ``blocks`` [n, B] counted.
 
-    low, high: [n, 1]. Returns threshold and cut, right for rows whose candidates are few or all
-    equal; a row without any has none.
+    low, high: [n, 1]. Returns threshold and cut, which are right for rows whose candidates are few
+    or all equal, and meaningless for rows without any.
     """
     rows, total = torch.arange(len(low), device=x.device), blocks.sum(dim=1)
-    # Of many equal ones only the block is needed in which the last kept one is.
+    # If many are equal, only the block with the last kept one is needed.
     many = total > FEW
     reached = blocks.cumsum(dim=1)
     last = (reached < wanted[:, None]).sum(dim=1).clamp_(max=blocks.shape[1] - 1)
@@ -176,7 +175,7 @@ def _among_candidates(
     candidates = x.new_full((len(low), max(BLOCK, FEW) + 1), -torch.inf)
     ids = torch.full(candidates.shape, NO_CUT, device=x.device)
     candidates[row, place], ids[row, place] = values, columns
-    # stable: of equal ones the lower column comes first
+    # stable: the lower of equal columns comes first
     candidates, order = candidates.sort(dim=1, descending=True, stable=True)
     nth = (wanted - before - 1).clamp(0, candidates.shape[1] - 2)
     threshold = candidates[rows, nth]

@@ -1,8 +1,8 @@
-"""The Triton kernels behind ``triton_path``: every row is one program, and no row sees another.
+"""The Triton kernels behind ``triton_path``: one program per row, independent of other rows.
 
-Numbers are compared as numbers (so -0.0 equals 0.0) and selected as unsigned integers in the same
-order, by fixing the bits of the k-th largest from the top: as many counts as it has bits, whatever
-the distribution. Loops run a fixed number of times: NaN and inf end with some result, not never.
+Numbers are compared as numbers (so -0.0 equals 0.0). They are selected as unsigned integers in the
+same order, by fixing the bits of the k-th largest from the top: one count per bit, for any
+distribution. Loops run a fixed number of times, so they also end for NaN and inf.
 
 ``inner`` is fp32, float64 for float64: the element type of ``sums``. ``scale`` points to 1 / T of
 that type, since Triton passes Python floats as fp32.
@@ -11,14 +11,14 @@ that type, since Triton passes Python floats as fp32.
 import triton
 import triton.language as tl
 
-NEVER = tl.constexpr(2**31 - 1)  # a row's tie cut where all ties are kept: NO_CUT
+NEVER = tl.constexpr(2**31 - 1)  # the tie cut of a row whose ties are all kept: NO_CUT
 # torch_path's: a finite mask (finfo.min) less a peak is -inf, and 0 * -inf NaN
 LOWEST = tl.constexpr(-1000.0)
 
 
 @triton.jit
 def ordered(v, SIGN: tl.constexpr, UNSIGNED: tl.constexpr):
-    """Numbers to unsigned integers of the same order; -0.0 gets the integer of 0.0."""
+    """Map numbers to unsigned integers in the same order; -0.0 gets the integer of 0.0."""
     bits = tl.where(v == 0, 0.0, v).to(UNSIGNED, bitcast=True)
     # not ~bits: triton 3.7's interpreter fails at it with numpy 2
     return tl.where(bits >= SIGN, bits ^ (2 * SIGN - 1), bits | SIGN)
@@ -62,8 +62,8 @@ def propose_kernel(
 ):  # fmt: skip
     """high, -low, and the sample's largest and negated smallest finite numbers: out [4, rows].
 
-    high and low are the first_rank-th and the last_rank-th largest of the sample; where there is
-    no such rank, no bound.
+    high and low are the first_rank-th and the last_rank-th largest of the sample; where     there
+    is no such rank, no bound.
     """
     row = tl.program_id(0).to(tl.int64)
     FLOAT: tl.constexpr = out.dtype.element_ty

@@ -1,12 +1,13 @@
 """The four functions of the kernels' interface in Triton, for GPUs.
 
-Forward reads the logits once, and a sample of 2,048 of each row besides: an interval around rank k
-from the sample, one pass that sums and sets apart the few percent inside, exact selection among
-these. Rows whose interval did not hold the k-th largest are searched by a kernel that the others
-leave at once, so nothing waits for the host. Backward reads once and writes once.
+Forward reads the logits once, plus a sample of 2,048 of each row. The sample gives an interval
+around rank k; one pass computes the sums and collects the few percent inside the interval; an exact
+selection among these follows. Rows whose interval misses the k-th largest are searched by another
+kernel, which returns at once for all other rows, so nothing waits for the host. Backward reads once
+and writes once.
 
-The numbers are tested through Triton's interpreter, and the kernels compile for a GPU. **None of
-this was run on one**: the sizes below are reasoned, not tuned.
+The numbers are tested with Triton's interpreter, and the kernels compile for a GPU. **They have not
+run on one**: the sizes below are reasoned, not tuned.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from aent.entropy.kernels import triton_kernels as kernels
 from aent.entropy.kernels.interface import Gradient, Scan, Sums
 
 BLOCK = 2048  # columns that a program holds at once
-SAMPLE = 2048  # numbers of a row that propose its interval, all of a narrower one
+SAMPLE = 2048  # numbers of a row from which its interval is proposed; all of a narrower row
 SMALLEST_SAMPLE = 64  # a shard narrower than this proposes nothing
 DEVIATIONS = 3.5  # of the rank in the sample, to each side: one row in 2,000 misses
-ROWS = 512  # rows whose candidates exist at once: so they stay in a GPU's L2 cache
+ROWS = 512  # rows whose candidates exist at once, so that they stay in a GPU's L2 cache
 
 
 def forward(
@@ -70,7 +71,7 @@ def propose(x: Tensor, share: float) -> Tensor:
 
 
 def _propose(x: Tensor, share: float) -> Tensor:
-    """``propose``, from however few columns; no bound where the sample has no such rank."""
+    """``propose`` for any number of columns; no bound if the sample has no such rank."""
     rows, width = x.shape
     out = x.new_empty((4, rows), dtype=_inner(x))
     size = min(width, SAMPLE)
@@ -142,12 +143,12 @@ def _inner(x: Tensor) -> torch.dtype:
 
 
 def _scale(x: Tensor, temperature: float) -> Tensor:
-    """1 / T where kernels can read it: Triton makes fp32 of a Python float."""
+    """1 / T in memory, because Triton turns a Python float into fp32."""
     return x.new_full((1,), 1 / temperature, dtype=_inner(x))
 
 
 def _keys(inner: torch.dtype) -> dict[str, Any]:
-    """Compile-time constants of the unsigned integers that order numbers of ``inner``."""
+    """Compile-time constants for the unsigned integers that sort like numbers of type ``inner``."""
     bits, unsigned = (64, tl.uint64) if inner == torch.float64 else (32, tl.uint32)
     return {"BITS": bits, "SIGN": 1 << (bits - 1), "UNSIGNED": unsigned}
 

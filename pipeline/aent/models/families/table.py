@@ -1,4 +1,4 @@
-"""The families as a table in Markdown: ``python -m aent.models.families.table`` prints that of
+"""The families as a Markdown table: ``python -m aent.models.families.table`` prints the table of
 docs/models.md."""
 
 from __future__ import annotations

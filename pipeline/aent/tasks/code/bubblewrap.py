@@ -1,4 +1,4 @@
-"""bubblewrap's command line, and what root does before it."""
+"""bubblewrap's command line, and the preparation by root."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from pathlib import Path
 import psutil
 
 DISK_BYTES = 64 << 20  # of /tmp, of /dev/shm
-STAGE = "/tmp"  # where root binds what the dropped uid could not reach, in a namespace of mounts
+# where root binds folders that the dropped uid could not reach, in a mount namespace
+STAGE = "/tmp"
 MS_BIND, MS_REC, MS_PRIVATE, CLONE_NEWNS = 4096, 16384, 1 << 18, 0x20000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def python() -> list[str]:
-    """The interpreter of this process, without .pth files and the working folder."""
+    """This process's interpreter, without .pth files and the working folder."""
     return [os.path.realpath(sys.executable), "-P", "-s"]
 
 
 def command(staged: bool) -> list[str]:
     """bwrap with its options, up to and with the interpreter.
 
-    staged: Python and its packages are where ``drop_to`` has put them.
+    staged: Python and its packages are where ``drop_to`` has bound them.
     """
     tmpfs = ["--size", str(DISK_BYTES), "--tmpfs"]
     return [
@@ -44,8 +45,8 @@ def command(staged: bool) -> list[str]:
 
 
 def drop_to(uid: int) -> None:
-    """As root, in a new process: bind what bubblewrap needs where any user reaches it, and become
-    the user ``uid``."""
+    """As root, in a new process: bind what bubblewrap needs to a place that any user can reach, and
+    become the user ``uid``."""
     _stage([source for source, _ in _binds(staged=False)])
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -53,8 +54,8 @@ def drop_to(uid: int) -> None:
 
 
 def unused_uid() -> int:
-    """A uid that no user and no process here has, drawn anew for each process of ours: its
-    processes are counted alone."""
+    """A uid that no user and no process here has, drawn again for each grader process, so that only
+    its programs' processes are counted."""
     ranges = [
         tuple(map(int, line.split()))
         for line in Path("/proc/self/uid_map").read_text().splitlines()
@@ -70,12 +71,12 @@ def unused_uid() -> int:
 
 
 def environment() -> Iterator[tuple[str, str]]:
-    """All that the program has of one: nothing of this process's."""
+    """The program's whole environment; nothing of this process's environment is in it."""
     yield "PATH", "/usr/bin:/bin"
     yield "HOME", "/tmp"
     yield "LANG", "C.UTF-8"
     yield "PYTHONPATH", ":".join(_packages())
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # a thread is a process
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # a thread counts as a process
         yield name, "1"
 
 
@@ -84,14 +85,15 @@ def _packages() -> list[str]:
 
 
 def _binds(staged: bool) -> list[tuple[str, str]]:
-    """(from, to) of Python and its packages; from their own places, or from where root put them."""
+    """(from, to) of Python and its packages; from their own places, or from where root bound
+    them."""
     found = [p for p in (sys.base_prefix, *_packages()) if not p.startswith("/usr/")]
     found = [place for place in found if place != "/usr"]
     return [(f"{STAGE}/{i}" if staged else place, place) for i, place in enumerate(found)]
 
 
 def _top_folders() -> Iterator[str]:
-    """What stands beside /usr for programs to start: links into it, or folders."""
+    """The paths beside /usr that programs need to start: links into it, or folders."""
     for place in map(Path, ("/bin", "/sbin", "/lib", "/lib64")):
         if place.is_symlink():
             yield from ("--symlink", os.readlink(place), str(place))
@@ -101,8 +103,8 @@ def _top_folders() -> Iterator[str]:
 
 
 def _stage(sources: Sequence[str]) -> None:
-    """As root, in a namespace of mounts of its own: bind folders to STAGE/0, STAGE/1, ..., which
-    any user can reach, as root's home cannot be."""
+    """As root, in a new mount namespace: bind folders to STAGE/0, STAGE/1, ..., which any user can
+    reach, unlike root's home."""
     _call("unshare", _LIBC.unshare(CLONE_NEWNS))
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     folders = [os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for source in sources]

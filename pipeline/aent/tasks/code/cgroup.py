@@ -1,8 +1,8 @@
-"""A control group for a program and all that it starts: how many processes, how much memory in all.
+"""A control group that limits the processes and the total memory of a program and its children.
 
-Made below the group that this process is in, where that can be written: by root, or where it is
-delegated. Version 2 was not at hand with these controllers: written from the kernel's
-documentation (admin-guide/cgroup-v2.rst), and not run.
+It is created below this process's group, if that can be written: by root, or if it is delegated.
+The code for version 2 was written from the kernel's documentation (admin-guide/cgroup-v2.rst) and
+has not run, because no machine with these controllers in version 2 was available.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path("/sys/fs/cgroup")
-PREFIX = "aent-code-"  # then the process that made it
-EMPTY_S = 5.0  # for the kernel to end what was killed
+PREFIX = "aent-code-"  # followed by the id of the process that created it
+EMPTY_S = 5.0  # for the kernel to end killed processes
 FILES = {  # of each controller's limit: version 1, version 2
     "pids": ("pids.max", "pids.max"),
     "memory": ("memory.limit_in_bytes", "memory.max"),
@@ -27,18 +27,18 @@ FILES = {  # of each controller's limit: version 1, version 2
 
 @dataclass(frozen=True)
 class Group:
-    """Folders of the control file system, one for each controller (or for both: version 2)."""
+    """Folders of the control file system, one for each controller (version 2: one for both)."""
 
     folders: Mapping[str, Path]
 
     def join(self) -> None:
-        """Move this process there; what it starts is there too."""
+        """Move this process, and so its later children, into the group."""
         for folder in set(self.folders.values()):
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     def remove(self) -> None:
-        """When all that was in there has been killed. What the kernel has not ended after
-        ``EMPTY_S`` keeps its folder, which the next process that makes one removes."""
+        """Remove the group after its processes were killed. If the kernel has not ended them within
+        ``EMPTY_S``, the folder stays, and the next process that creates a group removes it."""
         deadline = time.monotonic() + EMPTY_S
         for folder in set(self.folders.values()):
             while not _removed(folder) and time.monotonic() < deadline:
@@ -46,7 +46,7 @@ class Group:
 
 
 def make(processes: int, memory_bytes: int) -> Group:
-    """A new group with those of the two limits that can be set here, perhaps none."""
+    """A new group with those of the two limits that can be set here (possibly none)."""
     limits = {"pids": processes, "memory": memory_bytes}
     made: dict[str, Path] = {}
     for controller, parent, version in _parents():
@@ -72,7 +72,7 @@ def sweep() -> None:
 
 
 def _parents() -> list[tuple[str, Path, int]]:
-    """(controller, the group that this process is in, version 1 or 2)."""
+    """(controller, this process's group, version 1 or 2)."""
     found = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, names, below = line.split(":", 2)
@@ -82,7 +82,7 @@ def _parents() -> list[tuple[str, Path, int]]:
             parent = mount
         known = names.split(",") if names else list(FILES)
         found += [(name, parent, version) for name in known if name in FILES]
-    # where both versions are mounted, version 1 has a controller or version 2 has
+    # if both versions are mounted, a controller belongs to only one of them
     return sorted(found, key=lambda one: one[2])
 
 

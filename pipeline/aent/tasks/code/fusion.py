@@ -1,4 +1,4 @@
-"""The ``code`` grader with a service of SandboxFusion's kind
+"""The ``code`` grader with a service like SandboxFusion
 (github.com/bytedance/SandboxFusion, sandbox/server/sandbox_api.py)."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def call_of(
     spec: Mapping[str, Any],
 ) -> Callable[[Sequence[Response], Question], Awaitable[float]]:
     """The call of a ``code`` grader with a ``url``: ``/run_code`` gets the runner as its program,
-    with the input that it has on this machine."""
+    with the same input as on this machine."""
     service = Service(
         f"{spec['url'].rstrip('/')}/run_code", token_of(spec), spec["timeout_s"] + SERVICE_S
     )

@@ -16,9 +16,9 @@ from aent.tasks.code.sandbox import Limits, Sandbox
 def call_of(
     spec: Mapping[str, Any],
 ) -> tuple[Callable[[Sequence[Response], Question], float], list[str]]:
-    """(the call of a ``code`` grader on this machine, what its sandbox lacks, in sentences).
+    """(the call of a ``code`` grader on this machine, sentences about what its sandbox lacks).
 
-    Raises ValueError in one sentence where the sandbox does not hold a program.
+    Raises ValueError with one sentence if the sandbox does not hold a program.
     """
     memory = int(spec["memory_gib"] * 2**30)
     limits = Limits(spec["timeout_s"], memory, spec["processes"])

@@ -1,7 +1,7 @@
 """Programs in responses, and their tests: the answers of questions for a ``code`` grader.
 
-An answer is a Python text: asserts, or whatever raises where the program is wrong. It runs behind
-the program in the same module, so that it calls the program's functions by their names.
+An answer is Python code: asserts, or anything that raises if the program is wrong. It runs after
+the program in the same module, so it can call the program's functions by name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ RUNNER = Path(__file__).with_name("runner.py").read_text(encoding="utf-8")
 
 
 def program_in(response: str) -> str:
-    """The program of a response: its last fenced block that is marked as Python, else its last one
-    without a language, else the whole text."""
+    """The program in a response: its last fenced block marked as Python, else its last one without
+    a language, else the whole text."""
     blocks = _FENCED.findall(response)
     for languages in (("python", "py", "python3"), ("",)):
         marked = [text for language, text in blocks if language.lower() in languages]
@@ -31,21 +31,21 @@ def program_in(response: str) -> str:
 
 
 def check_tests(tests: str) -> None:
-    """Raise ValueError for an answer that is no Python, or that no program could fail."""
+    """Raise ValueError if the answer is not Python, or if every program would pass it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of backslashes in texts
+            warnings.simplefilter("ignore")  # warnings about backslashes in strings
             tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"is no Python ({error}): {tests[:100]!r}") from None
+        raise ValueError(f"is not Python ({error}): {tests[:100]!r}") from None
     if not any(isinstance(node, ast.Assert | ast.Call | ast.Raise) for node in ast.walk(tree)):
         raise ValueError(f"has no assert and no call, so that any program passes: {tests[:100]!r}")
 
 
 def runner_input(response: str, tests: str, processes: int) -> tuple[bytes, bytes]:
-    """(what the runner reads, what it writes where the tests have passed).
+    """(the runner's input, its output if the tests pass).
 
-    processes: that the program may have; 0: the runner sets no limit.
+    processes: how many the program may have; 0: the runner sets no limit.
     """
     mark = secrets.token_hex(16)
     first = {"program": program_in(response), "processes": processes}

@@ -1,10 +1,9 @@
-"""What runs in the sandbox: a program, then its tests. It is handed over as text and has the
-standard library alone; nothing of aent is in there.
+"""Runs in the sandbox: a program, then its tests. This file is passed as text and imports only the
+standard library, because aent is not in the sandbox.
 
 Standard input has two blocks, each twelve digits (its length in bytes) and JSON: ``{"program",
-"processes"}``, and ``{"tests", "mark"}``, which is read when the program has been loaded. Standard
-output gets BEGUN, then ``mark`` where the tests have passed. What program and tests write goes
-nowhere.
+"processes"}``, and ``{"tests", "mark"}``, which is read after the program has been loaded. Standard
+output gets BEGUN, then ``mark`` if the tests pass. The output of program and tests is discarded.
 """
 
 import json
@@ -18,27 +17,28 @@ DIGITS = 12
 
 
 def block(fd: int) -> dict:
-    """The next block; read without a buffer, so that no byte of the one after it is taken."""
+    """The next block, read without a buffer, so that no byte of the following block is consumed."""
     return json.loads(exactly(fd, int(exactly(fd, DIGITS))))
 
 
 def exactly(fd: int, size: int) -> bytes:
-    """The next ``size`` bytes. Raises EOFError where there are fewer."""
+    """The next ``size`` bytes. Raises EOFError if there are fewer."""
     found = b""
     while len(found) < size:
         part = os.read(fd, size - len(found))
         if not part:
-            raise EOFError(f"{size} bytes were to come, {len(found)} came")
+            raise EOFError(f"expected {size} bytes, got {len(found)}")
         found += part
     return found
 
 
 def main() -> None:
-    """Ends the process with 0 where the tests have passed."""
+    """Ends the process with exit code 0 if the tests pass."""
     given = os.dup(0)
     said = os.dup(1)
     first = block(given)
-    if first["processes"]:  # here: in a user namespace it counts this namespace's processes alone
+    # set here: in a user namespace it counts only this namespace's processes
+    if first["processes"]:
         limit = (first["processes"],) * 2
         resource.setrlimit(resource.RLIMIT_NPROC, limit)
     os.write(said, BEGUN)
@@ -52,7 +52,7 @@ def main() -> None:
     second = block(given)
     exec(compile(second["tests"], "tests", "exec"), module.__dict__)
     os.write(said, second["mark"].encode())
-    os._exit(0)  # threads of the program may go on
+    os._exit(0)  # threads of the program may still run
 
 
 if __name__ == "__main__":

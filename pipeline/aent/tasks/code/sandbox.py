@@ -1,8 +1,8 @@
-"""A Python program in a sandbox: bubblewrap, a uid that nobody has, limits.
+"""Runs a Python program in a sandbox: bubblewrap, an unused uid, and limits.
 
-As root the uid is dropped first, since RLIMIT_NPROC does not bind root; then bubblewrap makes
-namespaces of its own for users, processes, network, IPC and mounts. The program sees /usr, Python
-with its packages (read-only) and an empty /tmp; ``probe`` measures what holds.
+Root first drops to that uid, because RLIMIT_NPROC does not bind root. Then bubblewrap creates new
+namespaces for users, processes, network, IPC and mounts. The program sees /usr, Python with its
+packages (read-only) and an empty /tmp. ``probe`` tests which limits hold.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ from aent.runtime.children import die_with_parent
 from aent.tasks.code import bubblewrap, cgroup
 
 FILE_BYTES = bubblewrap.DISK_BYTES
-OUTPUT_BYTES = 64 << 10  # of standard output, of standard error
+OUTPUT_BYTES = 64 << 10  # of standard output and of standard error
 OPEN_FILES = 256
-OWN_PROCESSES = 2  # bubblewrap's, which count like the program's
+OWN_PROCESSES = 2  # bubblewrap's own processes, which count like the program's
 PR_SET_CHILD_SUBREAPER = 36
-END_S = 5.0  # for the kernel to end what was killed
-REFUSED = "name a service (url), or write sandbox: none"
+END_S = 5.0  # for the kernel to end killed processes
+REFUSED = "name a service (url), or set sandbox: none"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program with its tests."""
+    """The limits of one program with its tests."""
 
-    seconds: float  # on the clock, and of each process on a core
-    memory_bytes: int  # of address space of each process; of all together where there is a cgroup
-    processes: int  # at once, threads included
+    seconds: float  # wall time, and processor time of each process
+    memory_bytes: int  # address space of each process; of all together if there is a cgroup
+    processes: int  # at the same time, threads included
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of it."""
+    """A program's result."""
 
     output: bytes  # at most ``OUTPUT_BYTES``
     errors: str
-    ended: str = ""  # what it was killed for: "time", "output"
+    ended: str = ""  # why it was killed: "time" or "output"
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """How programs are run here."""
+    """How programs run on this machine."""
 
     limits: Limits
-    protected: bool = True  # False: with rlimits alone, as this user, on this machine
-    # which the program has on this machine; None: this process's own, which only root can drop
+    protected: bool = True  # False: only with rlimits, as this user, on this machine
+    # the program's uid on this machine; None: this process's own, which only root can drop
     uid: int | None = field(
         default_factory=lambda: bubblewrap.unused_uid() if os.getuid() == 0 else None
     )
 
     def run(self, source: str, given: bytes) -> Ran:
-        """Run Python source with ``given`` on its standard input, and end all that it started.
+        """Run Python source with ``given`` on its standard input, and end every process it started.
 
-        Raises OSError where it cannot be started.
+        Raises OSError if it cannot be started.
         """
         command = bubblewrap.command(self.uid is not None) if self.protected else None
         memory = self.limits.memory_bytes + 2 * bubblewrap.DISK_BYTES
@@ -95,11 +95,12 @@ class Sandbox:
 
     @property
     def max_processes(self) -> int:
-        """What RLIMIT_NPROC must be in there; 0: none, where it would count all of a user's."""
+        """The RLIMIT_NPROC to set in the sandbox; 0: none, if it would count all of a user's
+        processes."""
         return self.limits.processes + OWN_PROCESSES if self.protected else 0
 
     def _enter(self, group: cgroup.Group) -> None:
-        """In the new process, before the program."""
+        """Runs in the new process, before the program."""
         group.join()
         if self.protected and self.uid is not None:
             bubblewrap.drop_to(self.uid)
@@ -115,12 +116,12 @@ class Sandbox:
 
 
 def probe(sandbox: Sandbox) -> list[str]:
-    """Run programs that try what the sandbox must refuse; what it lacks and can do without, in
-    sentences. Raises ValueError in one sentence where it cannot hold a program."""
+    """Run programs that try what the sandbox must refuse. Returns sentences about protections that
+    it lacks but can do without. Raises ValueError with one sentence if it cannot hold a program."""
     if not sandbox.protected:
         return ["sandbox: none: programs run as you, with your files and your network"]
     if shutil.which("bwrap") is None:
-        raise ValueError(f"there is no bwrap here: install bubblewrap (0.8 or later), {REFUSED}")
+        raise ValueError(f"bwrap was not found: install bubblewrap (0.8 or later), {REFUSED}")
     cgroup.sweep()
     few = Sandbox(Limits(20.0, sandbox.limits.memory_bytes, 8), uid=sandbox.uid)
     try:
@@ -129,19 +130,19 @@ def probe(sandbox: Sandbox) -> list[str]:
         raise ValueError(f"bubblewrap does not start here ({error}): {REFUSED}") from None
     if not ran.output:
         why = " ".join(ran.errors.split())[-200:] or ran.ended
-        raise ValueError(f"bubblewrap makes no sandbox here ({why}): {REFUSED}")
+        raise ValueError(f"bubblewrap cannot create a sandbox here ({why}): {REFUSED}")
     if ran.output != b"holds":
         why = ran.output.decode(errors="replace")
-        raise ValueError(f"bubblewrap holds no program here ({why}): {REFUSED}")
+        raise ValueError(f"bubblewrap does not hold a program here ({why}): {REFUSED}")
     missing = []
     if sandbox.uid is None:
         missing.append("programs run under your own uid, which only root can drop")
     group = cgroup.make(1, 1 << 30)
     group.remove()
     if "pids" not in group.folders:
-        missing.append("no cgroup counts processes: RLIMIT_NPROC does")
+        missing.append("no cgroup counts processes; RLIMIT_NPROC does")
     if "memory" not in group.folders:
-        missing.append("no cgroup limits their memory in all: memory_gib is of each process")
+        missing.append("no cgroup limits their total memory: memory_gib applies to each process")
     return missing
 
 
@@ -171,7 +172,8 @@ os._exit(0)
 
 
 def _told(enter: Callable[[], None]) -> Callable[[], None]:
-    """``enter``, whose error is told on standard error: Popen would not say which it was."""
+    """Run ``enter`` and print its error to standard error, because Popen would not report which
+    one."""
 
     def entered() -> None:
         try:
@@ -184,8 +186,8 @@ def _told(enter: Callable[[], None]) -> Callable[[], None]:
 
 
 def _watched(process: subprocess.Popen[bytes], seconds: float) -> Ran:
-    """What it writes until it ends, or is killed at its limits; its children may hold the pipes
-    open, so that its end counts and not theirs."""
+    """Its output until it ends, or is killed at its limits. Its children may keep the pipes open,
+    so reading stops at the end of the process itself."""
     deadline = time.monotonic() + seconds
     assert process.stdout is not None
     assert process.stderr is not None
@@ -212,7 +214,7 @@ def _watched(process: subprocess.Popen[bytes], seconds: float) -> Ran:
 
 
 def _take(fd: int, read: dict[int, bytes], selector: selectors.BaseSelector) -> str:
-    """Read what is there; "output" where it is more than may be."""
+    """Read what is available; returns "output" if it exceeds the limit."""
     while True:
         try:
             part = os.read(fd, OUTPUT_BYTES)
@@ -228,7 +230,7 @@ def _take(fd: int, read: dict[int, bytes], selector: selectors.BaseSelector) -> 
 
 
 def _end_new(known: set[psutil.Process]) -> None:
-    """Kill what was started since, whosever child it is now, until there is none."""
+    """Kill every process started since, whoever its parent is now, until none is left."""
     deadline = time.monotonic() + END_S
     while new := set(psutil.Process().children(recursive=True)) - known:
         for process in new:
@@ -243,6 +245,7 @@ def _end_new(known: set[psutil.Process]) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of what its children leave behind, so that it can be ended."""
+    """Make this process the parent of processes that its children leave behind, so that it can end
+    them."""
     if _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
