@@ -21,8 +21,8 @@ class WorkerThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Queue ``work`` behind earlier work; returns its value, or raises what it raises. It can be
-        cancelled until it starts."""
+        """Queue ``work`` behind earlier work; returns its value, or raises what it raises. It
+        can be cancelled until it starts."""
         future: Future[T] = Future()
         self._waiting.put((future, work))
         return future
