@@ -69,7 +69,7 @@ def test_one_rank_float32(recipe):
     assert rank.export == TABLE * 4 + 2 * 64 * 2**20  # two buckets
     assert rank.export + rank.shared == TABLE * 4 + PARAMETERS * 4  # for engines on this machine
     (by_network,) = estimate(recipe("rollout.transfer_backend=gloo")).per_rank
-    assert by_network.export == rank.export and by_network.shared == 0
+    assert (by_network.export, by_network.shared) == (rank.export, 0)
     assert rank.total > 16 * PARAMETERS
 
 
