@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from aent.data.flat import to_device
-
-SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
-ROWS = 512  # queries that a mask is made for at once
+from aent.models.attention import ROWS, SHORT
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ class Visible:
     stretches: list[Stretch]
     order: Tensor | None
     device: torch.device
+    gathered: bool = False  # whether the keys are other rows than the queries
     strips: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # ``flex``'s own, by the window
 
@@ -173,6 +172,7 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
         _stretches(queries, of_keys, short),
         None if same else to_device(order, device),
         device,
+        gathered=keys is not None,
     )
 
 
