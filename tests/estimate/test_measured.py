@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from aent.algorithm.terms import MiniBatch
 from aent.estimate.memory import estimate
 from aent.recipe.schema import Recipe
 from distributed.ranks import run_ranks
@@ -17,6 +19,8 @@ from trainer import tiny
 pytestmark = pytest.mark.slow
 
 PROMPT, RESPONSE = 60, 4  # a micro-batch is one response, as long as it may be
+# others, of (prompt, response) tokens, responses of a micro-batch, tokens of a micro-batch
+LONG = {"long": (300, 100, 2, 800), "long, shared": (300, 100, 4, 700)}
 RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform"}
 # (tensor, pipeline, data parallel), further settings of the trainer
 CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
@@ -30,19 +34,28 @@ CASES: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "sequence": ((2, 1, 1), {"sequence_parallel": True}),
     "pipeline 2": ((1, 2, 1), {}),
     "data 2": ((1, 1, 2), {"optimizer": {"distributed": True}}),
+    "long": ((1, 1, 1), {}),
+    "long, shared": ((1, 1, 1), {"share_prompts": True}),
+    "context 2": ((1, 1, 1), {"context_parallel": 2}),
 }
+
+
+def sizes_of(name: str) -> tuple[int, int, int, int]:
+    """As ``LONG``."""
+    return LONG.get(name, (PROMPT, RESPONSE, 1, PROMPT + RESPONSE))
 
 
 def recipe_of(name: str, folder: Path) -> Recipe:
     sizes, settings = CASES[name]
+    prompt, response, responses, tokens = sizes_of(name)
     rollout = {
-        "prompts_per_step": 1,
-        "samples_per_prompt": 2 * sizes[2],
-        "max_prompt_tokens": PROMPT,
-        "max_response_tokens": RESPONSE,
+        "prompts_per_step": 2,
+        "samples_per_prompt": responses * sizes[2],
+        "max_prompt_tokens": prompt,
+        "max_response_tokens": response,
     }
     model = {"path": str(folder / "model")}
-    return tiny.recipe(*sizes, PROMPT + RESPONSE, trainer=settings, model=model, rollout=rollout)
+    return tiny.recipe(*sizes, tokens, trainer=settings, model=model, rollout=rollout)
 
 
 class Kept:
@@ -96,11 +109,21 @@ def count(rank: int, _world: int, folder: str) -> dict[str, dict[str, int]]:
     return counted
 
 
+def batch_of(recipe: Recipe) -> MiniBatch:
+    """Two micro-batches of each rank; a question's responses are one group."""
+    rollout = recipe.rollout
+    lengths = (rollout.max_prompt_tokens, rollout.max_response_tokens)
+    made = tiny.mini_batch([lengths] * 2 * rollout.samples_per_prompt, seed=5)
+    group = torch.arange(2).repeat_interleave(rollout.samples_per_prompt)
+    batch = replace(made.batch, group=group)
+    batch.tokens[~batch.loss_mask] = 7  # all prompts are alike
+    return MiniBatch(batch, made.terms)
+
+
 def of_trainer(trainer: Any, recipe: Recipe) -> dict[str, int]:
     parameters = list(trainer.policy.parameters())
     kept = Kept({p.untyped_storage().data_ptr() for p in parameters})
-    responses = recipe.rollout.samples_per_prompt  # two micro-batches of each rank
-    batch = tiny.mini_batch([(PROMPT, RESPONSE)] * responses, seed=5)
+    batch = batch_of(recipe)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, unpack):
         trainer.train_minibatch(batch, 0.5)
     optimizers = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])

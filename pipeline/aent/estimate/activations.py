@@ -13,8 +13,8 @@ from typing import Any
 
 from aent.estimate.batch import MicroBatch
 from aent.layout.parallel import ParallelLayout
+from aent.models.attention import ROWS, SHORT
 from aent.models.decoder import NORMS, ModelFacts
-from aent.models.layer_attention import ROWS, SHORT
 from aent.recipe.schema import Recipe
 
 
@@ -55,13 +55,9 @@ def activations(
         once = max(once, last)
     else:  # what was sent on, until its gradient comes
         kept += residual
-    windows = sum(window < micro.longest for window in facts.windows)
-    masks = windows + recipe.trainer.share_prompts
-    # a row for each token of a short unit, as long as the unit; one strip for all others
-    kept += masks * element * min(micro.longest, SHORT)
-    strips = masks * ROWS * micro.longest * element if micro.longest > SHORT else 0
     in_flight = min(layout.pipeline - stage, micro.in_mini_batch)
-    return int(micro.tokens * (in_flight * kept + max(once, 0)) + in_flight * strips)
+    masks = in_flight * _masks(recipe, facts, layout, micro, element)
+    return int(micro.tokens * (in_flight * kept + max(once, 0)) + masks)
 
 
 def recomputed_modules(recipe: Recipe) -> list[Any]:
@@ -89,6 +85,21 @@ def temporaries(
         keys = facts.kv_groups * facts.head_dim / layout.tensor
         per_token += 2 * 2 * keys * layout.context  # as they come, and in the order of tokens
     return int(micro.tokens * per_token * element)
+
+
+def _masks(
+    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
+) -> int:
+    """Bytes of a micro-batch's masks, each made once for all layers: for short units as long as
+    these, for each token; else one strip of ``ROWS`` queries (``trainer.segments``)."""
+    windows = [window for window in facts.windows if window < micro.sequence]
+    shared = recipe.trainer.share_prompts
+    if layout.context == 1 and micro.longest <= SHORT:
+        return micro.tokens * (len(windows) + shared) * micro.longest * element
+    widths = [min(micro.sequence, window - 1 + ROWS) for window in windows]
+    if shared or layout.context > 1:  # queries that begin behind their keys
+        widths.append(micro.sequence)
+    return sum(widths) * min(ROWS, micro.sequence) * element
 
 
 def _residual(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> float:
@@ -133,9 +144,12 @@ def _attention(
     queries, keys and values as one (the values are a view of it), queries and keys after their
     rotation, the attention's output, and a float32 for each head.
 
-    With context parallelism keys and values of all ranks, and the output twice: of single chunks,
-    and together. A softcap has no fused attention: two rows of scores for each head, as long as the
-    unit, and keys and values repeated for each head.
+    Units that are not short are computed one by one: the output is there twice, of each and
+    together, and responses behind one prompt have copies of its keys and values. With context
+    parallelism each of a rank's two chunks of a sequence has copies of the keys and values that it
+    sees, together those of all ranks and half a chunk more; and the product of queries, keys and
+    values is not kept. A softcap has no fused attention: two rows of scores for each head, as long
+    as the unit, and keys and values repeated for each head.
     """
     queries = facts.heads * facts.head_dim / layout.tensor
     keys = facts.kv_groups * facts.head_dim / layout.tensor
@@ -145,7 +159,9 @@ def _attention(
     scores = 4 * facts.heads / layout.tensor
     elements = 3 * queries + 3 * keys + normed
     if layout.context > 1:
-        elements = 3 * queries + 2 * keys * layout.context + normed
+        elements = 3 * queries + 2 * keys * (layout.context + 0.5 + micro.copied) + normed
+    elif micro.longest > SHORT:
+        elements += queries + 2 * keys * micro.copied
     if "attn_logit_softcapping" in facts.numbers:
         elements += queries + 2 * facts.heads / layout.tensor * micro.longest
     return elements * element + scores

@@ -16,7 +16,9 @@ class MicroBatch:
     tokens: int  # that this rank computes: its part of the micro-batch with context parallelism
     whole: int  # tokens of the micro-batch, on all context-parallel ranks
     responses: int  # response tokens among ``tokens`` at most
+    sequence: int  # tokens of the longest prompt with its longest response
     longest: int  # tokens of the longest unit: a sequence, or a group behind a shared prompt
+    copied: float  # keys, for each token, that responses behind one prompt have copies of
     in_mini_batch: int  # how many of them a mini-batch has, of one data-parallel rank
 
 
@@ -25,15 +27,17 @@ def micro_batch(recipe: Recipe, layout: ParallelLayout) -> MicroBatch:
     rollout, trainer = recipe.rollout, recipe.trainer
     tokens, responses = _mini_batch(recipe, layout)
     whole = min(trainer.micro_batch_tokens, tokens)
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    if trainer.share_prompts:
-        longest = _longest_unit(recipe)
+    sequence = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = min(whole, _longest_unit(recipe) if trainer.share_prompts else sequence)
+    behind = (longest - rollout.max_prompt_tokens) // rollout.max_response_tokens  # one prompt
     own = -(-whole // layout.context)
     return MicroBatch(
         tokens=own,
         whole=whole,
         responses=min(own, responses),  # one rank may have no prompt in its part
-        longest=min(whole, longest),
+        sequence=min(whole, sequence),
+        longest=longest,
+        copied=behind * sequence / longest if behind > 1 else 0.0,
         in_mini_batch=-(-tokens // whole),
     )
 

@@ -19,10 +19,9 @@ gathering      the optimizer's state on its way into a checkpoint, on a card
 
 In host memory, whatever computes: the libraries (process), a frozen reference, an offloaded
 optimizer, and a checkpoint that is saved or read. Where no card computes, each stage's first rank
-has the stage's tensors in shared memory for engines to read (shared). On a card the last four
-lines above do not meet: the largest of training, export, swap and gathering counts
-(``RankMemory.allocated``); what a card takes besides is assumed (``estimate.card``). Without a card
-everything is host memory, and all
+has the stage's tensors in shared memory for engines to read (shared). On a card training, export,
+swap and gathering do not meet: the largest of them counts (``RankMemory.allocated``); what a card
+takes besides is assumed (``estimate.card``). Without a card everything is host memory, and all
 lines count.
 """
 

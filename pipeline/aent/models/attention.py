@@ -9,6 +9,10 @@ from aent.recipe.schema import Recipe
 from aent.runtime import environment
 from aent.runtime.environment import Attention
 
+# of torch's attention (``trainer.segments``), for whoever estimates memory without torch
+SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
+ROWS = 512  # queries that a mask is made for at once
+
 
 def attention_of(recipe: Recipe, facts: ModelFacts) -> Attention:
     """``trainer.attention``; of ``auto`` what it stands for here."""

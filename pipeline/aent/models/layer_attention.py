@@ -13,10 +13,6 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 SWITCHED = ("upper_layers", "unrotated_layers")  # by use_sliding_window
 
 
-SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
-ROWS = 512  # queries that a mask is made for at once
-
-
 @dataclass(frozen=True)
 class LayerAttention:
     """One layer's."""

@@ -100,7 +100,7 @@ def attend_by_pieces(
         sizes = [run.tokens for run in visible.keys]
         keys, values = key.split(sizes), value.split(sizes)
         for stretch in visible.stretches:
-            tensors = _heads_first(queries, keys, values, stretch)
+            tensors = _heads_first(queries, keys, values, stretch, visible.gathered)
             first = visible.queries[stretch.queries].position
             rows += _of_stretch(*tensors, first, visible, window, scale, softcap)
     out = rows[0] if len(rows) == 1 else torch.cat(rows)
@@ -133,12 +133,15 @@ def _heads_first(
     keys: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
     stretch: Stretch,
+    gathered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Its queries [1, heads, n, d], and its keys and values [1, groups, m, d] from position 0."""
 
     def joined(parts: tuple[Tensor, ...]) -> Tensor:
         chosen = [parts[k] for k in stretch.keys]
-        return chosen[0] if len(chosen) == 1 else torch.cat(chosen)
+        if len(chosen) == 1 and not gathered:
+            return chosen[0]
+        return torch.cat(chosen)  # for the backward a view would keep what all ranks have given
 
     tensors = queries[stretch.queries], joined(keys), joined(values)
     query, key, value = (x.transpose(0, 1)[None] for x in tensors)

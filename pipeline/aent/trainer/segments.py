@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aent.data.flat import to_device
-from aent.models.layer_attention import ROWS, SHORT
+from aent.models.attention import ROWS, SHORT
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Visible:
     stretches: list[Stretch]
     order: Tensor | None
     device: torch.device
+    gathered: bool = False  # whether the keys are other rows than the queries
     strips: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # ``flex``'s own, by the window
 
@@ -171,6 +172,7 @@ def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Vis
         _stretches(queries, of_keys, short),
         None if same else to_device(order, device),
         device,
+        gathered=keys is not None,
     )
 
 

@@ -68,7 +68,7 @@ def replay(case: Case, folder: Path, engine: Sequence[str]) -> dict[str, Any]:
     assert job.wait() == 0, job.text
     return {
         "series": series(job.run_dir),
-        "weights": weights(job.run_dir / "policy" / "model.safetensors"),
+        "weights": weights(job.run_dir / "policy"),
     }
 
 
@@ -82,9 +82,11 @@ def series(run_dir: Path) -> dict[str, list[float]]:
     return found
 
 
-def weights(path: Path) -> dict[str, Any]:
+def weights(folder: Path) -> dict[str, Any]:
     """A hash over every tensor, and each one's norm."""
-    tensors = load_file(path)
+    tensors: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):  # each pipeline stage wrote its own
+        tensors |= load_file(path)
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
