@@ -50,14 +50,16 @@ def test_tied_embeddings_update_then_death_in_mid_transfer(
     served_tied: Served, served: Served
 ) -> None:
     async def scenario() -> None:
-        link = await connected(served_tied)
+        link = await connected(served_tied, "network")
         assert "lm_head.weight" not in link.expected
         for seed in (31, 32):
             model = models.make(seed, tied=True)
             await link.push(model)
             assert link.gap(model, await link.probe()) < 1e-4
 
-        other = await connected(served)  # has a head of its own, which it keeps in this update
+        other = await connected(
+            served, "network"
+        )  # has a head of its own, which it keeps in this update
         link.sender.clients.append(other.client)
         tensors = models.named_tensors(models.make(33, tied=True))
         server = served_tied.engine.child.process.pid

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from multiprocessing.connection import Connection
 
 import pytest
@@ -156,8 +157,10 @@ def test_a_killed_writer_leaves_its_memory_to_those_who_read_and_nothing_else() 
     opened = OpenedMemory.open(address)
     threading.Timer(0.1, lambda: ours.send("write")).start()
     read = {name: TensorSpec.of(t) for name, t in arriving([opened], 1, timeout_s=60.0)}
+    deadline = time.monotonic() + 60
     while not opened.is_whole(1):
-        pass
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     assert writer.pid is not None
     os.kill(writer.pid, signal.SIGKILL)
     writer.join(60)

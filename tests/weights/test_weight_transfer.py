@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import Qwen2ForCausalLM
 from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
+from aent.inference.http import EngineError
 from aent.weights import probe
 from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
@@ -22,6 +24,7 @@ from aent.weights.probe import Probe, Seen
 from aent.weights.transport import Broadcast, GlooTransport, Transport
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from inference import models
+from inference.stand_in import RESET, standing_in
 from plugins.servers import Served
 from wording import assert_names, naming
 
@@ -157,6 +160,30 @@ def test_update_with_requests_in_flight(link: Link) -> None:
 
     # on a busy machine all may have ended before the update begins: then once more
     assert any(asyncio.run(caught(attempt)) for attempt in range(10))
+
+
+def test_an_engine_that_is_lost_in_mid_transfer_costs_the_others_one_update(link: Link) -> None:
+    """Through memory: what the others have loaded of the update that broke does no harm."""
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any] | object:
+        if path == "/collective_rpc":
+            return 200, {"results": [[]]}
+        return RESET if path == "/update_weights" else (200, {"weight_version": "default"})
+
+    old = asyncio.run(link.push(models.make(35)))
+    with standing_in(answer) as lost:
+        link.sender.clients.append(EngineClient(lost.url))
+        with pytest.raises(EngineError, match=lost.url):
+            asyncio.run(link.push(models.make(36)))
+        assert "/update_weights" in lost.asked
+    link.sender.clients.pop()
+    assert asyncio.run(link.client.weight_version()) == old
+    assert asyncio.run(link.client.call("GET", "/is_paused"))["is_paused"]
+    model = models.make(37)
+    version = asyncio.run(link.push(model))
+    seen = asyncio.run(link.probe())
+    assert (seen.version, seen.cached) == (version, 0)
+    assert link.gap(model, seen) < 1e-4
 
 
 def test_tensors_are_consumed_once_and_to_the_end_even_on_failure(link: Link) -> None:
