@@ -51,6 +51,7 @@ def test_a_trainer_that_does_not_fit_is_one_sentence_before_anything_starts(reci
     assert check(recipe(RECOMPUTED), machine=False) == []
     (fault,) = check(recipe(), machine=False)
     assert_names(fault, "memory: rank", "tensor 2", "79.0 GiB", "activations", "docs/scaling.md")
+    assert_names(fault, "cluster.gpu_memory_gib")
     assert check(recipe("cluster.gpu_memory_gib=139"), machine=False) == []
     assert check(recipe("cluster.gpus_per_node=0"), machine=False) == []  # no GPUs, no bound
 

@@ -25,4 +25,5 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
         if size is not None:
             yield from card.faults(recipe, size)
     elif recipe.cluster.gpus_per_node:
-        yield from card.faults(recipe, int(recipe.cluster.gpu_memory_gib * GIB))
+        size = int(recipe.cluster.gpu_memory_gib * GIB)
+        yield from card.faults(recipe, size, "cluster.gpu_memory_gib")

@@ -170,8 +170,8 @@ def _of_stretch(
         if first == 0:
             return [_rows_first(attention(query, key, value, None, scale))]
         if query.is_cuda:  # flash attention's own way to be causal
-            mask = causal_lower_right(count, end)
-            return [_rows_first(attention(query, key, value, mask, scale))]
+            causal = causal_lower_right(count, end)
+            return [_rows_first(attention(query, key, value, causal, scale))]
     parts = []
     for begin in range(0, count, ROWS):
         some = query[:, :, begin : begin + ROWS]

@@ -45,7 +45,8 @@ def attend(
 
 @cache
 def _compiled(device: str) -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    attention: Any = flex_attention
+    return torch.compile(attention, dynamic=True) if device == "cuda" else attention
 
 
 @cache
@@ -66,7 +67,7 @@ def block_mask(
     """Which blocks of queries and keys see one another, worked out on the host from the runs."""
     some, whole = _blocks(queries, keys, window)
     tensors = [*_listed(some & ~whole), *_listed(whole)]
-    listed = [to_device(x[None, None], device) for x in tensors]
+    counts, which, full_counts, full = (to_device(x[None, None], device) for x in tensors)
     of_query, of_key = (to_device(_of_tokens(runs), device) for runs in (queries, keys))
 
     def sees(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -76,7 +77,10 @@ def block_mask(
         return allowed if window is None else allowed & (before < window)
 
     return BlockMask.from_kv_blocks(
-        *listed,
+        counts,
+        which,
+        full_counts,
+        full,
         BLOCK_SIZE=BLOCK,
         mask_mod=sees,
         seq_lengths=(of_query.shape[1], of_key.shape[1]),

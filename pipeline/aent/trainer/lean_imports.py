@@ -29,7 +29,7 @@ def _uncompiled() -> Iterator[None]:
     def compile(function: Any = None, **_options: Any) -> Any:
         return function if function is not None else lambda function: function
 
-    before, torch.compile = torch.compile, compile
+    before, torch.compile = torch.compile, compile  # type: ignore[assignment]
     try:
         yield
     finally:
