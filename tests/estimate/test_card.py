@@ -62,11 +62,15 @@ def test_of_this_machine_its_own_gpus_count(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: True)
     smi.write_text("#!/bin/sh\necho 81559\necho 24576\n")
     smi.chmod(0o755)
-    assert environment.gpu_memory_bytes() == 24 * GIB
+    assert environment.gpu_memory_bytes(2) == environment.gpu_memory_bytes(8) == 24 * GIB
+    assert environment.gpu_memory_bytes(1) == 81559 * 2**20  # a GPU that nobody needs is no bound
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment.gpu_memory_bytes(2) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     smi.write_text("#!/bin/sh\necho '[N/A]'\n")
-    assert environment.gpu_memory_bytes() is None
+    assert environment.gpu_memory_bytes(1) is None
     monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: False)
-    assert environment.gpu_memory_bytes() is None
+    assert environment.gpu_memory_bytes(1) is None
 
 
 def test_an_engine_needs_room_for_a_sequence(recipe):
