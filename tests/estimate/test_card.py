@@ -51,6 +51,7 @@ def test_a_trainer_that_does_not_fit_is_one_sentence_before_anything_starts(reci
     assert check(recipe(RECOMPUTED), machine=False) == []
     (fault,) = check(recipe(), machine=False)
     assert_names(fault, "memory: rank", "tensor 2", "79.0 GiB", "activations", "docs/scaling.md")
+    assert_names(fault, "cluster.gpu_memory_gib")
     assert check(recipe("cluster.gpu_memory_gib=139"), machine=False) == []
     assert check(recipe("cluster.gpus_per_node=0"), machine=False) == []  # no GPUs, no bound
 
@@ -61,11 +62,15 @@ def test_of_this_machine_its_own_gpus_count(recipe, monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: True)
     smi.write_text("#!/bin/sh\necho 81559\necho 24576\n")
     smi.chmod(0o755)
-    assert environment.gpu_memory_bytes() == 24 * GIB
+    assert environment.gpu_memory_bytes(2) == environment.gpu_memory_bytes(8) == 24 * GIB
+    assert environment.gpu_memory_bytes(1) == 81559 * 2**20  # a GPU that nobody needs is no bound
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment.gpu_memory_bytes(2) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     smi.write_text("#!/bin/sh\necho '[N/A]'\n")
-    assert environment.gpu_memory_bytes() is None
+    assert environment.gpu_memory_bytes(1) is None
     monkeypatch.setattr(environment, "torch_is_for_gpus", lambda: False)
-    assert environment.gpu_memory_bytes() is None
+    assert environment.gpu_memory_bytes(1) is None
 
 
 def test_an_engine_needs_room_for_a_sequence(recipe):

@@ -241,3 +241,12 @@ def test_a_dry_run_of_a_whole_folder_passes(folder, tmp_path, monkeypatch):
     overrides = ["model={path: model}", "run_dir=run"]
     done = CliRunner().invoke(app, ["train", "recipes/cpu/tiny.yaml", "--dry-run", *overrides])
     assert (done.exit_code, "model.path" in done.output) == (0, False)
+
+
+def test_a_dry_run_passes_though_this_machine_lacks_the_attention(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["model={path: model}", "run_dir=run", "trainer.attention=flex"]
+    done = CliRunner().invoke(app, ["train", "recipes/cpu/tiny.yaml", "--dry-run", *overrides])
+    assert done.exit_code == 0
+    (line,) = (line for line in done.output.splitlines() if "would not start here" in line)
+    assert_names(line, "trainer.attention=flex", "CPU")

@@ -29,11 +29,22 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
     found = [*_layout(recipe, facts), *_lengths(recipe, facts)]
     found += [f"{field}: {fault}" for fault in _not_served(facts)]
     found += attention_faults(recipe, facts, machine=machine)
-    if machine and recipe.model.path is not None:
+    return found + (_folder(recipe, facts) if machine else [])
+
+
+def folder_faults(recipe: Recipe) -> list[str]:
+    """Those of ``faults`` that are the model folder's own, on whatever machine: of a recipe whose
+    model is here, without faults of ``machine=False``."""
+    return list(_missing(recipe, True)) or _folder(recipe, model_facts(recipe.model))
+
+
+def _folder(recipe: Recipe, facts: ModelFacts) -> list[str]:
+    found: list[str] = []
+    if recipe.model.path is not None:
         folder = Path(recipe.model.path).expanduser()
         found += [f"model.path: {fault}" for fault in weight_files.faults(folder, facts)]
         found += tokenizer_faults(recipe.model, facts.vocab)
-    return found + (chat.faults(recipe) if machine else [])
+    return found + chat.faults(recipe)
 
 
 def _missing(recipe: Recipe, machine: bool) -> Iterator[str]:

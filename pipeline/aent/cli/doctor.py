@@ -316,7 +316,7 @@ def _size_problems(recipe: Recipe, roles: Roles | str) -> Iterator[str]:
     available = environment.available_memory_bytes()
     if isinstance(roles, Roles) and roles.device == "cuda":
         if roles.gpus:
-            yield from card.faults(recipe, min(size for _, size in roles.gpus))
+            yield from card.faults(recipe, min(size for _, size in roles.gpus), "torch")
         host = sum(rank.host for rank in memory.per_rank[: len(roles.gpus)])
         if host > available:
             yield (

@@ -92,7 +92,7 @@ def _dry_run(recipe: Recipe) -> None:
         )
     for fault in [*check(recipe), *taken_ports(recipe)]:
         print(f"would not start here: {fault}")
-    if is_here(recipe.model) and check_model.faults(recipe):
+    if is_here(recipe.model) and check_model.folder_faults(recipe):
         raise typer.Exit(2)
 
 

@@ -87,10 +87,10 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
     )
 
 
-def faults(recipe: Recipe, size: int) -> Iterator[str]:
+def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
     """One sentence for a trainer that does not fit cards of ``size`` bytes, and for engines.
 
-    recipe: one that is checked, of a model whose sizes are known.
+    recipe: one that is checked, of a model whose sizes are known. says: where the size is from.
     """
     memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
     rank = memory.fullest
@@ -98,8 +98,8 @@ def faults(recipe: Recipe, size: int) -> Iterator[str]:
     if need.total > size:
         yield (
             f"memory: rank {rank} ({layout}) needs about {need.total / GIB:.1f} GiB of a GPU that "
-            f"has {size / GIB:.1f} GiB: {_parts(memory.per_rank[rank], need)}; docs/scaling.md "
-            "says what makes each smaller"
+            f"has {size / GIB:.1f} GiB by {says}: {_parts(memory.per_rank[rank], need)}; "
+            "docs/scaling.md says what makes each smaller"
         )
     if not recipe.rollout.engines:
         return
@@ -107,9 +107,9 @@ def faults(recipe: Recipe, size: int) -> Iterator[str]:
     if engine.sequences < 1:
         yield (
             f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: of each GPU "
-            f"an engine may use {engine.usable / GIB:.1f} GiB, and weights "
-            f"({engine.weights / GIB:.1f}), two transfer buckets, the process and the key-value "
-            f"cache of one sequence ({engine.sequence / GIB:.1f}) do not fit"
+            f"({size / GIB:.1f} GiB by {says}) an engine may use {engine.usable / GIB:.1f}, and "
+            f"weights ({engine.weights / GIB:.1f}), two transfer buckets, the process and the "
+            f"key-value cache of one sequence ({engine.sequence / GIB:.1f}) do not fit"
         )
 
 

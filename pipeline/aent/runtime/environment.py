@@ -65,15 +65,17 @@ def torch_is_for_gpus() -> bool:
     return bool(build["cuda"] or build["hip"])
 
 
-def gpu_memory_bytes() -> int | None:
-    """Memory of the smallest GPU here, by nvidia-smi; None where torch computes on a CPU, or, with
-    a warning, where nvidia-smi does not say."""
-    if shutil.which("nvidia-smi") is None or not torch_is_for_gpus():
+def gpu_memory_bytes(used: int) -> int | None:
+    """Memory of the smallest of the ``used`` largest GPUs here, by nvidia-smi; None where torch
+    computes on a CPU, or, with a warning, where nvidia-smi does not say."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or shutil.which("nvidia-smi") is None or not torch_is_for_gpus():
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_S, check=True)
-        return min(int(line) for line in answer.stdout.splitlines()) * 2**20
+        sizes = sorted(map(int, answer.stdout.splitlines()), reverse=True)
+        return min(sizes[:used]) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         log.warning(f"aent: whether the GPUs' memory is enough is not checked: {error}")
         return None

@@ -31,7 +31,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
-from aent.trainer import export, loss, optimizer, saved_policy
+from aent.trainer import export, loss, optimizer, saved_policy, totals
 from aent.trainer.context import Part
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, open_bridge
@@ -138,7 +138,7 @@ class Trainer:
         self.model.eval()
         parts = self._run(micro_batches, scores, forward_only=True)
         self.model.train()
-        flat = self._gather_tokens(batch, micro_batches, parts, len(names))
+        flat = totals.gather_tokens(micro_batches, parts, len(names))
         return Scores(**dict(zip(names, flat)))
 
     def score(self, batch: Batch) -> Tensor:
@@ -191,7 +191,7 @@ class Trainer:
         self._count_skipped(applied)
         lr = self.learning_rate.value
         self.learning_rate.move()
-        return self._result(batch, micro_batches, parts, applied, lr)
+        return self._result(micro_batches, parts, applied, lr)
 
     def gather_parameters(self) -> None:
         """Have all of this rank's parameters up to date, for whoever reads them without a forward:
@@ -277,52 +277,18 @@ class Trainer:
             forward_only=forward_only,
         )
 
-    def _gather_tokens(
-        self, batch: Batch, micro_batches: Packing, values: list[Tensor | None], rows: int
-    ) -> Tensor:
-        """[rows, T] fp32 on the CPU of every rank, 0 off the mask, from what each last-stage rank
-        has of its micro-batches' response tokens, [rows, N] each. One collective for all rows; a
-        token is one rank's, so the sum is exact."""
-        flat = torch.zeros(rows, batch.tokens.numel())
-        got = [(i, v) for i, v in zip(micro_batches.indices, values) if v is not None]
-        if got:  # all together: the host waits once
-            flat[:, torch.cat([i for i, _ in got])] = (
-                torch.cat([v for _, v in got], 1).float().cpu()
-            )
-        return self._sum_over_ranks(flat)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum over data- and context-parallel ranks of what the last stage has; the same on every
-        rank."""
-        values = values.to(self.device)
-        copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        dist.all_reduce(values, group=copies)
-        pipeline = parallel_state.get_pipeline_model_parallel_group()
-        dist.broadcast(values, group=pipeline, group_src=self.layout.pipeline - 1)
-        return values.cpu()
-
     def _result(
-        self,
-        batch: Batch,
-        micro_batches: Packing,
-        parts: list[Any],
-        update: optimizer.Update,
-        lr: float,
+        self, micro_batches: Packing, parts: list[Any], update: optimizer.Update, lr: float
     ) -> MinibatchResult:
-        sums = torch.zeros(len(SUMMED), dtype=torch.float64, device=self.device)
-        for part in parts:
-            if part is not None:
-                sums += part[0]
-        totals = dict(zip(SUMMED, self._sum_over_ranks(sums).tolist()))
-        tokens = self._gather_tokens(
-            batch, micro_batches, [part and part[1] for part in parts], len(PER_TOKEN)
-        )
+        added = totals.sum_parts([p and p[0] for p in parts], len(SUMMED))
+        sums: dict[str, Any] = dict(zip(SUMMED, added))
+        tokens = totals.gather_tokens(micro_batches, [p and p[1] for p in parts], len(PER_TOKEN))
         return MinibatchResult(
-            **totals | {"tokens": round(totals["tokens"])},
+            **sums | {"tokens": round(sums["tokens"])},
             neutral_coefficient=self.neutral.add(
-                totals["gradient_product"],
-                totals["entropy_gradient_square"],
-                totals["policy_gradient_square"],
+                sums["gradient_product"],
+                sums["entropy_gradient_square"],
+                sums["policy_gradient_square"],
             ),
             grad_norm=update.grad_norm,
             lr=lr,
