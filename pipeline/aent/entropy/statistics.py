@@ -112,7 +112,7 @@ def token_statistics(
     check_softcap(softcap)
     shard = VocabShard.locate(logits.shape[-1], vocab_size, tp_group, logits.device)
     kept = kept_count(drop_fraction, top_k, shard.vocab_size)
-    flat = logits.reshape(-1, logits.shape[-1])
+    flat = logits.reshape(targets.numel(), logits.shape[-1])  # of no columns too
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     if inplace_backward and flat.shape[0] > 1 and flat.stride(0) < flat.shape[1]:
