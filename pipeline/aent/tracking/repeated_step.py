@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 # these differ each time: they depend on how long things took
-UNREPEATABLE = ("time/", "system/", "engine/", "tokens/per_s")
+UNREPEATABLE = ("time/", "compute/", "system/", "engine/", "tokens/per_s")
 
 
 def difference(step: int, repeated: Mapping[str, tuple[float, float]]) -> str:
