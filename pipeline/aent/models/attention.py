@@ -22,8 +22,8 @@ def attention_of(recipe: Recipe, facts: ModelFacts) -> Attention:
 
 def why_not_transformer_engine(recipe: Recipe, facts: ModelFacts) -> str:
     """Why ``auto`` does not take it here; empty where it does."""
-    reason = next(_not_in_transformer_engine(recipe, facts), "")
-    return reason or environment.why_not("transformer_engine")
+    missing = environment.why_not("transformer_engine")
+    return missing or next(_not_in_transformer_engine(recipe, facts), "")
 
 
 def attention_faults(recipe: Recipe, facts: ModelFacts, *, machine: bool = True) -> Iterator[str]:
