@@ -44,9 +44,9 @@ GIB = 2**30
 # of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
 # without weights and key-value cache; GPU_BUILD for what a rank has more with torch's default build
 # (measured without a GPU, with Megatron 0.19)
-PROCESS_BYTES = int(0.57 * GIB)
-RANK_ZERO_BYTES = int(0.30 * GIB)
-GPU_BUILD_BYTES = int(0.22 * GIB)
+PROCESS_BYTES = int(0.48 * GIB)
+RANK_ZERO_BYTES = int(0.23 * GIB)
+GPU_BUILD_BYTES = int(0.31 * GIB)
 ENGINE_BYTES = int(2.0 * GIB)
 
 
