@@ -9,12 +9,11 @@ from aent.evaluation import suite, suites
 from aent.evaluation.answers import Answers, Row
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
-from aent.models.tokenizer import Tokenizer
 from aent.recipe.graders import LastNumber
 from aent.recipe.schema import TaskSection
 from aent.tasks.asking import Asker
 from aent.tasks.judge import JudgePool
-from inference.stand_in import COMPLETION, standing_in
+from inference.stand_in import COMPLETION, WORDS, standing_in
 from wording import naming
 
 SUITE = suites.find("amc", ["samples=4"])
@@ -93,15 +92,6 @@ def test_a_request_is_the_same_when_it_is_asked_again():
     assert again == [first[5]]
     assert len({one.seed for one in first}) == 12
     assert (first[5].question, first[5].prompt_ids) == (QUESTIONS[1], [2])
-
-
-WORDS = Tokenizer(
-    encode=lambda text: [int(text)],
-    decode=lambda ids: " ".join(map(str, ids)),
-    stop_ids=(99,),
-    template=None,
-    bos_ids=(),
-)
 
 
 def test_answers_are_saved_as_they_come_and_not_of_other_weights(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aent.inference.proof import CHALLENGE, PROOF
+from aent.models.tokenizer import Tokenizer
 
 RESET = object()  # instead of an answer: the connection is reset
 COMPLETION = {
@@ -25,6 +26,14 @@ COMPLETION = {
         }
     ]
 }
+# token 10 reads "10"
+WORDS = Tokenizer(
+    encode=lambda text: [int(text)],
+    decode=lambda ids: " ".join(map(str, ids)),
+    stop_ids=(99,),
+    template=None,
+    bos_ids=(),
+)
 Answer = tuple[int, Any]  # status; what is sent as JSON (bytes as they are)
 
 

@@ -12,13 +12,12 @@ import pytest
 from aent.data.question import Question
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
-from aent.models.tokenizer import Tokenizer
 from aent.recipe.graders import LastNumber
 from aent.recipe.schema import TaskSection
 from aent.runtime.worker_thread import WorkerThread
 from aent.tasks.asking import Answer, Asked, Asker, SamplingParams
 from aent.tasks.judge import JudgePool
-from inference.stand_in import COMPLETION, standing_in
+from inference.stand_in import COMPLETION, WORDS, standing_in
 
 PARAMS = SamplingParams(max_tokens=5, temperature=0.6, top_p=0.95, top_k=7)
 
@@ -29,16 +28,6 @@ def judge() -> Iterator[JudgePool]:
         TaskSection(graders=(LastNumber(kind="last_number"),), judge_processes=2)
     ) as judge:
         yield judge
-
-
-# token 10 reads "10"
-WORDS = Tokenizer(
-    encode=lambda text: [int(text)],
-    decode=lambda ids: " ".join(map(str, ids)),
-    stop_ids=(99,),
-    template=None,
-    bos_ids=(),
-)
 
 
 def write_the_seed(path: str, body: dict[str, Any]) -> tuple[int, Any]:

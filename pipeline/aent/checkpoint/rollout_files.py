@@ -24,7 +24,7 @@ import numpy as np
 
 from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
-from aent.runtime.files import read_again
+from aent.runtime.files import read_again, write_whole
 from aent.runtime.log import log
 
 FOLDER = "rollouts"
@@ -48,11 +48,9 @@ def begin(run_dir: Path, step: int) -> bool:
     if newest is not None and step <= newest:
         return True
     path = run_dir / FOLDER / BEGUN
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial.write_text(f"{step}\n")
-        os.replace(partial, path)
+        write_whole(path, f"{step}\n")
     except OSError as error:
         log.warning(f"aent: {path}: {error} (whether step {step} is sampled twice is not counted)")
     return False

@@ -95,8 +95,8 @@ def token_statistics(
             nor the backward of the operation that made them (a matrix product does not; for one
             that does, as tanh, torch reports that they were modified). One backward only. Refused
             for rows that share memory, as in an expanded tensor.
-        raise_on_invalid: wait for the device and name the first bad token, for debugging. slopes:
-        also return ``covariance`` and ``entropy_slope``, from the same pass over the logits.
+        raise_on_invalid: wait for the device and name the first bad token, for debugging.
+        slopes: also return ``covariance`` and ``entropy_slope``, from the same pass.
 
     Returns:
         TokenStatistics, the same on every rank; computed in fp32 for 16- and 32-bit logits, in

@@ -83,7 +83,7 @@ def temporaries(
     per_token = 5 * facts.ffn / layout.tensor + (4 if gathered else 2) * facts.hidden
     if layout.context > 1:
         keys = facts.kv_groups * facts.head_dim / layout.tensor
-        per_token += 2 * 2 * keys * layout.context  # as they come, and in the order of tokens
+        per_token += 2 * 2 * keys * layout.context  # of each piece, and together
     return int(micro.tokens * per_token * element)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from aent import tasks
 from aent.algorithm.entropy_controls import Plan
@@ -112,30 +112,22 @@ class Prompted:
     again: bool = False  # after it has been answered once: re-rolled
 
 
-@dataclass
-class EarlySpares:
-    """Asks for spare questions while other groups are still being written.
+def asked_early(
+    spare: Callable[[int], Question | None],
+) -> Callable[[Prompted, Rollout], list[Prompted]]:
+    """What is to be asked for after a group, while others are still being written.
 
     Each group without signal costs its source one spare question, the next in order: which one is
     known at once, for which place it is only when the round has ended (``replace_groups``). What is
-    asked for early is therefore what the rounds will ask for, unless ``limit`` ends first and
+    asked for early is therefore what the rounds will ask for, unless the limit ends first and
     another source has taken its last: such a group is thrown away unseen.
     """
 
-    choice: Choice
-    limit: int
-    _left: dict[str, Iterator[Question]] = field(default_factory=dict)
+    def further(each: Prompted, group: Rollout) -> list[Prompted]:
+        question = None if group.has_signal else spare(each.group)
+        return [] if question is None else [Prompted(each.group, question, each.samples)]
 
-    def __call__(self, each: Prompted, group: Rollout) -> list[Prompted]:
-        """What is to be asked for after this group."""
-        if group.has_signal or self.limit == 0:
-            return []
-        source = each.question.source
-        left = self._left.setdefault(source, iter(self.choice.spare[source]))
-        if (question := next(left, None)) is None:
-            return []
-        self.limit -= 1
-        return [Prompted(each.group, question, each.samples)]
+    return further
 
 
 @dataclass
@@ -182,7 +174,7 @@ class RolloutSource:
             return groups
 
         first = [Prompted(g, q, counts[g]) for g, q in enumerate(choice.questions)]
-        done = self._sample(step, first, plan, max_staleness, EarlySpares(choice, limit))
+        done = self._sample(step, first, plan, max_staleness, asked_early(spares(choice, limit)))
         early |= {each.question.index: group for each, group in done[wanted:]}
         for each, group in done[:wanted]:
             note(each, group)
