@@ -30,6 +30,7 @@ COMMIT = "c0ffee"  # that the images are told to be built from
 SUITE = "bookworm"  # whose Python is the one of the lock
 PACKAGES = ("buildah", "debootstrap", "iproute2")
 BUILD_S = 1500.0
+REMOVE_S = 900.0  # gigabytes of small files on a disk that others use
 # devices belong to the machine; the rest is what debootstrap downloaded, and from where
 NOT_IN_BASE = ("dev/*", "var/cache/apt/archives/*.deb", "var/lib/apt/lists/*")
 NOT_IN_BASE += ("var/log/bootstrap.log", "etc/apt/sources.list")
@@ -192,6 +193,6 @@ def store(folder: Path) -> Iterator[Store]:
     try:
         yield made
     finally:
-        made.buildah("rm", "--all")
-        made.buildah("rmi", "--all", "--force")
+        made.buildah("rm", "--all", timeout_s=REMOVE_S)
+        made.buildah("rmi", "--all", "--force", timeout_s=REMOVE_S)
         shutil.rmtree(folder)

@@ -91,7 +91,8 @@ def submit(site: Site, folder: Path, *arguments: str) -> Job:
 
 def test_a_container_has_no_home_and_cannot_be_written_to(site: Site, tmp_path: Path) -> None:
     """The image that the jobs below run in."""
-    look = "echo home $(ls -A $HOME | wc -l); touch /x || echo read-only; df --output=fstype /tmp"
+    look = 'echo home $(grep -c " $HOME " /proc/mounts); touch /x || echo read-only; '
+    look += "df --output=fstype /tmp"
     flags = (f"--container-image={site.image}", *STRICT.split())
     command = ("srun", *flags, "sh", "-c", look)
     said = site.cluster.run(*command, cwd=tmp_path, timeout_s=SQUASH_S).stdout.split()
