@@ -16,9 +16,7 @@ class Clock:
     _paused_s: float = 0.0  # in past pauses
     _paused_at: float | None = None  # start of the present pause
     _busy_s: float = 0.0
-    _since: dict[str, float] = field(
-        default_factory=dict
-    )  # start of a busy engine's work, by address
+    _since: dict[str, float] = field(default_factory=dict)  # when a busy engine began, by address
     _users: dict[str, int] = field(default_factory=dict)  # callers with requests, by address
     _lock: threading.RLock = field(default_factory=threading.RLock)
 

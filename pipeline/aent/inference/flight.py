@@ -64,13 +64,9 @@ class Flight:
     clock: Clock = field(default_factory=Clock)  # measures a server's silence
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
-    _homes: dict[int, EngineFlight] = field(
-        default_factory=dict
-    )  # by prompt: which server had it last
+    _homes: dict[int, EngineFlight] = field(default_factory=dict)  # by prompt: who had it last
     _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
-    _woken: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # a request has ended or been added
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)  # a request ended or was added
     _jitter: random.Random = field(default_factory=random.Random)
 
     def join(self, clients: Sequence[EngineClient]) -> None:
