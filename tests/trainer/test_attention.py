@@ -10,9 +10,9 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from aent.models.bundled import tiny_qwen2
 from aent.models.config_json import read
 from aent.models.layer_attention import LayerAttention
-from aent.models.model_source import TINY_CONFIG
 from aent.trainer import attention, flex, segments
 from aent.trainer.attention import PackedAttention
 from aent.trainer.context import Part
@@ -68,7 +68,7 @@ def drawn(units: list[tuple[int, list[int]]]) -> list[Tensor]:
 
 def of(window: int | None, softcap: float | None, by_flex: bool = False) -> PackedAttention:
     facts = dataclasses.replace(
-        read(TINY_CONFIG, ""),
+        read(tiny_qwen2.CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),
         numbers={} if softcap is None else {"attn_logit_softcapping": softcap},
     )
