@@ -1,4 +1,4 @@
-"""Processes that a test has started, looked at from outside."""
+"""Processes that a test has started, observed from outside."""
 
 from __future__ import annotations
 

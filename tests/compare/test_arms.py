@@ -1,4 +1,4 @@
-"""Which runs there are, in which order, and what cannot be compared."""
+"""The runs of a comparison, their order, and recipes that cannot be compared."""
 
 from __future__ import annotations
 

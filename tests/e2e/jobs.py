@@ -1,4 +1,4 @@
-"""The command as a user runs it: ``aent train recipes/cpu/tiny.yaml`` in a process of its own."""
+"""The command as a user runs it: ``aent train recipes/cpu/tiny.yaml`` in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a card holds, and what is said of one that is too small."""
+"""The parts of a card's memory, and the message for one that is too small."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Generation over HTTP, by a real server."""
+"""Generation over HTTP, with a real server."""
 
 from __future__ import annotations
 

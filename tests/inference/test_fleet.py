@@ -1,4 +1,4 @@
-"""Engines that are lost in the middle of their work: nothing is missing, until too few are left."""
+"""Engines that are lost while they work: no response is missing, until too few engines are left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that fail, are slow or get lost, of engines that are well: no run ends by them."""
+"""Requests to healthy engines that fail, are slow or get lost: none ends a run."""
 
 from __future__ import annotations
 

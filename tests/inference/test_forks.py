@@ -1,4 +1,4 @@
-"""Where responses fork, and what their branches are made of."""
+"""Where responses fork, and the tokens of their branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``aent lab control``: the policy that learns, its statistics, what the command writes."""
+"""``aent lab control``: the policy that learns, its statistics, and the command's output."""
 
 from __future__ import annotations
 

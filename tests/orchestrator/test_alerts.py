@@ -1,4 +1,4 @@
-"""Which steps an on-call engineer is told of."""
+"""The steps that give an alert."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is chosen and kept of a run for MLflow's own pages."""
+"""The data that a run keeps for MLflow's own pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts that a step's record takes from its samples and weights."""
+"""Metrics that a step's record computes from its samples and weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which groups give their places to which questions, which responses are kept, which rewards."""
+"""Which groups are replaced by which questions, which responses are kept, and their rewards."""
 
 import json
 import random

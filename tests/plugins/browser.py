@@ -1,4 +1,4 @@
-"""A real browser, for the pages that we write."""
+"""A real browser, for the pages that aent writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the engines of what is asked, and what comes back."""
+"""Requests sent to the engines, and the responses that return."""
 
 from __future__ import annotations
 

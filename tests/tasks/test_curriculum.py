@@ -1,4 +1,4 @@
-"""Which questions a curriculum asks again, in which order, and what it keeps of them."""
+"""The questions that a curriculum repeats, their order, and what it remembers of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets' folders, as ``datasets`` writes them and as the Hub has them."""
+"""Folders of data sets, as ``datasets`` writes them and as the Hub has them."""
 
 from __future__ import annotations
 

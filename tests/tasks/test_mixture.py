@@ -1,4 +1,4 @@
-"""A task of several sources: which questions, judged by whom."""
+"""A task with several sources: its questions, and their graders."""
 
 from __future__ import annotations
 

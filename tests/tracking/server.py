@@ -1,4 +1,4 @@
-"""A real MLflow server that may die and come back."""
+"""A real MLflow server that can die and come back."""
 
 from __future__ import annotations
 

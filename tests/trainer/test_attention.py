@@ -1,4 +1,4 @@
-"""The local attention against one that knows single sequences only."""
+"""The local attention against one that only computes single sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens context-parallel ranks have, against Megatron's and Transformer Engine's order."""
+"""The tokens of context-parallel ranks, against Megatron's and Transformer Engine's order."""
 
 from __future__ import annotations
 

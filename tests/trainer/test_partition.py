@@ -1,4 +1,4 @@
-"""Partition and packing: who gets which sequences, and where tokens stand."""
+"""Partition and packing: the sequences of each rank, and the positions of tokens."""
 
 from dataclasses import replace
 

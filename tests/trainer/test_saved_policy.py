@@ -1,4 +1,4 @@
-"""The trained policy as a folder: huggingface_hub's files, each written by its own stage."""
+"""The trained policy as a folder: huggingface_hub's files, each written by one stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer's state saved by one layout and taken up by another. Real ranks, two at most."""
+"""The trainer's state saved by one layout and restored by another. Real ranks, at most two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizer steps, one after another; what is left alone; what is saved. Two ranks."""
+"""Consecutive optimizer steps: what changes, what does not, what is saved. Two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what is expected, checksums that see positions, differences by name."""
+"""Manifests: the expected tensors, checksums that depend on positions, differences by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the probe makes of an engine's log-probs."""
+"""The probe's verdicts on an engine's log-probs."""
 
 from __future__ import annotations
 

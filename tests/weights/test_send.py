@@ -1,4 +1,4 @@
-"""A bucket's way to an engine: the call and the broadcasts wait for one another."""
+"""Sending a bucket to an engine: the call and the broadcasts wait for one another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in memory that processes share: what was written is read, what is wrong is told."""
+"""Weights in shared memory: readers get what was written, and errors are reported."""
 
 from __future__ import annotations
 
