@@ -30,7 +30,7 @@ from aent.tasks.asking import Answer
 
 
 def samples() -> list[Sample]:
-    """Two groups of two responses; three groups were thrown away for the first one's place."""
+    """Two groups of two responses; three groups were discarded before the first one."""
     return [
         Sample([1], [2] * n, [0.0] * n, [0] * n, "stop", group, 0, replaced=3 * (1 - group))
         for group, n in ((0, 1), (0, 2), (1, 1), (1, 4))

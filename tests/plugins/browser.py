@@ -11,8 +11,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def browse(tmp_path_factory):
-    """A headless Chromium that reaches this machine alone: a file or an address in, and flags; what
-    it prints out."""
+    """A headless Chromium that can only reach this machine: it gets a file or an address, and
+    flags; returns its output."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("Debian's chromium is not installed: no browser has looked at the page")

@@ -136,7 +136,7 @@ def test_blocks_of_flex_attention_are_those_with_a_visible_pair(window, monkeypa
     tiles = torch.nn.functional.pad(seen, (0, size, 0, size)).unflatten(0, (-1, 16))
     tiles = tiles.unflatten(2, (-1, 16)).transpose(1, 2)
     assert torch.equal(some, tiles.any(-1).any(-1))
-    # known to be seen as a whole: of one run of queries and one of keys
+    # blocks known to be seen completely: those of one run of queries and one of keys
     run = torch.cat([torch.full((r.tokens,), n) for n, r in enumerate(runs)])
     of_block = torch.nn.functional.pad(run, (0, size), value=-1).view(-1, 16)
     alone = (of_block == of_block[:, :1]).all(-1)
