@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aent.data.rollout import Rollout, Verdict
-from aent.orchestrator.records import shortened
+from aent.orchestrator.tables import shortened
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import Task

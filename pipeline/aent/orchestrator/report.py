@@ -22,13 +22,12 @@ from aent.orchestrator.records import (
     control_metrics,
     evaluation_metrics,
     grader_metrics,
-    heldout_rows,
-    sample_rows,
     step_metrics,
     suite_metrics,
     time_metrics,
 )
 from aent.orchestrator.source_metrics import heldout_by_source, source_metrics
+from aent.orchestrator.tables import heldout_rows, sample_rows
 from aent.orchestrator.token_metrics import (
     Mix,
     by_class,

@@ -15,7 +15,7 @@ from aent.data.batch import Batch
 from aent.data.rollout import Rollout
 from aent.data.sample import Sample
 from aent.models.pieces import Pieces
-from aent.orchestrator.records import shortened
+from aent.orchestrator.tables import shortened
 from aent.tracking import heatmap
 from aent.trainer.result import MinibatchResult
 
