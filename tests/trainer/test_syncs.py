@@ -37,7 +37,7 @@ def test_what_is_counted() -> None:
 
 
 def counted(rank: int, world: int, folder: str) -> dict[int, Counter]:
-    """By a step's number of micro-batches: the waits of scoring and of an update."""
+    """By how many micro-batches a step has: what was waited for in scoring and in an update."""
     from aent.trainer.trainer import Trainer
 
     found = {}

@@ -32,7 +32,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``higher`` or ``lower`` if the interval and the sign flips agree; else why it is open."""
+        """``higher`` or ``lower`` where interval and sign flips agree; else why neither is said."""
         if self.low <= 0 <= self.high:
             return "cannot be told apart"
         word = "higher" if self.mean > 0 else "lower"
@@ -44,8 +44,8 @@ class Difference:
 
 
 def compare(differences: Sequence[Sequence[float]]) -> Difference:
-    """Compare one outcome. differences: arm minus baseline, for each seed a value per problem, or
-    a single value if the outcome has no problems."""
+    """Of one outcome: for each seed, the differences (arm minus baseline) of its problems; a single
+    one, where the outcome has no problems."""
     means = [fmean(of_seed) for of_seed in differences]
     low, high = bootstrap(differences)
     return Difference(fmean(means), low, high, sign_flips(means), len(means))

@@ -34,7 +34,7 @@ class GenerationRequest:
     alternatives: int = 0  # likely tokens beside each sampled one; for ``Completion.entropies``
 
     def body(self) -> dict[str, Any]:
-        """The body of POST /inference/v1/generate."""
+        """Of POST /inference/v1/generate."""
         body: dict[str, Any] = {
             "token_ids": list(self.prompt_ids),
             "sampling_params": {
@@ -116,7 +116,7 @@ def is_logprob(value: float | None) -> bool:
 
 
 def _are_logprobs(values: Sequence[float | None]) -> bool:
-    """Whether each ``is_logprob``, in a tenth of the time that asking for each would take."""
+    """Whether each ``is_logprob``, at a tenth of the time of asking for each."""
     known = [value for value in values if value is not None]
     finite = len(known) == len(values) and math.isfinite(sum(known))
     return finite and min(known) > NOT_A_LOGPROB

@@ -74,9 +74,9 @@ class EngineSettings:
     kv_cache_gib: float = 1.0  # on a CPU
     cpu_threads: int | None = None  # of each worker, on a CPU; None: its share of the cores
     gpu_memory_utilization: float = 0.85  # on GPUs
-    gpus: tuple[int, ...] | None = None  # indices among those the parent sees; None: all of them
+    gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
-    options: Mapping[str, Any] = field(default_factory=dict)  # further options of vLLM's server
+    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
 
 
 def settings_of(

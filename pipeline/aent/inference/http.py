@@ -66,7 +66,7 @@ async def ask(
     """Send one request through the session of the running event loop, which closes the session when
     it ends. A redirect is returned like any answer.
 
-    opened: awaited before anything is sent if a new connection was opened for this request.
+    opened: awaited if a connection had to be opened for this request, before anything is sent.
 
     Raises aiohttp.ClientError, OSError, and what ``opened`` raises.
     """

@@ -1,4 +1,4 @@
-"""How a recipe's ranks and engines are placed on the nodes of a Slurm job."""
+"""How a recipe's ranks and engines lie on the nodes of a Slurm job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from aent.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Layout:
-    """Tasks per node. Engines take the GPUs after those of the ranks, or nodes of their own."""
+    """Tasks of each node. Engines take the GPUs after the ranks', or nodes of their own."""
 
     nodes: int  # with trainer ranks
     ranks_per_node: int
     engine_nodes: int  # with engines: the same nodes, or those of the second group
     engines_per_node: int
-    first_engine_gpu: int  # on a node with engines
+    first_engine_gpu: int  # of a node with engines
 
 
 def layout(

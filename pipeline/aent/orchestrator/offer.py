@@ -23,7 +23,7 @@ class Offer:
 
     @staticmethod
     def of(recipe: Recipe, trainer: Trainer) -> Offer:
-        """Collective. Only on CPUs, unless the recipe names how weights are sent."""
+        """Collective. On CPUs only, unless the recipe names how weights are to travel."""
         if distributed.device().type != "cpu" or recipe.rollout.transfer_backend != "auto":
             return Offer(None, [])
         planned = [

@@ -26,8 +26,8 @@ class WeightSync:
     trainer: Trainer
     phases: Phases
     zero: HeldByRankZero[RankZero]
-    memory: WeightMemory | None  # of this rank's stage, if engines read it
-    shared: bool  # whether engines read the memory; else all weights go through rank 0
+    memory: WeightMemory | None  # of this rank's stage, where engines read it
+    shared: bool  # whether they do; else all weights go through rank 0
 
     @staticmethod
     def of(

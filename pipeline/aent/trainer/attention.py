@@ -86,7 +86,7 @@ def attend_by_pieces(
 
     Args:
         query: [T, heads, d], rows of ``visible.queries``. key, value: [S, groups, d], rows of
-            ``visible.keys``. window: most tokens that one attends to, itself included.
+            ``visible.keys``. window: tokens that one attends to at most, itself included.
         scale: of the products. softcap: bound of the scores (``capped_attention``).
 
     Returns:

@@ -59,8 +59,8 @@ async def send_shared(
     named_tensors: Iterator[tuple[str, Tensor]],
     timeout_s: float,
 ) -> Manifest:
-    """Write our own stage's tensors while other ranks write theirs and the engines load what has
-    arrived; return the tensors that all stages offered, by name.
+    """Write the tensors of our own stage while the others write theirs and the engines load what is
+    there; return what all stages offered, by name.
 
     Raises EngineError, or ExportError if an export is not as planned or does not arrive in time.
     """

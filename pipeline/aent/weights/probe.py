@@ -29,10 +29,10 @@ from aent.inference.client import GENERATE, EngineClient
 from aent.inference.completion import GenerationRequest, is_logprob, version_of
 from aent.inference.http import RefusedError, TransientError
 
-TOKENS = 192  # of the text, if the engines allow that many
-SALT = "aent-probe"  # the text shares no cached blocks with other requests
-BEYOND = 8  # tokens after a block, so that the block is complete
-FAR = 2.0  # if it is this many times nearer to one set of weights than to another, it has those
+TOKENS = 192  # of the text, where the engines have room for so many
+SALT = "aent-probe"  # its blocks in the cache are of no use to other requests, and theirs not to it
+BEYOND = 8  # tokens behind a block, so that it is whole
+FAR = 2.0  # times as near to one set of weights as to another: it speaks of that one
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Sequence of one update: pause (requests in flight are kept), start, the tensors in buckets, compare
 what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
 cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
-The probe (``weights.probe``) finds what cannot be seen in transit: a wrong exporter, a stale cache,
-an engine that computes with old copies.
+What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
+old copies) is for the probe (``weights.probe``).
 
 This is the sending side, on the trainer's rank 0; it does not import vLLM. Routes of vLLM 0.32.0.
 """
@@ -59,7 +59,7 @@ class WeightSender:
     memories: Memories | None = field(default=None, init=False)  # None: weights go over the network
     joined: list[str] = field(default_factory=list, init=False)  # addresses of connected engines
     version: int | None = field(default=None, init=False)  # of the last update
-    # version of a failed update: engines that completed it may have it already
+    # of one that has failed: engines that it had reached to its end may have it already
     unfinished: int | None = field(default=None, init=False)
 
     async def connect(self) -> None:
@@ -202,8 +202,8 @@ class WeightSender:
         return same
 
     async def begin(self) -> None:
-        """Pause generation, keeping requests in flight, and open the update."""
-        # the cache is reset once, after the update, when the answer says whether it was
+        """Pause generation, keeping what is in flight, and open the update."""
+        # the cache is cleared once, after the update, where the answer says whether it was
         await self._all("POST", "/pause", params={"mode": "keep", "clear_cache": False})
         await self._all("POST", "/start_weight_update")
 

@@ -99,7 +99,7 @@ def tied_heads(model: torch.nn.Module) -> list[Any]:
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Weights over TCP, or from the trainer's memories on this machine, for a server on a CPU."""
+    """Weights over TCP, or from memories of a trainer on this machine, for a server on a CPU."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
