@@ -71,19 +71,19 @@ def recomputed_modules(recipe: Recipe) -> list[Any]:
 def temporaries(
     recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
 ) -> int:
-    """Bytes of the largest tensors that live during the backward of one layer: read from the code,
-    not measured.
+    """Bytes of the largest tensors that live while one layer is computed backwards: read from the
+    code, not measured.
 
-    In the feed-forward: gradients of its output, its activation and its input, of gate and up
-    separately and together, 5 f / TP and 2 h per token. With sequence parallelism also the gathered
-    input of a linear layer, for which Megatron keeps a buffer, and its whole gradient, 2 h. With
-    context parallelism also gradients of the keys and values of all ranks.
+    The feed-forward's: gradients of its output, of its activation and of what entered it, of gate
+    and up apart and together, 5 f / TP and 2 h a token; with sequence parallelism the gathered
+    input of a linear layer, which Megatron keeps a buffer for, and its whole gradient, 2 h; with
+    context parallelism gradients of the keys and values of all ranks.
     """
     gathered = recipe.trainer.sequence_parallel and layout.tensor > 1
     per_token = 5 * facts.ffn / layout.tensor + (4 if gathered else 2) * facts.hidden
     if layout.context > 1:
         keys = facts.kv_groups * facts.head_dim / layout.tensor
-        per_token += 2 * 2 * keys * layout.context  # of each piece, and joined
+        per_token += 2 * 2 * keys * layout.context  # of each piece, and together
     return int(micro.tokens * per_token * element)
 
 
@@ -130,9 +130,9 @@ def _layer(
 
 
 def _feed_forward(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, element: int) -> float:
-    """Bytes per token that the feed-forward keeps, without its norms: its input; gate and up as one
-    tensor, the activation, up once more (Megatron adds an offset of 0) and their product; with
-    Megatron's ``bias_activation_fusion`` not the activation and the second up."""
+    """Bytes that the feed-forward keeps of a token, its norms apart: its input; gate and up as one,
+    the activation, up once more (Megatron adds an offset of 0), the product, or without the second
+    and third of these with Megatron's ``bias_activation_fusion``."""
     fused = recipe.trainer.megatron.get("bias_activation_fusion")
     parts = 3 if fused and facts.family.activation == "silu" else 5
     return (_residual(recipe, facts, layout) + parts * facts.ffn / layout.tensor) * element
