@@ -1,10 +1,10 @@
 #!/bin/bash
-# Installs packages into an image whose own stay as they are: beside_base.sh LOCK[,LOCK] REQUIREMENT...
+# Installs packages into an image without changing the image's own: beside_base.sh LOCK[,LOCK] REQUIREMENT...
 #
-# What is there is constrained to its very version, builds of NVIDIA's included (pip would replace a
-# torch 2.10.0a0 for being a pre-release); what the image's own constraints name (PIP_CONSTRAINT, which
-# NVIDIA's sets) to those, for pip obeys them too; everything else to the first lock that names it. Fails
-# where that cannot be had together, or where a package of the image has changed for all that.
+# Every installed package is constrained to its exact version, including NVIDIA's builds (pip would replace
+# torch 2.10.0a0, because it is a pre-release). Packages that the image's own constraints name
+# (PIP_CONSTRAINT, which NVIDIA sets) follow those, because pip obeys them too. All others have the version
+# of the first lock that names them. Fails if these do not fit together, or if a package of the image changed.
 
 set -euo pipefail
 

@@ -1,5 +1,5 @@
-"""Whether the trainer's image has what a run on GPUs needs; at its build, where there is no GPU.
-``check_trainer.py NCCL``: the version that the engines' image has."""
+"""Check that the trainer's image has what a run on GPUs needs. Runs when the image is built,
+without a GPU. ``check_trainer.py NCCL``: the version in the engines' image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
-# apex's, which Megatron and the fused head call
+# apex's extensions that Megatron and the fused head call
 EXTENSIONS = ("amp_C", "fused_weight_gradient_mlp_cuda")
 
 
 def transformer_engine_fault(version: str, wanted: list[str]) -> str | None:
-    """Whether a version of Transformer Engine is one that megatron-core was made for, of whose
-    metadata ``wanted`` are the requirements."""
+    """Whether megatron-core supports this version of Transformer Engine. ``wanted``: the
+    requirements in its metadata."""
     for requirement in map(Requirement, wanted):
         if requirement.name == "transformer-engine" and not requirement.specifier.contains(
             version, prereleases=True
@@ -29,7 +29,7 @@ def transformer_engine_fault(version: str, wanted: list[str]) -> str | None:
 
 
 def nccl_fault(version: tuple[int, ...], wanted: str) -> str | None:
-    """Whether torch calls the NCCL of the engines' image, to the patch."""
+    """Whether torch uses the NCCL version of the engines' image, including the patch level."""
     loaded = ".".join(map(str, version))
     if loaded == wanted:
         return None
@@ -40,7 +40,7 @@ def nccl_fault(version: tuple[int, ...], wanted: str) -> str | None:
 
 
 def faults(wanted_nccl: str) -> Iterator[str]:
-    """One sentence each."""
+    """The faults, one sentence each."""
     import torch  # the extensions are linked with it
 
     from aent.weights import nccl

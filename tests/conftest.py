@@ -1,4 +1,4 @@
-"""Nothing random differs from one run of the tests to the next, nor with their order."""
+"""Random numbers are the same in every run of the tests, in any order."""
 
 import random
 

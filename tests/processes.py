@@ -1,4 +1,4 @@
-"""Processes that a test has started, looked at from outside."""
+"""Processes that a test has started, observed from outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def assert_gone(processes: Sequence[psutil.Process], within_s: float = 0.0) -> None:
-    """None of them is left, or not for longer than ``within_s``; what is, is killed."""
+    """None of them is left within ``within_s``; those that are left are killed."""
     deadline = time.monotonic() + within_s
     while (left := [p for p in processes if runs(p)]) and time.monotonic() < deadline:
         time.sleep(0.05)

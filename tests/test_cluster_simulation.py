@@ -1,4 +1,4 @@
-"""The simulation of a cluster, where its answer is known by hand."""
+"""The simulation of a cluster, in cases with a known answer."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of ours that a file imports, wherever in it: in functions and for types alone too."""
+    """Modules of ours that a file imports anywhere: also in functions, and only for types."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []

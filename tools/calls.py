@@ -1,5 +1,5 @@
-"""What this project, and Megatron for it, calls of packages that cannot run without a GPU, and
-which routes of vLLM's server it asks: read from the text of the callers, which are not run."""
+"""Calls, by this project and by Megatron for it, of packages that cannot run without a GPU, and
+requests to vLLM's server: read from the callers' source, which is not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXTENSIONS = ("amp_C", "fused_weight_gradient_mlp_cuda")  # apex's, of C++
 PACKAGES = ("vllm", "transformer_engine", "apex", *EXTENSIONS)
-# of Megatron: what a run on GPUs comes to (of its layers those of the spec that the bridge makes)
+# parts of Megatron that a run on GPUs uses (of its layers, the spec that the bridge makes)
 MEGATRON = {
     "optimizer/__init__.py": None,
     "optimizer/clip_grads.py": None,
@@ -27,7 +27,7 @@ MEGATRON = {
         *("TERowParallelLinear", "TEDotProductAttention"),
     ),
 }
-# what the text of a call does not show: the object came from elsewhere, or the arguments go by HTTP
+# what the source of a call does not show: the object is made elsewhere, or arguments go by HTTP
 TRANSFER = "vllm.distributed.weight_transfer.nccl_common.NCCLWeightTransferInitInfo"
 COMMUNICATOR = "vllm.distributed.device_communicators.pynccl.PyNcclCommunicator"
 OWN = ("broadcast",)  # methods of our subclasses that their bases do not have
@@ -35,16 +35,16 @@ OWN = ("broadcast",)  # methods of our subclasses that their bases do not have
 
 @dataclass(frozen=True)
 class Call:
-    """A call, or the mention of a name that has to be there."""
+    """A call, or a use of a name that must exist."""
 
     target: str  # dotted, MODULE.NAME or MODULE.CLASS.METHOD
     where: str  # file and line
-    positional: int | None = None  # arguments; None: it is only named
+    positional: int | None = None  # number of arguments; None: only named
     keywords: tuple[str, ...] = ()
-    more: bool = False  # * or ** arguments, which the text does not tell
+    more: bool = False  # * or ** arguments, which the source does not show
 
     def fault(self, signature: str) -> str | None:
-        """Why a function of this signature cannot be called so."""
+        """Why a function with this signature cannot be called like this."""
         if self.positional is None:
             return None
         try:
@@ -56,14 +56,14 @@ class Call:
 
 
 def parsed(signature: str) -> inspect.Signature:
-    """``(a, b=..., *, c)`` as Python knows a signature."""
+    """``(a, b=..., *, c)`` as a Python signature."""
     names: dict[str, object] = {}
     exec(f"def function{signature}: pass", names)  # text of the manifest, which is the project's
     return inspect.signature(names["function"])  # type: ignore[arg-type]
 
 
 def callers() -> Iterator[tuple[Path, tuple[str, ...] | None]]:
-    """Files, and of which classes they are of interest (None: all of the file)."""
+    """Files, and the classes in them that matter (None: the whole file)."""
     for path in sorted((ROOT / "pipeline" / "aent").rglob("*.py")):
         yield path, None
     spec = importlib.util.find_spec("megatron")
@@ -83,7 +83,7 @@ def all_calls() -> list[Call]:
 
 
 def calls(path: Path, classes: tuple[str, ...] | None = None) -> list[Call]:
-    """What a file calls of ``PACKAGES``, or names."""
+    """The names from ``PACKAGES`` that a file calls or uses."""
     tree = ast.parse(path.read_text())
     names = imported(tree)
     found = []
@@ -109,7 +109,7 @@ def calls(path: Path, classes: tuple[str, ...] | None = None) -> list[Call]:
 
 
 def imported(tree: ast.Module) -> dict[str, set[str]]:
-    """Local name -> what of ``PACKAGES`` it may stand for (several where an import may fail)."""
+    """Local name -> names from ``PACKAGES`` that it may mean (several if an import may fail)."""
     names: dict[str, set[str]] = defaultdict(set)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -140,10 +140,10 @@ def _bases(node: ast.stmt, names: dict[str, set[str]]) -> set[str]:
 
 
 def _targets(node: ast.expr, names: dict[str, set[str]], bases: set[str]) -> set[str]:
-    """What an expression that is called may be; ``super()`` is each of the bases."""
+    """What a called expression may refer to; ``super()`` refers to each of the bases."""
     if isinstance(node, ast.Name):
         return names.get(node.id, set())
-    if isinstance(node, ast.Call):  # a method of what a class makes
+    if isinstance(node, ast.Call):  # a method of a new object
         is_super = isinstance(node.func, ast.Name) and node.func.id == "super"
         return bases if is_super else _targets(node.func, names, bases)
     if isinstance(node, ast.Attribute):
@@ -160,7 +160,7 @@ def _call(target: str, where: str, node: ast.Call) -> Call:
 
 
 def _overrides(node: ast.ClassDef, bases: set[str], path: Path) -> Iterator[Call]:
-    """Methods that a base calls: with as many arguments as it declares them."""
+    """Methods that a base calls, with the number of arguments that it declares."""
     for method in node.body:
         if not isinstance(method, ast.FunctionDef) or method.name.startswith("_"):
             continue
@@ -171,8 +171,8 @@ def _overrides(node: ast.ClassDef, bases: set[str], path: Path) -> Iterator[Call
 
 
 def _adam(tree: ast.Module, names: dict[str, set[str]], path: Path) -> Iterator[Call]:
-    """Megatron's optimizer collects Adam's arguments in a dict called kwargs: those that it gives
-    for the settings that this project has."""
+    """Megatron's optimizer collects Adam's arguments in a dict called kwargs: those that it passes
+    for this project's settings."""
     if "Adam" not in names or path.parent.name != "optimizer":
         return
     keywords: set[str] = set()
@@ -195,7 +195,7 @@ def _adam(tree: ast.Module, names: dict[str, set[str]], path: Path) -> Iterator[
 
 
 def routes() -> dict[str, set[str]]:
-    """``METHOD PATH`` of vLLM's server -> names of what is sent with it."""
+    """``METHOD PATH`` of vLLM's server -> names of the arguments sent with it."""
     found: dict[str, set[str]] = defaultdict(set)
     for folder in ("inference", "weights", "evaluation", "orchestrator"):
         for path in sorted((ROOT / "pipeline" / "aent" / folder).glob("*.py")):

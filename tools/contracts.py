@@ -34,8 +34,8 @@ from aent.inference.engine import EngineSettings, environment, own_options
 MANIFEST = calls.ROOT / "containers" / "contracts.json"
 TRAINER = (calls.ROOT / "containers" / "trainer.Dockerfile").read_text()
 APEX_URL = "https://github.com/NVIDIA/apex"
-TRANSFORMER_ENGINE = "2.10.0"  # of the trainer's base image
-# where vLLM declares the options of its server, and the fields of a request for samples
+TRANSFORMER_ENGINE = "2.10.0"  # in the trainer's base image
+# files in which vLLM declares its server's options, and the fields of a request for samples
 OPTIONS = (
     "vllm.engine.arg_utils.AsyncEngineArgs",
     "vllm.entrypoints.launchers.cli_args.FrontendArgs",
@@ -45,7 +45,7 @@ FETCH_S = 900.0
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code: 0, or 1 with the reason on stderr and the manifest as it was."""
+    """Return the exit code: 0, or 1 with the reason on stderr and the manifest unchanged."""
     parser = argparse.ArgumentParser(prog="contracts", description=__doc__)
     for name in ("vllm", "transformer-engine", "apex"):
         parser.add_argument(f"--{name}", type=Path, help=f"a folder with the sources of {name}")
@@ -108,7 +108,7 @@ def of_vllm(folder: Path) -> dict[str, Any]:
 
 
 def vllm_variables(folder: Path) -> set[str]:
-    """Names of environment variables that vLLM knows."""
+    """Names of environment variables that vLLM reads."""
     tree = ast.parse((folder / "vllm" / "envs.py").read_text())
     for node in tree.body:
         name = getattr(getattr(node, "target", None), "id", "")
@@ -119,7 +119,7 @@ def vllm_variables(folder: Path) -> set[str]:
 
 
 def vllm_routes(sources: Sources, folder: Path) -> dict[str, list[str]]:
-    """``METHOD PATH``, of those that we ask -> arguments that the server takes there."""
+    """``METHOD PATH`` of the routes that aent uses -> arguments that the server accepts."""
     wanted = calls.routes()
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.py")):
@@ -138,7 +138,7 @@ def vllm_routes(sources: Sources, folder: Path) -> dict[str, list[str]]:
 
 
 def _taken(function: Any, sources: Sources, path: Path) -> set[str]:
-    """Arguments of a route's function: of the query or the body, in its text too (``body.get``)."""
+    """Arguments of a route's function, in the query or the body; also from ``body.get``."""
     names = set()
     for argument in function.args.args:
         kind = getattr(argument.annotation, "id", None)
@@ -170,7 +170,7 @@ def given_options() -> set[str]:
 
 
 def given_variables() -> set[str]:
-    """Those of vLLM's own; ``VLLM_RPC_BASE_PATH`` is given where a path is long."""
+    """Variables that vLLM itself reads; ``VLLM_RPC_BASE_PATH`` is set if a path is long."""
     names = {name for settings in _engines() for name in environment(settings)}
     return {name for name in names if name.startswith("VLLM_")} | {"VLLM_RPC_BASE_PATH"}
 
@@ -193,7 +193,7 @@ def apex_commit() -> str:
 
 
 def vllm_version() -> str:
-    """That of the engines on GPUs."""
+    """The vLLM of the engines on GPUs."""
     extra = (Requirement(r) for r in importlib.metadata.requires("aent") or ())
     found = [r for r in extra if r.name == "vllm"]
     return str(found[0].specifier).removeprefix("==")
@@ -232,7 +232,7 @@ def fetched_apex(folder: Path) -> Path:
 
 
 def pins() -> dict[str, str]:
-    """Versions that decide about the two images."""
+    """Versions that the two images depend on."""
     megatron = importlib.metadata.requires("megatron-core") or ()
     engine = [r for r in map(Requirement, megatron) if r.name == "transformer-engine"]
     torch = _pinned(f"vllm==={vllm_version()}", "torch")
@@ -245,8 +245,8 @@ def pins() -> dict[str, str]:
 
 
 def _pinned(package: str, name: str) -> str:
-    """The version of ``name`` that a package on the index wants; its metadata alone is asked for
-    where the index offers it."""
+    """The version of ``name`` that a package on the index requires; only its metadata is downloaded
+    if the index offers it."""
     report = _pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
                   "--only-binary=:all:", "--report=-", package)  # fmt: skip
     wanted = json.loads(report)["install"][0]["metadata"].get("requires_dist", [])
@@ -262,7 +262,7 @@ def _pip(*arguments: str) -> str:
 
 
 def _run(command: list[str], otherwise: str) -> str:
-    """What a command prints. Raises ValueError with its words, and what would do instead."""
+    """A command's output. Raises ValueError with its message, and an alternative."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
     except subprocess.TimeoutExpired:

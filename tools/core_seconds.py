@@ -1,4 +1,4 @@
-"""Run a command and say how much processor time it and every process it started took.
+"""Run a command and print the processor time of it and all processes that it started.
 
 ``python tools/core_seconds.py NAME BUDGET COMMAND...`` prints one line at the end; its exit code is
 the command's. A process whose parent has died is counted too: it becomes a child of this one.
@@ -31,7 +31,7 @@ def main(name: str, budget_s: float, command: list[str]) -> int:
 
 
 def reap(within_s: float) -> None:
-    """Wait for what the command has left behind and ends by itself."""
+    """Wait for processes that outlive the command and end by themselves."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:

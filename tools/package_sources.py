@@ -1,4 +1,4 @@
-"""Print, as shell exports, where uv shall look for packages on this machine.
+"""Print, as shell exports, where uv should look for packages on this machine.
 
 uv does not read pip's configuration. So that a machine set up for pip works as it is, this script
 translates pip's settings (files and PIP_* variables) into uv's variables, then asks uv whether

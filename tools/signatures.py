@@ -1,4 +1,4 @@
-"""Signatures of functions, found in the text of a package's sources: nothing of it is run."""
+"""Signatures of functions, read from the source of a package, which is not run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Found:
-    """A class or a function and the file it stands in."""
+    """A class or a function, and the file that defines it."""
 
     node: Definition
     path: Path
@@ -21,7 +21,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Sources:
-    """A package, which lies in the folder ``root``."""
+    """A package in the folder ``root``."""
 
     root: Path
     package: str
@@ -43,7 +43,7 @@ class Sources:
         return _of_function(made.node, skip=1) if made is not None else _of_fields(found.node)
 
     def find(self, dotted: str) -> Found | str:
-        """Its definition, or a sentence about where it comes from. Raises LookupError."""
+        """Its definition, or a sentence that says where it comes from. Raises LookupError."""
         parts = dotted.split(".")
         for cut in range(len(parts) - 1, 0, -1):
             path = self.module(".".join(parts[:cut]))
@@ -58,7 +58,7 @@ class Sources:
         return next((f for f in files if f.is_file() and parts[0] == self.package), None)
 
     def _inside(self, path: Path, names: list[str]) -> Found | str:
-        """What a module calls ``names[0]``, or the method ``names[1]`` of that class."""
+        """What a module means by ``names[0]``, or by the method ``names[1]`` of that class."""
         name, *rest = names
         for node in ast.walk(_tree(path)):
             if isinstance(node, Definition) and node.name == name and node.col_offset in (0, 4):
@@ -92,7 +92,7 @@ class Sources:
         return found
 
     def method(self, owner: Found, name: str) -> Found | None:
-        """A method of the class, or of a base whose source is here."""
+        """A method of the class, or of a base class in this package."""
         assert isinstance(owner.node, ast.ClassDef)
         for node in owner.node.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
@@ -111,7 +111,7 @@ class Sources:
         return None
 
     def fields(self, dotted: str) -> list[str]:
-        """Annotated fields of a class and its bases here. Raises LookupError."""
+        """Annotated fields of a class and its bases in this package. Raises LookupError."""
         found = self.find(dotted)
         if isinstance(found, str) or not isinstance(found.node, ast.ClassDef):
             raise LookupError(f"{dotted} is no class here")
@@ -131,7 +131,7 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _is_method(found: Found, dotted: str) -> int:
-    """1 for self or cls, which a caller does not give."""
+    """1 if there is self or cls, which a caller does not pass."""
     node = found.node
     assert not isinstance(node, ast.ClassDef)
     static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
@@ -160,7 +160,7 @@ def _of_function(node: Definition, skip: int) -> str:
 
 
 def _of_fields(node: ast.ClassDef) -> str:
-    """Of a dataclass, or of a class that is made of nothing."""
+    """The signature of a dataclass, or of a class without arguments."""
     words = [
         f"{n.target.id}{'=...' * (n.value is not None)}"  # type: ignore[attr-defined]
         for n in node.body
@@ -173,7 +173,7 @@ def _of_fields(node: ast.ClassDef) -> str:
 
 
 def of_extension(folder: Path, name: str) -> str:
-    """Of a function that a C++ extension defines by ``m.def``. Raises LookupError."""
+    """The signature of a function that a C++ extension defines by ``m.def``. Raises LookupError."""
     for path in sorted(folder.rglob("*.cpp")):
         text = path.read_text(errors="replace")
         if defined := re.search(rf'm\.def\("{name}",\s*&(\w+)', text):

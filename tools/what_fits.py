@@ -1,9 +1,9 @@
-"""Write the tables of docs/scaling.md: what fits on how many cards, and what each knob changes.
+"""Write the tables of docs/scaling.md: what fits on how many GPUs, and the effect of each setting.
 
     .venv/bin/python tools/what_fits.py [--write]
 
-Everything is the estimate's (``aent.estimate``); nothing runs. ``tests/estimate/test_scaling.py``
-holds the page against it.
+All numbers are estimates (``aent.estimate``); nothing runs. ``tests/estimate/test_scaling.py``
+compares the page with them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CARD = 79 * GIB
 MODELS = {"1.5B": "Qwen2.5-1.5B", "7B": "Qwen2.5-7B", "32B": "Qwen2.5-32B", "72B": "Qwen2.5-72B"}
 LENGTHS = {"4k": 4096, "16k": 16384, "32k": 32768, "128k": 131072}
 CARDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-NODE = 8  # cards; tensor parallelism stays within a node
+NODE = 8  # GPUs; tensor parallelism stays within a node
 EXAMPLE = ROOT / "recipes" / "scale" / "7b-16k.yaml"
 FULL = "{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 1}"
-# what is written in a recipe; overrides of EXAMPLE without it, and with it; the line it is for
+# text of the setting; overrides of EXAMPLE without it, and with it; the line that it reduces
 KNOBS: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = [
     ("`trainer.megatron: {recompute_granularity: full, ...}`",
      ("trainer.megatron={}",), (f"trainer.megatron={FULL}",), "activations"),
@@ -65,7 +65,7 @@ KNOBS: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = [
 
 
 def recipe_of(model: str, tokens: int) -> Recipe:
-    """The example's, of another model and length."""
+    """The example, with another model and length."""
     found = load(EXAMPLE, [f"model.path=models/{MODELS[model]}-Instruct"])
     rollout = found.rollout.model_copy(update={"max_response_tokens": tokens - 1024})
     trainer = found.trainer.model_copy(update={"micro_batch_tokens": tokens})
@@ -73,7 +73,7 @@ def recipe_of(model: str, tokens: int) -> Recipe:
 
 
 def layouts(model: str, cards: int) -> Iterator[ParallelLayout]:
-    """Those of this many cards, best first: copies of the weights take least communication, then
+    """Layouts with this many GPUs, best first: data parallelism needs least communication, then
     tensor, then context parallelism."""
     facts = model_facts(recipe_of(model, 4096).model)
     sizes = [size for size in CARDS if size <= cards]
@@ -103,18 +103,18 @@ def filled(recipe: Recipe, layout: ParallelLayout) -> int:
 
 @cache
 def smallest(model: str, length: str) -> tuple[ParallelLayout, int]:
-    """The first layout that fits, on as few cards as possible, and what it fills."""
+    """The first layout that fits, on as few GPUs as possible, and the bytes on its fullest card."""
     recipe = recipe_of(model, LENGTHS[length])
     for cards in CARDS:
         for layout in layouts(model, cards):
             if (need := filled(recipe, layout)) <= CARD:
                 return layout, need
-    raise LookupError(f"{model} at {length} fits no {CARDS[-1]} cards")
+    raise LookupError(f"{model} at {length} does not fit {CARDS[-1]} GPUs")
 
 
 def by_cards() -> Iterator[str]:
-    """Rows: of each number of cards the longest length that fits."""
-    yield f"| cards | {' | '.join(MODELS)} |"
+    """Rows: for each number of GPUs, the longest text that fits."""
+    yield f"| GPUs | {' | '.join(MODELS)} |"
     yield f"|---|{'---|' * len(MODELS)}"
     most = max(smallest(m, n)[0].num_ranks for m in MODELS for n in LENGTHS)
     for cards in (c for c in CARDS if c <= most):
@@ -126,7 +126,7 @@ def by_cards() -> Iterator[str]:
 
 
 def by_length() -> Iterator[str]:
-    """Rows: of each model and length the fewest cards, their layout and what it fills."""
+    """Rows: for each model and length, the fewest GPUs, their layout and the GiB on the fullest."""
     yield f"| model | {' | '.join(LENGTHS)} |"
     yield f"|---|{'---|' * len(LENGTHS)}"
     for model in MODELS:
@@ -141,8 +141,8 @@ def by_length() -> Iterator[str]:
 
 
 def by_knob() -> Iterator[str]:
-    """Rows: the line a knob is for, and the fullest card, without it and with it."""
-    yield "| knob | line | without | with | card without | card with |"
+    """Rows: the line that a setting reduces, and the fullest card, without it and with it."""
+    yield "| setting | line | without | with | card without | card with |"
     yield "|---|---|---|---|---|---|"
     for knob, without, with_it, line in KNOBS:
         cells = [f"| {knob} | {line} "]
@@ -161,7 +161,7 @@ TABLES = {"cards": by_cards, "lengths": by_length, "knobs": by_knob}
 
 
 def filled_page(text: str) -> str:
-    """The page with its tables as they are now; each stands between two comments."""
+    """The page with its present tables; each is between two comments."""
     for name, rows in TABLES.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

@@ -11,9 +11,9 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from aent.models.bundled import tiny_qwen2
 from aent.models.config_json import read
 from aent.models.layer_attention import LayerAttention
-from aent.models.model_source import TINY_CONFIG
 from aent.trainer.attention import PackedAttention
 from aent.trainer.packing import PackedSequences, lay_out
 from aent.trainer.segments import see
@@ -59,7 +59,7 @@ def check(
     """One row: errors, milliseconds of a second run, and torch's kernels. No gradients of
     flex_attention where there is no GPU: torch has none there."""
     facts = dataclasses.replace(
-        read(TINY_CONFIG, ""),
+        read(tiny_qwen2.CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),
         numbers={} if softcap is None else {"attn_logit_softcapping": softcap},
     )

@@ -1,4 +1,4 @@
-"""A scored step of a few responses, and what controls make of it."""
+"""A scored step of a few responses, and the result of controls on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a coefficient drives, against formulas in plain Python."""
+"""The quantities that a coefficient can drive, against formulas in plain Python."""
 
 from __future__ import annotations
 

@@ -116,9 +116,9 @@ def test_what_a_token_takes_from_the_entropy_is_its_derivative():
 @pytest.mark.parametrize(
     ("rewards", "baseline"),
     [
-        ((1, 0, 0, 0, 0), 0),  # few right: they alone have an advantage
+        ((1, 0, 0, 0, 0), 0),  # few right: only they have an advantage
         ((1, 1, 1, 0, 0), 0),  # a share of 1 - K right still
-        ((1, 1, 1, 1, 0), 1),  # more: the wrong one alone
+        ((1, 1, 1, 1, 0), 1),  # more right: only the wrong one has
         ((1, 1, 1, 1, 1), 1),
     ],
 )

@@ -1,4 +1,4 @@
-"""Controls of the rollouts against their formulas: what a plan says, and what it is made of."""
+"""Controls of the rollouts against their formulas: a plan's values and its steps."""
 
 from __future__ import annotations
 

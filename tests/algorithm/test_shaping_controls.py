@@ -124,7 +124,7 @@ def test_nucleus_anchor_is_the_gradient_of_the_square():
     def measure(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         h = step.scores.nucleus_entropies[step.batch.loss_mask].double().requires_grad_()
         means = []
-        # above the .7 quantile, which lies at .7 (n - 1) of n sorted tokens: 2, 1, 1, 0 of them
+        # above the 0.7 quantile, at 0.7 (n - 1) of n sorted tokens: 2, 1, 1, 0 of them
         for part, count in zip(h.split(list(LENGTHS)), (2, 1, 1, 0)):
             highest = part.sort(descending=True).values[:count]
             means.append(highest.mean() if count else torch.zeros(()))

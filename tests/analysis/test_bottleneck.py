@@ -1,4 +1,4 @@
-"""The one sentence about where a run's seconds went."""
+"""The sentence that names a run's bottleneck."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from wording import assert_names
 
 
 def test_of_three_seeds_the_interval_is_their_range():
-    """Each seed alone makes up 1 draw in 27, more than the 2.5% beyond an end."""
+    """Each single seed makes up 1 draw in 27, more than the 2.5% beyond an end."""
     assert bootstrap([[0.3], [-0.1], [0.2]]) == pytest.approx((-0.1, 0.3))
 
 

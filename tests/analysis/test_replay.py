@@ -110,7 +110,7 @@ def test_a_csv_needs_the_whole_controller_and_gives_the_same(recorded, tmp_path)
 
 
 def test_another_controller_is_another_recipe(recorded):
-    """Also of another kind: what the recipe says of the old kind alone is left out."""
+    """Also of another kind: the recipe's settings that belong only to the old kind are dropped."""
     run_dir, _, _ = recorded
     done = aent("replay", run_dir, "controller.step_size=0")
     assert set(column(done.stdout, "coefficient")) == {0.01}

@@ -1,4 +1,4 @@
-"""The suggestion for a recorded run, and what becomes of a policy under it."""
+"""The suggestion for a recorded run, and the effect of the suggested controller on a policy."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_events_lie_in_the_rows_of_their_tracks(tmp_path: Path) -> None:
     events = [
         {"name": "sample", "begin": 10.0, "end": 14.0, "track": "phases", "step": 3},
         {"name": "inner", "begin": 11.0, "end": 12.0, "track": "phases"},
-        # two at once, the third where the first has ended
+        # two at once; the third begins when the first has ended
         {"name": "a", "begin": 10.0, "end": 12.0, "track": "http://e", "tokens": 7},
         {"name": "b", "begin": 11.0, "end": 14.0, "track": "http://e"},
         {"name": "c", "begin": 12.5, "end": 13.0, "track": "http://e"},
@@ -71,7 +71,7 @@ def assert_valid(found: dict[str, Any]) -> None:
         else:
             assert event["ph"] == "M"
     for spans in rows.values():
-        around: list[float] = []  # where those end that the next one lies in
+        around: list[float] = []  # ends of the events around the next one
         for begin, end in sorted(spans, key=lambda span: (span[0], -span[1])):
             while around and around[-1] <= begin + 1:
                 around.pop()

@@ -278,7 +278,7 @@ def test_a_removal_that_fails_is_a_warning(run_dir, monkeypatch, capsys):
 
 
 def test_a_changed_file_of_a_graders_function_is_told(run_dir, recipe, tmp_path, capsys):
-    """And rollouts that it has rewarded otherwise are not learnt from."""
+    """And the policy does not learn from rollouts with other rewards."""
     path = tmp_path / "rewards.py"
     path.write_text("def reward(response, question): return 1\n")
     graders = f"task.graders=[{{kind: python, function: '{path}:reward'}}]"

@@ -1,4 +1,4 @@
-"""How early Slurm has to ask a job to end, and how often to save."""
+"""How long before its end Slurm must signal a job, and how often to save."""
 
 import pytest
 

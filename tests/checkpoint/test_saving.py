@@ -1,4 +1,4 @@
-"""A checkpoint that a rank cannot write: every rank hears why, and none gets the name."""
+"""A checkpoint that a rank cannot write: every rank gets the reason, and it is never renamed."""
 
 from __future__ import annotations
 

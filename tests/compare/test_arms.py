@@ -1,4 +1,4 @@
-"""Which runs there are, in which order, and what cannot be compared."""
+"""The runs of a comparison, their order, and recipes that cannot be compared."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path):
     run = plan(sources, [], 1, tmp_path)[0]
     run.run_dir.mkdir()
     (run.run_dir / "recipe.yaml").write_text(dump(run.recipe))
-    plan(sources, ["trainer.threads_per_rank=1"], 1, tmp_path)  # changes nothing that is learnt
+    plan(sources, ["trainer.threads_per_rank=1"], 1, tmp_path)  # does not change the result
     with pytest.raises(RecipeError) as refused:
         plan(sources, ["controller.initial=.5"], 1, tmp_path)
     assert_names(str(refused.value), run.run_dir, "controller.initial", 0.0, 0.5, "--out")

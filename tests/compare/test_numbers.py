@@ -1,4 +1,4 @@
-"""Numbers of a run that need no store."""
+"""A run's numbers that need no store."""
 
 from __future__ import annotations
 

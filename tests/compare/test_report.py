@@ -1,4 +1,4 @@
-"""A report's numbers from a real MLflow store, against those worked out from what was recorded."""
+"""A report's numbers from a real MLflow store, against those computed from the recorded values."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from wording import assert_names
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = "2.10.0a0+b4e4ee81d3.nv25.12"  # a pre-release, which pip does not take for >=2.6
 BASE = {"torch": TORCH, "transformer_engine": "2.10.0+769ed778", "numpy": "1.26.4"}
-# further ones of 25.12; what else it has comes into a real resolution by the lock's versions alone
+# further packages of 25.12; all others come from a real resolution with the lock's versions
 NGC = BASE | {"apex": "0.1", "flash_attn": "2.7.4.post1+25.12", "torchvision": "0.25.0a0+7a13ad0f"}
 LOCK = "torch==2.13.0+cpu\nnumpy==2.3.5\neinops==0.8.1\n"
 
@@ -40,7 +40,7 @@ def wheel(folder: Path, name: str, version: str, *needs: str) -> None:
 
 
 def make_image(folder: Path, base: dict[str, str]) -> Path:
-    """A Python with these packages, of which there is the metadata; its site-packages."""
+    """A Python with these packages, which have only metadata; returns its site-packages."""
     venv.create(folder, with_pip=False)
     (packages,) = folder.glob("lib/*/site-packages")
     for name, version in base.items():
@@ -65,7 +65,7 @@ def beside_base(
 
 @pytest.fixture
 def install(tmp_path: Path):
-    """Runs the script for a package that needs these others; wheels of newer ones are at hand."""
+    """Runs the script for a package that needs these others; wheels of newer ones are available."""
     packages = make_image(tmp_path / "image", BASE)
     wheels = tmp_path / "wheels"
     wheels.mkdir()

@@ -1,4 +1,4 @@
-"""containers/cpu.Dockerfile is built, looked through, and the tiny recipe runs in it."""
+"""containers/cpu.Dockerfile is built and inspected, and the tiny recipe runs in it."""
 
 from __future__ import annotations
 

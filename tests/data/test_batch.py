@@ -1,4 +1,4 @@
-"""The flat batch: layout, selection, and its way between ranks."""
+"""The flat batch: layout, selection, and its broadcast between ranks."""
 
 from dataclasses import FrozenInstanceError, fields, replace
 

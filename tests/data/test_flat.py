@@ -1,4 +1,4 @@
-"""Data whose fields say what they are of: what cuts it forgets no field."""
+"""Data whose fields have a kind: code that cuts them handles every field."""
 
 from dataclasses import dataclass
 

@@ -61,7 +61,7 @@ def run_ranks(
     """
     ctx = _server()
     queue: Any = ctx.Queue()
-    # of this process: a port that is chosen for ranks to come may be somebody else's by then
+    # kept by this process: another one could take a port chosen for ranks that start later
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
         ctx.Process(

@@ -23,7 +23,7 @@ from trainer.test_state import save
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-# tensor, context, pipeline, data parallel sizes; what else the trainer is told
+# tensor, context, pipeline and data parallel sizes; further overrides
 LAYOUTS: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
     "one": ((1, 1, 1, 1), {}),
     "context 2": ((1, 2, 1, 1), {}),

@@ -69,7 +69,7 @@ def off_policy_batch() -> MiniBatch:
 
 
 def whole_gradients(trainer: Any) -> dict[str, np.ndarray] | None:
-    """The accumulated gradients as the exporter would hand out the weights; on rank 0."""
+    """The accumulated gradients in the form in which the exporter returns weights; on rank 0."""
     exporter = copy.copy(trainer.exporter)
     exporter.parameters = {}
     for name, parameter in trainer.exporter.parameters.items():

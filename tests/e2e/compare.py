@@ -1,4 +1,4 @@
-"""Two runs that must have been the same one, and one that repeats another."""
+"""Compares two runs that must be the same, and a run with one that repeats it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that end with their test, and one engine for all that need none of their own."""
+"""Jobs that end with their test, and one engine shared by tests that do not need their own."""
 
 from __future__ import annotations
 

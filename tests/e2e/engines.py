@@ -1,4 +1,4 @@
-"""A vLLM server with the tiny recipe's model, for several runs: each gives it its first weights."""
+"""A vLLM server with the tiny recipe's model, for several runs: each sends it its first weights."""
 
 from __future__ import annotations
 

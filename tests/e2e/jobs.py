@@ -1,4 +1,4 @@
-"""The command as a user runs it: ``aent train recipes/cpu/tiny.yaml`` in a process of its own."""
+"""The command as a user runs it: ``aent train recipes/cpu/tiny.yaml`` in a separate process."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Job:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def survivors(self) -> list[psutil.Process]:
-        """Every process of the job that still runs, whoever its parent is by now."""
+        """Every process of the job that still runs, even if it has another parent by now."""
         return [p for p in psutil.process_iter() if self.mark in job_mark(p)]
 
     def status(self) -> str:
@@ -97,7 +97,7 @@ class Job:
 
 
 def job_mark(process: psutil.Process) -> str:
-    """The job that a process belongs to; empty for none, a zombie, or where it has just ended."""
+    """The job that a process belongs to; empty if it has none, is a zombie, or has just ended."""
     try:
         return process.environ().get("AENT_TEST_JOB", "")
     except psutil.Error:

@@ -30,7 +30,7 @@ def test_a_run_that_samples_ahead_is_exact_given_its_rollouts(shared_engine, tmp
     job = Job(tmp_path, *RUN, *shared_engine)
     try:
         job.wait_for(f"step 1/{STEPS}")
-        job.process.send_signal(signal.SIGUSR1)  # does not wait for what is being written
+        job.process.send_signal(signal.SIGUSR1)  # does not wait for responses in flight
         assert job.wait() == CHECKPOINTED, job.text
         assert_gone(job.survivors())
         job = Job(tmp_path, *RUN, *shared_engine, "resume=auto")

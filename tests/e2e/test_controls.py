@@ -74,7 +74,7 @@ def test_every_second_response_branches_off_its_neighbour(rollouts):
 
 
 def test_better_responses_of_another_temperature_are_added(finished, rollouts):
-    """From the second step on; at most three; they stand in no gap and no mean."""
+    """From the second step on; at most three; no mismatch and no mean includes them."""
     counts = [sum(s.rerolled for s in rollout.samples) for rollout in rollouts]
     assert counts[0] == 0
     assert 0 < max(counts) <= 3

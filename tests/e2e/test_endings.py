@@ -1,4 +1,4 @@
-"""Runs that end otherwise: signals, dead children. No hang, no orphan, true status."""
+"""Runs that end early: signals, dead children. No hang, no orphan, correct status."""
 
 from __future__ import annotations
 

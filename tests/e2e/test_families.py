@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from aent.models.bundled import tiny_qwen2
 from aent.models.families import FAMILIES
-from aent.models.model_source import TINY_CONFIG, resolve
+from aent.models.model_source import resolve
 from aent.recipe.schema import ModelSection
 
 pytestmark = [pytest.mark.slow, pytest.mark.full]
@@ -45,7 +46,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def write_model(folder: Path, model_type: str) -> Path:
     """With the tokenizer of tiny-qwen2."""
     torch.manual_seed(0)
-    sizes = {name: value for name, value in TINY_CONFIG.items() if name in SIZES}
+    sizes = {name: value for name, value in tiny_qwen2.CONFIG.items() if name in SIZES}
     config = AutoConfig.for_model(model_type, **sizes | CHANGES[model_type])
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

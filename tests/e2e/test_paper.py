@@ -1,4 +1,4 @@
-"""One of the paper's recipes end to end, in its smoke form: questions of a file, math-verify."""
+"""One of the paper's recipes end to end, in its small form: questions from a file, math-verify."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_a_run_goes_on_beyond_its_end_by_another_layout(start, shared_engine, pa
     job = start(run_dir.parent, *RUN[1:], *shared_engine, "--resume", *longer)
     assert job.wait() == 0, job.text
     assert re.search(rf"\bsteps\b.*\b{STEPS}\b.*\b{STEPS + 1}\b", job.text)
-    assert "random" in job.text  # streams, which another layout begins anew
+    assert "random" in job.text  # streams, which start again with another layout
     assert f"step {STEPS + 1}/{STEPS + 1}" in job.text
     assert (run_dir / "policy").is_dir()
     assert (run_dir / f"policy-step_{STEPS:06d}").is_dir()

@@ -1,4 +1,4 @@
-"""From prompt to new weights, with the real parts in every place: one run, looked at all over."""
+"""A whole run with all real parts, from prompt to new weights: one run, inspected in full."""
 
 from __future__ import annotations
 

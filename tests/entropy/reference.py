@@ -1,4 +1,4 @@
-"""The clamped entropy written plainly, in float64, over the whole vocabulary; test data."""
+"""The clamped entropy computed directly, in float64, over the whole vocabulary; test data."""
 
 from __future__ import annotations
 

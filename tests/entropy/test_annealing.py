@@ -1,4 +1,4 @@
-"""Aims that move over the run, in every kind of controller."""
+"""Targets that move over the run, in every kind of controller."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_a_state_that_was_saved_before_there_were_logarithmic_kinds_is_read() ->
                "memory": {"integral": 0.012}}"""
     state = ControllerState.from_dict(json.loads(text))
     assert state == ControllerState(0.014, 3, memory={"integral": 0.012})
-    after, _ = update(PI, state, 0.5)  # on target: the integral alone
+    after, _ = update(PI, state, 0.5)  # on target: only the integral
     assert after.coefficient == 0.012
 
 
@@ -325,7 +325,7 @@ def closed_loop(
 @given(st.floats(0.05, 1.1))
 @settings(max_examples=25)
 def test_the_integral_removes_the_steady_error(pull: float) -> None:
-    """Any pull that the box can hold (4 * .3 = 1.2 nats) ends on target; P alone stays below."""
+    """A pull within the limits (4 * 0.3 = 1.2 nats) ends on target; with P alone it stays below."""
     whole = closed_loop(PI, [pull] * 600)[-1]
     assert abs(whole.error) < 1e-6
     assert whole.coefficient == pytest.approx(pull / 4, abs=1e-6)
@@ -334,8 +334,8 @@ def test_the_integral_removes_the_steady_error(pull: float) -> None:
 
 
 def test_the_integral_does_not_wind_up() -> None:
-    """200 steps of a pull beyond the box, then none: the coefficient leaves its bound with the
-    first error that of the other sign, and soon is where the target wants it (0)."""
+    """200 steps of a pull beyond the limits, then none: the coefficient leaves its bound with the
+    first error of the other sign, and soon is where the target needs it (0)."""
     reports = closed_loop(PI, [3.0] * 200 + [0.0] * 100)
     assert reports[199].steps_at_bound > 150
     released = next(t for t in range(200, 300) if reports[t].error > 0)

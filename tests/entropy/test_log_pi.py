@@ -174,9 +174,9 @@ def test_both_forms_of_the_aim_are_said() -> None:
 @pytest.mark.parametrize("neutral", [0.02, 0.3])
 @pytest.mark.parametrize("begin", [0.05, 3.0])
 def test_a_policy_that_answers_by_factors_ends_on_target(neutral: float, begin: float) -> None:
-    """ln H moves by .1 (ln lambda - ln neutral) a step: an integrator, unlike a policy that
-    relaxes. A bonus held at its neutral coefficient leaves the entropy where it is, so only a
-    controller brings it to .5 nats."""
+    """ln H moves by 0.1 (ln lambda - ln neutral) per step: an integrator, unlike a policy that
+    relaxes. A bonus held at its neutral coefficient does not change the entropy, so only a
+    controller brings it to 0.5 nats."""
     entropy, state = begin, initial_state(TARGET)
     for _ in range(400):
         state, _ = update(TARGET, state, entropy)

@@ -33,7 +33,7 @@ full = pytest.mark.full
 
 
 def fp32_first(*rest: object) -> list[object]:
-    """Types x the rest: other types than fp32 in `make test-all` alone."""
+    """Types x the rest: types other than fp32 only in `make test-all`."""
     others = [pytest.param(dtype, each, marks=full) for dtype in DTYPES[1:] for each in rest]
     return [*((torch.float32, each) for each in rest), *others]
 
@@ -273,7 +273,7 @@ def test_token_statistics(
     dtype: torch.dtype,
     sharded: bool,
 ) -> None:
-    """The whole function on these kernels, alone and by way of the rounds over ranks."""
+    """The whole function with these kernels, on one rank and with the rounds over ranks."""
     monkeypatch.setattr(kernels, "choose", lambda x: triton_path)
     vocab, columns = 700, 720
     targets = torch.tensor([3, 699, 0])

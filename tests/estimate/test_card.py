@@ -1,4 +1,4 @@
-"""What a card holds, and what is said of one that is too small."""
+"""The parts of a card's memory, and the message for one that is too small."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_of_this_machine_its_own_gpus_count(recipe, monkeypatch, tmp_path):
     smi.write_text("#!/bin/sh\necho 81559\necho 24576\n")
     smi.chmod(0o755)
     assert environment.gpu_memory_bytes(2) == environment.gpu_memory_bytes(8) == 24 * GIB
-    assert environment.gpu_memory_bytes(1) == 81559 * 2**20  # a GPU that nobody needs is no bound
+    assert environment.gpu_memory_bytes(1) == 81559 * 2**20  # a GPU that is not needed is no bound
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert environment.gpu_memory_bytes(2) is None
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")

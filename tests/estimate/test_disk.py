@@ -1,4 +1,4 @@
-"""Room on disk."""
+"""Disk space."""
 
 import pytest
 

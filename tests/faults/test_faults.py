@@ -25,7 +25,7 @@ RUN = (f"steps={STEPS}", "task.heldout=4", "checkpoint.every=2", "evaluation.eve
 RUN += ("trainer.tensor_parallel=1",)  # two ranks: a pipeline
 # what begins in step 1, in this order; the step is followed by an evaluation and a checkpoint
 PHASES = ("sample", "score", "train", "sync", "record", "evaluate", "checkpoint", "publish")
-# before the first step is there no checkpoint yet: after these the run starts anew
+# before the first step there is no checkpoint yet: after these phases the run starts again
 BEFORE = ("0:sync", "0:evaluate", "0:checkpoint", "0:publish")
 SEED = 1
 
@@ -78,7 +78,7 @@ def test_killed_at_every_phase_while_the_next_step_is_sampled(tmp_path):
 
 
 def test_killed_while_a_checkpoint_is_written_beside_the_training(tmp_path, undisturbed):
-    """Checkpoints that the run does not wait for: half-written, written without its name, whole."""
+    """Checkpoints that the run does not wait for: half-written, not yet renamed, complete."""
     goes_on = "checkpoint.asynchronous=true"
     kill_at(tmp_path, "2:train", goes_on, hold_writes=True)
     assert checkpoints(tmp_path) == ["step_000000", "step_000002.partial"]

@@ -1,4 +1,4 @@
-"""Tiny Qwen2 models as folders, and what transformers says of them."""
+"""Tiny Qwen2 models as folders, and their log-probs by transformers."""
 
 from __future__ import annotations
 

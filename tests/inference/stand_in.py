@@ -1,4 +1,4 @@
-"""An HTTP server that fails in ways that a real engine cannot be made to."""
+"""An HTTP server that fails in ways that a real engine cannot be made to fail."""
 
 from __future__ import annotations
 

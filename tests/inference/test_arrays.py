@@ -1,4 +1,4 @@
-"""Responses as arrays: packed and unpacked, and what a real engine answers in them."""
+"""Responses as arrays: packing, unpacking, and the answers of a real engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation over HTTP, by a real server."""
+"""Generation over HTTP, with a real server."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_entropies_are_those_of_the_likeliest_tokens(served: Served) -> None:
         logits = served.model(torch.tensor([[*prompt, *done.token_ids]])).logits[0].double()
     for p, entropy in zip((logits[2:-1] / 0.8).softmax(dim=1), done.entropies, strict=True):
         whole = float(torch.special.entr(p).sum())
-        # the written token stands among the twenty, likely or not
+        # the sampled token is among the twenty, likely or not
         top = p.sort(descending=True).values[:18]
         least = float(torch.special.entr(torch.cat([top, 1 - top.sum()[None]])).sum())
         assert least - 1e-3 < entropy < whole + 1e-4

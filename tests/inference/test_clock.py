@@ -1,4 +1,4 @@
-"""Time that stands while engines are paused, and in which they are busy."""
+"""The clock that stops while engines are paused, and the time in which they are busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that do not start or die at work: an error with their last words, and no orphans."""
+"""Servers that fail to start or die while working: errors with log lines, no orphans."""
 
 from __future__ import annotations
 

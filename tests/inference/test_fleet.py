@@ -1,4 +1,4 @@
-"""Engines that are lost in the middle of their work: nothing is missing, until too few are left."""
+"""Engines that are lost while they work: no response is missing, until too few engines are left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from processes import command_line
 from weights.test_weight_transfer import PROMPTS
 from wording import assert_names, naming
 
-# of different lengths, so that each can be told from the others; all but the first go on for long
+# of different lengths, to tell them apart; all but the first take long
 REQUESTS = [GenerationRequest([i + 1], 250 + i if i else 4, seed=i) for i in range(32)]
 
 
@@ -139,10 +139,10 @@ def test_others_take_over_from_a_lost_engine_and_one_that_is_back_catches_up_fir
         assert fleet.clock.take_busy_s() > 2.0  # the frozen one was waited for so long
         said = capfd.readouterr().err
         assert_names(said, f"engine {other.url}", 1)
-        push(models.make(41))  # nobody waits for the frozen one
+        push(models.make(41))  # does not wait for the frozen one
 
-        back = wait_for_engine(tmp_path, last=other.url)  # it was given up, so it was replaced
-        said += capfd.readouterr().err  # its task may have said so before, too
+        back = wait_for_engine(tmp_path, last=other.url)  # it was dropped, so it was replaced
+        said += capfd.readouterr().err  # its task may have reported it before
         assert_names(said, "engine 0")
         fleet.clients.append(back)
         push(models.make(42))

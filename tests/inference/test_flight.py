@@ -1,4 +1,4 @@
-"""Requests that fail, are slow or get lost, of engines that are well: no run ends by them."""
+"""Requests to healthy engines that fail, are slow or get lost: none ends a run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_refusal_is_not_sent_again_and_no_engine_is_lost(status: int) -> None:
         fleet, lost = fleet_of(server.url, server.url)
         with pytest.raises(RefusedError, match=naming(status, "why")):
             fleet.generate_sync(REQUESTS[:1])
-        assert server.asked == [GENERATE]  # nobody asks for its health
+        assert server.asked == [GENERATE]  # its health was not checked
         assert lost == []
 
 
@@ -113,11 +113,11 @@ def test_long_responses_are_waited_for_as_long_as_tokens_are_written() -> None:
         fleet.generate_sync(REQUESTS[:2], on_progress=lambda: ticks.append(1))
         assert lost == []
         assert server.asked.count(GENERATE) == 2
-    assert len(ticks) > 2 + flight.LOOKS  # whoever waits for rank 0 hears of it
+    assert len(ticks) > 2 + flight.LOOKS  # callers that wait for rank 0 see progress
 
 
 def test_a_pause_for_new_weights_is_no_silence() -> None:
-    """Three times as long as one may be; what was asked for before it goes on after it."""
+    """Three times as long as one may take; the request sent before it continues after it."""
     asked, goes_on = threading.Event(), threading.Event()
 
     def answer(path: str, body: dict[str, Any]) -> object:
@@ -302,5 +302,5 @@ def test_an_engine_that_is_lost_again_in_one_update_comes_back_with_the_next() -
         assert not come_back(4)
         assert asyncio.run(fleet.readmit(lambda: [flapping], 5))
         assert come_back(6)
-        assert asyncio.run(fleet.readmit(lambda: [flapping], 7)) == []  # nobody is missing
+        assert asyncio.run(fleet.readmit(lambda: [flapping], 7)) == []  # no engine is missing
     assert lost == [server.url] * 3

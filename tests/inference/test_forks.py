@@ -1,4 +1,4 @@
-"""Where responses fork, and what their branches are made of."""
+"""Where responses fork, and the tokens of their branches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_branches_go_on_from_their_trunk_by_seeds_of_their_own():
     asked: list[GenerationRequest] = []
 
     async def generate(requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Whole ones have five tokens; what goes on from inside is two tokens of its seed."""
+        """Whole responses have five tokens; a branch continues with two tokens of its seed."""
         asked.extend(requests)
         return [
             trunk(5)

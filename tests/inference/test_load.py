@@ -49,7 +49,7 @@ def test_a_steps_counts_are_what_came_since_the_last_one_also_of_a_server_starte
         def look(in_flight: bool) -> None:
             asyncio.run(load.look([client, gone], in_flight))
 
-        assert load.take(1.0) == {}  # nobody has said anything yet
+        assert load.take(1.0) == {}  # nothing was measured yet
         look(False)
         said |= {"running": "7", "generated": "300"}
         look(True)
@@ -68,7 +68,7 @@ def test_a_steps_counts_are_what_came_since_the_last_one_also_of_a_server_starte
         look(False)
         again = load.take(4.0)
     assert again["engine/response_tokens_per_s"] == 20.0
-    assert "engine/running" not in again  # nobody has looked while requests were in flight
+    assert "engine/running" not in again  # nothing was measured while requests were in flight
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Engines that one run leaves to the next."""
+"""Engines that one run leaves to the next one."""
 
 from __future__ import annotations
 

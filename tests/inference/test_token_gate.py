@@ -1,4 +1,4 @@
-"""Who has no token gets nothing from an engine, on any route."""
+"""Without the token, an engine refuses every route."""
 
 from __future__ import annotations
 

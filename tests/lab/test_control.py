@@ -1,4 +1,4 @@
-"""``aent lab control``: the policy that learns, its statistics, what the command writes."""
+"""``aent lab control``: the policy that learns, its statistics, and the command's output."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def steps_of(entropies: list[float], reward: float = 0.5) -> list[Step]:
 
 
 def test_the_statistics_by_hand() -> None:
-    """40 steps, of which the last 20 count: ten at .5 and ten at 1 nat."""
+    """40 steps, of which the last 20 count: ten at 0.5 nats and ten at 1 nat."""
     aim = control.goal(LOG_PI)
     assert (aim.low, aim.high) == pytest.approx((0.3, 0.8))
     found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), LOG_PI)

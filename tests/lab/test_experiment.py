@@ -1,4 +1,4 @@
-"""``aent lab mdp``: what it writes, and what it refuses."""
+"""``aent lab mdp``: its output, and what it refuses."""
 
 from __future__ import annotations
 

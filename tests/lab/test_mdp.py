@@ -80,7 +80,7 @@ def test_classes_are_the_plain_policy(task: Task, arm: Arm, steps: int, monkeypa
         rewards, entropies = plain(task, arm, seed, steps)
         np.testing.assert_allclose(curves.reward[:, seed], rewards, rtol=1e-8)
         np.testing.assert_allclose(curves.entropy[:, seed], entropies, rtol=1e-8)
-    assert abs(rewards[-1] - rewards[0]) > 1e-3  # something was learnt
+    assert abs(rewards[-1] - rewards[0]) > 1e-3  # the policy has learned
 
 
 def test_a_class_is_parted_once_and_only_where_the_clamp_cuts_it() -> None:

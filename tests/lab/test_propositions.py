@@ -24,9 +24,9 @@ def answer_entropy(now: Exact) -> np.ndarray:
 
 
 def test_proposition_1_the_values_gradient_is_at_most_twice_the_entropy() -> None:
-    """Without a bonus the entropy goes, and with it the gradient: a wrong answer stays.
+    """Without a bonus the entropy vanishes, and with it the gradient: a wrong answer stays.
 
-    Held all the way while 100,000 actions collapse onto the decoy, and once more where the decoy is
+    Checked throughout while 100,000 actions collapse onto the decoy, and again with a decoy that is
     as good as the answers, which comes five times nearer to the bound.
     """
     tasks = [Task(15), Task(1), Task(15, decoy_reward=1.0), Task(1, decoy_reward=1.0)]

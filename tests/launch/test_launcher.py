@@ -1,4 +1,4 @@
-"""How the launcher reacts to its children, here small ones with a real heartbeat each."""
+"""The launcher's reactions to its children, which are small ones here, with real heartbeats."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def test_a_start_takes_over_why_the_one_before_it_ended(tmp_path):
     told = "rank 1 failed first; its last lines: ... OSError: disk full"
     assert starts.why_ended(tmp_path) == told
     starts.note(tmp_path, "7", "step_000010")
-    assert starts.why_ended(tmp_path) is None  # it goes on
+    assert starts.why_ended(tmp_path) is None  # it continues
     starts.note(tmp_path, "7", "step_000010")  # its node was lost
     first, second, third = starts.noted(tmp_path)
     assert first["after"] is None

@@ -1,4 +1,4 @@
-"""Where ranks and engines lie, and which jobs are refused."""
+"""The placement of ranks and engines on nodes, and jobs that are refused."""
 
 import pytest
 

@@ -11,11 +11,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from aent.layout.parallel import ParallelLayout
 from aent.models import facts
+from aent.models.bundled import smollm2 as packaged
+from aent.models.bundled import tiny_qwen2
 from aent.models.config_json import ModelError, read
 from aent.models.decoder import ModelFacts
 from aent.models.families import FAMILIES, INERT, table
 from aent.models.layer_attention import FULL, SLIDING, LayerAttention
-from aent.models.model_source import SMOLLM2_CONFIG, TINY_CONFIG
 from wording import assert_names, naming
 
 BASE = {
@@ -94,7 +95,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(name):
 
 
 def test_the_bundled_models_are_covered():
-    smollm2, tiny = read(SMOLLM2_CONFIG, ""), read(TINY_CONFIG, "")
+    smollm2, tiny = read(packaged.CONFIG, ""), read(tiny_qwen2.CONFIG, "")
     assert (smollm2.family.model_type, smollm2.tied_embeddings) == ("llama", True)
     assert (tiny.family.model_type, tiny.windows) == ("qwen2", [])
 
@@ -279,7 +280,7 @@ def test_weights_are_those_that_transformers_saves(name, tied):
 )
 def test_stages_take_equally_long(layers, vocab, stages, last):
     changes = {"num_hidden_layers": layers, "vocab_size": vocab}
-    found = read(SMOLLM2_CONFIG | changes, "")
+    found = read(packaged.CONFIG | changes, "")
     parts = ParallelLayout(pipeline=stages).stage_layers(found.layers, found.head_layers)
     assert [layer for part in parts for layer in part] == list(range(layers))
     assert (len(parts), len(parts[-1])) == (stages, last)

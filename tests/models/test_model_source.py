@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aent.models import model_source
+from aent.models.bundled import smollm2
 from aent.recipe.schema import ModelSection
 from wording import naming
 
@@ -176,7 +177,7 @@ assert theirs.keys() == ours.keys() and len(ours) == 272
 for name, value in theirs.items():
     assert ours[name].dtype == torch.float32 and torch.equal(ours[name], value), name
 """
-    distribution = model_source._smollm2_distribution()
+    distribution = smollm2.installed()
     (gguf,) = [f for f in distribution.files if f.name.endswith(".gguf")]
     _python(code, model_source.resolve(SMOLLM2), str(distribution.locate_file(gguf)))
 
@@ -184,7 +185,7 @@ for name, value in theirs.items():
 def test_rotary_rows_are_reordered():
     # one head of 4 rows: GGUF's neighbours (0, 1), (2, 3) become halves (0, 2), (1, 3)
     weight = np.arange(8.0).reshape(4, 2)
-    assert model_source._split_halves(weight, 1).tolist() == weight[[0, 2, 1, 3]].tolist()
+    assert smollm2.split_halves(weight, 1).tolist() == weight[[0, 2, 1, 3]].tolist()
 
 
 def _python(code, *arguments):

@@ -95,7 +95,7 @@ OTHERS: list[Layout] = [
     ALONE, (2, 1, 1, 1, False), (1, 1, 4, 1, False), (2, 1, 2, 1, True), (2, 1, 1, 2, False),
     (2, 2, 1, 1, True),
 ]  # fmt: skip
-WINDOWED = {"mistral-window", "gemma2"}  # with windows alone; with softcaps too
+WINDOWED = {"mistral-window", "gemma2"}  # only with windows; with softcaps too
 # whose names are all stages'
 STAGED = {
     "llama-tied-mha", "mistral", "phi3", "qwen2-tied", "qwen3", "smollm3", "olmo2", "gemma2",
@@ -268,7 +268,7 @@ def assert_equal(got: dict[str, Any], want: dict[str, Any]) -> None:
     assert got["gradients"].keys() == want["gradients"].keys()
     for key, gradient in want["gradients"].items():
         error = np.linalg.norm(got["gradients"][key] - gradient)
-        # a gradient of almost nothing is rounding: held against the whole one's norm
+        # a gradient near zero is rounding: compared with the norm of the whole one
         assert error < 1e-4 * max(np.linalg.norm(gradient), 1e-3 * norm), key
 
 

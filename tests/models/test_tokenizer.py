@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 
 from aent.models import model_source, tokenizer
+from aent.models.bundled import tiny_qwen2
 from aent.recipe.schema import ModelSection
 from wording import naming
 
@@ -28,7 +29,7 @@ def test_importing_the_module_imports_no_nemo():
 def test_huggingface(tiny):
     loaded = tokenizer.load(ModelSection(bundled="tiny-qwen2"), tiny)
     ids = loaded.chat_prompt("3 + 4?\nNow.")
-    characters = [*model_source.TINY_SPECIAL, *model_source.TINY_CHARACTERS]
+    characters = [*tiny_qwen2.SPECIAL, *tiny_qwen2.CHARACTERS]
     written = "".join(characters[i] for i in ids).replace("Ċ", "\n").replace("Ġ", " ")
     assert written == "<bos>user: 3 + 4?\nNow.\nassistant: "
     system = loaded.decode(loaded.chat_prompt("Hi", "Be brief."))

@@ -1,4 +1,4 @@
-"""Which steps an on-call engineer is told of."""
+"""The steps that give an alert."""
 
 import math
 
@@ -16,7 +16,7 @@ QUIET = {
 
 
 def told(steps: list[dict[str, float]], lead_s: int | None = None, **settings: float) -> list[str]:
-    """What is said of these steps, each quiet but for what is given."""
+    """The alerts of these steps, which are quiet except for the given values."""
     alerts = Alerts(AlertsSection(**settings), lead_s)
     return [str(a) for step, own in enumerate(steps) for a in alerts.look(step, QUIET | own)]
 

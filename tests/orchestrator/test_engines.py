@@ -1,4 +1,4 @@
-"""Rank 0's way to the engines."""
+"""How rank 0 reaches and updates the engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is chosen and kept of a run for MLflow's own pages."""
+"""The data that a run keeps for MLflow's own pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aent.data.question import Question
 from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.orchestrator import entities
-from aent.orchestrator.records import MAX_TEXT
+from aent.orchestrator.tables import MAX_TEXT
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
 from aent.tasks import Task

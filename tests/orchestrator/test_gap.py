@@ -1,4 +1,4 @@
-"""What ends a run whose engine and trainer disagree."""
+"""A train-inference mismatch that ends a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the loop itself computes."""
+"""The loop's own computations."""
 
 from __future__ import annotations
 

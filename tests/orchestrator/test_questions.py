@@ -1,4 +1,4 @@
-"""Which questions a run is left with, whatever is in the data."""
+"""The questions that a run keeps, for any data."""
 
 import json
 

@@ -1,17 +1,13 @@
-"""Counts that a step's record takes from its samples and weights."""
+"""Metrics that a step's record computes from its samples and weights."""
 
 import math
 
 import torch
 
 from aent.data.batch import Batch
-from aent.data.question import Question
 from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.entropy.controllers import ControllerReport
-from aent.evaluation.heldout import summarize
-from aent.inference.completion import Completion
-from aent.orchestrator import records
 from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
     StepDone,
@@ -26,11 +22,10 @@ from aent.orchestrator.records import (
     token_mean,
     zero_share,
 )
-from aent.tasks.asking import Answer
 
 
 def samples() -> list[Sample]:
-    """Two groups of two responses; three groups were thrown away for the first one's place."""
+    """Two groups of two responses; three groups were discarded before the first one."""
     return [
         Sample([1], [2] * n, [0.0] * n, [0] * n, "stop", group, 0, replaced=3 * (1 - group))
         for group, n in ((0, 1), (0, 2), (1, 1), (1, 4))
@@ -144,34 +139,6 @@ def test_compute_is_told_of_the_step_and_of_its_training():
         "compute/mfu": 0.25,
         "compute/train_mfu": 4 / 3 / 2,
     }
-
-
-def test_a_table_of_samples_is_bounded_in_rows_and_text():
-    text = "a" * 5000 + "b" * 5000
-    sample = Sample([1], [2], [-0.5], [0], "stop", 0, 0)
-    count = records.MAX_ROWS + 10
-    rollout = Rollout([sample] * count, ["?"] * count, [text] * count, [Verdict(1.0)] * count)
-    rows = records.sample_rows(rollout, [0.5] * count)
-    assert len(rows) == records.MAX_ROWS
-    response = rows[0]["response"]
-    assert records.MAX_TEXT <= len(response) < records.MAX_TEXT + 50
-    assert response.startswith("a" * 4096)
-    assert response.endswith("b" * 4096)
-    assert "1808 characters" in response
-    assert rows[0]["prompt"] == "?"
-
-
-def test_a_table_of_held_out_answers_counts_all_and_shows_some():
-    """A comparison's report counts every row, by its question's text."""
-    question = Question(0, "?", "1", {})
-    count = records.MAX_ROWS + 10
-    answer = Answer(question, Completion([1], [0.0], [0], "stop"), "a" * 10_000, Verdict(1.0))
-    rows = records.heldout_rows(summarize([answer] * count, 2))
-    assert len(rows) == count
-    assert {(row["prompt"], row["expected"], row["reward"]) for row in rows} == {("?", "1", 1.0)}
-    shown = [row["response"] for row in rows if row["response"] is not None]
-    assert len(shown) == records.MAX_ROWS
-    assert len(shown[0]) < records.MAX_TEXT + 50
 
 
 def test_a_step_says_whether_its_entropy_is_where_the_controller_wants_it():

@@ -159,7 +159,7 @@ def test_a_step_that_waits_for_its_turn_is_not_begun_when_the_run_ends(tmp_path:
         assert source.begins.acquire(timeout=PATIENCE_S)
     made.close()
     assert source.begun == [0, 1]
-    assert rollout_files.begun(tmp_path) == 1  # a run that goes on does not count 2 as sampled anew
+    assert rollout_files.begun(tmp_path) == 1  # a continued run does not count 2 as sampled again
 
 
 @pytest.mark.parametrize("by", ["settle", "of"])
@@ -200,7 +200,7 @@ class Learner:
         self.asked[step] = items
         samples = [Sample([1], [2], [-1.0], [step], "stop", g, i) for g, i in enumerate(items)]
         outcomes = {i: (random.Random(f"{i}/{step}").randrange(5), 4) for i in items}
-        outcomes[29] = (step % 5, 4)  # one whose group was thrown away
+        outcomes[29] = (step % 5, 4)  # a question whose group was discarded
         return replace(rollout_of(step), samples=samples, outcomes=outcomes,
                        prompts=["?"] * len(items), responses=["3"] * len(items),
                        verdicts=[Verdict(1.0)] * len(items))  # fmt: skip
@@ -225,7 +225,7 @@ def learner(run_dir: Path, staleness: int, *more: str) -> tuple[Any, Learner, An
 def test_a_curriculum_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, staleness: int, killed_in: int, checkpoint: int
 ) -> None:
-    """A checkpoint's record, and what is on disk after it, are all that a resumed run has."""
+    """A resumed run has only a checkpoint's record and the rollouts on disk after it."""
     whole, undisturbed, how = learner(tmp_path / "whole", staleness)
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()

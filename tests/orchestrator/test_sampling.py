@@ -1,4 +1,4 @@
-"""Which groups give their places to which questions, which responses are kept, which rewards."""
+"""Which groups are replaced by which questions, which responses are kept, and their rewards."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def group_of(place: int, question: Question) -> Rollout:
 
 
 def sampled(indices: list[int], spare: list[int]) -> tuple[list[int], list[int], list[list]]:
-    """(items in each place, groups thrown away for it, what was asked for in each round)."""
+    """(items in each place, groups discarded for it, the requests of each round)."""
     rounds = []
 
     def sample(places: list[tuple[int, Question]]) -> list[Rollout]:
@@ -185,7 +185,7 @@ def test_what_a_mixture_with_a_curriculum_samples_and_records(tmp_path: Any) -> 
             assert (
                 0 < found["source/a/grader/last_number/mean"] == found["source/a/right_share"] < 1
             )
-            # those whose groups were thrown away count as asked: b's never have signal
+            # those whose groups were discarded count as asked: b's never have signal
             thrown = len(rollout.outcomes) - 6
             assert 0 < thrown <= 3
             assert {(0, 4)} == {rollout.outcomes[i] for i in rollout.outcomes if names[i] == "b"}
@@ -230,7 +230,7 @@ def test_a_batch_with_early_spares_is_the_one_of_rounds(tmp_path: Any, limit: in
             asked = (server.asked.count(GENERATE) - before) / 3
             assert found == in_rounds(source, step, how)
             replaced |= {sample.replaced for sample in found.samples}
-            # a group asked for early is thrown away unseen only if the limit ends the replacements
+            # a group asked for early is discarded unseen only if the limit ends the replacements
             assert len(found.outcomes) <= asked <= len(found.outcomes) + limit
             assert asked == len(found.outcomes) or limit == 3
     assert max(replaced) > (limit > 3)

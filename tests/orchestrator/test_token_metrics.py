@@ -1,4 +1,4 @@
-"""What a step says of its tokens, against numbers by hand."""
+"""A step's metrics of tokens, against numbers computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real browser, for the pages that we write."""
+"""A real browser, for the pages that aent writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def browse(tmp_path_factory):
-    """A headless Chromium that reaches this machine alone: a file or an address in, and flags; what
-    it prints out."""
+    """A headless Chromium that can only reach this machine: it gets a file or an address, and
+    flags; returns its output."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("Debian's chromium is not installed: no browser has looked at the page")

@@ -13,7 +13,7 @@ from aent.checks.recipe import check
 from aent.cli.main import app
 from aent.estimate import card
 from aent.layout.nodes import layout
-from aent.models.model_source import TINY_CONFIG
+from aent.models.bundled import tiny_qwen2
 from aent.models.published import PUBLISHED
 from aent.recipe.load import flatten, load
 from wording import assert_names
@@ -185,7 +185,7 @@ def test_a_smoke_recipe_keeps_the_method_and_the_proportions(setting, tmp_path, 
         assert getattr(smoke, section) == getattr(whole, section)
     assert smoke.trainer.optimizer == whole.trainer.optimizer
     assert smoke.trainer.mini_batches == whole.trainer.mini_batches
-    assert PUBLISHED[Path(whole.model.path).name]["model_type"] == TINY_CONFIG["model_type"]
+    assert PUBLISHED[Path(whole.model.path).name]["model_type"] == tiny_qwen2.CONFIG["model_type"]
     task = tasks.load(smoke.task, smoke.seed)
     assert (len(task.train), len(task.heldout)) == (8, 4)
     longest = max(len(q.prompt) for q in task.train + task.heldout)

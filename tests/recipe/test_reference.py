@@ -1,4 +1,4 @@
-"""The pages about a recipe's fields are those of the schema."""
+"""The pages about a recipe's fields match the schema."""
 
 import json
 from pathlib import Path

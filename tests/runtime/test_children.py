@@ -1,4 +1,4 @@
-"""Children die with their parent, with all that they started, and their last words are kept."""
+"""Children die with their parent, with all processes that they started, and their logs are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's offers, and the unrelated package with apex's name."""
+"""The hardware and libraries found on a machine, and the unrelated package named apex."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The first error of the first failing rank, out of what each has written."""
+"""The first error of the first failing rank, found in the errors of all ranks."""
 
 import contextlib
 

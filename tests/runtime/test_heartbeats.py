@@ -1,4 +1,4 @@
-"""Signs of life: missed when a process is stopped, read when its work hangs."""
+"""Heartbeats: missing if a process is stopped, present if its work hangs."""
 
 import errno
 import json

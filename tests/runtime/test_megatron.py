@@ -1,4 +1,4 @@
-"""Which Megatron is there, and what it can read."""
+"""The installed Megatron, and the checkpoints that it can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which address a machine gives to the others of its job."""
+"""The address under which other machines of a job reach this one."""
 
 import socket
 

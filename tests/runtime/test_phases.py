@@ -1,4 +1,4 @@
-"""Where a rank says it is, and for how long it says that it lives."""
+"""The phase that a rank reports, and for how long it reports that it lives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGUSR1 is neither lost nor deadly before a process is ready for it."""
+"""SIGUSR1 is not lost, and does not kill a process that is not ready for it."""
 
 from __future__ import annotations
 

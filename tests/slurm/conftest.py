@@ -1,4 +1,4 @@
-"""One cluster for all tests that need one, and jobs that are over when their test is."""
+"""One cluster for all tests that need one, and jobs that end with their test."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class FakeJob:
             "HOME": str(self.folder),
             "FAKE": str(self.folder),
             "RUN_DIR": str(self.folder / "run"),
-            "PYTHON": "true",  # of the steps; what this script itself starts says nothing
+            "PYTHON": "true",  # for the steps; this script's own calls print nothing
             **JOB,
         }
 

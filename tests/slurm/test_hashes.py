@@ -1,4 +1,4 @@
-"""A checkpoint hashed by several nodes, and what prepare makes of it."""
+"""A checkpoint hashed by several nodes, and prepare's use of the hashes."""
 
 import hashlib
 

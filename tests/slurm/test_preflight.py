@@ -98,7 +98,7 @@ def start(folder: Path, place: int, nodes: int) -> subprocess.Popen[str]:
 def test_a_node_that_does_not_come_or_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setattr(preflight, "PEERS_DEADLINE_S", 1.0)
-    preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", free_port()])  # nobody listens there
+    preflight._write(tmp_path / "1.here", ["n1", "127.0.0.1", free_port()])  # nothing listens there
     lost, silent = preflight.peer_faults(tmp_path, nodes=3, place=0, name="n0")
     assert_names(lost, "node 2")
     assert_names(silent, "n1", "127.0.0.1")

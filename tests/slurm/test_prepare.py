@@ -27,7 +27,7 @@ def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_pa
     start(tmp_path, "step_000005")
     with pytest.raises(CheckpointError, match=naming(3, "MAX_REQUEUES=2")):
         start(tmp_path, "step_000005")
-    monkeypatch.setenv("SLURM_JOB_ID", "8")  # somebody has sent it again, and knows why
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # a person has submitted it again
     start(tmp_path, "step_000005")
 
 

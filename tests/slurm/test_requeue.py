@@ -80,7 +80,7 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
 
 @pytest.fixture
 def in_containers(tmp_path, monkeypatch):
-    """Jobs run by ``apptainer.sh``: home and /tmp are empty but for what is mounted."""
+    """Jobs run by ``apptainer.sh``: home and /tmp are empty except for mounts."""
     (tmp_path / "apptainer").symlink_to(Path(__file__).with_name("apptainer.sh"))
     (tmp_path / "image.sif").write_bytes(b"an image")
     compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's default

@@ -104,7 +104,7 @@ def test_a_job_that_is_being_cancelled_is_not_brought_back(job: FakeJob) -> None
     process.send_signal(signal.SIGTERM)
     log, _ = process.communicate(timeout=60)
     assert (process.returncode, job.requeues) == (143, 0), log
-    # the step that is there already is told, for such a job starts no more
+    # the step that already runs is told, because such a job can start no more
     assert (job.folder / "run" / "verdict").read_text() == "KILLED\n"
 
 

@@ -132,7 +132,7 @@ def contained(folder: Path) -> dict[str, str]:
 
 
 def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: Path) -> None:
-    """Slurm tells the steps alone, and requeues the job itself when that time is over."""
+    """Slurm signals only the steps, and requeues the job itself when that time is over."""
     flags = ("--partition=grace", "--nodes=2", "--gpus-per-node=0")
     job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1")
     wait_until((job.run_dir / "seen").exists)

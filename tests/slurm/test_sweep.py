@@ -57,7 +57,7 @@ def task(tmp_path):
 def test_a_task_gets_its_lines_words_or_nothing(task):
     done = task("a=1 'b=[1, 2]' c=\"d e\"")
     assert (done.returncode, done.stdout) == (0, "<r.yaml><steps=2><a=1><b=[1, 2]><c=d e>")
-    done = task("a=1 'b=[1, 2] c=2")  # never with the words before the quote alone
+    done = task("a=1 'b=[1, 2] c=2")  # never with only the words before the quote
     assert (done.returncode, done.stdout) == (2, "")
     assert "variants.txt: line 2" in done.stderr
 

@@ -41,8 +41,8 @@ def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
 
 
 def test_a_log_ends_with_why_the_job_failed(submit, tmp_path):
-    """By a weight that is no number, which a rank finds. The recipe lies in the folder that the job
-    is sent from."""
+    """With a weight that is not finite, which a rank finds. The recipe is in the folder that the
+    job is submitted from."""
     shutil.copy(data_path(TINY), tmp_path / "own.yaml")
     model = tmp_path / "model"
     shutil.copytree(resolve(ModelSection(bundled="tiny-qwen2")), model)

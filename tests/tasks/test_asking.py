@@ -1,4 +1,4 @@
-"""What reaches the engines of what is asked, and what comes back."""
+"""Requests sent to the engines, and the responses that return."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_group_is_judged_while_others_are_written_and_may_ask_for_more(judge: 
     taken: list[tuple[int, list[float]]] = []
 
     def take(place: int, answers: list[Answer]) -> list[list[Asked]]:
-        assert threading.current_thread() is not threading.main_thread()  # where the event loop is
+        assert threading.current_thread() is not threading.main_thread()  # the event loop's thread
         taken.append((place, [answer.verdict.reward for answer in answers]))
         judged.set()
         return [WANTED[2:]] if place == 0 else []

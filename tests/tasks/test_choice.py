@@ -1,4 +1,4 @@
-"""Which questions a step asks: exact shares, no question twice, a function of seed and step."""
+"""The questions of a step: exact shares, no question twice, a function of seed and step."""
 
 from __future__ import annotations
 

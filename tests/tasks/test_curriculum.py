@@ -1,4 +1,4 @@
-"""Which questions a curriculum asks again, in which order, and what it keeps of them."""
+"""The questions that a curriculum repeats, their order, and what it remembers of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_questions_outside_the_window_rest() -> None:
     assert set(waiting) == {1, 2, 4, 5, 6, 7}
     assert set(waiting[:4]) == {4, 5, 6, 7}  # the new ones first, as in an epoch
     assert set(resting) == {0, 3}
-    # nobody could judge it: it is not known to lie outside
+    # it has no grade: so it is not known to be outside
     assert 0 in order({0: Tried(1, 3, None)})[0]
 
 
@@ -76,7 +76,7 @@ def test_a_share_of_the_step_is_replayed_those_asked_longest_ago() -> None:
 def test_a_record_is_what_was_seen_and_comes_back_from_json() -> None:
     record = curriculum.learnt({}, 0, {3: (2, 4), 5: (0, 0)})
     record = curriculum.learnt(record, 1, {3: (4, 4)})
-    record = curriculum.learnt(record, 2, {3: (0, 0)})  # nobody judged it: what was known stays
+    record = curriculum.learnt(record, 2, {3: (0, 0)})  # it has no grade: the old values stay
     assert record == {3: Tried(3, 2, 1.0), 5: Tried(1, 0, None)}
     assert curriculum.from_json(json.loads(json.dumps(curriculum.to_json(record)))) == record
 

@@ -1,4 +1,4 @@
-"""Data sets' folders, as ``datasets`` writes them and as the Hub has them."""
+"""Folders of data sets, as ``datasets`` writes them and as the Hub has them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_without_a_card_the_names_say_it(tmp_path: Path) -> None:
     assert asked(tmp_path, "validation") == ["2?"]
     with pytest.raises(ValueError, match=naming("'test'", "train", "validation")):
         asked(tmp_path, "test")
-    plain = tmp_path / "plain"  # the folder's own name says nothing of its files
+    plain = tmp_path / "plain"  # the folder's name does not describe its files
     parquet(plain / "b.parquet", ROWS[1:2])
     parquet(plain / "a.parquet", ROWS[:1])
     assert asked(plain) == ["0?", "1?"]

@@ -251,7 +251,7 @@ def test_a_question_is_judged_by_the_graders_of_its_data_source(function):
 
 @pytest.mark.slow
 def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(function):
-    """Three can meet; what is beside one that blocks the loop is judged again, alone."""
+    """Three can run together; those beside one that blocks the loop are graded again, alone."""
     waiting = ["meets", "throws", "meets", "waits for ever", "waits for ever", "meets"]
     blocked = ["good", "blocks the loop", "good"]
     progress = []

@@ -1,4 +1,4 @@
-"""A task of several sources: which questions, judged by whom."""
+"""A task with several sources: its questions, and their graders."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_a_question_of_two_sources_is_the_first_ones(tmp_path: Path) -> None:
 
 
 def test_each_sources_own_graders_judge_its_responses(tmp_path: Path) -> None:
-    """In the real processes: the same name may stand for different graders, weights are the
-    source's own, suites' questions are judged by the task's."""
+    """In the real processes: one name may be of different graders, weights are the source's own,
+    and the task's graders score suites' questions."""
     (tmp_path / "r.py").write_text("def f(response, question):\n    return 10.0\n")
     ten = {"kind": "python", "name": "same", "function": f"{tmp_path}/r.py:f", "weight": 2}
     one = file(tmp_path, "one", numbers(1, 2, 3), graders=[ten, {"kind": "last_number"}])

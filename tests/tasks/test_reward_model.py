@@ -1,4 +1,4 @@
-"""Reward models that vLLM serves: what its pooling route answers is transformers' score."""
+"""Reward models served by vLLM: its pooling route returns transformers' score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graders behind an address, called by the judges' processes as in a run."""
+"""Graders behind a URL, called by the grading processes as in a run."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def traced(step: int, sample: int, error: str = "") -> Traced:
 
 
 def traced_step(step: int) -> TracedStep:
-    """Two responses, the second of which one grader has not judged in time."""
+    """Two responses; one grader did not score the second in time."""
     return TracedStep(step, TIME + step, (traced(step, 0), traced(step, 3, "timeout")))
 
 

@@ -1,4 +1,4 @@
-"""A real MLflow server that may die and come back."""
+"""A real MLflow server that can die and come back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Server:
         argv += ["--port", str(self.port), "--workers", "1"]
         argv += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
         argv += ["--artifacts-destination", str(self.folder / "artifacts")]
-        # the processes of MLflow's own jobs cost seconds each, and nobody here has jobs
+        # the processes for MLflow's own jobs cost seconds each, and there are no such jobs here
         env = os.environ | {
             "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }  # fmt: skip

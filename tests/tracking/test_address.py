@@ -1,4 +1,4 @@
-"""Where a run's MLflow is, in whatever environment its later processes find themselves."""
+"""The address of a run's MLflow, for later processes in any environment."""
 
 import stat
 

@@ -53,7 +53,7 @@ def test_live_table_in_a_terminal(monkeypatch):
     reader, writer = pty.openpty()
     pieces: list[bytes] = []
     collector = threading.Thread(target=read_to_the_end, args=(reader, pieces))
-    collector.start()  # a terminal hands out what it has, piece by piece
+    collector.start()  # a terminal returns its content piece by piece
     with os.fdopen(writer, "w") as terminal, Display(steps=3, file=terminal) as display:
         for step in range(3):
             display.step(line(step))

@@ -1,4 +1,4 @@
-"""The picture is drawn from whatever points are there."""
+"""The figure is drawn from any points."""
 
 import math
 

@@ -177,7 +177,7 @@ RUN_PATH = "/api/2.0/mlflow/runs/get"
         ((200, "2.9.2"), ("2.9.2", "3.4")),
         ((200, "3.3.9"), ("3.3.9", "3.4")),
         ((404, "<html>"), ("version", "404")),
-        ((200, "3.17.2"), ("/v1/traces",)),  # and a proxy that lets /api through alone
+        ((200, "3.17.2"), ("/v1/traces",)),  # and a proxy that only passes /api
     ],
 )
 def test_a_server_without_traces_is_told_from_one_that_is_away(version, names, monkeypatch):

@@ -102,7 +102,7 @@ def test_a_server_that_is_frozen_in_mid_run_is_not_waited_for(run_dir, server):
     wait_until(lambda: everything_sent(run_dir), "the first steps arrive")
     server.signal(signal.SIGSTOP)
     try:
-        log(tracker, range(2, 6))  # returns though nobody answers
+        log(tracker, range(2, 6))  # returns although no server answers
         assert not everything_sent(run_dir)
     finally:
         server.signal(signal.SIGCONT)

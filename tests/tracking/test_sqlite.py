@@ -1,4 +1,4 @@
-"""MLflow's store in a file: whole or not there, and a half-made one is named."""
+"""MLflow's store in a file: complete or absent; an incomplete one is named."""
 
 import os
 import shutil

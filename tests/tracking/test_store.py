@@ -1,4 +1,4 @@
-"""A server's refusal is reported in its own words."""
+"""A server's refusal is reported in the server's words."""
 
 import http.server
 import json

@@ -128,7 +128,7 @@ def test_files_of_others_are_artifacts_once_and_large_ones_stay(
     def fail():
         raise OSError("the disk is away")
 
-    for _ in range(2):  # the second goes on with the first one's journal
+    for _ in range(2):  # the second continues the first one's journal
         tracker = Tracker(run_dir, recipe)
         tracker.log_files("profiles", find)
         tracker.log_files("profiles", fail)
@@ -363,7 +363,7 @@ def test_an_append_that_does_not_fit_leaves_no_half_line(tmp_path):
     assert path.read_bytes() == whole
 
 
-# -- a run that goes on
+# -- a run that continues
 
 
 def test_a_resumed_run_is_one_run_and_repeated_steps_are_not_logged_again(

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from aent.algorithm.terms import MiniBatch
 from aent.data.batch import Batch
-from aent.recipe.controls import NucleusAnchor
+from aent.recipe.controls.terms import NucleusAnchor
 from aent.recipe.schema import Recipe
 
 

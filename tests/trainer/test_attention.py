@@ -1,4 +1,4 @@
-"""The local attention against one that knows single sequences only."""
+"""The local attention against one that only computes single sequences."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from aent.models.bundled import tiny_qwen2
 from aent.models.config_json import read
 from aent.models.layer_attention import LayerAttention
-from aent.models.model_source import TINY_CONFIG
 from aent.trainer import attention, flex, segments
 from aent.trainer.attention import PackedAttention
 from aent.trainer.context import Part
@@ -68,7 +68,7 @@ def drawn(units: list[tuple[int, list[int]]]) -> list[Tensor]:
 
 def of(window: int | None, softcap: float | None, by_flex: bool = False) -> PackedAttention:
     facts = dataclasses.replace(
-        read(TINY_CONFIG, ""),
+        read(tiny_qwen2.CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),
         numbers={} if softcap is None else {"attn_logit_softcapping": softcap},
     )
@@ -136,7 +136,7 @@ def test_blocks_of_flex_attention_are_those_with_a_visible_pair(window, monkeypa
     tiles = torch.nn.functional.pad(seen, (0, size, 0, size)).unflatten(0, (-1, 16))
     tiles = tiles.unflatten(2, (-1, 16)).transpose(1, 2)
     assert torch.equal(some, tiles.any(-1).any(-1))
-    # known to be seen as a whole: of one run of queries and one of keys
+    # blocks known to be seen completely: those of one run of queries and one of keys
     run = torch.cat([torch.full((r.tokens,), n) for n, r in enumerate(runs)])
     of_block = torch.nn.functional.pad(run, (0, size), value=-1).view(-1, 16)
     alone = (of_block == of_block[:, :1]).all(-1)

@@ -1,4 +1,4 @@
-"""Which tokens context-parallel ranks have, against Megatron's and Transformer Engine's order."""
+"""The tokens of context-parallel ranks, against Megatron's and Transformer Engine's order."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_each_response_token_is_predicted_by_the_rank_that_has_the_one_before(
 
 
 def test_a_response_without_tokens_does_not_count() -> None:
-    """A sequence that is a prompt alone, whose padding stands where a response would."""
+    """A sequence with only a prompt; its padding is at a response's place."""
     batch = tiny.mini_batch([(3, 0), (1, 2)]).batch
     for index in range(2):
         micro_batch = pack(batch, make_units(batch, False, 100), 4, CPU, Part(2, index))

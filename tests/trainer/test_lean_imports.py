@@ -1,4 +1,4 @@
-"""What a rank imports, and what it does without."""
+"""What a rank imports, and what it leaves out."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ CASES = [("tensor 2", "tensor 2"), ("data 2", "data 2"), ("data 2", "tensor 2 di
 
 
 def write(rank: int, _world: int, path: str, folder: str) -> dict[str, Any]:
-    """Save after some updates, and go on."""
+    """Save after some updates, and continue."""
     from aent.trainer.trainer import Trainer
 
     out = {}

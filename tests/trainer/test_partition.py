@@ -1,4 +1,4 @@
-"""Partition and packing: who gets which sequences, and where tokens stand."""
+"""Partition and packing: the sequences of each rank, and the positions of tokens."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_balanced_by_work_within_the_limit_of_tokens() -> None:
 def test_the_work_of_a_unit_is_its_tokens_and_the_pairs_that_its_mask_lets_see() -> None:
     units = make_units(tiny.grouped_batch().batch, True, 100)
     seen = int(seen_by_each([(units[0].prompt, [4, 1, 7])], None).sum())
-    # the diagonal whole, where the formula has halves
+    # the full diagonal; the formula has halves
     assert units[0].work(2.0) == units[0].tokens + (seen - units[0].tokens / 2) / 2.0
 
 

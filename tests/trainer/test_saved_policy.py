@@ -1,4 +1,4 @@
-"""The trained policy as a folder: huggingface_hub's files, each written by its own stage."""
+"""The trained policy as a folder: huggingface_hub's files, each written by one stage."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def save_large(_rank: int, _world: int, folder: str) -> int:
     recipe = tiny.recipe()
     with tiny.world(recipe.trainer, 0, folder, "world"):
         trainer = Trainer(recipe, Path(folder) / "large")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = peak()
         saved_policy.save_pretrained(
             trainer.exporter, trainer.model_path, Path(folder) / "out", FILE

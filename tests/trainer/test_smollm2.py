@@ -1,4 +1,4 @@
-"""The bundled SmolLM2, imported into Megatron, against transformers: logits, and the way back."""
+"""The bundled SmolLM2, imported into Megatron and exported, against transformers' logits."""
 
 from __future__ import annotations
 

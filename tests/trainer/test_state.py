@@ -1,4 +1,4 @@
-"""The trainer's state saved by one layout and taken up by another. Real ranks, two at most."""
+"""The trainer's state saved by one layout and restored by another. Real ranks, at most two."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def go_on(trainer: Any) -> dict[str, Any]:
 
 
 def as_with_transformer_engine() -> None:
-    """Set what Megatron keeps where it has found Transformer Engine: the recipe asks for torch's
-    Adam, whose steps are counted and saved another way."""
+    """Set what Megatron sets if it finds Transformer Engine: the recipe asks for torch's Adam,
+    whose steps are counted and saved in another way."""
     from megatron.core import optimizer
 
     optimizer.USING_PYTORCH_OPTIMIZER = False
@@ -184,7 +184,7 @@ def test_another_layout_goes_on_with_the_same_losses(
     ranks: list[dict], saved: str, loaded: str
 ) -> None:
     before, after = ranks[0][saved], ranks[0][saved, loaded]
-    assert not after["rng"]  # streams belong to ranks: they are not restored, and that is said
+    assert not after["rng"]  # streams belong to ranks: they are not restored, and this is reported
     np.testing.assert_allclose(after["losses"], before["losses"], rtol=1e-4)
     for name, weight in before["weights"].items():
         np.testing.assert_allclose(after["weights"][name], weight, atol=1e-4, err_msg=name)

@@ -1,4 +1,4 @@
-"""Optimizer steps, one after another; what is left alone; what is saved. Two ranks."""
+"""Consecutive optimizer steps: what changes, what does not, what is saved. Two ranks."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def untouched_by_infinity(trainer: Any) -> dict[str, Any]:
 
 
 def measured_on_every_token(trainer: Any) -> dict[str, Any]:
-    """The gradients' squares when the sample is all tokens, and what is told of each token."""
+    """The gradients' squares if the sample is all tokens, and the values per token."""
     from aent.trainer import gradient_share
 
     before = gradient_share.ONE_IN, gradient_share.AT_MOST

@@ -1,4 +1,4 @@
-"""Manifests: what is expected, checksums that see positions, differences by name."""
+"""Manifests: the expected tensors, checksums that depend on positions, differences by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aent.models.model_source import TINY_CONFIG
+from aent.models.bundled import tiny_qwen2
 from aent.weights.manifest import TensorSpec, checksum, differences, expected_manifest
 from inference import models
 from wording import assert_names, naming
@@ -61,7 +61,7 @@ def test_expected_manifest_of_a_folder(tmp_path: Path, tied: bool) -> None:
 
 
 def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(tiny_qwen2.CONFIG))
     with pytest.raises(FileNotFoundError, match=naming(tmp_path, "*.safetensors")):
         expected_manifest(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Both ends of a transfer have the same NCCL, to the patch."""
+"""Both ends of a transfer need the same NCCL version, including the patch level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the probe makes of an engine's log-probs."""
+"""The probe's verdicts on an engine's log-probs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_engine_that_keeps_its_weights_is_named(noise: float, moved: float) -
     probe = Probe(TEXT, 32, tolerance=10.0)
     ours = logprobs(0)
     stuck = ours + logprobs(1, noise)
-    direction = logprobs(2, moved)  # in which the trainer goes on
+    direction = logprobs(2, moved)  # the trainer's next change
     assert judge(probe, stuck, ours) == ""
     faults = [judge(probe, stuck, ours + step * direction) for step in range(1, 40)]
     named = [fault for fault in faults if fault]

@@ -1,4 +1,4 @@
-"""A bucket's way to an engine: the call and the broadcasts wait for one another."""
+"""Sending a bucket to an engine: the call and the broadcasts wait for one another."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_broadcast_by_nccl_that_failed_is_under_way_no_longer(
 
 @dataclass
 class StandInEngine:
-    """The routes of an engine that takes in whatever ``BUCKET`` has; ``fails`` at one, once."""
+    """The routes of an engine that loads all of ``BUCKET``; ``fails`` at one of them, once."""
 
     fails: str
     version: str = "4"

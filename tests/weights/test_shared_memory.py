@@ -1,4 +1,4 @@
-"""Weights in memory that processes share: what was written is read, what is wrong is told."""
+"""Weights in shared memory: readers get what was written, and errors are reported."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_export_that_is_not_as_planned_is_told_and_the_next_one_is_good(chang
     opened = OpenedMemory.open(memory.address)
     memory.begin()
     memory.write(change(TENSORS).items())
-    list(arriving([opened], 1, timeout_s=60.0))  # nobody waits for what will not come
+    list(arriving([opened], 1, timeout_s=60.0))  # does not wait for tensors that will not come
     with pytest.raises(ExportError) as error:
         offered_by([opened])
     assert words in str(error.value)

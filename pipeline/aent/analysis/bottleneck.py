@@ -1,5 +1,5 @@
-"""Where a run's seconds went, and the one sentence about it: what a faster step would have to make
-faster first."""
+"""Where a run's seconds went, and one sentence that names the bottleneck: the part of a step that
+must become faster first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from statistics import fmean
 from aent.recipe.schema import Recipe
 from aent.tracking.recorded import Series
 
-BETWEEN = ("evaluate", "checkpoint", "publish", "restore")  # phases that are due now and then only
-BUBBLE, LONG_TAIL, FULL = 0.2, 3.0, 0.95  # from which on a cause is named
-TOLD = (  # what a cause is read from
+BETWEEN = ("evaluate", "checkpoint", "publish", "restore")  # phases that happen only in some steps
+BUBBLE, LONG_TAIL, FULL = 0.2, 3.0, 0.95  # thresholds above which a cause is named
+TOLD = (  # metrics from which a cause is read
     "response/length_max", "response/length_mean", "engine/kv_use", "engine/preemptions",
     "compute/bubble_share", "compute/train_mfu", "time/trainer_idle",
     "time/engines_idle",
 )  # fmt: skip
 NAMES = {
     "generate": "the engines' generation",
-    "grade": "grading, and what else of sampling the engines do not do",
+    "grade": "grading and other work of sampling outside the engines",
     "ahead": "waiting for responses that are sampled ahead",
     "score": "scoring",
     "train": "training",
@@ -27,7 +27,7 @@ NAMES = {
     "record": "rank 0's record of the step",
 }
 PHASES = tuple(name for name in NAMES if name not in ("generate", "grade", "ahead"))
-METRICS = (  # every one that is looked at
+METRICS = (  # all metrics that are read
     *TOLD, "time/total", "time/sample", "time/engines_busy",
     *(f"time/{phase}" for phase in (*PHASES, *BETWEEN)),
 )  # fmt: skip
@@ -35,11 +35,11 @@ METRICS = (  # every one that is looked at
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a step, the mean over a run's steps (but the first, which warms up)."""
+    """Seconds of a step: means over a run's steps, except for the first, which warms up."""
 
-    total: float  # of a step, without what is due now and then
-    parts: Mapping[str, float]  # by ``NAMES`` or the phase; they do not overlap
-    means: Mapping[str, float]  # of ``TOLD``, those that are recorded
+    total: float  # of a step, without phases that happen only in some
+    parts: Mapping[str, float]  # by a key of ``NAMES`` or the phase; they do not overlap
+    means: Mapping[str, float]  # of the metrics in ``TOLD`` that are recorded
     idle: Mapping[str, float]  # share of all seconds, by role
 
     @property
@@ -48,10 +48,11 @@ class Seconds:
 
 
 def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
-    """None where no step's time is known.
+    """None if no step's time is known.
 
-    Sampling is split where it is not ahead: while the engines had requests, and the rest. Steps
-    with an evaluation, which is the engines' work too, count only where there are no others.
+    If sampling does not run ahead, it is split: the time while the engines had requests, and the
+    rest. Steps with an evaluation, which is also the engines' work, count only if there are no
+    others.
     """
     steps = sorted(metrics.get("time/total", {}))
     steps = steps[1:] or steps
@@ -67,7 +68,7 @@ def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
     sample = mean("time/sample")
     if recipe.rollout.max_staleness:
         parts["ahead"] = sample
-    elif not metrics.get("time/engines_busy"):  # of an older run
+    elif not metrics.get("time/engines_busy"):  # from an older run
         parts["generate"] = sample
     else:
         busy = mean("time/engines_busy") - mean("time/evaluate")
@@ -84,7 +85,7 @@ def seconds(recipe: Recipe, metrics: Mapping[str, Series]) -> Seconds | None:
 
 
 def sentence(recipe: Recipe, metrics: Mapping[str, Series]) -> str:
-    """The bottleneck, how much of a step it takes, and what the metrics say of its cause."""
+    """Name the bottleneck, its share of a step, and the cause that the metrics suggest."""
     found = seconds(recipe, metrics)
     if found is None or found.total <= 0:
         return "No step's time is recorded."
@@ -97,7 +98,7 @@ def sentence(recipe: Recipe, metrics: Mapping[str, Series]) -> str:
 
 
 def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
-    """A clause, or nothing."""
+    """A clause that names the cause, or an empty string."""
     means = found.means
     if name == "train":
         if means.get("compute/bubble_share", 0.0) > BUBBLE:
@@ -106,8 +107,8 @@ def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
             return f", at an MFU of {means['compute/train_mfu']:.2f}"
         if not recipe.rollout.max_staleness and "engines" in found.idle:
             return (
-                f"; the engines are idle {found.idle['engines']:.0%} of the time, which "
-                "rollout.max_staleness uses"
+                f"; the engines are idle {found.idle['engines']:.0%} of the time: "
+                "rollout.max_staleness would use it"
             )
     if name in ("generate", "ahead"):
         mean = means.get("response/length_mean", 0.0)
@@ -115,7 +116,7 @@ def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
             return "; the engines' key-value cache is full (rollout.engine)"
         longest = means.get("response/length_max", 0.0)
         if mean and longest > LONG_TAIL * mean:
-            return f"; the longest response has {longest / mean:.1f} times the mean one's tokens"
+            return f"; the longest response is {longest / mean:.1f} times as long as the mean"
         if "trainer" in found.idle:
             return f"; the trainer is idle {found.idle['trainer']:.0%} of the time"
     if name == "grade":
@@ -124,7 +125,7 @@ def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
 
 
 def lines(recipe: Recipe, metrics: Mapping[str, Series]) -> Iterator[str]:
-    """What ``aent report`` says of one run: a line for each part of a step, then the sentence."""
+    """The lines of ``aent report`` for one run: one for each part of a step, then the sentence."""
     found = seconds(recipe, metrics)
     if found is not None and found.total > 0:
         for name, took in sorted(found.parts.items(), key=lambda part: -part[1]):

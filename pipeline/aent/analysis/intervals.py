@@ -1,6 +1,6 @@
-"""What differs between arms, and how sure that is: few seeds, many problems, paired throughout.
+"""Differences between arms, and their uncertainty: few seeds, many problems, paired throughout.
 
-A pair is one seed: its arms see the same prompts in the same order, sample with the same seeds, and
+A pair is one seed: all arms get the same prompts in the same order, sample with the same seeds, and
 answer the same held-out questions.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from aent.tracking.recorded import Series
 
-DRAWS = 10_000  # of a bootstrap, and of sign flips where all of them would be more
+DRAWS = 10_000  # of the bootstrap; also of sign flips if there are more than this
 LEVEL = 0.05
-EXACT_SEEDS = 13  # up to so many, all 2^n sign flips are looked at
+EXACT_SEEDS = 13  # up to this number, all 2^n sign flips are computed
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def bootstrap(
     """Percentile interval (95% by default) of the mean over seeds of the mean over a seed's
     problems.
 
-    Each draw takes as many seeds as there are, with replacement, and of each seed taken as many of
-    its problems, with replacement, anew every time it is taken: the problems belong to the seed
-    (other seeds hold out others), so they are resampled within it.
+    Each draw takes as many seeds as there are, with replacement, and from each of them as many
+    problems as it has, with replacement and independently. Problems are resampled within
+    their seed because each seed holds out other problems.
     """
     random = np.random.default_rng(seed)
     count = len(differences)
@@ -77,11 +77,11 @@ def bootstrap(
 
 
 def sign_flips(differences: Sequence[float]) -> float:
-    """Two-sided p-value of a mean difference as large as this, if each seed's sign were a coin's.
+    """Two-sided p-value of a mean difference this large if each seed's sign were a coin flip.
 
-    Fisher's paired randomisation test: the share of all sign assignments (beyond ``EXACT_SEEDS``
-    seeds: of ``DRAWS`` of them and the one at hand) whose mean is as far from 0. It assumes nothing
-    of the spread, and cannot be smaller than ``least_p``.
+    Fisher's paired randomisation test: the share of all sign assignments whose mean is at least as
+    far from 0 (beyond ``EXACT_SEEDS`` seeds, of ``DRAWS`` random ones and the observed one). It
+    assumes nothing about the spread, and cannot be smaller than ``least_p``.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) <= EXACT_SEEDS:
@@ -94,10 +94,10 @@ def sign_flips(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several contrasts, corrected for their number, in their order.
+    """The p-values of several contrasts, corrected for their number, in the same order.
 
-    Holm (Scand. J. Statist. 6, 1979): the i-th smallest of m times m - i + 1, at most 1, and not
-    below those before it.
+    Holm (Scand. J. Statist. 6, 1979): the i-th smallest of m is multiplied by m - i + 1, is at most
+    1, and is not below those before it.
     """
     corrected, largest = [0.0] * len(p_values), 0.0
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
@@ -108,7 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def least_p(seeds: int) -> float:
-    """The smallest p-value that sign flips can give with so many seeds."""
+    """The smallest p-value that sign flips can give with this number of seeds."""
     return 2.0 ** (1 - seeds)
 
 
@@ -119,7 +119,7 @@ def last_quarter(series: Series) -> float:
 
 
 def smooth(series: Series, window: int) -> Series:
-    """Mean of each step and the ``window`` - 1 recorded before it (fewer at the beginning)."""
+    """Mean of each step and the ``window`` - 1 recorded before it (fewer at the start)."""
     steps = sorted(series)
     values = [series[s] for s in steps]
     return {s: fmean(values[max(0, i + 1 - window) : i + 1]) for i, s in enumerate(steps)}

@@ -1,7 +1,7 @@
-"""``aent replay``: what a controller makes of recorded entropy.
+"""``aent replay``: what a controller would have done with recorded entropy.
 
-It replays a recording. Another controller would have made another policy, whose entropy would have
-been another: that is not modelled, and the command says so.
+Another controller would have changed the policy and so its entropy. This is not modelled, and the
+command says so.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ WARNING = (
 
 
 def run(recorded: Recorded, overridden: bool, plot: Path | None) -> None:
-    """Write CSV to stdout, what it means to stderr, and the picture to ``plot``.
+    """Write CSV to stdout, an explanation to stderr, and the figure to ``plot``.
 
-    Columns: step, entropy (empty where none was recorded), coefficient, next_coefficient, with
-    every digit.
+    Columns: step, entropy (empty if none was recorded), coefficient, next_coefficient, with all
+    digits.
     """
     reports = replay(recorded)
     rows = csv.writer(sys.stdout, lineterminator="\n")

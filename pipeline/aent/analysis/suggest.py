@@ -1,16 +1,17 @@
 """``aent suggest``: a controller from a run with a constant coefficient.
 
-A heuristic, with nothing fitted to anything but the run itself. It proposes ``log_pi`` with
+This is a heuristic; it uses only the run itself. It proposes ``log_pi`` with
 
 - the neutral coefficient (``trainer.gradient_share``): <dL, dH> over ||dH||^2, both summed over the
-  run's steps. Learning and bonus balance there, so it is where the coefficient begins, in a box of
-  a factor ``DECADE`` to each side. For a source that does not have these: a tenth of ``--max``,
-  else the run's own coefficient.
-- a target. From where the entropy began (B, its first step) and where it went (E, the median of the
-  last fifth of the steps): it left (by a fifth of B, and by three times the noise of a step), and
-  the target lies ``SHARE`` of the way from B to E on a logarithmic scale: the run may learn on its
-  way, and is held before it arrives. Or it stayed, and the target is its median.
-- a ramp: as many steps as the entropy took to get there by itself, at least ``LEAST_STEPS``.
+  run's steps. At this value the policy loss and the bonus balance, so the coefficient starts there;
+  its limits are a factor ``DECADE`` below and above. If the source does not have these metrics: a
+  tenth of ``--max``, else the run's own coefficient.
+- a target. B is the entropy of the first step, E the median of the last fifth of the steps. If the
+  entropy moved (by a fifth of B, and by three times the noise of a step), the target lies ``SHARE``
+  of the way from B to E on a logarithmic scale: the run may learn on its way, and is held before it
+  reaches E. Otherwise the target is the entropy's median.
+- a ramp: the number of steps that the entropy took to reach the target by itself, at least
+  ``LEAST_STEPS``.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from statistics import median
 from aent.entropy.controllers import ControllerSettings
 from aent.tracking.recorded import Recorded, SourceError
 
-LEAST_STEPS = 10  # of a ramp, and to read anything from
-SHARE = 0.375  # of the way from B to E
+LEAST_STEPS = 10  # of a ramp; also the fewest steps that a suggestion can use
+SHARE = 0.375  # part of the way from B to E
 DECADE = 10.0
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A controller, and why: three lines."""
+    """A controller, and the reasons for it: three lines."""
 
     controller: ControllerSettings
     why: tuple[str, str, str]
@@ -47,15 +48,15 @@ class Suggestion:
 def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
     """Propose a ``log_pi`` controller for the setting of a recorded run.
 
-    most: the box's upper end, instead of ten times the neutral coefficient.
+    most: the coefficient's upper limit, instead of ten times the neutral coefficient.
 
-    Raises SourceError: too short a run, one whose coefficient moved, or no scale for the box.
+    Raises SourceError if the run is too short, its coefficient moved, or no scale is known.
     """
     if most is not None and not 0 < most < math.inf:
         raise SourceError(f"--max is {most:g}, but must be above 0")
     if (drives := recorded.controller.drives) != "bonus":
         raise SourceError(
-            f"the run drove {drives}; only of the bonus a neutral coefficient is known"
+            f"the run drove {drives}; a neutral coefficient is only known for the bonus"
         )
     coefficient = _constant_coefficient(recorded)
     steps = sorted(t for t, h in recorded.entropy.items() if math.isfinite(h) and h >= 0)
@@ -68,7 +69,7 @@ def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
     left = abs(end - begin) > max(0.2 * begin, 3 * noise)
     target = _on_the_way(begin, end) if left else median(entropy)
     if target <= 0:
-        raise SourceError("the entropy is 0 nats throughout: there is nothing to hold")
+        raise SourceError("the entropy is 0 nats throughout: there is no target")
     took = _steps_to(entropy, target) if left else 0
     neutral, scale = _neutral(recorded, coefficient, most)
 
@@ -76,8 +77,8 @@ def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
     lies = f"{SHARE:g} of that way (on a log scale)" if left else "its median"
     why = (
         f"with the constant coefficient {coefficient:g} the entropy began at {begin:.3g} nats and "
-        f"{went}, moving {noise:.2g} by noise alone: the target is {lies}",
-        f"initial is {scale}; the box is a factor {DECADE:g} to each side",
+        f"{went}; noise alone moves it by {noise:.2g}. The target is {lies}",
+        f"initial is {scale}; min and max are a factor {DECADE:g} below and above",
         f"ramp_steps: by itself the entropy took {took} steps to the target"
         if left
         else "ramp_steps: the least, since the entropy is at its target",
@@ -89,7 +90,7 @@ def suggest(recorded: Recorded, most: float | None = None) -> Suggestion:
         ramp_steps=float(max(LEAST_STEPS, took)),
         min=_round(neutral / DECADE),
         max=_round(neutral * DECADE),
-        measure=recorded.controller.measure,  # the target is of that entropy
+        measure=recorded.controller.measure,  # the entropy for which the target was computed
     )
     return Suggestion(settings, why)
 
@@ -106,13 +107,13 @@ def _constant_coefficient(recorded: Recorded) -> float:
 
 
 def _on_the_way(begin: float, end: float) -> float:
-    end = max(end, 0.01 * begin)  # from 0 no logarithm leads back
+    end = max(end, 0.01 * begin)  # a logarithmic scale has no 0
     begin = max(begin, 0.01 * end)
     return begin ** (1 - SHARE) * end**SHARE
 
 
 def _steps_to(entropy: Sequence[float], target: float) -> int:
-    """How many steps the entropy took from its first to the target."""
+    """Number of steps that the entropy took from its first value to the target."""
     falling = entropy[0] > target
     return next(
         (t for t, h in enumerate(entropy) if (h <= target if falling else h >= target)),
@@ -131,18 +132,18 @@ def _neutral(recorded: Recorded, coefficient: float, most: float | None) -> tupl
         neutral = sum(product[t] for t in both) / square
         if neutral > 0:
             return neutral, (
-                f"the neutral coefficient over {len(both)} steps, at which the bonus would undo "
-                "what learning does to the entropy"
+                f"the neutral coefficient over {len(both)} steps, at which the bonus would cancel "
+                "the effect of learning on the entropy"
             )
         raise SourceError(
             "learning did not lower the entropy in this run (the sum of gradient/product is "
             f"{sum(product[t] for t in both):.3g}): no coefficient is neutral; give --max"
         )
     if coefficient > 0:
-        return coefficient, "the run's own (how the gradients lie to one another was not recorded)"
+        return coefficient, "the run's own (gradient/product was not recorded)"
     raise SourceError(
-        "the source does not say how large a coefficient is: its own is 0, and how the gradients "
-        "lie to one another (gradient/product, gradient/entropy) was not recorded; give --max"
+        "the source gives no scale for a coefficient: its own is 0, and gradient/product and "
+        "gradient/entropy were not recorded; give --max"
     )
 
 

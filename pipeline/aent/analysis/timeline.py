@@ -1,9 +1,8 @@
 """A run's timeline as a Chrome trace (https://ui.perfetto.dev opens it): what every rank did and
-waited for, every request of its engines, every answer of its judges, how busy its machines were.
+waited for, every request to its engines, every graded answer, and the load of its machines.
 
 Format: Chrome's "Trace Event Format": complete events (``X``), counters (``C``) and names of
-processes and rows. Each process has its own clock's times: on several machines they are as far
-apart as their clocks.
+processes and rows. Times are from the clock of each process: those of several machines may differ.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from aent.runtime.timeline import ENGINE, FOLDER, JUDGES
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
-OTHERS = 1_000_000  # number of the first process that is no rank
-COUNTED = "utilization_percentage"  # how the names of the machines' metrics end that are drawn
+OTHERS = 1_000_000  # number of the first process that is not a rank
+COUNTED = "utilization_percentage"  # end of the names of machine metrics that are drawn
 
 
 def trace(run_dir: Path) -> dict[str, Any]:
-    """The trace of everything in ``run_dir/timeline``; a last line cut short is left out.
+    """The trace of everything in ``run_dir/timeline``; an incomplete last line is left out.
 
     Raises FileNotFoundError if there is nothing.
     """
     files = sorted(run_dir.glob(f"{FOLDER}/rank*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{run_dir} has no timeline: no file {FOLDER}/rank*.jsonl")
-    processes: dict[str, int] = {}  # numbers of those that are no ranks, by name
+    processes: dict[str, int] = {}  # numbers of processes that are not ranks, by name
     by_process: dict[int, list[dict[str, Any]]] = {}
     for path in files:
         rank = int(path.stem.removeprefix("rank"))
@@ -56,14 +55,14 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _drawn(events: list[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
-    """Events of one process, each track in as many rows as it has at once."""
+    """Events of one process; each track has as many rows as it has events at the same time."""
     rows: dict[tuple[str, int], int] = {}  # (track, lane): number of the row
-    ends: dict[str, list[float]] = {}  # of each track, by lane: when its last event ends
+    ends: dict[str, list[float]] = {}  # for each lane of a track: when its last event ends
     for event in sorted(events, key=lambda e: (e["begin"], -e["end"])):
         facts = {k: v for k, v in event.items() if k not in ("name", "begin", "end", "track")}
         track, begin, end = event["track"], event["begin"], event["end"]
         lane = 0
-        if track != "phases":  # phases lie within one another
+        if track != "phases":  # phases are nested
             lanes = ends.setdefault(track, [])
             free = (i for i, busy_until in enumerate(lanes) if busy_until <= begin)
             lane = next(free, len(lanes))
@@ -83,7 +82,7 @@ def _drawn(events: list[dict[str, Any]], number: int) -> Iterator[dict[str, Any]
 
 
 def _machines(path: Path, first: int) -> Iterator[dict[str, Any]]:
-    """How busy processors and GPUs were, by the run's journal."""
+    """Load of processors and GPUs, from the run's journal."""
     numbers: dict[str, int] = {}
     for point in journal.read(path) if path.is_file() else ():
         room, _, rest = point.key.partition("/")

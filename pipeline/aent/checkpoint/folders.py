@@ -1,17 +1,17 @@
 """The state of the whole loop, saved and restored as one thing.
 
 ``run_dir/checkpoints/step_000010/`` is the run after 10 steps: step 10 comes next, and the weight
-version is 10. In it:
+version is 10. It contains:
 
-- ``state.json``: what ``LoopState`` holds;
-- ``recipe.yaml``: of the run that wrote it;
+- ``state.json``: the fields of ``LoopState``;
+- ``recipe.yaml``: the recipe of the run that wrote it;
 - ``trainer/``: model, optimizer, schedule and random streams (``trainer.state``);
-- ``SHA256SUMS``: of every other file (``sha256sum -c`` reads it).
+- ``SHA256SUMS``: checksums of all other files (``sha256sum -c`` reads it).
 
-It is written under a temporary name and renamed when it is whole; with ``checkpoint.asynchronous``
-in a thread of each rank, while the run goes on. There is no data cursor: a step's prompts and seeds
-are functions of the run's seed and the step (``orchestrator.sampling``), with a curriculum also of
-what the steps before it have recorded.
+It is written under a temporary name and renamed when it is complete. With
+``checkpoint.asynchronous``, a thread of each rank writes it while the run continues. There is no
+data cursor: a step's prompts and seeds are functions of the run's seed and the step
+(``orchestrator.sampling``), and with a curriculum also of what earlier steps recorded.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from aent.algorithm.entropy_controls import Memory
 
 FOLDER = "checkpoints"
-TRAINER = "trainer"  # the trainer's part
+TRAINER = "trainer"  # the trainer's files
 SUMS = "SHA256SUMS"
-PARTIAL = ".partial"  # while it is written
-DAMAGED = ".damaged"  # set aside: not what was written
+PARTIAL = ".partial"  # while it is being written
+DAMAGED = ".damaged"  # set aside: its files are not as written
 NAME = re.compile(r"step_(\d{6,})(\.partial|\.damaged)?")
 
 
-# by index: (times asked, step of the last time, success then), tasks.curriculum's
+# by index: (times asked, last step it was asked in, success rate then), kept by tasks.curriculum
 Questions = dict[str, list[Any]]
 
 
@@ -53,19 +53,19 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoopState:
-    """What the loop goes on from, the trainer's part apart."""
+    """The loop's state, except for the trainer's."""
 
-    step: int  # done before; also the number of the next one, and the weight version
+    step: int  # number of steps done; also the number of the next step, and the weight version
     controller: ControllerState
     logprob_gap: float | None  # of the last step, trainer against engine; None before the first
-    journal_bytes: int  # length of the journal: every point of the steps done is within
-    mlflow_run_id: str | None  # None where no server has been reached yet
-    controls: Memory = field(default_factory=dict)  # what the entropy controls keep, by kind
+    journal_bytes: int  # length of the journal, which has every point of the steps done
+    mlflow_run_id: str | None  # None if no server has been reached yet
+    controls: Memory = field(default_factory=dict)  # memory of the entropy controls, by kind
     questions: Questions = field(default_factory=dict)  # what a curriculum knows of each
 
     @classmethod
     def read(cls, folder: Path) -> LoopState:
-        """Raises KeyError or TypeError for a state of another version of this package."""
+        """Raises KeyError or TypeError if the state was written by another version of aent."""
         saved = json.loads((folder / "state.json").read_text())
         return cls(**saved | {"controller": ControllerState.from_dict(saved["controller"])})
 
@@ -79,7 +79,7 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 
 class Found(NamedTuple):
-    """A folder of ours among the checkpoints."""
+    """A folder among the checkpoints that has one of our names."""
 
     step: int
     ending: str  # "", PARTIAL or DAMAGED
@@ -87,7 +87,7 @@ class Found(NamedTuple):
 
 
 def found(run_dir: Path) -> list[Found]:
-    """Every checkpoint, oldest first. What has another name (somebody's copy, a link) is not ours:
+    """Every checkpoint, oldest first. A folder with another name (a copy, a link) is not ours:
     it is neither read nor removed."""
     folder = run_dir / FOLDER
     paths = [p for p in folder.iterdir() if not p.is_symlink()] if folder.is_dir() else []
@@ -96,18 +96,18 @@ def found(run_dir: Path) -> list[Found]:
 
 
 def pick(run_dir: Path, digests: Mapping[str, str] | None = None) -> Path:
-    """The newest whole checkpoint. Newer ones that are damaged or half-written are named on stderr
-    and set aside, under the name they had with ``.damaged``.
+    """The newest complete checkpoint. Newer ones that are damaged or incomplete are named on stderr
+    and renamed, with ``.damaged`` at the end.
 
-    digests: SHA-256 by path of files that were hashed just now; the others are hashed here.
+    digests: SHA-256, by path, of files that were just hashed; other files are hashed here.
 
     Raises:
-        CheckpointError: if there is none, or if the file system does not read one: that is no
-            damage, and an older one would throw its steps away.
+        CheckpointError: if there is none, or if the file system cannot read one. A read error is
+            not damage, and resuming from an older checkpoint would lose steps.
     """
     names, known = [], digests or {}
     for _, ending, folder in reversed(found(run_dir)):
-        if ending == DAMAGED:  # found by an earlier start
+        if ending == DAMAGED:  # set aside by an earlier start
             names.append(folder.stem)
             continue
         fault = "it was not finished" if ending == PARTIAL else _damage_if_read(folder, known)
@@ -129,8 +129,8 @@ def _damage_if_read(folder: Path, digests: Mapping[str, str]) -> str:
         return read_again(lambda: damage(folder, digests))
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {folder} cannot be read ({error}): resume when the file system reads it "
-            "again, or move it away to go on from an older one"
+            f"checkpoint {folder} cannot be read ({error}): resume when the file system can read "
+            "it, or move it away to continue from an older one"
         ) from error
 
 
@@ -144,8 +144,8 @@ def _set_aside(folder: Path) -> None:
 
 
 def written_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of a checkpoint's files by their names, as it was written. Raises OSError, ValueError
-    where the file of sums is not what was written."""
+    """SHA-256 of a checkpoint's files, by name, as recorded when it was written. Raises OSError, or
+    ValueError if the file of sums is damaged."""
     lines = (folder / SUMS).read_text().splitlines()
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
@@ -153,12 +153,12 @@ def written_sums(folder: Path) -> dict[str, str]:
 def damage(folder: Path, digests: Mapping[str, str] | None = None) -> str:
     """What is wrong with a checkpoint's files, as a clause; empty if they are as written.
 
-    digests: as of ``pick``. Raises OSError where files cannot be read.
+    digests: as for ``pick``. Raises OSError if files cannot be read.
     """
     known = digests or {}
     try:
         sums = written_sums(folder)
-        with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock alone
+        with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
             paths = [folder / name for name in sums]
             found = pool.map(lambda path: known.get(str(path)) or checksum(path), paths)
             for name, digest in zip(sums, found):
@@ -177,14 +177,14 @@ def checksum(path: Path) -> str:
 
 
 def written(path: Path) -> str:
-    """SHA-256 of a file that is on the disk when this returns."""
+    """SHA-256 of a file, which is on the disk when this returns."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return checksum(path)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a folder so that it lasts."""
+    """Rename a folder durably."""
     os.replace(source, target)
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
@@ -194,8 +194,8 @@ def rename(source: Path, target: Path) -> None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Leave the newest ``keep`` checkpoints, and the rollouts of the steps after the oldest. What
-    cannot be removed is named on stderr: it costs room, no run."""
+    """Keep the newest ``keep`` checkpoints, and the rollouts of all steps after the oldest of them.
+    What cannot be removed is named on stderr: it takes up space but does not harm the run."""
     ours = read_again(lambda: found(run_dir))
     whole = [each for each in ours if not each.ending]
     for _, _, folder in [*whole[:-keep], *(each for each in ours if each.ending == PARTIAL)]:

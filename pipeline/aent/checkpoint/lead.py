@@ -1,5 +1,5 @@
-"""Whether Slurm asks a job to end early enough, and how often to save: by what the run's steps and
-checkpoints took."""
+"""How long before its time limit Slurm must signal a job, and how often to save, computed from the
+time that the run's steps and checkpoints took."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
 LEAD_S = 300  # --signal of slurm/train.sbatch
-MARGIN_S = 60  # its SAVE_MARGIN: so long before the job's end what is not saved is given up
-VARIABLE = "AENT_SIGNAL_LEAD"  # of the job's tasks: the seconds of its own --signal
-LAST = 10  # steps that are looked at
-SPARE = 1.2  # of the proposal: no step is as long as another
-LOSS_S = 86400.0  # between two losses of a node or preemptions: an assumption
-SAVING = ("time/checkpoint", "time/publish")  # phases of one checkpoint, in the step after it
+MARGIN_S = 60  # its SAVE_MARGIN: this long before the job's end, it stops waiting for unsaved work
+VARIABLE = "AENT_SIGNAL_LEAD"  # in the job's tasks: seconds between its own --signal and its end
+LAST = 10  # number of newest steps that are used
+SPARE = 1.2  # factor of the proposed lead, because steps vary in length
+LOSS_S = 86400.0  # time between two losses of a node or preemptions: an assumption
+SAVING = ("time/checkpoint", "time/publish")  # a checkpoint's phases, recorded with the next step
 
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds that the run's newest steps took at most, without a checkpoint, and its slowest
-    checkpoint."""
+    """Longest time, in seconds, of the run's newest steps without a checkpoint, and of its
+    checkpoints."""
 
     step: float
     save: float
 
     @staticmethod
     def of(series: Mapping[str, Mapping[int, float]]) -> Took | None:
-        """Of metrics by name and step; None before a step was measured."""
+        """From metrics by name and step; None before a step was measured."""
         total = series.get("time/total", {})
         if not total:
             return None
@@ -44,7 +44,7 @@ class Took:
 
     @staticmethod
     def in_folder(run_dir: Path) -> Took | None:
-        """Of the run in this folder."""
+        """From the journal of the run in this folder."""
         path, series = run_dir / JOURNAL_FILE, dict[str, dict[int, float]]()
         for point in journal.read(path) if path.exists() else ():
             if point.key in ("time/total", *SAVING):
@@ -52,16 +52,16 @@ class Took:
         return Took.of(series)
 
     def fits(self, lead_s: float) -> bool:
-        """Whether a step that has just begun when Slurm's signal comes, and the checkpoint after
-        it, end before the batch script gives them up."""
+        """Whether a step that has just begun when Slurm's signal arrives, and the checkpoint after
+        it, end before the batch script stops waiting."""
         return self.step + self.save <= lead_s - margin()
 
     def describe(self, lead_s: float, every: int) -> str:
-        """What that means for ``checkpoint.every`` and for the signal's lead, in a sentence."""
+        """One sentence: what this means for ``checkpoint.every`` and for the signal's lead."""
         told = (
             f"a step takes up to {self.step:.0f} s and a checkpoint {self.save:.0f} s; Slurm asks "
-            f"the job to end {lead_s:.0f} s before its limit, and {margin()} s before it what is "
-            "not saved is given up (SAVE_MARGIN)"
+            f"the job to end {lead_s:.0f} s before its limit, and {margin()} s before the limit "
+            "the batch script stops waiting for unsaved work (SAVE_MARGIN)"
         )
         if not self.fits(lead_s):
             told += (
@@ -76,13 +76,13 @@ class Took:
         return told
 
     def best_every(self) -> int:
-        """Steps between checkpoints that lose the least time, saving and repeating together:
+        """Steps between checkpoints that lose the least time to saving and repeating together:
         sqrt(2 x time of a checkpoint x time between losses) (Young, 1974, Comm. ACM 17(9))."""
         return max(1, round(math.sqrt(2 * self.save * LOSS_S) / max(self.step, 1e-9)))
 
 
 def signal_lead(recipe: Recipe) -> int:
-    """Seconds between the signal and the time limit: of ``cluster.flags``, else of the script."""
+    """Seconds between the signal and the time limit: from ``cluster.flags``, else the script's."""
     for flag in recipe.cluster.flags:
         if given := re.fullmatch(r"--signal=.*@(\d+)", flag):
             return int(given[1])
@@ -90,13 +90,13 @@ def signal_lead(recipe: Recipe) -> int:
 
 
 def margin() -> int:
-    """Seconds of the batch script's SAVE_MARGIN, where whoever sent the job has exported it."""
+    """Seconds of the batch script's SAVE_MARGIN, if whoever submitted the job exported it."""
     given = os.environ.get("SAVE_MARGIN", "")
     return int(given) if given.isdecimal() else MARGIN_S
 
 
 def own_lead() -> int | None:
-    """The same of the job that this process is a task of; None where no batch script of ours has
+    """``signal_lead`` of the job that this process is a task of; None if no batch script of ours
     started it."""
     given = os.environ.get(VARIABLE)
     return int(given) if given else None

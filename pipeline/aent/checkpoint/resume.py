@@ -1,4 +1,4 @@
-"""From which point a run starts, decided before anything of it runs."""
+"""The point from which a run starts, decided before anything of it runs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ START_FILE = "start.json"
 
 
 def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | None = None) -> None:
-    """Find where the run in ``run_dir`` starts, say so, and leave it there for the ranks.
+    """Decide where the run in ``run_dir`` starts, report it, and write it down for the ranks.
 
-    Nothing is resumed with ``resume: never``, nor with ``auto`` before the run has begun. With a
-    changed recipe, or a changed file of a grader's function or of questions, the rollouts that were
-    recorded for later steps are dropped: they are another policy's, or otherwise rewarded.
+    With ``resume: never``, or ``auto`` before the run has begun, nothing is resumed. If the recipe,
+    a file of a custom grader or a file of questions has changed, rollouts recorded for later steps
+    are dropped: they belong to another policy, or to other rewards.
 
-    digests: of checkpoint files that were hashed just now (``folders.pick``).
+    digests: of checkpoint files that were just hashed (``folders.pick``).
 
     Raises:
-        CheckpointError: one sentence per line: no whole checkpoint, or a change of the recipe that
-            would corrupt the run.
+        CheckpointError: one sentence per line: there is no complete checkpoint, or a change of the
+            recipe would corrupt the run.
     """
     folder = None
     files = {"graders": trial.fingerprints(recipe.task)}
@@ -60,8 +60,8 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
     first = started(run_dir) if recipe.resume != "never" else None
     if first is None and _read_start(run_dir) == {}:
         log.warning(
-            f"aent: {run_dir / START_FILE} was not whole and is written anew: a chat template that "
-            "writes a date writes today's from here on"
+            f"aent: {run_dir / START_FILE} was damaged and is written again: a chat template that "
+            "writes a date writes today's from now on"
         )
     start = {
         "checkpoint": folder and str(folder),
@@ -72,9 +72,9 @@ def choose_start(recipe: Recipe, run_dir: Path, digests: Mapping[str, str] | Non
 
 
 def _say_changed_files(run_dir: Path, files: dict[str, dict[str, str]]) -> bool:
-    """Say which files (of graders, of data; their hashes by name) are not those of the run's last
-    start; return whether any is."""
-    start = _read_start(run_dir) or {}  # torn, or an earlier version's
+    """Report which files (of graders and data; ``files`` has their hashes by name) have changed
+    since the run's last start; return whether any has."""
+    start = _read_start(run_dir) or {}  # damaged, or written by an earlier version
     changed = False
     for kind, hashes in files.items():
         before = start.get(kind, {})
@@ -83,17 +83,17 @@ def _say_changed_files(run_dir: Path, files: dict[str, dict[str, str]]) -> bool:
                 changed = True
                 which = f"task.graders: the file of {name}" if kind == "graders" else name
                 log.info(
-                    f"aent: changed: {which} is not that of the run's last start: this may change "
-                    "what is learnt"
+                    f"aent: changed: {which} is not as at the run's last start: this may change "
+                    "the result"
                 )
     return changed
 
 
 def chosen(run_dir: Path) -> Path | None:
-    """The checkpoint that ``choose_start`` left for the ranks; None: from the first step.
+    """The checkpoint that ``choose_start`` wrote down for the ranks; None: from the first step.
 
-    Raises CheckpointError where its file is torn and the run has begun: ranks that chose for
-    themselves might choose differently.
+    Raises CheckpointError if its file is damaged and the run has begun: ranks that decided by
+    themselves might decide differently.
     """
     start = _read_start(run_dir)
     if start is None:
@@ -101,24 +101,24 @@ def chosen(run_dir: Path) -> Path | None:
     if "checkpoint" not in start:
         if has_begun(run_dir):
             raise CheckpointError(
-                f"{run_dir / START_FILE} is not whole: start the run again, which writes it anew"
+                f"{run_dir / START_FILE} is damaged: start the run again, which writes it again"
             )
         return None
     return start["checkpoint"] and Path(start["checkpoint"])
 
 
 def started(run_dir: Path) -> datetime | None:
-    """When the run was started for the first time, local time: a chat template that writes a date
-    writes this one, so that a resumed run has the same prompts. None where that is not known."""
+    """When the run was first started, local time. A chat template that writes a date writes this
+    one, so that a resumed run has the same prompts. None if it is not known."""
     try:
         return datetime.fromisoformat((_read_start(run_dir) or {})["started"])
-    except (ValueError, KeyError, TypeError):  # none yet, torn, an older version
+    except (ValueError, KeyError, TypeError):  # missing, damaged, or of an older version
         return None
 
 
 def _read_start(run_dir: Path) -> dict[str, Any] | None:
-    """What ``choose_start`` wrote; empty where it is torn (a machine lost its power), None where
-    there is nothing."""
+    """What ``choose_start`` wrote; empty if it is damaged (a machine lost its power), None if
+    there is no file."""
     try:
         start = json.loads((run_dir / START_FILE).read_text())
     except FileNotFoundError:
@@ -129,26 +129,26 @@ def _read_start(run_dir: Path) -> dict[str, Any] | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was started in this folder, as far as its first file at least: a start may be
-    killed before there is a recipe."""
+    """Whether a run was started in this folder, even if it only wrote its first file: a start may
+    be killed before it writes a recipe."""
     names = (START_FILE, "recipe.yaml")
-    # while it is written: runtime.files
+    # the file's name while it is being written: runtime.files
     begun = any(folder.glob(f".{START_FILE}.*"))
     return begun or any((folder / name).is_file() for name in names)
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether a step was ever begun here, or a checkpoint made before it."""
+    """Whether a step was ever begun here, or a checkpoint made before one."""
     if any(each.ending != folders.PARTIAL for each in folders.found(run_dir)):
         return True
-    path = run_dir / JOURNAL_FILE  # says so too where no checkpoints were wanted
+    path = run_dir / JOURNAL_FILE  # exists even if no checkpoints were wanted
     trained = path.exists() and any(p.key == "update/loss" for p in journal.read(path))
     return trained or bool(rollout_files.recorded(run_dir))
 
 
 def begun_otherwise(run_dir: Path, recipe: Recipe) -> list[str]:
-    """In which fields that matter a run in ``run_dir`` was begun with another recipe; empty where
-    none has begun. Raises RecipeError."""
+    """Fields that matter in which the run in ``run_dir`` was begun with another recipe; empty if
+    no run has begun. Raises RecipeError."""
     path = run_dir / "recipe.yaml"
     if not path.is_file():
         return []
@@ -156,20 +156,20 @@ def begun_otherwise(run_dir: Path, recipe: Recipe) -> list[str]:
 
 
 def accept_changes(recipe: Recipe, folder: Path) -> bool:
-    """Say what differs from the checkpoint's recipe; return whether it may change what is learnt.
+    """Report what differs from the checkpoint's recipe; return whether it may change the result.
 
     Raises CheckpointError naming every field that must not change.
     """
     try:
         found = changes(load_recorded(folder / "recipe.yaml"), recipe)
-        found = [c for c in found if c.field != "resume"]  # how it is started, not what it is
+        found = [c for c in found if c.field != "resume"]  # a property of the start, not of the run
     except RecipeError as error:
         raise CheckpointError(f"this version of aent cannot read its recipe: {error}") from error
     refused = [c for c in found if c.rule == "same"]
     if refused:
         raise CheckpointError("\n".join(f"{c} (cannot change in a run)" for c in refused))
     for change in found:
-        warning = ": this may change what is learnt" if change.rule == "warn" else ""
+        warning = ": this may change the result" if change.rule == "warn" else ""
         log.info(f"aent: changed: {change}{warning}")
     return any(c.rule == "warn" for c in found)
 
@@ -182,9 +182,9 @@ def _read_state(folder: Path) -> LoopState:
 
 
 def _keep_policy(run_dir: Path, folder: Path) -> None:
-    """A policy that the run has saved at an earlier end makes room for the one to come."""
+    """Move away a policy that the run saved at an earlier end, to make room for the next one."""
     policy, aside = run_dir / "policy", run_dir / f"policy-{folder.name}"
     if policy.exists():
-        shutil.rmtree(aside, ignore_errors=True)  # the same, where a run ends there once more
+        shutil.rmtree(aside, ignore_errors=True)  # its name if the run ends at this step again
         os.replace(policy, aside)
-        log.info(f"aent: the policy of an earlier end is {aside} now")
+        log.info(f"aent: the policy of an earlier end is now {aside}")

@@ -1,10 +1,11 @@
-"""A step's rollouts on disk, from before the update they feed until no checkpoint needs them.
+"""A step's rollouts on disk, written before the step's update and kept while a checkpoint needs
+them.
 
-A step that is executed again after a kill uses them again: an engine's tokens may differ in other
-batch company, so sampling anew would not be the same step.
+A step that is repeated after a kill reads them: an engine's tokens may depend on which requests
+share a batch, so sampling again would not give the same step.
 
 ``run_dir/rollouts/step_000010.npz``: token ids, log-probs, weight versions and the temperature as
-arrays, the rest as JSON. A zip file carries a checksum (CRC-32) of everything in it.
+arrays, the rest as JSON. A zip file has a checksum (CRC-32) of everything in it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from aent.runtime.files import read_again, write_whole
 from aent.runtime.log import log
 
 FOLDER = "rollouts"
-BEGUN = "begun"  # beside them: the newest step that was ever begun to be sampled
+BEGUN = "begun"  # a file beside them: the newest step whose sampling has ever begun
 NAME = re.compile(r"step_(\d{6,})\.npz")
 ARRAYS = {
     "prompt_ids": np.int64,
@@ -43,7 +44,7 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 
 def begin(run_dir: Path, step: int) -> bool:
-    """Note that the step is being sampled; whether it was noted before: it is sampled anew."""
+    """Record that sampling of the step begins; return whether it had begun before."""
     newest = begun(run_dir)
     if newest is not None and step <= newest:
         return True
@@ -57,7 +58,7 @@ def begin(run_dir: Path, step: int) -> bool:
 
 
 def begun(run_dir: Path) -> int | None:
-    """The newest step that was ever begun to be sampled, as far as that is known."""
+    """The newest step whose sampling has ever begun, if it is known."""
     try:
         return int((run_dir / FOLDER / BEGUN).read_text())
     except (OSError, ValueError):
@@ -65,7 +66,7 @@ def begun(run_dir: Path) -> int | None:
 
 
 def write(run_dir: Path, step: int, rollout: Rollout) -> None:
-    """Write the step's rollouts; the file appears when it is whole."""
+    """Write the step's rollouts; the file appears only when it is complete."""
     path = path_of(run_dir, step)
     path.parent.mkdir(exist_ok=True)
     arrays: dict[str, Any] = {}
@@ -94,8 +95,8 @@ def write(run_dir: Path, step: int, rollout: Rollout) -> None:
 
 
 def read(run_dir: Path, step: int) -> Rollout | None:
-    """The step's rollouts; None where there are none, or where the file is damaged (it is named
-    on stderr). Raises OSError where the file system does not read it: that is no damage."""
+    """The step's rollouts; None if there are none, or if the file is damaged (it is named on
+    stderr). Raises OSError if the file system cannot read it: that is not damage."""
     path = path_of(run_dir, step)
     if not path.exists():
         return None
@@ -109,7 +110,7 @@ def read(run_dir: Path, step: int) -> Rollout | None:
         with np.load(content) as arrays:
             return _rollout(dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        log.warning(f"aent: {path} is damaged ({error}): step {step} is sampled anew")
+        log.warning(f"aent: {path} is damaged ({error}): step {step} is sampled again")
         return None
 
 
@@ -128,7 +129,7 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
     samples = [
         Sample(**row, **{name: columns[name][i] for name in ARRAYS}) for i, row in enumerate(rest)
     ]
-    # files of earlier versions have no temperature, no outcomes, and were never sampled anew
+    # files of earlier versions have no temperature, no outcomes, and no mark of a second sampling
     temperature = float(arrays["temperature"]) if "temperature" in arrays else None
     outcomes = arrays["outcomes"].tolist() if "outcomes" in arrays else []
     return Rollout(
@@ -143,20 +144,20 @@ def _rollout(arrays: dict[str, np.ndarray]) -> Rollout:
 
 
 def _verdict(reward: float, error: str, grades: Sequence[dict[str, Any]] = ()) -> Verdict:
-    """Earlier versions kept no grades."""
+    """Default values are for files of earlier versions, which have no grades."""
     return Verdict(reward, error, tuple(Grade(**grade) for grade in grades))
 
 
 def recorded_until(run_dir: Path, step: int) -> int:
-    """The first step from ``step`` on whose rollouts are not there, whole."""
+    """The first step, from ``step`` on, that has no complete file of rollouts."""
     return next(s for s in count(step) if read(run_dir, s) is None)
 
 
 def forget(run_dir: Path, *, before: int = 0, from_step: int | None = None) -> None:
-    """Remove the rollouts of steps below ``before`` and of ``from_step`` and all later ones.
+    """Remove the rollouts of steps below ``before``, and of ``from_step`` and all later ones.
 
-    Raises OSError where one of ``from_step`` or later, which must not be read again, cannot be
-    removed; an older one is named on stderr.
+    Raises OSError if a file of ``from_step`` or later cannot be removed, because it must not be
+    read again; an older one that cannot be removed is named on stderr.
     """
     for step, path in recorded(run_dir).items():
         if from_step is not None and step >= from_step:
@@ -169,6 +170,6 @@ def forget(run_dir: Path, *, before: int = 0, from_step: int | None = None) -> N
 
 
 def recorded(run_dir: Path) -> dict[int, Path]:
-    """The file of every step that has one; others' files are not ours."""
+    """The file of every step that has one; files with other names are not ours."""
     named = ((NAME.fullmatch(p.name), p) for p in (run_dir / FOLDER).glob("step_*.npz"))
     return {int(name[1]): path for name, path in named if name}

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: every rank its files, in a thread where the run goes on meanwhile."""
+"""Writing a checkpoint: every rank writes its files, in a thread if the run continues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Writer:
-    """What checkpoints are written of, and with; on every rank."""
+    """The parts of the run that a checkpoint contains, and what writes them; on every rank."""
 
     recipe: Recipe
     run_dir: Path
@@ -50,28 +50,28 @@ class Writer:
 
 @dataclass
 class Saving:
-    """A checkpoint being written, each rank its files."""
+    """A checkpoint being written, to which each rank writes its files."""
 
     writer: Writer
-    partial: Path  # its folder, until it is whole
+    partial: Path  # its folder, until it is complete
     request: AsyncRequest
-    sums: dict[str, str] = field(default_factory=dict)  # of this rank's files
+    sums: dict[str, str] = field(default_factory=dict)  # SHA-256 of this rank's files
     error: Exception | None = None
-    thread: threading.Thread | None = None  # that writes while the run goes on
+    thread: threading.Thread | None = None  # writes while the run continues
 
     def start(self) -> None:
         """Write this rank's files in a thread."""
-        # a daemon: a run that ends for another reason does not wait for it
+        # a daemon thread: a run that ends for another reason does not wait for it
         self.thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)
         self.thread.start()
 
     def is_under_way(self) -> bool:
-        """Whether this rank's thread still writes."""
+        """Whether this rank's thread is still writing."""
         return self.thread is not None and self.thread.is_alive()
 
     def write(self) -> None:
-        """Write and hash this rank's files. What goes wrong, whatever it is, is for ``finish`` to
-        tell: in a thread it would be lost."""
+        """Write and hash this rank's files. An error of any kind is kept for ``finish`` to report:
+        a thread would lose it."""
         assert self.request.async_fn is not None
         try:
             self.request.async_fn()
@@ -103,7 +103,7 @@ class Saving:
             )
 
     def _publish(self, target: Path, sums: dict[str, str]) -> None:
-        """Rank 0's part: sums of what no rank has hashed, the name, and what is older goes."""
+        """Rank 0's part: hash what no rank has hashed, rename the folder, remove older ones."""
         for path in sorted(p for p in self.partial.rglob("*") if p.is_file()):
             name = str(path.relative_to(self.partial))
             if name not in sums:
@@ -124,10 +124,10 @@ def begin(
     *,
     goes_on: bool,
 ) -> Saving:
-    """Begin to write the run after ``step`` steps; ``Saving.finish`` is left to do. Collective.
+    """Begin to write the run's state after ``step`` steps; then call ``Saving.finish``. Collective.
 
-    questions: what a curriculum knows of them; rank 0's. goes_on: the run does, while a copy of the
-    state is written; else the files are written now.
+    questions: what a curriculum knows about them; rank 0's. goes_on: True if the run continues
+    while a copy of the state is written; else the files are written now.
     """
     target = path_of(writer.run_dir, step)
     partial = target.with_name(target.name + PARTIAL)

@@ -1,9 +1,9 @@
-"""Batch: the facts of one step's samples, which everything passes around and nothing changes.
+"""Batch: the facts of one step's samples; passed to everything, changed by nothing.
 
-Token ids in, token ids out; text is never re-tokenised. A Batch is flat: sequences stand one after
-the other, ``lengths`` says how long each is, and every field per token has the length of
-``tokens``. Position i of such a field speaks of token i itself (its log-prob is that of
-``tokens[i]`` given what precedes it in its sequence).
+Token ids in, token ids out; text is never re-tokenized. A Batch is flat: sequences follow one
+another, ``lengths`` has the length of each, and every per-token field has the length of
+``tokens``. Position i of such a field belongs to token i itself (its log-prob is that of
+``tokens[i]`` given the tokens before it in its sequence).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from aent.data.sample import Sample
 
 @dataclass(frozen=True)
 class Batch(Flat):
-    """S sequences of T tokens in all. What is derived from its fields token by token is kept."""
+    """S sequences of T tokens in all. Per-token values derived from the fields are cached."""
 
     tokens: PerToken  # [T] int64
     loss_mask: PerToken  # [T] bool: response tokens that the policy wrote
-    behaviour_logprobs: PerToken  # [T] fp32, 0 off the mask: of whatever sampled each token
+    behaviour_logprobs: PerToken  # [T] fp32, 0 off the mask: of the policy that sampled each token
     versions: PerToken  # [T] int64, -1 off the mask
     lengths: PerSequence  # [S] int64: tokens of each sequence, prompt included
     group: PerSequence  # [S] int64
     reward: PerSequence  # [S] fp32
     truncated: PerSequence  # [S] bool: stopped by length
     item: PerSequence  # [S] int64: index of the question in its task
-    # [S] bool: sampled at another temperature than the policy's; no part of its group's baseline
+    # [S] bool: sampled at another temperature than the policy's; not part of the group's baseline
     rerolled: PerSequence
-    temperature: PerBatch  # of the policy whose log-probs, entropies and loss are computed
+    temperature: PerBatch  # of the policy for which log-probs, entropies and the loss are computed
 
     @property
     def num_sequences(self) -> int:
@@ -44,7 +44,7 @@ class Batch(Flat):
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
-        """[S + 1] int64, from 0 to T: where each sequence begins, and the last one ends."""
+        """[S + 1] int64, from 0 to T: where each sequence begins, then where the last one ends."""
         return torch.nn.functional.pad(self.lengths.cumsum(0), (1, 0))
 
     @cached_property
@@ -64,7 +64,7 @@ class Batch(Flat):
 
     @property
     def own(self) -> Tensor:
-        """[S] bool: responses of the policy at its own temperature."""
+        """[S] bool: responses sampled by the policy at its own temperature."""
         return ~self.rerolled
 
     @cached_property
@@ -73,8 +73,8 @@ class Batch(Flat):
         return self.loss_mask & self.own[self.sequence_of_token]
 
     def logprob_gap(self, logprobs: Tensor, chosen: Tensor) -> float | None:
-        """Mean |trainer's - engine's| log-prob over the policy's own response tokens among some
-        tokens, nats; None if there are none.
+        """Mean absolute difference, in nats, between trainer's and engine's log-probs of those
+        chosen tokens that the policy sampled at its own temperature; None if there are none.
 
         logprobs: [T] fp32, the trainer's, before the step's first update. chosen: [T] bool.
         """
@@ -82,7 +82,7 @@ class Batch(Flat):
         return float(gaps.mean()) if len(gaps) else None
 
     def places(self, sequences: Sequence[int]) -> Tensor:
-        """[n] int64: where the tokens of these sequences stand, in this order."""
+        """[n] int64: positions of the tokens of these sequences, in this order."""
         starts, lengths = self.cu_seqlens.tolist(), self.lengths.tolist()
         parts = [torch.arange(starts[s], starts[s] + lengths[s]) for s in sequences]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
@@ -99,7 +99,7 @@ class Batch(Flat):
 
     @staticmethod
     def from_samples(samples: Iterable[Sample], temperature: float) -> Batch:
-        """Lay samples out flat, in their order. temperature: the policy's in this step.
+        """Lay out samples in their order. temperature: the policy's in this step.
 
         Raises ValueError if a sample's per-token lists differ in length or it has no response.
         """
@@ -137,8 +137,8 @@ _DTYPES = (torch.int64, torch.float32, torch.bool, torch.float64)
 def broadcast_batch(batch: Batch | None, group: dist.ProcessGroup | None = None) -> Batch:
     """Send rank 0's batch to every rank of ``group`` as tensors (CPU, gloo).
 
-    Every other rank passes None. One header of fixed size, then one broadcast per field; a number
-    for the whole batch travels as one float64.
+    All other ranks pass None. It sends one header of fixed size, then one broadcast per field; a
+    number for the whole batch is sent as one float64.
     """
     of = kinds(Batch)
     header = torch.zeros((len(of), 2), dtype=torch.int64)  # length and dtype of each field

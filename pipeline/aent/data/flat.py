@@ -1,8 +1,8 @@
-"""Dataclasses of tensors that lie flat, one value per token or one per sequence.
+"""Dataclasses of flat tensors, with one value per token or one per sequence.
 
-Each field says by its type which of the two it is. Whatever cuts such data (mini-batches,
-micro-batches, samples of tokens) or sends it goes over the fields by that, so a new field needs no
-list to be entered in: ``mapped`` takes it along or raises.
+The type of each field says which of the two it is. Code that cuts such data (mini-batches,
+micro-batches, samples of tokens) or sends it iterates over the fields by type, so no list has to
+be kept for new fields: ``mapped`` handles a field or raises.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 PerToken: TypeAlias = Annotated[Tensor, "token"]  # [T]
 PerSequence: TypeAlias = Annotated[Tensor, "sequence"]  # [S]
-PerBatch: TypeAlias = Annotated[float, "batch"]  # one number for all of it
+PerBatch: TypeAlias = Annotated[float, "batch"]  # one number for the whole batch
 
 
 class Flat:
@@ -26,10 +26,10 @@ class Flat:
     such dataclass, any of them ``| None``."""
 
     def mapped(self, **changes: Callable[[Any], Any]) -> Self:
-        """The same data, each field changed by what is given for its kind ("token", "sequence",
-        "batch"). None stays None.
+        """The same data, each field changed by the function given for its kind ("token",
+        "sequence", "batch"). None stays None.
 
-        Raises KeyError for a field of a kind that nothing is given for.
+        Raises KeyError for a field whose kind has no function.
         """
         changed = {}
         for name, kind in kinds(type(self)).items():  # type: ignore[arg-type]
@@ -41,11 +41,11 @@ class Flat:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def at(self, tokens: Tensor) -> Self:
-        """The values of these tokens [n] int64, in this order; of data per token alone."""
+        """The values of these tokens [n] int64, in this order; only for data per token."""
         return self.mapped(token=lambda value: value[tokens])
 
     def to(self, device: torch.device) -> Self:
-        """Data per token on another device."""
+        """Data per token, on another device."""
         return self.mapped(token=lambda value: to_device(value, device))
 
 
@@ -58,9 +58,9 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 @cache
 def kinds(cls: type[Flat]) -> dict[str, str | type[Flat]]:
-    """{field: "token", "sequence", "batch", or the other ``Flat``}, in the fields' order.
+    """{field: "token", "sequence", "batch", or the nested ``Flat``}, in the fields' order.
 
-    Raises TypeError for a field whose type does not say.
+    Raises TypeError for a field whose type says neither.
     """
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: _kind(cls, f.name, hints[f.name]) for f in fields(cls)}  # type: ignore[arg-type]

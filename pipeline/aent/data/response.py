@@ -1,4 +1,4 @@
-"""What a grader sees of a response. Imports nothing heavy: the judges' processes read it too."""
+"""What a grader sees of a response. Imports little: the graders' processes read it too."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ class Response:
     """One response to a question."""
 
     text: str
-    tokens: int = 0  # how many the policy wrote
-    finished: bool = True  # the policy ended it; False: rollout.max_response_tokens did
+    tokens: int = 0  # number that the policy wrote
+    finished: bool = True  # False: cut off by rollout.max_response_tokens

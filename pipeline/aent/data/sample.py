@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass
 class Sample:
-    """One response, as an engine wrote it and a judge rewarded it."""
+    """One response, as written by an engine and scored by the graders."""
 
     prompt_ids: list[int]
     response_ids: list[int]
-    logprobs: list[float]  # behaviour policy's (tempered), one per response token
+    logprobs: list[float]  # of the behaviour policy (tempered), one per response token
     versions: list[int]  # weight version that wrote each response token
     finish_reason: str  # "stop" (end of sequence) or "length" (truncated)
-    group: int  # responses to one prompt of one step share it
+    group: int  # the same for all responses to one prompt of a step
     item: int  # index of the question in its task
     reward: float = 0.0
-    replaced: int = 0  # groups without signal that were thrown away for this one's place
+    replaced: int = 0  # groups without signal that were discarded before this one
     rerolled: bool = False  # sampled at another temperature than the policy's (AEPO)
-    source: str = ""  # the question's, of a mixture
+    source: str = ""  # of the question, in a mixture

@@ -1,10 +1,10 @@
-"""What a rank keeps for the backward pass, and what it holds besides while it computes a layer.
+"""Memory of activations: what a rank keeps for the backward pass, and temporaries of one layer.
 
 Counted as autograd saves it for this project's own layers (Megatron's parallel linear layers,
-torch's norms and attention), which a test measures: ``tests/estimate/test_measured.py``. On a GPU
-torch's fused norms keep one tensor less each, Transformer Engine's layers about as much as
-these; that was not measured where this was written. After Korthikanti et al., arXiv 2205.05198,
-section 4.
+torch's norms and attention), which a test measures: ``tests/estimate/test_measured.py``. On a GPU,
+each of torch's fused norms keeps one tensor less, and Transformer Engine's layers keep about as
+much as these; that was not measured, since there was no GPU. After Korthikanti et al., arXiv
+2205.05198, section 4.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def activations(
     element: int,
     stage: int,
 ) -> int:
-    """Bytes that autograd keeps, of every micro-batch in flight; the output layer's apart.
+    """Bytes that autograd keeps, of all micro-batches in flight; separately for the output layer.
 
     Pipeline schedule 1F1B (arXiv 2104.04473): stage p of P has forwarded at most P - p
-    micro-batches before the first backward. With full recomputation a layer (or a chunk of them)
-    keeps its input alone, and one chunk after the other has everything, in the backward.
+    micro-batches before the first backward. With full recomputation, a layer (or a chunk of layers)
+    keeps only its input; one chunk after the other has all its activations, in the backward.
     """
     settings = recipe.trainer.megatron
     layers = len(layout.stage_layers(facts.layers, facts.head_layers)[stage])
@@ -45,15 +45,15 @@ def activations(
     residual = _residual(recipe, facts, layout) * element
     kept = whole * layer + inputs * residual
     kept += 2 * facts.head_dim * len(facts.ropes) * element  # cosines and sines, for all layers
-    # one after the other: the last norm, which the backward is done with first; then a chunk that
-    # is computed again, whose input is there, when the layers behind it are done with
+    # not at the same time: the last norm, which the backward finishes first; then a chunk that is
+    # computed again, when the layers after it are finished (its input is kept)
     once = at_once * layer - residual - whole * layer
     if "mlp" in recomputed_modules(recipe):
         once = _feed_forward(recipe, facts, layout, element)
     if layout.has_head(stage):
         last = 2 * _residual(recipe, facts, layout) * _norm_element(facts, element) + 4
         once = max(once, last)
-    else:  # what was sent on, until its gradient comes
+    else:  # what was sent on stays until its gradient arrives
         kept += residual
     in_flight = min(layout.pipeline - stage, micro.in_mini_batch)
     masks = in_flight * _masks(recipe, facts, layout, micro, element)
@@ -90,40 +90,41 @@ def temporaries(
 def _masks(
     recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
 ) -> int:
-    """Bytes of a micro-batch's masks, each made once for all layers: for short units as long as
-    these, for each token; else one strip of ``ROWS`` queries (``trainer.segments``)."""
+    """Bytes of a micro-batch's masks, each made once for all layers: for short units one row per
+    token, as long as the longest of these; else one strip of ``ROWS`` queries
+    (``trainer.segments``)."""
     windows = [window for window in facts.windows if window < micro.sequence]
     shared = recipe.trainer.share_prompts
     if layout.context == 1 and micro.longest <= SHORT:
         return micro.tokens * (len(windows) + shared) * micro.longest * element
     widths = [min(micro.sequence, window - 1 + ROWS) for window in windows]
-    if shared or layout.context > 1:  # queries that begin behind their keys
+    if shared or layout.context > 1:  # queries that begin after their keys
         widths.append(micro.sequence)
     return sum(widths) * min(ROWS, micro.sequence) * element
 
 
 def _residual(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout) -> float:
-    """Elements of a token between layers."""
+    """Elements per token between layers."""
     return facts.hidden / (layout.tensor if recipe.trainer.sequence_parallel else 1)
 
 
 def _norm_element(facts: ModelFacts, element: int) -> int:
-    """Bytes of what a norm keeps: one by 1 + weight is computed in float32."""
+    """Bytes per element that a norm keeps: one with weight 1 + w is computed in float32."""
     return 4 if facts.family.unit_offset else element
 
 
 def _layer(
     recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
 ) -> float:
-    """Bytes that one layer keeps of a token: each norm its input and its result before the weight,
-    and its scale; attention and feed-forward, with the inputs of their first linear layers. What
-    is as wide as the model is divided by TP with sequence parallelism only."""
+    """Bytes per token that one layer keeps: of each norm its input, its result before the weight
+    and its scale; of attention and feed-forward also the inputs of their first linear layers.
+    Tensors as wide as the model are divided by TP only with sequence parallelism."""
     norms = len(NORMS[facts.family.norms])
     residual = _residual(recipe, facts, layout)
     of_norms = norms * (2 * residual * _norm_element(facts, element) + 4)
     modules = recomputed_modules(recipe)
     attention = residual * element + _attention(facts, layout, micro, element, modules)
-    if "mlp" in modules:  # its input alone, and no norm of its own
+    if "mlp" in modules:  # only its input, and no norm
         return of_norms / 2 + residual * element + attention
     return of_norms + attention + _feed_forward(recipe, facts, layout, element)
 
@@ -140,21 +141,21 @@ def _feed_forward(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, ele
 def _attention(
     facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int, modules: list[Any]
 ) -> float:
-    """Bytes that the attention keeps of a token between its two linear layers: their product of
-    queries, keys and values as one (the values are a view of it), queries and keys after their
-    rotation, the attention's output, and a float32 for each head.
+    """Bytes per token that the attention keeps between its two linear layers: queries, keys and
+    values as one tensor (the values are a view of it), queries and keys after the rotation, the
+    attention's output, and a float32 per head.
 
-    Units that are not short are computed one by one: the output is there twice, of each and
-    together, and responses behind one prompt have copies of its keys and values. With context
-    parallelism each of a rank's two chunks of a sequence has copies of the keys and values that it
-    sees, together those of all ranks and half a chunk more; and the product of queries, keys and
-    values is not kept. A softcap has no fused attention: two rows of scores for each head, as long
-    as the unit, and keys and values repeated for each head.
+    Units that are not short are computed one by one: the output exists twice, per unit and joined,
+    and responses with a shared prompt have copies of its keys and values. With context parallelism,
+    each of a rank's two chunks of a sequence has copies of the keys and values that it sees
+    (together those of all ranks and half a chunk more), and the joint tensor of queries, keys and
+    values is not kept. With a softcap there is no fused attention: two rows of scores per head, as
+    long as the unit, and keys and values repeated for each head.
     """
     queries = facts.heads * facts.head_dim / layout.tensor
     keys = facts.kv_groups * facts.head_dim / layout.tensor
     normed = queries + keys if facts.family.qk_norm != "none" else 0
-    if "core_attn" in modules:  # before the rotation, queries once more in their own order
+    if "core_attn" in modules:  # before the rotation: queries once more, reordered
         return (3 * queries + 2 * keys + normed) * element
     scores = 4 * facts.heads / layout.tensor
     elements = 3 * queries + 3 * keys + normed

@@ -1,4 +1,4 @@
-"""Which processes a recipe starts, and what each of them has."""
+"""The processes that a recipe starts, and the place of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aent.recipe.schema import Recipe
 
 
 def describe(recipe: Recipe) -> str:
-    """The processes of a checked recipe: every trainer rank's place, the engines, the folder."""
+    """The processes of a checked recipe: each trainer rank's place, the engines, the folder."""
     trainer, rollout = recipe.trainer, recipe.rollout
     facts = model_facts(recipe.model)
     layout = ParallelLayout.of(trainer)

@@ -1,4 +1,4 @@
-"""A rank's parameters, gradients and optimizer: what is there for the whole run."""
+"""A rank's parameters, gradients and optimizer state, which last for the whole run."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from aent.models.decoder import ModelFacts
 from aent.recipe.schema import Recipe
 from aent.recipe.training import OptimizerSection
 
-GRADIENT = 4  # bytes of one in Megatron's buffer, whatever the weights are
+GRADIENT = 4  # bytes per element of Megatron's buffer, for any type of weights
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 # in a checkpoint: main weights and two moments in float32, as Megatron gathers them
 GATHERED = 3 * 4
 
 
 def element_bytes(recipe: Recipe) -> int:
-    """Of one weight."""
+    """Bytes of one weight."""
     return DTYPES[recipe.model.dtype]
 
 
 def stage_parameters(facts: ModelFacts, layout: ParallelLayout, stage: int) -> int:
-    """Parameters of one rank: its layers, and the tables of the first and last stage.
+    """Parameters of one rank: its layers, and the embedding and output layer of first and last
+    stage.
 
-    A tied table is one tensor with one stage, and one on each end of a longer pipeline.
+    A tied one is one tensor if there is one stage, else one on each end of the pipeline.
     """
     layers = layout.stage_layers(facts.layers, facts.head_layers)[stage]
     count = len(layers) * facts.layer_parameters // layout.tensor
@@ -34,12 +35,12 @@ def stage_parameters(facts: ModelFacts, layout: ParallelLayout, stage: int) -> i
 
 
 def largest_tensor(facts: ModelFacts) -> int:
-    """Elements of a table, or of Megatron's linear_fc1, which has gate and up."""
+    """Elements of the embedding, or of Megatron's linear_fc1, which has gate and up."""
     return max(facts.embedding_parameters, 2 * facts.hidden * facts.ffn)
 
 
 def optimizer_shards(recipe: Recipe, layout: ParallelLayout) -> int:
-    """Ranks that share one optimizer state: all copies of the weights, with a distributed one."""
+    """Number of ranks that share one optimizer state: all copies of the weights if distributed."""
     return layout.data * layout.context if recipe.trainer.optimizer.distributed else 1
 
 
@@ -48,7 +49,7 @@ def optimizer_bytes(settings: OptimizerSection, element: int) -> tuple[int, int]
     memory with Megatron's ``optimizer_cpu_offload``).
 
     Adam's two moments and, for 16-bit weights, main weights in float32; other types with
-    ``use_precision_aware_optimizer``. In host memory pinned gradients come on top.
+    ``use_precision_aware_optimizer``. In host memory there are also pinned gradients.
     """
     given = settings.megatron
     types = {name: "float32" for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")}
@@ -70,12 +71,12 @@ def checkpoint_host_bytes(
     element: int,
     first_copy: bool,
 ) -> int:
-    """Host memory that a rank takes while a checkpoint is saved, or read again.
+    """Host memory that a rank needs while a checkpoint is saved, or read.
 
     A distributed optimizer's state is gathered whole (on every rank of a data-parallel group; with
-    ``checkpoint.memory_efficient`` on the one that has the first copy of the weights), one bucket
-    after the other: a part of it twice, in pieces and together. When it is read, every rank has all
-    of it. ``checkpoint.asynchronous`` keeps a copy of the rest, on the ranks that write it.
+    ``checkpoint.memory_efficient`` only on the rank with the first copy of the weights), one bucket
+    after the other: one part of it exists twice, in pieces and joined. When it is read, every rank
+    has all of it. ``checkpoint.asynchronous`` keeps a copy of the rest, on the ranks that write it.
     """
     settings, parameters = recipe.checkpoint, stage_parameters(facts, layout, stage)
     copied = first_copy and settings.asynchronous and settings.every > 0
@@ -93,8 +94,8 @@ def checkpoint_host_bytes(
 def checkpoint_device_bytes(
     recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, stage: int
 ) -> int:
-    """Of a card: the training backend gathers a distributed optimizer's state there, one of its
-    three parts of one bucket at a time."""
+    """Bytes on a card: the training backend gathers a distributed optimizer's state there, one
+    bucket of one of its three parts at a time."""
     if not recipe.trainer.optimizer.distributed or recipe.checkpoint.memory_efficient:
         return 0
     part = _bucket(recipe, facts, layout, stage) * 4
@@ -102,8 +103,8 @@ def checkpoint_device_bytes(
 
 
 def _bucket(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, stage: int) -> int:
-    """Parameters of Megatron's largest bucket: all of them, unless gradients are reduced while the
-    backward runs, and then on the first pipeline stage alone."""
+    """Parameters of Megatron's largest bucket: all of them, unless gradients are reduced during the
+    backward, and then only on the first pipeline stage."""
     parameters, ddp = stage_parameters(facts, layout, stage), recipe.trainer.ddp
     if not ddp.get("overlap_grad_reduce") or stage > 0:
         return parameters

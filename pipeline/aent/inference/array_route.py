@@ -1,8 +1,8 @@
-"""The engine's end of a request for one sample: answered in arrays (``inference.arrays``).
+"""The engine's end of a request for one sample, answered as arrays (``inference.arrays``).
 
 vLLM's own route makes several objects for each token and writes them as JSON, in the one Python
-process that serves all requests. A request for generation that accepts ours is answered by it; all
-others are vLLM's. vLLM 0.32.0 imports this module by the name of ``ArrayRoute`` (``--middleware``).
+process that serves all requests. This one answers requests for generation that accept arrays; vLLM
+answers all others. vLLM 0.32.0 imports this module by ``ArrayRoute``'s name (``--middleware``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ArrayRoute:
         self.app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Answer a request for generation that accepts arrays; pass on every other."""
+        """Answer a request for generation that accepts arrays; pass on all others."""
         if scope["type"] != "http" or scope["path"] != PATH or not _accepts_arrays(scope):
             await self.app(scope, receive, send)
             return
@@ -68,7 +68,7 @@ class ArrayRoute:
             return
         finally:
             gone.cancel()
-            writing.cancel()  # where nobody waits for it any more the engine is told to stop
+            writing.cancel()  # if the client has left, the engine is told to stop
             await asyncio.gather(gone, writing, return_exceptions=True)
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),
@@ -90,7 +90,7 @@ async def _gone(receive: Any) -> None:
 
 
 async def _written(state: Any, prompt: Any, params: SamplingParams) -> CompletionOutput:
-    """Have the engine write the sample."""
+    """Have the engine generate the sample."""
     written: CompletionOutput | None = None
     name = f"aent-{uuid.uuid4().hex}"
     async for answer in state.engine_client.generate(prompt, params, name):
@@ -101,11 +101,11 @@ async def _written(state: Any, prompt: Any, params: SamplingParams) -> Completio
 
 
 def _response(written: CompletionOutput, alternatives: int) -> Response:
-    """Raises RuntimeError where vLLM has not what it was asked for."""
+    """Raises RuntimeError if vLLM's output lacks what it was asked for."""
     tokens, flat = list(written.token_ids), written.logprobs
     if not isinstance(flat, FlatLogprobs) or len(flat) != len(tokens):
         raise RuntimeError("vLLM has no log-probs for the tokens that it wrote")
-    # each token's own stand first, then those of the likeliest
+    # each token's own log-prob is first, followed by those of the likeliest tokens
     own = [
         flat.logprobs[start] if start < end and flat.token_ids[start] == token else math.nan
         for token, start, end in zip(tokens, flat.start_indices, flat.end_indices)
@@ -113,7 +113,7 @@ def _response(written: CompletionOutput, alternatives: int) -> Response:
     likely = []
     if alternatives:
         for start, end in zip(flat.start_indices, flat.end_indices):
-            # as vLLM's JSON has them: the token itself among them, once
+            # as in vLLM's JSON: with the token itself, once
             each = dict(zip(flat.token_ids[start:end], flat.logprobs[start:end]))
             likely.append(list(each.values())[:alternatives])
     spans = [Span(s.start, s.end, version_of(s.version)) for s in written.weight_versions or []]

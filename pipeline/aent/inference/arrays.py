@@ -1,7 +1,7 @@
-"""A response as arrays: what our own route in an engine answers with, 8 bytes a token.
+"""A response as arrays: the answer of our own route in an engine, 8 bytes a token.
 
 vLLM's JSON has 141 bytes for each token's log-prob, which one Python process writes and another
-reads. Both sides import this; standard library alone.
+reads. Both sides import this; it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 MEDIA_TYPE = "application/x-aent-completion"  # asked for by "Accept"
 FORMAT = 1
-# "aent", format, numbers of tokens, of alternatives to each, of spans; why it ended
+# "aent", format, numbers of tokens, alternatives per token and spans; why it ended
 HEAD = struct.Struct("<4sIIII16s")
 MARK = b"aent"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens from ``start`` to before ``end``, written by weights of one version."""
+    """Tokens from ``start`` to before ``end``, sampled with weights of one version."""
 
     start: int
     end: int
@@ -31,20 +31,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Response:
-    """What an engine has to say of one response, unchecked."""
+    """An engine's response, unchecked."""
 
     token_ids: list[int]
-    logprobs: list[float]  # of each token; NaN where there is none
+    logprobs: list[float]  # of each token; NaN if there is none
     spans: list[Span]
     finish_reason: str
-    likely: list[list[float]]  # log-probs of alternatives to each token; empty: none asked for
+    likely: list[list[float]]  # log-probs of alternatives to each token; empty if not requested
 
 
 def pack(response: Response) -> bytes:
-    """As bytes, little-endian: head; token ids (int32); log-probs (float32); those of alternatives
-    (float32); of each span start, end and version (int32).
+    """Pack it as bytes, little-endian: head; token ids (int32); log-probs (float32); log-probs of
+    alternatives (float32); start, end and version of each span (int32).
 
-    Raises ValueError where alternatives are not as many for each token, OverflowError for a number
+    Raises ValueError if tokens differ in their number of alternatives, OverflowError for a number
     of more than 32 bits.
     """
     widths = {len(each) for each in response.likely} or {0}
@@ -65,7 +65,7 @@ def pack(response: Response) -> bytes:
 
 
 def unpack(body: bytes) -> Response:
-    """What was packed. Raises ValueError where that is something else, or another format."""
+    """Undo ``pack``. Raises ValueError if the bytes are something else, or another format."""
     if len(body) < HEAD.size or not body.startswith(MARK):
         raise ValueError(f"no response as arrays: {body[:40]!r}")
     _, version, tokens, alternatives, spans, reason = HEAD.unpack_from(body)

@@ -1,11 +1,11 @@
-"""Speaking with vLLM servers: token ids in; token ids, log-probs and weight versions out.
+"""Client of vLLM servers: token ids in; token ids, log-probs and weight versions out.
 
-Generation goes through POST /inference/v1/generate, the one route of vLLM 0.32.0 that says which
-weights wrote each token; our middleware answers there in arrays (``array_route``). A request is one
-sample with a seed of its own.
+Generation uses POST /inference/v1/generate, the only route of vLLM 0.32.0 that says which weights
+sampled each token; our middleware answers it with arrays (``array_route``). A request is one sample
+with its own seed.
 
-Same weights and seed give the same tokens when a request is computed in the same company; in
-another batch the logits differ in their last bits, so a token may differ now and then.
+The same weights and seed give the same tokens if the same requests share a batch; in another batch
+the logits differ in their last bits, so that a token may sometimes differ.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from aent.runtime.children import tail_of
 
 GENERATE = "/inference/v1/generate"
 HEALTH = "/health"
-LOG_LINES = 25  # of the server's log, in an error's message
+LOG_LINES = 25  # of the server's log, in an error message
 READY_POLL_S = 0.2
-READY_CALL_S = 5.0  # of one question whether a server is ready yet
-HEALTH_S = 30.0  # one that is busy with hundreds of requests answers late
-HEALTH_TRIES = 3  # a connection may break, of a healthy server too
+READY_CALL_S = 5.0  # for one check whether a server is ready yet
+HEALTH_S = 30.0  # a server that is busy with hundreds of requests answers late
+HEALTH_TRIES = 3  # the connection of a healthy server may break, too
 HEALTH_PAUSE_S = 0.5
-LOOK_S = 5.0  # for the count of tokens written
+LOOK_S = 5.0  # for the number of tokens written
 
 
 @dataclass
@@ -54,27 +54,27 @@ class EngineClient:
     """One server. Every method may be called from any event loop."""
 
     url: str
-    model: str | None = None  # the name it is served under; None: whatever it serves
+    model: str | None = None  # the name it is served under; None: any
     token: str | None = field(default=None, repr=False)
-    # through each connection that is opened, before it gets the token, it has to show that it knows
-    # it: an engine of the run's own, whose address somebody else may have by now
+    # the server must prove on each new connection that it knows the token, before it gets the
+    # token: another server may have the address of a lost engine of this run
     has_to_prove: bool = False
-    log_path: Path | None = None  # of a server on this machine: errors carry its last lines
+    log_path: Path | None = None  # of a server on this machine, for error messages
     concurrency: int = 256  # requests in flight
-    progress_timeout_s: float = 300.0  # without a token written
-    call_timeout_s: float = 60.0  # of every call but generation
+    progress_timeout_s: float = 300.0  # longest time without a new token
+    call_timeout_s: float = 60.0  # of every call except generation
 
     async def complete(self, request: GenerationRequest) -> Completion:
-        """Have one sample written; waits without a deadline of its own.
+        """Get one sample; waits without a deadline of its own.
 
-        Raises EngineError as ``call`` does, and for an answer without finite log-probs or weight
-        versions, or that was aborted.
+        Raises EngineError as ``call`` does, and for an answer that was aborted or has no finite
+        log-probs or no weight versions.
         """
         headers = {**self._bearer(), "Accept": f"{MEDIA_TYPE}, application/json"}
         body = self._named(request.body())
         answer = await self._answer("POST", GENERATE, headers, None, body)
         try:
-            # whose middleware we are not answers in JSON
+            # a server without our middleware answers in JSON
             if answer.headers.get("content-type") == MEDIA_TYPE:
                 response = unpack(answer.body)
             else:
@@ -104,11 +104,11 @@ class EngineClient:
         params: dict[str, Any] | None = None,
         timeout_s: float | None = -1.0,
     ) -> Any:
-        """The JSON answer of one route (text where it is not JSON, None where it is empty).
+        """The JSON answer of a route (text if it is not JSON, None if it is empty).
 
         ``timeout_s`` bounds the whole call: None waits for ever, -1 means ``call_timeout_s``.
-        Raises EngineError naming URL, status and the answer's first line: TransientError where the
-        same call may succeed later, ``http.RefusedError`` where it cannot.
+        Raises EngineError naming URL, status and the answer's first line: TransientError if the
+        same call may succeed later, ``http.RefusedError`` if it cannot.
         """
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
         answer = await self._answer(method, path, self._bearer(), timeout_s, body, params)
@@ -131,9 +131,8 @@ class EngineClient:
         body: dict[str, Any] | None = None,
         params: dict[str, Any] | None = None,
     ) -> Answer:
-        """The answer of one route, a success. Raises EngineError as ``call`` does."""
-        # where a connection is opened nothing is sent before the server at its address has shown
-        # that it is the engine
+        """The successful answer of a route. Raises EngineError as ``call`` does."""
+        # on a new connection nothing is sent before the server has proved that it is the engine
         prove = partial(self._look, HEALTH_S) if self.has_to_prove and path != HEALTH else None
         try:
             async with asyncio.timeout(timeout_s):
@@ -164,19 +163,19 @@ class EngineClient:
         return answer
 
     async def _look(self, timeout_s: float) -> None:
-        """Raise EngineError unless the server is well, and the engine that it is taken for."""
+        """Raise EngineError unless the server is healthy and is the engine that we expect."""
         if not self.has_to_prove or self.token is None:
             await self._answer("GET", HEALTH, self._bearer(), timeout_s)
             return
         challenge = new_challenge()
-        # close: no request that bears the token may find this connection, whoever answers
+        # close: no request with the token may use this connection, whoever answers
         headers = {CHALLENGE: challenge, "Connection": "close"}
         try:
             answer = await self._answer("GET", HEALTH, headers, timeout_s)
             shown = answer.headers.get(PROOF)
         except OutOfFilesError:
             raise
-        except RefusedError:  # no engine refuses this: the engine is lost, no request at fault
+        except RefusedError:  # no engine refuses this: it is lost, and the request not at fault
             shown = None
         if not proves(shown, self.token, self.url, challenge):
             raise self.error(f"{HEALTH}: another server answers there: it has not the run's token")
@@ -185,19 +184,19 @@ class EngineClient:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     async def value(self, method: str, path: str, key: str, **options: Any) -> Any:
-        """What stands under ``key`` in the JSON answer of a route; ``options`` as of ``call``.
+        """The value of ``key`` in the JSON answer of a route; ``options`` as for ``call``.
 
-        Raises EngineError as ``call`` does, and where there is nothing."""
+        Raises EngineError as ``call`` does, and if the key is missing."""
         answer = await self.call(method, path, **options)
         if not isinstance(answer, dict) or key not in answer:
             raise self.error(f"{path}: the answer has no {key!r}: {str(answer)[:100]}")
         return answer[key]
 
     async def health(self) -> None:
-        """Raise EngineError unless the server is ready and its engine process lives; one that has
-        to prove that it knows the token is asked to, each time.
+        """Raise EngineError unless the server is ready and its engine process lives; if it has to
+        prove that it knows the token, it has to do so each time.
 
-        It may be slow to answer, and a connection may break: it has ``HEALTH_S`` seconds in all.
+        It may answer slowly, and a connection may break: it has ``HEALTH_S`` seconds in all.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + HEALTH_S
@@ -211,7 +210,7 @@ class EngineClient:
         await self._look(deadline - now())
 
     async def is_healthy(self) -> bool:
-        """``health`` as a question. Raises OutOfFilesError where it could not be asked."""
+        """``health`` as a yes or no. Raises OutOfFilesError if the server could not be asked."""
         try:
             await self.health()
         except OutOfFilesError:
@@ -223,11 +222,11 @@ class EngineClient:
     async def wait_ready(
         self, timeout_s: float, on_progress: Callable[[], None] | None = None
     ) -> None:
-        """Return when the server is healthy and lets us in.
+        """Return when the server is healthy and accepts our token.
 
-        For a server that somebody else started: whoever started it sees whether it ends first.
-        Raises EngineError after ``timeout_s`` seconds; RefusedError at once for an answer that will
-        be the same later: an address of something else (404), a token it does not know (401, 403).
+        For a server that was not started by this run; its starter notices if it ends. Raises
+        EngineError after ``timeout_s`` seconds; RefusedError at once for an answer that will not
+        change: something else at this address (404), a token it does not know (401, 403).
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
@@ -257,7 +256,7 @@ class EngineClient:
             raise self.error(f"/weight_info: {error!r}") from None
 
     async def block_size(self) -> int:
-        """Tokens of one block of its key-value cache (only whole blocks are ever reused)."""
+        """Tokens per block of its key-value cache (only whole blocks are reused)."""
         metrics = await self.metrics(self.call_timeout_s)
         found = re.search(r'^vllm:cache_config_info\{.*?[{,]block_size="(\d+)"', metrics, re.M)
         if found is None:
@@ -265,7 +264,7 @@ class EngineClient:
         return int(found[1])
 
     async def tokens_written(self) -> float:
-        """How many tokens it has computed, of prompts and of responses, since it was started."""
+        """Number of tokens it has computed, of prompts and responses, since it was started."""
         values = vllm_metrics.read(await self.metrics())
         if "generated" not in values:
             raise self.error("/metrics: no vllm:generation_tokens_total")

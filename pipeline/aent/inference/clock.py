@@ -1,4 +1,4 @@
-"""The time in which engines may work: it stands still while they are paused for new weights."""
+"""The time in which engines can work: the clock stops while they are paused for new weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """Of a fleet; for any thread. Seconds, from an arbitrary beginning."""
+    """A fleet's clock, for any thread. Seconds, from an arbitrary start."""
 
-    _paused_s: float = 0.0  # in pauses that are over
-    _paused_at: float | None = None  # when the present one began
+    _paused_s: float = 0.0  # in past pauses
+    _paused_at: float | None = None  # start of the present pause
     _busy_s: float = 0.0
-    _since: dict[str, float] = field(default_factory=dict)  # engines that are busy, by address
-    _users: dict[str, int] = field(default_factory=dict)  # who keep them so
+    _since: dict[str, float] = field(default_factory=dict)  # when a busy engine began, by address
+    _users: dict[str, int] = field(default_factory=dict)  # callers with requests, by address
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def now(self) -> float:
@@ -27,7 +27,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """It stands meanwhile."""
+        """The clock stops inside this block."""
         with self._lock:
             self._paused_at = time.monotonic()
         try:
@@ -38,14 +38,14 @@ class Clock:
                 self._paused_at = None
 
     def begin(self, url: str) -> None:
-        """Somebody has requests at this engine from now on, besides others that may have some."""
+        """A caller has requests at this engine from now on; others may have some too."""
         with self._lock:
             if not self._users.get(url):
                 self._since[url] = self.now()
             self._users[url] = self._users.get(url, 0) + 1
 
     def end(self, url: str) -> None:
-        """Of what ``begin`` began."""
+        """The caller of ``begin`` has no more requests."""
         with self._lock:
             self._users[url] -= 1
             if not self._users[url]:

@@ -1,7 +1,7 @@
 """A vLLM server as a child process: its command line, its start, its readiness, its end.
 
-The server is spoken to over HTTP only (``inference.client``); nothing here imports vLLM, so that a
-launcher needs none of it. Facts about vLLM hold for 0.32.0.
+Everything goes over HTTP (``inference.client``). Nothing here imports vLLM, so a launcher does not
+need it. Facts about vLLM hold for 0.32.0.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ LOG_LINES = 25  # of a dead server, in the error's message
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 ARRAY_ROUTE = "aent.inference.array_route.ArrayRoute"
 WORKER_EXTENSION = "aent.weights.worker_extension.WorkerExtension"
-SOCKET_PATH = 107  # characters that the path of a Unix socket may have (unix(7)) ...
-SOCKET_NAME = 48  # ... of which so many are for vLLM's name of one in its folder
-# of the caller's shell, and not for an engine: what makes another server of it, and what places a
-# process in somebody else's job
+SOCKET_PATH = 107  # longest path of a Unix socket, characters (unix(7)) ...
+SOCKET_NAME = 48  # ... of which vLLM's name of a socket in its folder needs this many
+# variables of the caller's shell that an engine must not get: they would make another server of it,
+# or place a process in another job
 NOT_INHERITED = (
     "VLLM_API_KEY",
     "VLLM_PORT",
     "VLLM_USE_MODELSCOPE",
-    "VLLM_USE_RUST_FRONTEND",  # it knows no middleware, and so no token
+    "VLLM_USE_RUST_FRONTEND",  # it has no middleware, and so no token check
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",  # shorter than ``http.KEEPALIVE_S``: connections would break
     "VLLM_DISABLE_PYNCCL",
     "VLLM_CPU_KVCACHE_SPACE",
@@ -59,7 +59,7 @@ NOT_INHERITED = (
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What one server is started with."""
+    """Settings of one server."""
 
     model_path: Path  # a Hugging Face folder; its tokenizer is not read (token ids in and out)
     served_name: str
@@ -69,7 +69,7 @@ class EngineSettings:
     port: int = 0  # 0: any free one
     tensor_parallel: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0  # of requests without a seed of their own
+    seed: int = 0  # of requests without their own seed
     device: Literal["cpu", "cuda"] = "cpu"
     kv_cache_gib: float = 1.0  # on a CPU
     cpu_threads: int | None = None  # of each worker, on a CPU; None: its share of the cores
@@ -115,7 +115,7 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
 
 
 def flag(name: str, value: object) -> str:
-    """An option of vLLM's server as it stands on the command line."""
+    """An option of vLLM's server, as on the command line."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
@@ -125,8 +125,8 @@ def flag(name: str, value: object) -> str:
 
 
 def own_options(settings: EngineSettings) -> dict[str, object]:
-    """The options that a run gives its engines, by name, those that are given several times as
-    tuples; recipes may not (``checks.recipe``)."""
+    """The options that a run gives its engines, by name; tuples are given several times. Recipes
+    may not set them (``checks.recipe``)."""
     s = settings
     backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
     options: dict[str, object] = {
@@ -138,7 +138,7 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
         "max-model-len": s.max_model_len,
         "dtype": s.dtype,
         "seed": s.seed,
-        # sampling settings of the model's folder (top_k, penalties) would bias the policy silently
+        # sampling settings in the model's folder (top_k, penalties) would silently bias the policy
         "generation-config": "vllm",
         # of the policy that is sampled from: tempered
         "logprobs-mode": "processed_logprobs",
@@ -150,28 +150,28 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
         "enable-prompt-tokens-details": True,  # how much came from the cache: the probe asks
     }
     options["middleware"] = (ARRAY_ROUTE,)
-    if s.token_path is not None:  # the last one is the first that a request meets
+    if s.token_path is not None:  # a request meets the last middleware first
         options["middleware"] = (ARRAY_ROUTE, f"{TokenGate.__module__}.{TokenGate.__name__}")
     if s.device == "cuda":
         return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
     options |= {
         "enforce-eager": True,
         # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a
-        # CPU: vLLM sets back the generator of a request with a seed, and a CPU's cannot be
+        # CPU: vLLM resets the generator of a request with a seed, which a CPU's does not allow
         "enable-chunked-prefill": False,
         # whole blocks are what samples of one prompt share: 128, the default, is longer than many
         "block-size": 32,
         "kv-cache-memory-bytes": int(s.kv_cache_gib * 2**30),
     }
     if s.tensor_parallel == 1:
-        # vLLM's own choice is a worker process, for whose answers its engine process waits
-        # with a busy loop: a third of the machine's time where there are two cores
+        # vLLM's default is a worker process; its engine process waits for the worker in a busy
+        # loop, which takes a third of the machine's time on two cores
         options["distributed-executor-backend"] = IN_PROCESS
     return options
 
 
 def environment(settings: EngineSettings) -> dict[str, str]:
-    """The server's environment: this process's own, without what is meant for other servers."""
+    """The server's environment: this process's own, without variables meant for other servers."""
     s = settings
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env |= {
@@ -184,7 +184,7 @@ def environment(settings: EngineSettings) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
     }
     if len(tempfile.gettempdir()) + SOCKET_NAME > SOCKET_PATH:
-        env["VLLM_RPC_BASE_PATH"] = "/tmp"  # of vLLM's sockets; by default TMPDIR
+        env["VLLM_RPC_BASE_PATH"] = "/tmp"  # for vLLM's sockets; TMPDIR by default
     if s.token_path is not None:
         env[FILE_VARIABLE] = str(s.token_path)
     if s.device == "cuda":
@@ -192,7 +192,7 @@ def environment(settings: EngineSettings) -> dict[str, str]:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
         return env
     env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
-    # vLLM would compile the line that ranks log-probs, for seconds, at the first samples
+    # vLLM would compile the line that ranks log-probs, which delays the first samples by seconds
     env["TORCH_COMPILE_DISABLE"] = "1"
     cores = _cores(s.tensor_parallel, s.cpu_threads)
     if s.tensor_parallel == 1:
@@ -205,7 +205,7 @@ def environment(settings: EngineSettings) -> dict[str, str]:
 def _visible_gpu(place: int) -> str:
     """The name of one of the GPUs that this process may use.
 
-    Raises ValueError if there are not as many.
+    Raises ValueError if there are not that many.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not visible:
@@ -217,7 +217,7 @@ def _visible_gpu(place: int) -> str:
 
 
 def _cores(workers: int, threads: int | None) -> list[list[int]]:
-    """This process's cores, dealt out to the workers of one server."""
+    """This process's cores, divided among the workers of one server."""
     cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // workers)
     parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(workers)]
@@ -262,7 +262,7 @@ class Engine:
         self.child.stop(grace_s)
 
     def is_healthy(self) -> bool:
-        """Whether the server is ready and its engine process lives. One with a token has to prove
+        """Whether the server is ready and its engine process lives. One with a token must prove
         that it knows it: another server at its address may answer too."""
         challenge = new_challenge()
         try:  # verify: reading certificates, for a URL without any, takes as long as the rest

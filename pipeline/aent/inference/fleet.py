@@ -24,23 +24,24 @@ Submit = Callable[[GenerationRequest], asyncio.Future[Completion]]
 
 @dataclass
 class Fleet:
-    """Several servers with the same weights, used as one; by several threads, each its event loop.
+    """Several servers with the same weights, used as one; several threads may use it, each with its
+    own event loop.
 
-    A request is sent again where its connection breaks or its server is too busy. A server that is
-    lost (it is not healthy after that, or writes no token for ``progress_timeout_s``, twice) leaves
-    ``clients``, and its requests go to the others.
+    A request is sent again if its connection breaks or its server is too busy. A server is lost if
+    it is not healthy after that, or writes no token for ``progress_timeout_s``, twice: it leaves
+    ``clients``, and the others get its requests.
     """
 
     clients: list[EngineClient]
     min_engines: int | None = None  # with fewer it fails; None: with any lost
     on_loss: Callable[[EngineClient], None] = lambda client: None
     timeline: Timeline = field(default_factory=Timeline)  # of its requests
-    load: Load | None = None  # what servers say of themselves meanwhile; None: nobody asks
+    load: Load | None = None  # the servers' own measurements meanwhile; None: not needed
     clock: Clock = field(default_factory=Clock)
-    size: int = field(init=False)  # with none lost
-    # by address: the weight version with which it was taken back last
+    size: int = field(init=False)  # number of servers before any was lost
+    # by address: the weight version at which it was last taken back
     _back: dict[str, int] = field(default_factory=dict, init=False)
-    # of ``clients``: an update of weights goes on with those that it began with
+    # guards ``clients``: an update of weights needs the same clients from its start to its end
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     def __post_init__(self) -> None:
@@ -59,23 +60,23 @@ class Fleet:
         requests: Sequence[GenerationRequest],
         on_progress: Callable[[], None] | None = None,
     ) -> list[Completion]:
-        """Have every sample written; in the order of the requests. Raises as ``open`` does."""
+        """Get every sample, in the order of the requests. Raises as ``open`` does."""
         async with self.open(on_progress) as submit:
             return await asyncio.gather(*map(submit, requests))
 
     @asynccontextmanager
     async def open(self, on_progress: Callable[[], None] | None = None) -> AsyncIterator[Submit]:
-        """A function that has a sample written by the server with the fewest requests in flight,
-        samples of one prompt by the same one unless it is much fuller; those that are under way at
-        the end of the block are cancelled.
+        """A function that sends a request to the server with the fewest requests in flight; samples
+        of one prompt go to the same server unless it is much fuller. Samples under way at the end
+        of the block are cancelled.
 
-        ``on_progress`` is called at each that ends (also where servers write tokens and none ends
-        for long). Samples fail by EngineError, all of them: that of a healthy server at once, that
-        of a lost one if fewer than ``min_engines`` are left.
+        ``on_progress`` is called when one ends (also if servers write tokens but none ends for a
+        long time). If one fails, all samples fail with its EngineError: at once if its server is
+        healthy, and if it is lost when fewer than ``min_engines`` are left.
         """
         progress = on_progress or (lambda: None)
         flight = Flight(self.lose, deque(), [], progress, self.timeline, self.clock)
-        with self._lock:  # not one that has yet to get the others' weights
+        with self._lock:  # not a server that still has to get the others' weights
             flight.join(self.clients)
         under_way: dict[int, asyncio.Future[Completion]] = {}
         numbers = itertools.count()
@@ -94,7 +95,8 @@ class Fleet:
         async def carry_out() -> None:
             while True:
                 if self._lock.acquire(blocking=False):  # else an update is under way
-                    flight.join(self.clients)  # not those lost in the last one; those back with it
+                    # without those lost in the last update, with those taken back in it
+                    flight.join(self.clients)
                     self._lock.release()
                 flight.send()
                 for number, completion in await flight.land():
@@ -129,17 +131,17 @@ class Fleet:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The servers get other weights meanwhile. Silence is none, and a server that another
-        thread has to give up is given up afterwards."""
+        """The servers get new weights inside this block. Silence does not count, and a server that
+        another thread finds lost is dropped after it."""
         with self._lock, self.clock.paused():
             yield
 
     async def readmit(self, known: Callable[[], Iterable[EngineClient]], version: int) -> list[str]:
-        """Have servers that were lost, and are healthy, take part again from the update to weight
-        ``version`` on; return what to tell. Each once for one version: one that is lost again
-        before the update has ended would keep it from ever ending.
+        """Take back servers that were lost and are healthy, from the update to weight ``version``
+        on; return lines for the log. Each only once per version: a server that is lost again and
+        again would keep the update from ending.
 
-        known: every server that has an address now; asked where one is missing.
+        known: every server that has an address now; called if one is missing.
         """
         if len(self.clients) == self.size:
             return []
@@ -158,8 +160,8 @@ class Fleet:
         return told
 
     async def drop_lost(self, error: EngineError) -> bool:
-        """Go on without the servers that are not healthy, after one has failed; return whether
-        there are any. Raises ``error`` if too few are left."""
+        """Drop the servers that are not healthy, after one has failed; return whether there are
+        any. Raises ``error`` if too few are left."""
         healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
         lost = [c for c, well in zip(self.clients, healthy) if not well]
         for client in lost:
@@ -167,12 +169,12 @@ class Fleet:
         return bool(lost)
 
     def lose(self, client: EngineClient, error: EngineError) -> None:
-        """Go on without this server; raise ``error`` if too few are left."""
+        """Drop this server; raise ``error`` if too few are left."""
         with self._lock:
             self._lose(client, error)
 
     def _lose(self, client: EngineClient, error: EngineError) -> None:
-        if client not in self.clients:  # another thread has given it up
+        if client not in self.clients:  # another thread has dropped it
             return
         self.clients.remove(client)
         self.on_loss(client)

@@ -1,4 +1,4 @@
-"""The requests of one ``Fleet.generate``, from their sending to their end."""
+"""The requests of one ``Fleet.generate``, from start to end."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from aent.runtime.timeline import ENGINE, Timeline
 if TYPE_CHECKING:
     from aent.inference.client import EngineClient
 
-RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # at most; before a request is sent again, each in its turn
-# a server is much fuller than another that has so many requests less (or four fifths of its own)
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)  # longest delays before a request is sent again
+# a server is much fuller than another that has this many requests fewer (or four fifths of its own)
 FULLER = 16
-PROMPT_END = 256  # tokens, by which and by its length a prompt is told from others
-SHORTEST_WAIT_S = 0.01  # a clock that stands (``Clock.paused``) would be asked without a pause
-LOOKS = 4  # at an engine's tokens, in ``progress_timeout_s`` without a finished response
+PROMPT_END = 256  # tokens that identify a prompt, together with its length
+SHORTEST_WAIT_S = 0.01  # a stopped clock (``Clock.paused``) would be polled without a pause
+LOOKS = 4  # checks of an engine's tokens in ``progress_timeout_s`` without a finished response
 
 Item = tuple[int, GenerationRequest]
 
@@ -36,15 +36,15 @@ class EngineFlight:
 
     client: EngineClient
     in_flight: dict[asyncio.Task[Completion], Item] = field(default_factory=dict)
-    progress: float = 0.0  # when it was last known to write tokens, or got its first request
-    looked: float = 0.0  # when its tokens were last counted
-    tokens: float | None = None  # that it had written then; None: not known
-    sent_again: bool = False  # everything in flight, since it last wrote tokens
+    progress: float = 0.0  # last time that it was known to write tokens, or got its first request
+    looked: float = 0.0  # last time that its tokens were counted
+    tokens: float | None = None  # their number then; None: not known
+    sent_again: bool = False  # whether everything in flight was, since it last wrote tokens
     retries: int = 0
 
     @property
     def due(self) -> float:
-        """When it is to be looked at unless a response ends before."""
+        """When it must be checked unless a response ends before."""
         return max(self.progress, self.looked) + self.client.progress_timeout_s / LOOKS
 
     def advance(self, now: float) -> None:
@@ -56,35 +56,35 @@ class EngineFlight:
 class Flight:
     """The requests of one ``generate``, and the servers that are not lost."""
 
-    lose: Callable[[EngineClient, EngineError], None]  # go on without a server, or raise
+    lose: Callable[[EngineClient, EngineError], None]  # drop a server, or raise
     waiting: deque[Item]
     engines: list[EngineFlight]
     on_progress: Callable[[], None]
     timeline: Timeline = field(default_factory=Timeline)
-    clock: Clock = field(default_factory=Clock)  # by which a server may be silent too long
+    clock: Clock = field(default_factory=Clock)  # measures a server's silence
     cancelled: list[asyncio.Task[Completion]] = field(default_factory=list)
     _owners: dict[asyncio.Task[Completion], EngineFlight] = field(default_factory=dict)
     _homes: dict[int, EngineFlight] = field(default_factory=dict)  # by prompt: who had it last
     _ended: list[asyncio.Task[Completion]] = field(default_factory=list)
-    _woken: asyncio.Event = field(default_factory=asyncio.Event)  # one has ended, or been added
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)  # a request ended or was added
     _jitter: random.Random = field(default_factory=random.Random)
 
     def join(self, clients: Sequence[EngineClient]) -> None:
-        """These take part from now on, and no others: what those have not answered is waiting
+        """Use these servers from now on, and no others; requests that others have not answered wait
         again."""
         for engine in [e for e in self.engines if e.client not in clients]:
-            self.engines.remove(engine)  # somebody else has lost it
+            self.engines.remove(engine)  # another caller has dropped it
             self.waiting.extendleft(reversed(self.stop(engine)))
         known = [engine.client for engine in self.engines]
         self.engines += [EngineFlight(client) for client in clients if client not in known]
 
     def add(self, item: Item) -> None:
-        """Have this carried out too."""
+        """Carry out this request too."""
         self.waiting.append(item)
         self._woken.set()
 
     def send(self) -> None:
-        """Hand out what is waiting, as far as the servers' ``concurrency`` goes."""
+        """Send waiting requests, within the servers' ``concurrency``."""
         now = self.clock.now()
         while self.waiting:
             free = [e for e in self.engines if len(e.in_flight) < e.client.concurrency]
@@ -100,8 +100,8 @@ class Flight:
             task.add_done_callback(self._note_end)
 
     def _choose(self, free: list[EngineFlight], request: GenerationRequest) -> EngineFlight:
-        """The server that has the prompt in its cache, from a sample of it before, unless it is
-        much fuller (``FULLER``) than the emptiest one."""
+        """The server that has the prompt in its cache, from an earlier sample, unless it is much
+        fuller (``FULLER``) than the emptiest one."""
         if len(self.engines) == 1:
             return free[0]
         emptiest = min(free, key=lambda e: len(e.in_flight))
@@ -115,7 +115,7 @@ class Flight:
         return home
 
     async def _complete(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
-        """One response, and an event of it."""
+        """One response, recorded in the timeline."""
         begin = time.time()
         done = await self._ask(engine, request)
         track = f"{ENGINE}{engine.client.url}"
@@ -123,7 +123,7 @@ class Flight:
         return done
 
     async def _ask(self, engine: EngineFlight, request: GenerationRequest) -> Completion:
-        """A request has a seed: sent again, it asks for the same tokens."""
+        """Send a request; if it is sent again, its seed asks for the same tokens."""
         for delay_s in RETRY_DELAYS_S:
             try:
                 return await engine.client.complete(request)
@@ -139,7 +139,7 @@ class Flight:
         self._woken.set()
 
     async def land(self) -> list[tuple[int, Completion]]:
-        """Wait for some to end, or to be added: (index, completion) of each that has ended. Servers
+        """Wait until requests end or are added: (index, completion) of each that has ended. Servers
         that are lost are dropped.
 
         Raises the error of a request that failed on a healthy server.
@@ -156,7 +156,7 @@ class Flight:
         landed = []
         for task in ended:
             engine = self._owners.pop(task, None)
-            if engine is None:  # called off
+            if engine is None:  # cancelled
                 continue
             if (error := task.exception()) is not None:
                 await self._fail(engine, error)
@@ -171,7 +171,7 @@ class Flight:
         return landed
 
     async def _fail(self, engine: EngineFlight, error: BaseException) -> None:
-        """A request has ended by an error: that of a healthy server ends everything."""
+        """A request ended with an error: if its server is healthy, everything ends."""
         refused = isinstance(error, RefusedError) or not isinstance(error, EngineError)
         if refused or await engine.client.is_healthy():
             raise error
@@ -179,22 +179,22 @@ class Flight:
         self._lose(engine, error)
 
     async def _look(self, engine: EngineFlight) -> None:
-        """No response of it has ended for a while: does it write tokens? One that does not, and yet
-        is healthy, may have lost requests, and gets them again, once."""
+        """No response has ended for a while: check whether the server writes tokens. If it does not
+        but is healthy, it may have lost requests, and gets them again, once."""
         now = self.clock.now()
         client, before = engine.client, engine.tokens
         engine.looked = now
         try:
             engine.tokens = await client.tokens_written()
         except EngineError:
-            pass  # a silence like any other
+            pass  # counts as silence
         else:
             if before is not None and engine.tokens != before:
                 engine.advance(now)
                 self.on_progress()
         if now < engine.progress + client.progress_timeout_s:
             return
-        if any(task.done() for task in engine.in_flight):  # while it was looked at
+        if any(task.done() for task in engine.in_flight):  # while it was checked
             return
         silence = client.error(
             f": no token written for {now - engine.progress:.0f} s "
@@ -205,14 +205,14 @@ class Flight:
             return
         log.warning(f"aent: sent again: {_first_line(silence)}")
         self.waiting.extendleft(reversed(self.stop(engine)))
-        self._homes.clear()  # it gets them again, being empty
+        self._homes.clear()  # its requests go to it again, because it is the emptiest
         engine.sent_again = True
         self.on_progress()
         self.send()
         engine.progress = engine.looked = self.clock.now()
 
     def stop(self, engine: EngineFlight) -> list[Item]:
-        """Have it answer nothing more; return what it was asked."""
+        """Cancel its requests and return them."""
         items = list(engine.in_flight.values())
         if items:
             self.clock.end(engine.client.url)
@@ -228,7 +228,7 @@ class Flight:
         self.waiting.extendleft(self.stop(engine))
         self.lose(engine.client, error)
         if not self.engines:
-            raise error  # others may have come back to the fleet: they have never been asked
+            raise error  # others that returned to the fleet have not been tried
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""Responses that fork: some are written whole, the others go on from inside one of those.
+"""Responses that fork: some are sampled whole, others continue from inside one of those.
 
-What they share is in the engine's prefix cache (whole blocks of it) and is not computed again.
+Their common tokens are in the engine's prefix cache (in whole blocks) and are not computed again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from aent.inference.completion import Completion, GenerationRequest
 
-ALTERNATIVES = 20  # likeliest tokens by which uncertainty is judged; vLLM's max_logprobs
+ALTERNATIVES = 20  # likeliest tokens, from which uncertainty is estimated; vLLM's max_logprobs
 
 
 async def generate_forked(
@@ -19,14 +19,15 @@ async def generate_forked(
     forks: int,
     branches: int,
 ) -> list[Completion]:
-    """Carry out requests for whole responses as trees of 1 + forks x branches of them each.
+    """Carry out requests for whole responses as trees of 1 + forks x branches responses each.
 
-    The first request of each such run is a trunk, and is carried out as it is. Of its tokens the
-    ``forks`` most uncertain ones (highest ``Completion.entropies``) are sampled ``branches`` times
-    anew, with the rest of the response behind them, by the seeds of the requests that follow it.
+    The first request of each such run is a trunk, carried out as it is. The ``forks`` most
+    uncertain of its tokens (highest ``Completion.entropies``) are each sampled ``branches`` times
+    again, with the rest of the response after them, using the seeds of the requests that follow.
 
     Args:
-        generate: completions in the order of its requests. requests: whole runs for one prompt.
+        generate: returns completions in the order of its requests. requests: whole runs, each for
+            one prompt.
 
     Returns:
         Completions of whole responses, in the order of the requests; a branch begins with its
@@ -63,8 +64,8 @@ async def generate_forked(
 
 
 def most_uncertain(trunk: Completion, forks: int, branches: int) -> list[int]:
-    """Where its branches begin: ``branches`` times each of the ``forks`` tokens of the highest
-    entropy, earlier ones first among equals. A response of fewer tokens forks there again."""
+    """Where the trunk's branches begin: ``branches`` times at each of the ``forks`` tokens with the
+    highest entropy, the earlier one if equal. A shorter response forks repeatedly at its tokens."""
     assert trunk.entropies is not None, "the request did not ask for alternatives"
     entropies = trunk.entropies
     order = sorted(range(len(entropies)), key=lambda place: -entropies[place])

@@ -1,8 +1,8 @@
-"""How engines are reached over HTTP: connections that are kept, and errors told apart.
+"""HTTP connections to engines, which are kept open, and the kinds of errors.
 
 Each event loop keeps one session, so that a thousand requests share its connections instead of
-opening one each. aiohttp's: a request costs its client a fifth of the processor time of httpx's
-(``benchmarks/request_cost.py``).
+opening one each. It is aiohttp's, because a request takes the client a fifth of httpx's processor
+time (``benchmarks/request_cost.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 
-KEEPALIVE_S = 3.0  # without a request; vLLM's server closes after 5 s, and none must meet that
-OPEN_FILES = 65_536  # of this process, where the hard limit allows it
+KEEPALIVE_S = 3.0  # without a request; vLLM's server closes after 5 s, which no request must meet
+OPEN_FILES = 65_536  # of this process, if the hard limit allows it
 TOO_MANY_REQUESTS = 429
 
 
 class EngineError(RuntimeError):
-    """A server failed, vanished, stayed silent, or answered what it must not."""
+    """A server failed, vanished, stayed silent, or gave an invalid answer."""
 
 
 class TransientError(EngineError):
@@ -34,16 +34,16 @@ class TransientError(EngineError):
 
 class RefusedError(EngineError):
     """The call cannot succeed: the server refuses it (4xx), or this process cannot make it. The
-    server itself is well."""
+    server itself is healthy."""
 
 
 class OutOfFilesError(RefusedError):
-    """This process may open no more connections, to any server."""
+    """This process cannot open more connections, to any server."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole one."""
+    """A complete answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,8 +63,8 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     opened: Callable[[], Awaitable[None]] | None = None,
 ) -> Answer:
-    """One request, by the session of the running event loop, which closes it before it ends itself.
-    A redirect is an answer like any other.
+    """Send one request through the session of the running event loop, which closes the session when
+    it ends. A redirect is returned like any answer.
 
     opened: awaited if a connection had to be opened for this request, before anything is sent.
 
@@ -76,7 +76,7 @@ async def ask(
 
 
 async def ask_apart(method: str, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
-    """``ask`` through a connection of its own, which no other request finds, whoever answers."""
+    """``ask`` through a separate connection, which no other request uses."""
     async with _made(aiohttp.TCPConnector(force_close=True)) as once:
         return await _request(once, method, url, None, None, headers)
 
@@ -101,7 +101,7 @@ async def _session() -> aiohttp.ClientSession:
     loop = asyncio.get_running_loop()
     if loop not in _sessions:
         _raise_open_files()
-        # asyncio.run closes the generators that are left, and so this session, with the loop
+        # asyncio.run closes remaining generators, and so this session, with the loop
         _generators[loop] = _kept_open()
         _sessions[loop] = await anext(_generators[loop])
     return _sessions[loop]
@@ -120,7 +120,7 @@ async def _kept_open() -> AsyncGenerator[aiohttp.ClientSession]:
         yield session
     finally:
         await session.close()
-        _sessions.pop(loop, None)  # it holds its loop, by which it is found
+        _sessions.pop(loop, None)  # it refers to its loop, which is its key
         _generators.pop(loop, None)
 
 
@@ -128,8 +128,8 @@ def _made(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     trace = aiohttp.TraceConfig()
     trace.on_connection_create_end.append(_tell_opened)
     return aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=None),  # ours are around it
-        trust_env=False,  # engines are reached directly, never through a proxy of the environment
+        timeout=aiohttp.ClientTimeout(total=None),  # callers have their own
+        trust_env=False,  # engines are reached directly, never through a proxy from the environment
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         trace_configs=[trace],
@@ -142,8 +142,8 @@ async def _tell_opened(_session: Any, context: SimpleNamespace, _params: Any) ->
 
 
 def _raise_open_files() -> None:
-    """Let this process have as many connections as its hard limit allows: the usual soft limit,
-    1,024, is what four engines get requests at once."""
+    """Let this process have as many connections as its hard limit allows: four engines get 1,024
+    requests at once, which is the usual soft limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -151,14 +151,14 @@ def _raise_open_files() -> None:
 
 
 def error_of_status(status: int) -> type[EngineError]:
-    """The kind of an answer that is no success."""
+    """The kind of error for an answer that is not a success."""
     if status == TOO_MANY_REQUESTS or status >= 500:
         return TransientError
     return RefusedError
 
 
 def out_of_files(error: BaseException) -> str:
-    """What to do where no connection could be opened for want of files; empty if that is not it."""
+    """What to do if no connection could be opened for lack of files; empty for another error."""
     seen: list[BaseException | None] = [error]
     while seen:
         cause = seen.pop()

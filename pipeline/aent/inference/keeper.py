@@ -1,9 +1,9 @@
-"""Whoever starts an engine of a run keeps it: one that is lost is started again.
+"""The process that starts an engine of a run keeps it running: a lost engine is started again.
 
-The launcher does it, and on a cluster each task of the engines' step. After a server that has
-ended, or that the trainer has given up (``registry.give_up``: it answers nothing), another one is
-started, and published when it is ready. It has the weights of the model's folder then: the trainer
-gives it those of the run before it asks it for anything (``orchestrator.engines.Engines.push``).
+This process is the launcher or, on a cluster, each task of the engines' step. If a server has
+ended, or the trainer has dropped it because it answers nothing (``registry.give_up``), another one
+is started, and published when it is ready. It then has the weights of the model's folder; the
+trainer sends it the run's before any request (``orchestrator.engines.Engines.push``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aent.inference.http import EngineError
 from aent.recipe.schema import Recipe
 from aent.runtime.log import log
 
-RESTARTS = 3  # of one engine: what is lost more often is not lost by chance
+RESTARTS = 3  # of one engine; if it is lost more often, there is a cause
 
 
 def _restarts(recipe: Recipe) -> int:
@@ -32,34 +32,34 @@ class Keeper:
     run_dir: Path
     index: int
     settings: EngineSettings
-    patience_s: float  # for it to be ready
+    patience_s: float  # time for it to be ready
     restarts: int  # left
     engine: Engine = field(init=False)
-    has_served: bool = field(default=False, init=False)  # it, or one before it
+    has_served: bool = field(default=False, init=False)  # this server, or one before it
     _ready: bool = field(default=False, init=False)
     _started: float = field(init=False)
-    _asked: float = field(default=0.0, init=False)  # when its health was
+    _asked: float = field(default=0.0, init=False)  # last time that its health was checked
 
     def __post_init__(self) -> None:
         self._start()
 
     @staticmethod
     def start(recipe: Recipe, run_dir: Path, index: int, settings: EngineSettings) -> Keeper:
-        """Start engine ``index``. It is started again only where the run can do without it."""
+        """Start engine ``index``. It is restarted only if the run can continue without it."""
         patience_s = recipe.rollout.engine.start_timeout_s
         return Keeper(run_dir, index, settings, patience_s, _restarts(recipe))
 
     def serve(self, recipe: Recipe, run_dir: Path) -> None:
-        """Be an engine of this run from here on, and published in its folder at the next look."""
+        """Make it an engine of this run, to be published in its folder at the next ``look``."""
         self.run_dir, self.restarts = run_dir, _restarts(recipe)
         self._started, self._ready = time.monotonic(), False
 
     def look(self) -> bool:
-        """Publish the engine when it is ready, which is when this returns True; start it again when
-        it is lost.
+        """Publish the engine when it is ready (then this returns True); start it again if it is
+        lost.
 
-        Raises EngineError, published too, when it has ended for good: it was never ready, or no
-        restarts are left.
+        Raises EngineError, which is also published, if it has ended for good: it was never ready,
+        or no restarts are left.
         """
         if self.engine.child.poll() is not None:
             self._replace(self.engine.child.describe_exit())
@@ -97,7 +97,7 @@ class Keeper:
         error = self.engine.error(what)
         try:
             self.stop()
-        except TimeoutError as stuck:  # it holds its GPU and its port
+        except TimeoutError as stuck:  # it still holds its GPU and its port
             error, self.restarts = EngineError(f"{stuck}; {error}"), 0
         if not self.has_served or self.restarts == 0:
             registry.publish_failure(self.run_dir, self.index, f"engine {self.index}: {error}")

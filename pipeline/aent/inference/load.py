@@ -1,6 +1,6 @@
-"""How busy a run's engines are, from step to step, by their own metrics (``vllm_metrics``).
+"""The load of a run's engines in each step, from their own metrics (``vllm_metrics``).
 
-A server that is not ours alone (``rollout.urls``) counts everybody's requests.
+A server that others use too (``rollout.urls``) counts all requests.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from aent.inference.vllm_metrics import COUNTERS, read
 if TYPE_CHECKING:
     from aent.inference.client import EngineClient
 
-# how often, while requests are in flight: soon at first, for short responses
+# polling intervals while requests are in flight: short at first, for short responses
 FIRST_S, OFTENEST_S = 0.25, 5.0
 
 
 @dataclass
 class Load:
-    """What the engines of a run said of themselves since the last step's record."""
+    """The engines' metrics since the last step's record."""
 
-    _before: dict[str, dict[str, float]] = field(default_factory=dict)  # counters by address, then
+    _before: dict[str, dict[str, float]] = field(default_factory=dict)  # counters then, by address
     _newest: dict[str, dict[str, float]] = field(default_factory=dict)
-    # of each look while requests were in flight: sums over engines, of kv_use the largest
+    # at each poll while requests were in flight: sums over engines; of kv_use the largest value
     _looks: list[dict[str, float]] = field(default_factory=list)
 
     async def watch(self, clients: Sequence[EngineClient]) -> None:
-        """Look again and again, until this is cancelled."""
+        """Poll until this is cancelled."""
         await self.look(clients, in_flight=False)
         pause_s = FIRST_S
         while True:
@@ -39,7 +39,7 @@ class Load:
             pause_s = min(2 * pause_s, OFTENEST_S)
 
     async def look(self, clients: Sequence[EngineClient], in_flight: bool) -> None:
-        """Ask every engine once. One that does not answer says nothing: others look after that."""
+        """Ask every engine once. One that does not answer is left out; others check its health."""
         clients = list(clients)  # one may be lost meanwhile
         answers = await asyncio.gather(
             *(client.metrics() for client in clients), return_exceptions=True
@@ -64,13 +64,13 @@ class Load:
             )
 
     def take(self, busy_s: float) -> dict[str, float]:
-        """The metrics of the step (docs/metrics.md), and begin anew.
+        """Return the metrics of the step (docs/metrics.md), and start again.
 
-        busy_s: seconds in which an engine had requests to answer, the mean over engines.
+        busy_s: seconds in which an engine had requests, the mean over engines.
         """
         grown = dict.fromkeys(COUNTERS, 0.0)
         for url, newest in list(self._newest.items()):  # another thread may add one
-            before = self._before.get(url, newest)  # or has just done so
+            before = self._before.get(url, newest)  # or may just have done so
             again = newest.get("generated", 0.0) < before.get("generated", 0.0)  # another process
             for name in COUNTERS:
                 start = 0.0 if again else before.get(name, 0.0)

@@ -1,7 +1,7 @@
-"""Engines that serve one run after another: those of a comparison (``aent compare``).
+"""Engines that serve one run after another, in a comparison (``aent compare``).
 
-Only a run that has ended well leaves its engines to the next one: after a failure or an
-interruption nobody knows what an engine is in the middle of.
+Only a run that ended well leaves its engines to the next one: after a failure or an interruption,
+an engine may still be working on something.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from aent.runtime.log import log
 
 @dataclass
 class SharedEngines:
-    """Those that are left from the run before, by their numbers."""
+    """The engines left by the run before, by number."""
 
-    folder: Path  # their token, and their logs
+    folder: Path  # for their token and their logs
     left: dict[int, Keeper] = field(default_factory=dict)
 
     def engine(self, recipe: Recipe, run_dir: Path, index: int, settings: EngineSettings) -> Keeper:
-        """Engine ``index`` of a run: the one that is left, where the run would start the same one,
-        else a new one. The run's token becomes theirs."""
+        """Engine ``index`` of a run: the one left by the run before if the run would start the same
+        one, else a new one. The engines take over the run's token."""
         registry.share_token(self.folder, run_dir)
-        # name and seed mean nothing to requests that have their own
+        # name and seed do not affect requests that have their own
         ours = dataclasses.replace(
             settings,
             served_name="shared",
@@ -46,7 +46,7 @@ class SharedEngines:
         return Keeper.start(recipe, run_dir, index, ours)
 
     def stop(self) -> None:
-        """End those that are left; one that cannot be ended is told on stderr."""
+        """End the remaining engines; report one that cannot be ended on stderr."""
         children = [keeper.engine.child for keeper in self.left.values()]
         self.left.clear()
         try:

@@ -1,4 +1,4 @@
-"""The lock on an engine's door: every route asks for the run's token.
+"""Access control of an engine: every route needs the run's token.
 
 vLLM's own API key leaves the routes for reinforcement learning open, which change weights and call
 any method of a worker. vLLM imports this module by the name of ``TokenGate`` (``--middleware``).
@@ -15,15 +15,15 @@ from typing import Any
 from aent.inference.proof import CHALLENGE, PROOF, proof
 from aent.inference.registry import read_token
 
-FILE_VARIABLE = "AENT_TOKEN_FILE"  # names the file: the token itself is in no environment
+FILE_VARIABLE = "AENT_TOKEN_FILE"  # names a file, so that the token is in no environment
 OPEN_PATH = "/health"
 RPC_PATH = "/collective_rpc"
-OUR_METHODS = "aent_"  # how those of ``weights.worker_extension.WorkerExtension`` begin
+OUR_METHODS = "aent_"  # prefix of the methods of ``weights.worker_extension.WorkerExtension``
 
 
 class TokenGate:
-    """ASGI middleware: 401 to a request without ``Authorization: Bearer TOKEN``, 403 to a call of a
-    worker's method that is not ours."""
+    """ASGI middleware: 401 for a request without ``Authorization: Bearer TOKEN``, 403 for a call of
+    a worker's method that is not ours."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -31,7 +31,7 @@ class TokenGate:
         self.expected = b"Bearer " + self.token.encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Let the server's own start and stop, health checks and the token's bearers through."""
+        """Pass on the server's start and stop, health checks, and requests with the token."""
         path = scope.get("path")
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
@@ -53,8 +53,8 @@ class TokenGate:
         return hmac.compare_digest(given, self.expected)
 
     def _proving(self, scope: dict[str, Any], send: Any) -> Any:
-        """``send`` with the proof that a challenge asks for. The address in it is the socket's, not
-        one that the request names."""
+        """``send``, with the proof that a challenge asks for. Its address is the socket's, not one
+        from the request."""
         challenge = dict(scope.get("headers", ())).get(CHALLENGE.encode())
         if challenge is None or scope.get("server") is None:
             return send
@@ -89,7 +89,7 @@ async def read_body(receive: Any) -> bytes:
 
 
 def _again(body: bytes, receive: Any) -> Any:
-    """``receive`` for whoever reads a body that was read before."""
+    """``receive`` for a second reader of a body that was already read."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _again(body: bytes, receive: Any) -> Any:
 
 
 async def refuse(scope: dict[str, Any], send: Any, status: int, words: bytes) -> None:
-    """Answer with a status and why."""
+    """Answer with a status and a reason."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return

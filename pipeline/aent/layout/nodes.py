@@ -13,9 +13,9 @@ from aent.recipe.schema import Recipe
 class Layout:
     """Tasks of each node. Engines take the GPUs after the ranks', or nodes of their own."""
 
-    nodes: int  # that trainer ranks are on
+    nodes: int  # with trainer ranks
     ranks_per_node: int
-    engine_nodes: int  # that engines are on: the same nodes, or the second group's
+    engine_nodes: int  # with engines: the same nodes, or those of the second group
     engines_per_node: int
     first_engine_gpu: int  # of a node with engines
 
@@ -27,23 +27,23 @@ def layout(
     engine_nodes: int = 0,
     engine_gpus_per_node: int | None = None,
 ) -> Layout:
-    """Deal the recipe's ranks and engines out to nodes.
+    """Distribute the recipe's ranks and engines over nodes.
 
     Args:
-        nodes: of the job, or of the trainers' group of a heterogeneous one.
-        gpus_per_node: 0 where the job has none.
+        nodes: of the job, or of the trainers' group of a heterogeneous job.
+        gpus_per_node: 0 if the job has none.
         engine_nodes: of the engines' group; 0: engines share the trainers' nodes.
         engine_gpus_per_node: of the engines' group; None: as many as the trainers' nodes have.
 
-    Raises ValueError, with the reason, where they do not fit.
+    Raises ValueError, with the reason, if they do not fit.
     """
     ranks, rollout = ParallelLayout.of(recipe.trainer).num_ranks, recipe.rollout
     if ranks % nodes:
-        raise ValueError(f"{ranks} trainer ranks cannot be dealt out evenly to {nodes} nodes")
+        raise ValueError(f"{ranks} trainer ranks cannot be divided evenly among {nodes} nodes")
     ranks_per_node = ranks // nodes
     if ranks_per_node % recipe.trainer.tensor_parallel:
         raise ValueError(
-            f"trainer.tensor_parallel={recipe.trainer.tensor_parallel} would reach over nodes: "
+            f"trainer.tensor_parallel={recipe.trainer.tensor_parallel} would span several nodes: "
             f"{ranks} trainer ranks on {nodes} nodes are {ranks_per_node} on each"
         )
     if engine_nodes and not rollout.engines:
@@ -76,8 +76,8 @@ def idle_gpus(
     engine_nodes: int = 0,
     engine_gpus_per_node: int | None = None,
 ) -> str | None:
-    """How many of a job's GPUs neither ranks nor engines use, and what would use them; None where
-    all are used. Arguments as ``layout``, which accepts them."""
+    """How many of a job's GPUs are used by neither ranks nor engines, and which change would use
+    more; None if all are used. Arguments as for ``layout``, which must accept them."""
     others = (gpus_per_node, engine_nodes, engine_gpus_per_node)
     idle = _idle(recipe, nodes, *others)
     if idle <= 0:
@@ -91,12 +91,12 @@ def idle_gpus(
             continue
         if _idle(other, on_nodes, *others) < idle:
             ways.setdefault(kind, f"{kind}={number}")
-    told = f"{idle} of the job's {every} GPUs are used by nothing"
+    told = f"{idle} of the job's {every} GPUs are unused"
     return told + (f"; {' or '.join(ways.values())} would leave fewer idle" if ways else "")
 
 
 def _other_ways(recipe: Recipe, nodes: int, gpus: int) -> Iterator[tuple[str, int, Recipe, int]]:
-    """What could be changed, to which number, the recipe with that and the nodes of its ranks."""
+    """(the field to change, its new value, the changed recipe, the nodes of its ranks)."""
     trainer, rollout = recipe.trainer, recipe.rollout
     ranks = ParallelLayout.of(trainer)
     size = ranks.num_ranks // ranks.data  # of one replica
@@ -120,7 +120,7 @@ def _idle(recipe: Recipe, nodes: int, gpus: int, engine_nodes: int, engine_gpus:
 
 
 def _engine_gpus(gpus: int, engine_nodes: int, engine_gpus: int | None) -> int:
-    """Of a node with engines."""
+    """GPUs of a node with engines."""
     return gpus if not engine_nodes or engine_gpus is None else engine_gpus
 
 

@@ -1,4 +1,4 @@
-"""How the policy is split over the trainer's ranks: who has which index, who owns which part."""
+"""How the policy is split over the trainer's ranks: the indices of each rank and what it owns."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Coordinates:
 class ParallelLayout:
     """Sizes of the parallel dimensions.
 
-    Ranks are numbered as by Megatron's order tp-cp-ep-dp-pp: the tensor index changes first, then
-    context, data, pipeline. Experts add no ranks: those of a pipeline stage with one tensor index
-    (context x data of them) are counted off anew, the expert index first.
+    Ranks are numbered in Megatron's order tp-cp-ep-dp-pp: the tensor index changes first, then
+    context, data, pipeline. Experts add no ranks: the context x data ranks of a pipeline stage that
+    have the same tensor index are numbered again, with the expert index first.
 
-    Raises ValueError where the expert size does not divide context x data.
+    Raises ValueError if the expert size does not divide context x data.
     """
 
     tensor: int = 1
@@ -53,14 +53,14 @@ class ParallelLayout:
 
     @classmethod
     def saved(cls, value: Mapping[str, int] | tuple[int, int, int]) -> ParallelLayout:
-        """What ``dataclasses.asdict`` made of a layout; older checkpoints have three sizes."""
+        """Read what ``dataclasses.asdict`` made of a layout; older checkpoints have three sizes."""
         if isinstance(value, Mapping):
             return cls(**value)
         tensor, pipeline, data = value
         return cls(tensor=tensor, data=data, pipeline=pipeline)
 
     def __str__(self) -> str:
-        """Factors of the number of ranks, such as tensor 2 x data 1 x pipeline 4."""
+        """The factors of the number of ranks, such as tensor 2 x data 1 x pipeline 4."""
         context = f" x context {self.context}" if self.context > 1 else ""
         expert = f" (expert {self.expert})" if self.expert > 1 else ""
         ranks = f"tensor {self.tensor}{context} x data {self.data} x pipeline {self.pipeline}"
@@ -72,8 +72,8 @@ class ParallelLayout:
 
     @property
     def megatron_sizes(self) -> dict[str, int]:
-        """Arguments of ``megatron.core.parallel_state.initialize_model_parallel``, which makes the
-        data-parallel size of the number of ranks."""
+        """Arguments of ``megatron.core.parallel_state.initialize_model_parallel``, which derives
+        the data-parallel size from the number of ranks."""
         return {
             "tensor_model_parallel_size": self.tensor,
             "context_parallel_size": self.context,
@@ -82,21 +82,21 @@ class ParallelLayout:
         }
 
     def coordinates(self, rank: int) -> Coordinates:
-        """Raises ValueError for a rank that is not one of ``num_ranks``."""
+        """Raises ValueError if there is no such rank."""
         if not 0 <= rank < self.num_ranks:
-            raise ValueError(f"rank {rank} is none of the {self.num_ranks} of {self}")
+            raise ValueError(f"rank {rank} is not one of the {self.num_ranks} of {self}")
         sizes = asdict(self)
         return Coordinates(**{d: rank // self._stride(d) % size for d, size in sizes.items()})
 
     def group(self, dimension: str, rank: int) -> range:
-        """The ranks that work together along a dimension (a field's name), this one among them, by
-        their index along it."""
+        """The ranks, including this one, that work together along a dimension (a field's name),
+        ordered by their index along it."""
         stride, index = self._stride(dimension), getattr(self.coordinates(rank), dimension)
         first = rank - index * stride
         return range(first, first + getattr(self, dimension) * stride, stride)
 
     def _stride(self, dimension: str) -> int:
-        """From a rank to the next along a dimension."""
+        """Distance between the numbers of neighbouring ranks along a dimension."""
         strides = {
             "tensor": 1,
             "context": self.tensor,
@@ -107,8 +107,8 @@ class ParallelLayout:
         return strides[dimension]
 
     def holds_first_copy(self, rank: int) -> bool:
-        """Whether this rank's share of the weights is the copy that is exported: along data and
-        context all have the same (experts' weights apart)."""
+        """Whether this rank exports its share of the weights: all ranks along data and context have
+        the same share (except for experts' weights)."""
         place = self.coordinates(rank)
         return place.data == place.context == 0
 
@@ -121,13 +121,13 @@ class ParallelLayout:
         return stage == self.pipeline - 1
 
     def stage_layers(self, layers: int, head: float) -> list[range]:
-        """Which of the model's layers each pipeline stage has, so that all take equally long.
+        """The layers of each pipeline stage, chosen so that all stages take equally long.
 
-        The stages but the last have equal shares (Megatron's num_layers_in_last_pipeline_stage).
+        All stages but the last have equal shares (Megatron's num_layers_in_last_pipeline_stage).
 
         Args:
-            layers: of the model.
-            head: what the output layer costs, in layers.
+            layers: number of layers of the model.
+            head: cost of the output layer, in layers.
 
         Raises:
             ValueError: if there are fewer layers than stages.

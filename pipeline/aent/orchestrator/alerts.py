@@ -1,7 +1,7 @@
-"""What an on-call engineer is told of while a run goes on: by the log, and as tags in MLflow.
+"""Alerts: what an on-call engineer should know during a run, in the log and as tags in MLflow.
 
-An alert begins with the step in which its condition holds and is over with the first in which it
-does not; ``aent status`` shows both. Bounds: the recipe's section ``alerts``.
+An alert begins with the first step in which its condition holds, and ends with the first in which
+it does not; ``aent status`` shows both. Bounds: the recipe's section ``alerts``.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from aent.checkpoint.lead import SAVING, Took
 from aent.recipe.operation import AlertsSection
 
-BEFORE = 20  # steps that a step's time is compared with
-FEWEST = 5  # of them, before anything is said of it
+BEFORE = 20  # earlier steps that a step's time is compared with
+FEWEST = 5  # fewest of them for a comparison
 WINDOW = 5  # steps over which idle shares are means
 IDLE = {"trainer": "time/trainer_idle", "engines": "time/engines_idle"}
-# of a step's time, what is not its own: it falls due every so many steps
+# phases that happen only in some steps, and do not count as a step's own time
 BETWEEN = ("time/evaluate", *SAVING, "time/restore")
-UNJUDGED = 0.1  # share of a step's responses that no grader could judge, beyond which it is told
+UNJUDGED = 0.1  # share of a step's responses without a grade above which there is an alert
 READ = (
     "reward/mean",
     "reward/judge_errors",
@@ -30,12 +30,12 @@ READ = (
     "controller/steps_at_bound",
     "time/total",
 )
-KEYS = (*READ, *IDLE.values(), *BETWEEN)  # metrics that are looked at
+KEYS = (*READ, *IDLE.values(), *BETWEEN)  # all metrics that are read
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One that begins with a step, or is over with it (``over``)."""
+    """One that begins with a step, or ends with it (``over``)."""
 
     kind: str
     first: int  # step with which it began
@@ -58,12 +58,12 @@ class Alerts:
     """Looks at each step's metrics."""
 
     settings: AlertsSection
-    lead_s: int | None = None  # between Slurm's signal and the time limit; None: no job
+    lead_s: int | None = None  # between Slurm's signal and the time limit; None: not a job of ours
     _steps: dict[int, dict[str, float]] = field(default_factory=dict)  # the newest ones
     _active: dict[str, Alert] = field(default_factory=dict)
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[Alert]:
-        """Those that begin with this step or are over with it."""
+        """The alerts that begin or end with this step."""
         self._steps[step] = {key: metrics[key] for key in KEYS if key in metrics}
         for old in [number for number in self._steps if number < step - BEFORE]:
             del self._steps[old]
@@ -79,7 +79,7 @@ class Alerts:
         return changed
 
     def _told(self, step: int) -> dict[str, str]:
-        """What there is to tell of the newest step, by kind."""
+        """The alerts of the newest step, by kind."""
         newest, told = self._steps[step], {}
         if text := _reward_fault(newest):
             told["reward"] = text
@@ -101,7 +101,7 @@ class Alerts:
         return told
 
     def _slow(self, step: int) -> str | None:
-        """Of a step whose own time is above the bound times the median before it."""
+        """If the newest step's own time is above the bound times the median before it."""
         before = [_own_s(values) for number, values in self._steps.items() if number != step]
         if not self.settings.slow_step or len(before) < FEWEST:
             return None
@@ -111,7 +111,7 @@ class Alerts:
         return f"a step of {took:.1f} s, the median of those before it is {median:.1f} s"
 
     def _share(self, key: str) -> float | None:
-        """The share of the newest steps' time that this metric is of it; None of too few steps."""
+        """This metric's share of the newest steps' time; None if there are too few steps."""
         newest = list(self._steps.values())[-WINDOW:]
         total = sum(values.get("time/total", 0.0) for values in newest)
         if len(newest) < WINDOW or total == 0:
@@ -119,7 +119,7 @@ class Alerts:
         return sum(values.get(key, 0.0) for values in newest) / total
 
     def _too_late(self) -> str | None:
-        """In a job that Slurm asks to end later than a step and a checkpoint take."""
+        """If Slurm signals the job later than a step and a checkpoint need."""
         series = {
             key: {step: values[key] for step, values in self._steps.items() if key in values}
             for key in ("time/total", *SAVING)
@@ -131,8 +131,8 @@ class Alerts:
 
 
 def _reward_fault(values: Mapping[str, float]) -> str | None:
-    """Of a step whose mean reward is no number, or many of whose rewards are none: a grader's value
-    that is not finite is its error, and the response gets 0."""
+    """If the mean reward is not finite, or many responses have no grade: a grader's value that is
+    not finite counts as its error, and the response gets 0."""
     if not math.isfinite(reward := values.get("reward/mean", 0.0)):
         return f"the mean reward is {reward}"
     errors = values.get("reward/judge_errors", 0.0)

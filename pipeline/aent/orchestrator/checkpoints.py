@@ -1,4 +1,4 @@
-"""Where a run goes on, and its checkpoints on the way."""
+"""Where a run continues, and the checkpoints that it writes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from aent.trainer import state
 
 @dataclass(frozen=True)
 class Start:
-    """Where this start of the run begins, and what is known there."""
+    """Where this start of the run begins, and what is known at that point."""
 
     step: int
     controller: ControllerState
     controls: Memory
     resumed: bool  # from a checkpoint, which may be the one before the first step
-    fresh_from: int  # first step that is sampled anew, not read from an earlier start
+    fresh_from: int  # first step that is sampled again, not read from disk
     gap: float | None  # trainer against engine before the stop, nats
 
     def gap_before(self, step: int) -> float | None:
-        """The gap that this step's is compared with: at the first fresh samples only."""
+        """The mismatch to compare this step's with; only for the first fresh samples."""
         return self.gap if step == self.fresh_from else None
 
 
@@ -47,8 +47,8 @@ class Checkpoints:
     saving: Saving | None = None  # a checkpoint under way
 
     def restore(self, settings: ControllerSettings) -> Start:
-        """The state of the checkpoint that the run goes on from, everywhere; without one, the
-        beginning."""
+        """Restore the checkpoint from which the run continues, on every rank; without one, start
+        from the beginning."""
         folder = resume.chosen(self.writer.run_dir)
         if folder is None:
             state_before = controllers.initial_state(settings)
@@ -66,12 +66,12 @@ class Checkpoints:
     def save(
         self, step: int, controller: ControllerState, memory: Memory, gap: float | None
     ) -> bool:
-        """Write a checkpoint of the run after ``step`` steps, where it is time to or a signal has
-        asked for it. Returns whether the run is to stop here: the ranks agree on it.
+        """Write a checkpoint of the run after ``step`` steps, if one is due or a signal asked for
+        it. Returns whether the run is to stop here: the ranks agree on it.
 
-        One that is written while the run goes on gets its name here too, after the step in which
-        the last rank has ended. The first and the last one are waited for: before the one, nothing
-        is there to go on from; after the other, nothing is left to do.
+        A checkpoint that is written while the run continues is also completed here, after the step
+        in which the last rank has finished. The first and the last one are waited for: before the
+        first there is nothing to continue from, and after the last there is nothing left to do.
         """
         writing = self.saving is not None and self.saving.is_under_way()
         flags = torch.tensor([self.stop.received, writing], dtype=torch.int64)

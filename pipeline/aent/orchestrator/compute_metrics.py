@@ -1,4 +1,4 @@
-"""How much of what the trainer's ranks could compute a step has used."""
+"""How much of the compute of the trainer's ranks a step used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from aent.orchestrator.records import StepDone
 
 def compute_metrics(done: StepDone, seconds: Mapping[str, float]) -> dict[str, float]:
     """Model FLOPs of the step's updates, per second of the whole step; their share of the ranks'
-    peak (MFU, arXiv 2204.02311), of the step and of its ``train`` alone, where the peak is known;
-    the pipeline's bubble, where there is one."""
+    peak (MFU, arXiv 2204.02311), in the step and in its ``train`` phase, if the peak is known; the
+    pipeline's bubble, if there is a pipeline."""
     results, total = done.results, max(sum(seconds.values()), 1e-9)
     flops = float(sum(r.flops for r in results))
     metrics = {"compute/tflop": flops / 1e12, "compute/tflop_per_s": flops / total / 1e12}

@@ -46,7 +46,7 @@ class Engines:
     # held from before an update until the engines have been found to compute with its weights;
     # by others, while they make final what was sampled
     unproven: threading.Lock = field(default_factory=threading.Lock)
-    _updating: bool = False  # it is us who hold it
+    _updating: bool = False  # whether this object holds it
 
     @staticmethod
     def reach(
@@ -61,7 +61,7 @@ class Engines:
         """Wait for every engine and connect to it for weights.
 
         prompts: token ids of chat prompts, of which the probe's text is made.
-        offer: memory that weights may pass through.
+        offer: memory through which weights may be sent.
         Raises EngineError after ``start_timeout_s``.
         """
         found = asyncio.run(find_engines(recipe, run_dir, progress))
@@ -88,11 +88,11 @@ class Engines:
         )
 
     def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
-        """Send the weights to every engine, verified tensor by tensor; to those too that are back.
+        """Send the weights to every engine, including restarted ones, and verify each tensor.
 
-        What they are writing goes on afterwards, by the new weights; what has been sampled is not
-        final before ``check_probe`` has found them right. Returns False where they are to be sent
-        again: an engine was lost meanwhile, or the connection to a healthy one broke, once.
+        Responses that are being written continue with the new weights; they are not final before
+        ``check_probe`` has passed. Returns False if the weights must be sent again: an engine was
+        lost meanwhile, or the connection to a healthy one broke for the first time.
         """
         if not self._updating:  # else the weights are sent again
             self.unproven.acquire()
@@ -117,7 +117,7 @@ class Engines:
         return True
 
     def ask_probe(self) -> Sample:
-        """Have every engine say the log-probs of the probe's text; the text, as a sample."""
+        """Get every engine's log-probs of the probe's text; return the text, as a sample."""
 
         async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
             asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)
@@ -139,8 +139,8 @@ class Engines:
         return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
 
     def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
-        """Compare what the engines said of the probe's text with what the trainer says of it
-        (``log_probs`` of ``batch``). Raises WeightSyncError naming engine and cause."""
+        """Compare the engines' log-probs of the probe's text with the trainer's (``log_probs`` of
+        ``batch``). Raises WeightSyncError naming engine and cause."""
         ours = log_probs[batch.loss_mask].float().cpu()
         faults = self.probe.judge(list(self.seen.values()), ours, version)
         told = [f"{url} {fault}" for url, fault in zip(self.seen, faults) if fault]
@@ -150,11 +150,11 @@ class Engines:
         self.unproven.release()
 
     def take_busy_s(self) -> float:
-        """Seconds since the last call in which an engine had requests to answer: the mean."""
+        """Mean over engines of the seconds, since the last call, in which one had requests."""
         return self.fleet.clock.take_busy_s() / len(self.fleet.clients)
 
     def take_load(self, busy_s: float) -> dict[str, float]:
-        """What the engines say of themselves, as metrics of the step (``inference.load``)."""
+        """The engines' own measurements, as metrics of the step (``inference.load``)."""
         load = self.fleet.load
         if load is None:
             return {}
@@ -163,8 +163,8 @@ class Engines:
 
 
 async def choose_way(sender: WeightSender, offer: Offer) -> str:
-    """Have weights pass through the memory that is offered if all engines are on this machine and
-    can open it, else by network; return what to tell. It stays so for the run."""
+    """Send weights through the memory that is offered if all engines are on this machine and can
+    open it, else over the network; return a line for the log. The choice holds for the run."""
     by_network = f"aent: weights reach the engines by {sender.settings.backend}, from rank 0"
     if offer.own is None:
         return f"{by_network} ({offer.why_not})" if offer.why_not else by_network
@@ -182,7 +182,7 @@ async def choose_way(sender: WeightSender, offer: Offer) -> str:
 async def find_engines(
     recipe: Recipe, run_dir: Path, progress: Callable[[], None]
 ) -> list[EngineClient]:
-    """A client per engine, each ready: somebody else's first, then those started for this run.
+    """A client per engine, each ready: first engines given by URL, then those of this run.
 
     Raises EngineError after ``start_timeout_s``.
     """

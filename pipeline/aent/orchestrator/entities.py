@@ -1,4 +1,4 @@
-"""What MLflow has pages of its own for: responses as traces, questions as data sets, the policy."""
+"""What MLflow shows on separate pages: responses as traces, questions as data sets, the policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aent.data.rollout import Rollout, Verdict
-from aent.orchestrator.records import shortened
+from aent.orchestrator.tables import shortened
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import Task
@@ -28,7 +28,7 @@ JUDGING = {
 def log_traces(
     tracker: Tracker, recipe: Recipe, step: int, rollout: Rollout, entropies: Sequence[float]
 ) -> None:
-    """Record ``tracking.traces`` of the step's responses, of as many prompts as there are.
+    """Record ``tracking.traces`` of the step's responses, from as many prompts as possible.
 
     entropies: mean of each response, nats.
     """
@@ -60,7 +60,7 @@ def _traced(recipe: Recipe, rollout: Rollout, place: int, entropy: float) -> Tra
 
 
 def _grades(recipe: Recipe, source: str, verdict: Verdict) -> tuple[TracedGrade, ...]:
-    # a step that an earlier start has sampled may have been judged by graders of an earlier recipe
+    # a step sampled by an earlier start may have been graded with an earlier recipe's graders
     of_source = [each.grader for each in appointed(recipe.task) if each.source == source]
     graders = {grader.name: grader for grader in of_source}
     kinds = {name: grader.kind for name, grader in graders.items()}
@@ -93,7 +93,7 @@ def log_datasets(tracker: Tracker, recipe: Recipe, task: Task) -> None:
 
 
 def log_policy(tracker: Tracker, recipe: Recipe, folder: Path) -> None:
-    """Record the policy that lies in ``folder``, of the run's folder, at the run's end."""
+    """Record the policy in ``folder`` (inside the run's folder) at the run's end."""
     steps, register_as = recipe.steps, recipe.tracking.register_as
     tracker.log_entity(
         "policy",

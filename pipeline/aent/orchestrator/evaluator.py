@@ -14,7 +14,7 @@ from aent.tasks.asking import Asker
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Rank 0's: asks the engines."""
+    """Rank 0's evaluator, which queries the engines."""
 
     recipe: Recipe
     asker: Asker

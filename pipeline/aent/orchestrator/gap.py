@@ -1,5 +1,5 @@
-"""The gap between engine and trainer: mean |difference| of their log-probs of the same tokens under
-the same weights, in nats."""
+"""The train-inference mismatch: mean absolute difference between engine's and trainer's log-probs
+of the same tokens under the same weights, in nats."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from aent.data.batch import Batch
 
-# steps differ in their tokens: only more than this is a jump
+# steps have different tokens: only a difference larger than this is a jump
 JUMP, NOISE = 3.0, 1e-3  # factor; nats
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Of one step, nats; None: there are no such tokens."""
+    """The mismatch of one step, nats; None: there are no such tokens."""
 
-    same: float | None  # tokens that engines wrote with the trainer's present weights
-    stale: float | None  # with older ones: how far the policy has moved since, too
+    same: float | None  # tokens that engines sampled with the trainer's present weights
+    stale: float | None  # with older weights: includes the policy's change since then
 
     @classmethod
     def of(cls, batch: Batch, logprobs: Tensor, step: int) -> Gaps:
@@ -28,12 +28,12 @@ class Gaps:
 
 
 def check_gap(step: int, gap: float | None, bound: float, before: float | None) -> None:
-    """Compare a step's gap with the recipe's bound and, where ``before`` is given (at the first
+    """Compare a step's mismatch with the recipe's bound and, if ``before`` is given (for the first
     fresh samples after a resume), with the one before the stop.
 
     None: nothing was sampled with the present weights; the probe has compared them.
 
-    Raises RuntimeError for a gap above the bound, or far above the one before.
+    Raises RuntimeError if the mismatch is above the bound, or far above the one before.
     """
     if gap is None:
         return

@@ -1,6 +1,6 @@
 """The training loop: sample, verify, score, advantages, update, control, sync, record, save.
 
-Every rank runs it. What rank 0 does alone (engines, judges, MLflow) goes through ``run.zero``,
+Every rank runs it. What rank 0 does alone (engines, graders, MLflow) goes through ``run.zero``,
 while the other ranks wait.
 """
 
@@ -28,7 +28,7 @@ from aent.trainer.result import MinibatchResult
 def train(run: Run) -> bool:
     """Train to ``recipe.steps`` and save the policy to ``run_dir/policy``.
 
-    Returns False where the run was asked to stop: it has a checkpoint to go on from.
+    Returns False if the run was asked to stop: it has a checkpoint to continue from.
     """
     recipe = run.recipe
     settings = ControllerSettings(**recipe.controller.model_dump())
@@ -63,7 +63,7 @@ def train(run: Run) -> bool:
         record(run, StepDone(step, batch, driven, gaps, results, report, memory, run.peak_flops))
         evaluate(run, step + 1)
         if run.checkpoints.save(step + 1, state, memory, gaps.same):
-            run.zero.alone("the last words", lambda zero: zero.report.suspend())
+            run.zero.alone("sending the last records", lambda zero: zero.report.suspend())
             return False
     run.profiler.end()
     peaks = distributed.peak_memory()  # of the steps: not of saving the policy
@@ -74,11 +74,11 @@ def train(run: Run) -> bool:
 
 
 def score(run: Run, batch: Batch, step: int, start: Start) -> tuple[Scores | None, Tensor | None]:
-    """What the policy before the step's first update says of the batch, and the reference's
-    log-probs [T], where somebody needs them.
+    """The batch's scores under the policy before the step's first update, and the reference
+    policy's log-probs [T], each if something needs it.
 
-    The first step after a start is always scored: engine and trainer must agree before anything is
-    learnt.
+    The first step after a start is always scored: engine and trainer must agree before the policy
+    learns.
     """
     recipe = run.recipe
     scores = reference = None
@@ -89,7 +89,7 @@ def score(run: Run, batch: Batch, step: int, start: Start) -> tuple[Scores | Non
         check_gap(step, gap, recipe.rollout.max_logprob_gap, start.gap_before(step))
     if recipe.algorithm.kl_coefficient > 0:
         reference = run.trainer.score_reference(batch)
-    # a repeated step must be the same step: by its own forward where the first time was
+    # a repeated step must be the same step: it gets its own forward pass if it had one before
     return (scores if needed else None), reference
 
 
@@ -102,7 +102,7 @@ def drive(
 
 
 def measured_entropy(recipe: Recipe, results: Sequence[MinibatchResult]) -> float:
-    """H_t, of the controller's measure: the mean over every response token of the step, as computed
+    """H_t by the controller's measure: the mean over all response tokens of the step, as computed
     in the forward passes."""
     return sum(getattr(r, recipe.measured) for r in results) / sum(r.tokens for r in results)
 
@@ -116,7 +116,7 @@ def record(run: Run, done: StepDone) -> None:
 
 def evaluate(run: Run, step: int) -> None:
     """Score the held-out questions and the suites on the engines, with the weights after ``step``
-    steps, where it is time to: before the first, after the last, and every so many."""
+    steps, if it is due: before the first step, after the last, and at the recipe's intervals."""
     recipe, every = run.recipe, run.recipe.evaluation.every
     asked = recipe.task.holds_out or recipe.evaluation.suites
     if asked and (step in (0, recipe.steps) or (every and step % every == 0)):

@@ -1,4 +1,4 @@
-"""The policy's weights in memory that engines on this machine may read: whether there is such."""
+"""Memory with the policy's weights that engines on this machine may read, if it is possible."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from aent.weights.memory import Address, WeightMemory
 
 @dataclass(frozen=True)
 class Offer:
-    """Memory for the policy's weights, of which engines on this machine may read them."""
+    """Memory for the policy's weights, which engines on this machine may read."""
 
-    own: WeightMemory | None  # of this rank's pipeline stage; None on ranks that collect none
-    addresses: list[Address]  # of all stages; empty: they must travel by network
+    own: WeightMemory | None  # of this rank's pipeline stage; None on ranks that collect no weights
+    addresses: list[Address]  # of all stages; empty: weights must go over the network
     why_not: str = ""
 
     @staticmethod

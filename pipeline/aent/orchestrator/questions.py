@@ -1,4 +1,4 @@
-"""What a run asks: its task's questions, and its suites', that its engines have room for."""
+"""The questions of a run, of its task and its suites, that fit the engines' limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_task(
     for note in task.notes:
         log.info(f"aent: {note}")
     task = _without_long(task, recipe, words, progress)
-    # of files; for last_number, ``tasks.load`` has refused them
+    # of files; for last_number, ``tasks.load`` already refuses them
     task = _without_unreadable(task, recipe.task, judge, progress)
     choice.check(task, recipe.rollout.prompts_per_step)
     return task
@@ -81,7 +81,7 @@ def _without_unreadable(
 def _by_source(
     task: tasks.Task, questions: Sequence[Question]
 ) -> Iterator[tuple[str, list[Question]]]:
-    """(what the source is called, its questions) of each that has any of them."""
+    """(the source's name, its questions) of each source that has any of them."""
     for source in task.weights:
         own = [question for question in questions if question.source == source]
         if own:
@@ -91,7 +91,7 @@ def _by_source(
 def load_suites(recipe: Recipe, words: Tokenizer) -> dict[str, list[Question]]:
     """The questions of each of ``evaluation.suites``, in the form of the prompts trained on.
 
-    Raises ValueError if one is longer than the engines have room for.
+    Raises ValueError if one is longer than the engines allow.
     """
     return {name: _suite(name, recipe, words) for name in recipe.evaluation.suites}
 

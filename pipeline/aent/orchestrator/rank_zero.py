@@ -81,8 +81,8 @@ class RankZero:
             )
 
     def resume(self, saved: LoopState, same_layout: bool) -> int:
-        """Take up what earlier starts left of the run until this checkpoint; return the first step
-        whose rollouts are not on disk."""
+        """Continue with what earlier starts left of the run until this checkpoint; return the first
+        step whose rollouts are not on disk."""
         self.report.resume(saved.step)
         if not same_layout:
             self.report.display.message(
@@ -98,7 +98,7 @@ class RankZero:
         return fresh_from
 
     def record(self, done: StepDone, seconds: Mapping[str, float]) -> None:
-        """Log and show the step, whose phases took so many ``seconds``."""
+        """Log and show the step; ``seconds`` has the time of each phase."""
         assert self.rollouts.newest is not None
         busy_s, gap = self.engines.take_busy_s(), self.engines.probe.gap
         load = self.engines.take_load(busy_s)
@@ -106,5 +106,5 @@ class RankZero:
         self.report.step(done, newest, noted, seconds, busy_s, gap, load)
 
     def close(self) -> None:
-        """End sampling and judges, and give the terminal back."""
+        """End sampling and graders, and release the terminal."""
         self.opened.close()

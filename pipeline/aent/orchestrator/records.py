@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +21,17 @@ from aent.orchestrator.gap import Gaps
 from aent.recipe.schema import Recipe
 from aent.trainer.result import MinibatchResult
 
-# what a table holds: 8,192 responses a step would be 50 MB each time
-MAX_ROWS, MAX_TEXT = 256, 8192  # responses; characters of each
 # phases in which the trainer's ranks compute or send; in the others they wait
 TRAINER_WORKS = ("restore", "score", "train", "sync", "checkpoint")
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """What a step has produced, on every rank."""
+    """The results of a step, on every rank."""
 
     step: int
     batch: Batch
-    driven: Driven  # its loss
+    driven: Driven  # what the controller drives in this step's loss
     gaps: Gaps  # trainer against engine
     results: Sequence[MinibatchResult]
     report: ControllerReport
@@ -43,7 +40,7 @@ class StepDone:
 
 
 def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, float]:
-    """Everything a step says of itself, except times. Names: docs/metrics.md.
+    """All metrics of a step, except times. Names: docs/metrics.md.
 
     Means over tokens are over all response tokens of the step; ``loss``, ``policy_loss``,
     ``grad_norm`` are means over its mini-batches.
@@ -58,7 +55,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
     def per_update(name: str) -> float:
         return sum(getattr(r, name) for r in results) / len(results)
 
-    # the mini-batches' norms, as a root mean square: a step's own gradient is that of no logits
+    # root mean square of the mini-batches' norms: there are no logits whose gradient is the step's
     policy, entropy = (
         math.sqrt(per_update(f"{name}_gradient_square")) for name in ("policy", "entropy")
     )
@@ -115,7 +112,7 @@ def step_metrics(recipe: Recipe, done: StepDone, rollout: Rollout) -> dict[str, 
 
 
 def gap_metrics(recipe: Recipe, done: StepDone) -> dict[str, float]:
-    """How far engine and trainer are apart: by the same weights, and by older ones."""
+    """The train-inference mismatch: with the same weights, and with older ones."""
     found = {"policy/logprob_gap": done.gaps.same, "staleness/logprob_gap": done.gaps.stale}
     if recipe.rollout.max_staleness:
         behind = done.step - done.batch.versions[done.batch.loss_mask]
@@ -133,8 +130,8 @@ def mixed_share(batch: Batch) -> float:
 
 
 def aim_metrics(report: ControllerReport, entropy: float) -> dict[str, float]:
-    """Where the controller wants the entropy, and whether it is there; nothing where it wants it
-    nowhere (a constant does not, an automatic band not yet)."""
+    """The controller's target entropy, and whether the entropy is there; empty if it has no target
+    (a constant has none, an automatic band has none yet)."""
     if math.isnan(report.low):
         return {}
     low, high = held_interval(report.low, report.high)
@@ -146,21 +143,21 @@ def aim_metrics(report: ControllerReport, entropy: float) -> dict[str, float]:
 
 
 def groups_without_signal(batch: Batch) -> float:
-    """Share of groups whose responses all got the same reward: they teach nothing."""
+    """Share of groups whose responses all got the same reward: they have no signal."""
     reward, group = batch.reward[batch.own], batch.group[batch.own]
     flat = [float(reward[group == g].max() == reward[group == g].min()) for g in group.unique()]
     return sum(flat) / len(flat)
 
 
 def judged_mean(rollout: Rollout) -> float:
-    """Mean of the judge's rewards, which a majority reward does not learn from."""
+    """Mean of the graders' rewards, which training with a majority reward does not use."""
     judged = [v.reward for s, v in zip(rollout.samples, rollout.verdicts) if not s.rerolled]
     return sum(judged) / len(judged)
 
 
 def grader_metrics(verdicts: Sequence[Verdict], before: str = "") -> dict[str, float]:
-    """What each grader, and each part of its rewards, said of the responses; names begin with
-    ``before``. A grader that says nothing of a response is not asked for its mean of it."""
+    """Means of each grader's rewards and of their parts; names begin with ``before``. A response
+    that a grader does not score does not count in its means."""
     metrics: dict[str, float] = {}
     for name in {grade.name: None for verdict in verdicts for grade in verdict.grades}:
         grades = [g for verdict in verdicts for g in verdict.grades if g.name == name]
@@ -177,14 +174,6 @@ def grader_metrics(verdicts: Sequence[Verdict], before: str = "") -> dict[str, f
     return metrics
 
 
-def _grades(verdict: Verdict) -> str:
-    """Each grader's reward, for a table."""
-    return ", ".join(
-        f"{grade.name} {'-' if grade.reward is None else format(grade.reward, 'g')}"
-        for grade in verdict.grades
-    )
-
-
 def control_metrics(memory: Memory) -> dict[str, float]:
     """The numbers that entropy controls keep for the next step."""
     return {
@@ -196,17 +185,17 @@ def control_metrics(memory: Memory) -> dict[str, float]:
 
 
 def zero_share(batch: Batch, weight: Tensor | None) -> float:
-    """Share of response tokens whose weight [T] is 0: without a surrogate, or without a KL."""
+    """Share of response tokens whose weight [T] is 0: tokens without a surrogate, or without KL."""
     return 0.0 if weight is None else float((weight[batch.loss_mask] == 0).double().mean())
 
 
 def token_mean(batch: Batch, factor: Tensor | None) -> float:
-    """Mean over response tokens of a factor [T] on their policy loss; None: there is none, 1."""
+    """Mean over response tokens of a factor [T] of their policy loss; 1 if there is no factor."""
     return 1.0 if factor is None else float(factor[batch.loss_mask].double().mean())
 
 
 def groups_replaced(rollout: Rollout) -> int:
-    """Groups without signal that were thrown away, so that others could stand in their places."""
+    """Groups without signal that were discarded and replaced."""
     return sum({s.group: s.replaced for s in rollout.samples}.values())
 
 
@@ -215,8 +204,8 @@ def time_metrics(
 ) -> dict[str, float]:
     """Seconds per phase since the last step's record, and tokens (prompts included) per second.
 
-    Per role too: the trainer works in ``TRAINER_WORKS``; of the engines, each had requests to
-    answer for ``engine_busy_s`` in the mean.
+    Per role too: the trainer works in ``TRAINER_WORKS``; each engine had requests to answer for
+    ``engine_busy_s`` on average.
     """
     total = sum(seconds.values())
     trainer = sum(seconds.get(phase, 0.0) for phase in TRAINER_WORKS)
@@ -237,7 +226,7 @@ def time_metrics(
 
 
 def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
-    """What an evaluation found."""
+    """The metrics of an evaluation."""
     return {
         "evaluation/accuracy": result.accuracy,
         "evaluation/standard_error": result.standard_error,
@@ -249,67 +238,9 @@ def evaluation_metrics(result: EvaluationResult) -> dict[str, float]:
     }
 
 
-def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
-    """The table of an evaluation's answers to the held-out questions: a row each, as a comparison's
-    report counts them all (``compare.collect``). The first ``MAX_ROWS`` have their responses, long
-    texts without their middle."""
-    return [
-        {
-            "item": answer.question.index,
-            "prompt": answer.question.prompt,
-            "expected": shortened(answer.question.answer),
-            "response": shortened(answer.response) if row < MAX_ROWS else None,
-            "reward": answer.verdict.reward,
-            "grades": _grades(answer.verdict),
-            "judge_error": answer.verdict.error,
-            "tokens": answer.tokens,
-            "truncated": answer.truncated,
-        }
-        for row, answer in enumerate(result.answers)
-    ]
-
-
 def suite_metrics(name: str, result: EvaluationResult) -> dict[str, float]:
-    """What a suite's evaluation found."""
+    """The metrics of a suite's evaluation."""
     return {
         key.replace("evaluation/", f"evaluation/{name}/"): value
         for key, value in evaluation_metrics(result).items()
     }
-
-
-def sample_rows(rollout: Rollout, entropies: Sequence[float]) -> list[dict[str, Any]]:
-    """The table of a step's samples: a row each, ``MAX_ROWS`` at most (whole groups first), long
-    texts without their middle. All of them, whole, are in ``rollouts/`` as long as a checkpoint
-    needs them."""
-    return [
-        {
-            "item": sample.item,
-            "group": sample.group,
-            "prompt": shortened(prompt),
-            "response": shortened(response),
-            "reward": sample.reward,
-            "grades": _grades(verdict),
-            "replaced": sample.replaced,
-            "entropy": entropy,
-            "judge_error": verdict.error,
-            "finish_reason": sample.finish_reason,
-            "tokens": len(sample.response_ids),
-            "logprob_mean": sum(sample.logprobs) / len(sample.logprobs),
-            "version": sample.versions[-1],
-        }
-        for sample, prompt, response, verdict, entropy in zip(
-            rollout.samples[:MAX_ROWS],
-            rollout.prompts,
-            rollout.responses,
-            rollout.verdicts,
-            entropies,
-        )
-    ]
-
-
-def shortened(text: str) -> str:
-    """A text of more than ``MAX_TEXT`` characters without its middle, which is counted."""
-    if len(text) <= MAX_TEXT:
-        return text
-    half = MAX_TEXT // 2
-    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"

@@ -22,13 +22,12 @@ from aent.orchestrator.records import (
     control_metrics,
     evaluation_metrics,
     grader_metrics,
-    heldout_rows,
-    sample_rows,
     step_metrics,
     suite_metrics,
     time_metrics,
 )
 from aent.orchestrator.source_metrics import heldout_by_source, source_metrics
+from aent.orchestrator.tables import heldout_rows, sample_rows
 from aent.orchestrator.token_metrics import (
     Mix,
     by_class,
@@ -51,7 +50,7 @@ from aent.tracking.tracker import Tracker
 
 @dataclass
 class Report:
-    """What happened, for whoever looks."""
+    """Records what happens, for people to read."""
 
     recipe: Recipe
     run_dir: Path
@@ -61,8 +60,8 @@ class Report:
     rewards: list[float] = field(default_factory=list)  # mean of each step
     evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
-    in_band: list[float] = field(default_factory=list)  # 1 for each step with its entropy there
-    filled: bool = False  # it was said that a curriculum's window leaves too few questions
+    in_band: list[float] = field(default_factory=list)  # 1 if the step's was in the band
+    filled: bool = False  # whether the log says that a curriculum's window has too few questions
     mix: Mix | None = None  # of the last step's tokens
     alerts: Alerts = field(init=False)
 
@@ -70,7 +69,7 @@ class Report:
         self.alerts = Alerts(self.recipe.alerts, own_lead())
 
     def resume(self, step: int) -> None:
-        """Take up what earlier starts recorded of the run's first ``step`` steps."""
+        """Read what earlier starts recorded about the run's first ``step`` steps."""
         path = self.run_dir / JOURNAL_FILE
         series: dict[str, dict[int, float]] = {}
         for point in journal.read(path) if path.exists() else ():
@@ -81,7 +80,7 @@ class Report:
             for key in ("reward/mean", "controller/in_band")
         )
         self.evaluations = series.get("evaluation/accuracy", {})
-        for done in sorted(series.get("time/total", {})):  # what was told then is not told again
+        for done in sorted(series.get("time/total", {})):  # alerts of those steps are not repeated
             self.alerts.look(done, {k: v[done] for k, v in series.items() if done in v})
         self.mix = Mix.read({k: v[step - 1] for k, v in series.items() if step - 1 in v})
 
@@ -97,10 +96,9 @@ class Report:
     ) -> None:
         """Log the step, keep its samples, draw the figure, show a line.
 
-        noted: metrics of which questions a curriculum asked. seconds: per phase. engines_busy_s: in
-        which an engine had requests to answer, the mean. probe_gap: between engine and trainer at
-        the last weight update, nats. load: what the engines say of themselves, by the metrics'
-        names.
+        noted: metrics of the questions that a curriculum chose. seconds: per phase. engines_busy_s:
+        mean time in which an engine had requests. probe_gap: mismatch between engine and trainer at
+        the last weight update, nats. load: the engines' own measurements, by metric.
         """
         recipe, batch = self.recipe, done.batch
         record = token_record(batch, done.driven.terms.advantages, done.results, recipe.measured)
@@ -143,7 +141,7 @@ class Report:
         )
 
     def _keep_profiles(self) -> None:
-        """Have MLflow get the steps' profiles that are written by now, of every rank."""
+        """Send MLflow the steps' profiles that are written by now, from every rank."""
         if self.recipe.profile.steps:
             self.tracker.log_files(profiling.FOLDER, partial(profiling.finished, self.run_dir))
 
@@ -154,7 +152,7 @@ class Report:
             self.tracker.tag(alert.tag, str(alert))
 
     def _say_filled(self, step: int, noted: Mapping[str, float]) -> None:
-        """Say it once where a curriculum's window leaves too few questions."""
+        """Say once that a curriculum's window has too few questions, if it does."""
         share = noted.get("curriculum/outside_share", 0.0)
         if share > 0 and not self.filled:
             self.filled = True
@@ -164,8 +162,8 @@ class Report:
             )
 
     def _entropy_metrics(self, record: TokenRecord, step: Mapping[str, float]) -> dict[str, float]:
-        """Where the step's entropy lies, what made it change, how sure it is, how long it has been
-        held."""
+        """Where the step's entropy is, what changed it, its standard error, and for how long it has
+        been in the band."""
         mix = by_class(record, self.pieces.token_class)
         found = mix.metrics() | by_position(record)
         if self.mix is not None:
@@ -200,9 +198,9 @@ class Report:
         )
 
     def finish(self, peaks: Sequence[int]) -> None:
-        """The last words of a run that went well; MLflow's run is FINISHED.
+        """Write the summary of a run that ended well, and set MLflow's run to FINISHED.
 
-        peaks: bytes of memory that each rank has held at most.
+        peaks: peak memory of each rank, bytes.
         """
         self.display.stop()
         self._keep_profiles()
@@ -225,6 +223,6 @@ class Report:
         log.info(summary(self.rewards, self.evaluations, self.seconds, places))
 
     def suspend(self) -> None:
-        """Send what MLflow has not yet; its run stays open for the start that goes on."""
+        """Send what MLflow does not have yet; its run stays open for the start that continues."""
         self.display.stop()
         self.tracker.finish(None)

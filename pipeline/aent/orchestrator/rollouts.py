@@ -1,5 +1,5 @@
-"""Rank 0's rollouts: from disk where a step was begun before, else from the engines; of the next
-steps meanwhile, where the recipe allows older weights."""
+"""Rank 0's rollouts: read from disk if the step was sampled before, else from the engines. If the
+recipe allows older weights, the next steps are sampled meanwhile."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from aent.runtime.worker_thread import WorkerThread
 from aent.tasks import curriculum
 from aent.tasks.curriculum import Record
 
-GIVE_UP_S = 10.0  # for what is being sampled to end when it is not wanted any more
+GIVE_UP_S = 10.0  # time for sampling to end after it was cancelled
 
 
 @dataclass(frozen=True)
 class Made:
-    """A step's rollouts, what the curriculum knows when they are there, and metrics of them."""
+    """A step's rollouts, what the curriculum knows after them, and metrics of its questions."""
 
     rollout: Rollout
     record: Record
@@ -32,13 +32,13 @@ class Made:
 
 @dataclass
 class Rollouts:
-    """What the run's steps sampled.
+    """The rollouts of the run's steps.
 
-    With ``rollout.max_staleness`` k the k steps after t are sampled, one after the other, in a
-    thread while step t is learnt from ("one step off-policy" where k is 1, arXiv 2410.18252). An
-    update of the weights does not end it: a response goes on by the new ones, so that its tokens
+    With ``rollout.max_staleness`` k, a thread samples the k steps after t, one after the other,
+    while the policy learns from step t ("one step off-policy" if k is 1, arXiv 2410.18252). A
+    weight update does not interrupt it: a response continues with the new weights, so its tokens
     may have several versions, none more than k below that of its step. A curriculum chooses a
-    step's questions by the rollouts of all steps before it, which are there when its sampling
+    step's questions from the rollouts of all steps before it, which are complete when its sampling
     begins, ahead or not.
     """
 
@@ -55,9 +55,8 @@ class Rollouts:
     _ahead: dict[int, Future[Made]] = field(default_factory=dict)  # by step, in their order
 
     def of(self, step: int, plan: Plan) -> Rollout:
-        """This step's rollouts, rewarded. New ones are on disk before anything is learnt from them.
-
-        The next steps' begin to be sampled by the same plan, as far as they may.
+        """This step's rollouts, with rewards. New ones are on disk before the policy learns from
+        them. Sampling of the next steps begins by the same plan, as far as allowed.
         """
         under_way = self._ahead.pop(step, None)
         made = self._make(step, plan) if under_way is None else under_way.result()
@@ -79,14 +78,14 @@ class Rollouts:
             under_way.result()
 
     def close(self) -> None:
-        """Give up what is being sampled: a run that goes on asks for all of it again."""
+        """Cancel what is being sampled: a run that continues will sample it again."""
         for under_way in self._ahead.values():
             under_way.cancel()  # what has not begun must not be noted as begun
         self.source.asker.interrupt()
         wait(self._ahead.values(), GIVE_UP_S)
 
     def resume(self, step: int, record: Record | None = None) -> int:
-        """Go on after ``step`` steps, with the ``record`` that they left; return the first step
+        """Continue after ``step`` steps, with the ``record`` at that point; return the first step
         whose rollouts are not on disk."""
         self.record = self._sampled = record or {}
         fresh_from = rollout_files.recorded_until(self.run_dir, step)
@@ -95,7 +94,7 @@ class Rollouts:
         return fresh_from
 
     def _make(self, step: int, plan: Plan) -> Made:
-        """From disk or from the engines; one step at a time, in their order."""
+        """Read from disk or sample; one step at a time, in order."""
         rollout, before = rollout_files.read(self.run_dir, step), self._sampled
         if rollout is None:
             keep = self.recipe.checkpoint.every > 0  # else no step is executed again

@@ -1,4 +1,4 @@
-"""The parts of a run on one rank, which the loop names."""
+"""The parts of a run on one rank, as the loop uses them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from aent.trainer.trainer import Trainer
 
 @dataclass(frozen=True)
 class Run:
-    """What every rank has. Methods of the parts are collective."""
+    """The parts on every rank. Their methods are collective."""
 
     recipe: Recipe
     run_dir: Path
@@ -37,8 +37,8 @@ class Run:
     weights: WeightSync
     checkpoints: Checkpoints
     profiler: Profiler
-    peak_flops: float | None  # of all ranks, per second; None: nobody asks
-    zero: HeldByRankZero[RankZero]  # evaluator, report, engines: rank 0's alone
+    peak_flops: float | None  # of all ranks, per second; None: not needed
+    zero: HeldByRankZero[RankZero]  # evaluator, report, engines: only on rank 0
 
     @staticmethod
     @contextmanager
@@ -79,6 +79,6 @@ class Run:
         finally:
             profiler.end()
             zero.meanwhile(RankZero.close)
-        # rank 0 has the job's store, which others may still be asking for its last words
+        # rank 0 has the job's store, which other ranks may still need to end
         dist.barrier(group=distributed.control_group())
         distributed.shutdown()

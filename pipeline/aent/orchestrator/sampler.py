@@ -1,4 +1,4 @@
-"""A step's batch: sampled once, on disk before anything is learnt from it, on every rank."""
+"""A step's batch: sampled once, written to disk before the policy learns from it, on every rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sampler:
     zero: HeldByRankZero[RankZero]
 
     def next(self, step: int, plan: Plan) -> Batch:
-        """The batch of this step, sampled and judged as the plan has it."""
+        """The batch of this step, sampled by the plan and graded."""
         with self.phases("sample"):
             batch = self.zero.alone(
                 f"sampling of step {step}",
@@ -31,7 +31,7 @@ class Sampler:
 
 
 def as_batch(rollout: Rollout, plan: Plan) -> Batch:
-    """The step's samples, with the temperature that they were sampled at: the plan's where a file
-    of an earlier version has none."""
+    """The step's samples, with the temperature at which they were sampled; the plan's if a file of
+    an earlier version has none."""
     recorded = rollout.temperature
     return Batch.from_samples(rollout.samples, plan.temperature if recorded is None else recorded)

@@ -1,4 +1,4 @@
-"""Where batches come from: prompts to the engines, responses to the judges (rank 0 only)."""
+"""How a step is sampled: prompts to the engines, responses to the graders (rank 0 only)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from aent.tasks.verifiers import answer_in
 def reward_by(
     group: Rollout, reward: Callable[[Sequence[str | None]], list[float]], grader: str
 ) -> None:
-    """Give the samples of one group rewards by their answers, as the first grader's kind reads
-    them, in place of the judge's."""
+    """Replace the graders' rewards of one group by rewards from its answers, as the first grader's
+    kind reads them."""
     answers = [answer_in(grader, response) for response in group.responses]
     for sample, value in zip(group.samples, reward(answers)):
         sample.reward = value
 
 
 def sample_seed(run_seed: int, step: int, item: int, index: int) -> int:
-    """A seed of its own for each sample: the same when a step is executed again."""
+    """A seed for each sample: the same when a step is repeated."""
     key = f"{run_seed}/{step}/{item}/{index}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") & 0x7FFFFFFF
 
@@ -40,18 +40,17 @@ def replace_groups(
     spare: Callable[[int], Question | None],
     sample: Callable[[list[tuple[int, Question]]], list[Rollout]],
 ) -> None:
-    """Dynamic sampling (DAPO, arXiv 2503.14476 eq. 11): a group whose rewards are all the same
-    gives its place to that of a spare question, until every group has signal or no question is
-    left.
+    """Dynamic sampling (DAPO, arXiv 2503.14476 eq. 11): a group whose rewards are all the same is
+    replaced by that of a spare question, until every group has signal or no question is left.
 
-    A place whose replacements have no signal either keeps its first group, so that the batch keeps
-    its size. (DAPO samples on without a bound; verl ends the run with an error after
-    max_num_gen_batches.) ``Sample.replaced`` counts the groups thrown away for a place; it is saved
-    with the sample, so that a step read from disk counts the same.
+    If its replacements have no signal either, the first group stays, so that the batch keeps its
+    size. (DAPO samples without a bound; verl ends the run with an error after max_num_gen_batches.)
+    ``Sample.replaced`` counts the groups discarded for a place; it is saved with the sample, so
+    that a step read from disk counts the same.
 
     Args:
         groups: changed in place; group i has the group id i.
-        spare: the next spare question for the place i; None: there is none.
+        spare: the next spare question for place i; None: there is none.
         sample: one group for each (group id, question).
     """
     while flat := [place for place, group in enumerate(groups) if not group.has_signal]:
@@ -68,8 +67,8 @@ def replace_groups(
 
 
 def spares(choice: Choice, limit: int) -> Callable[[int], Question | None]:
-    """The next spare question for a place of the step, of the source of the question that has it,
-    ``limit`` in all; None: there is none."""
+    """The next spare question for a place of the step, from the same source as the place's
+    question, ``limit`` in all; None: there is none."""
     left = {source: iter(questions) for source, questions in choice.spare.items()}
     given = 0
 
@@ -85,13 +84,13 @@ def spares(choice: Choice, limit: int) -> Callable[[int], Question | None]:
 
 
 def outcome(group: Rollout, finished_only: bool) -> tuple[int, int]:
-    """(right responses, responses that were judged) of a group."""
+    """(right responses, graded responses) of a group."""
     judged = [right for right in group.right(finished_only) if right is not None]
     return sum(judged), len(judged)
 
 
 def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
-    """The responses with more than the mean reward of their group, the first ``limit`` of all
+    """The responses with more than the mean reward of their group, the first ``limit`` overall
     (AEPO: those that would have a positive advantage)."""
     chosen = []
     for group in groups:
@@ -104,12 +103,12 @@ def better_ones(groups: Sequence[Rollout], limit: int) -> Rollout:
 
 @dataclass(frozen=True)
 class Prompted:
-    """A question of a step, and how it is to be answered."""
+    """A question of a step, and how it is asked."""
 
     group: int
     question: Question
     samples: int
-    again: bool = False  # after it has been answered once: re-rolled
+    again: bool = False  # asked a second time (AEPO's re-rolled responses)
 
 
 def asked_early(
@@ -132,7 +131,7 @@ def asked_early(
 
 @dataclass
 class RolloutSource:
-    """Samples a step's responses from the engines and has them judged."""
+    """Samples a step's responses from the engines and has them graded."""
 
     recipe: Recipe
     task: tasks.Task
@@ -197,8 +196,8 @@ class RolloutSource:
         max_staleness: int,
         further: Callable[[Prompted, Rollout], list[Prompted]] = lambda each, group: [],
     ) -> list[tuple[Prompted, Rollout]]:
-        """One group of samples for each question; and of those that ``further`` asks for as each
-        group is there, behind them."""
+        """One group of samples for each question, followed by the groups that ``further`` asks for
+        as each group is complete."""
         places: list[tuple[Prompted, list[Asked]]] = []
         groups: dict[int, Rollout] = {}
 
@@ -222,7 +221,7 @@ class RolloutSource:
     def _group(
         self, each: Prompted, asked: Sequence[Asked], answers: Sequence[Answer], plan: Plan
     ) -> Rollout:
-        """The responses to one question, rewarded."""
+        """The responses to one question, with rewards."""
         group = _rollout(each, asked, answers)
         if plan.reward is not None:
             grader = tasks.graders_of(self.recipe.task, each.question)[0]
@@ -232,7 +231,7 @@ class RolloutSource:
         return group
 
     def _wanted(self, step: int, each: Prompted) -> Iterator[Asked]:
-        """Every response to a question."""
+        """The requests for all responses to a question."""
         recipe, question = self.recipe, each.question
         prompt_ids = self.asker.tokenizer.chat_prompt(*question.turns(recipe.task.system_prompt))
         if len(prompt_ids) > recipe.rollout.max_prompt_tokens:
@@ -247,13 +246,13 @@ class RolloutSource:
 
 
 def _fits(each: Prompted, group: Rollout | None) -> bool:
-    """Whether a group that was sampled early is what is asked for now."""
+    """Whether a group that was sampled early is the one needed now."""
     return group is not None and len(group.samples) == each.samples
 
 
 def check_versions(versions: Sequence[int], step: int, max_staleness: int) -> None:
-    """Raise RuntimeError if a token of a response was written by other weights than those of
-    ``step`` and of ``max_staleness`` steps before."""
+    """Raise RuntimeError if a token of a response was sampled with weights other than those of
+    ``step`` and of the ``max_staleness`` steps before."""
     if not step - max_staleness <= min(versions) <= max(versions) <= step:
         raise RuntimeError(
             f"step {step}: an engine wrote tokens with weight versions {sorted(set(versions))}, "

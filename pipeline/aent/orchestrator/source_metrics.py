@@ -11,7 +11,7 @@ from aent.orchestrator.records import grader_metrics
 
 
 def source_metrics(rollout: Rollout, finished_only: bool) -> dict[str, float]:
-    """Of the step's responses at the policy's own temperature, by source; none without sources."""
+    """Metrics of the step's responses at the policy's own temperature, by source; empty without."""
     right = rollout.right(finished_only)
     own = [i for i, sample in enumerate(rollout.samples) if not sample.rerolled]
     found: dict[str, float] = {}
@@ -39,7 +39,7 @@ def source_metrics(rollout: Rollout, finished_only: bool) -> dict[str, float]:
 
 
 def heldout_by_source(result: EvaluationResult) -> dict[str, float]:
-    """Accuracy and graders of each source's held-out questions; none without sources."""
+    """Accuracy and graders of each source's held-out questions; empty without sources."""
     found: dict[str, float] = {}
     for source in _in_order(answer.question.source for answer in result.answers):
         verdicts = [a.verdict for a in result.answers if a.question.source == source]
@@ -50,5 +50,5 @@ def heldout_by_source(result: EvaluationResult) -> dict[str, float]:
 
 
 def _in_order(sources: Iterable[str]) -> list[str]:
-    """The named ones, each once, sorted."""
+    """The distinct named sources, sorted."""
     return sorted(set(sources) - {""})

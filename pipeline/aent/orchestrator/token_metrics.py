@@ -1,6 +1,6 @@
-"""Where a step's entropy lies: by position, by kind of token, and what made it change.
+"""A step's entropy by position and by kind of token, and what changed it.
 
-Everything is of the controller's measure, so that the parts make up what it was given.
+Everything uses the controller's measure, so that the parts add up to what the controller gets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CLASS, SHARE = "entropy/class/", "entropy/class_share/"
 
 @dataclass(frozen=True)
 class Mix:
-    """The step's response tokens by class: what share of them, and their mean entropy (nats). Only
-    classes that occur."""
+    """The step's response tokens by class: their share and their mean entropy (nats). Only classes
+    that occur."""
 
     share: dict[str, float]
     entropy: dict[str, float]
@@ -35,7 +35,7 @@ class Mix:
 
     @staticmethod
     def read(metrics: Mapping[str, float]) -> Mix | None:
-        """Undo ``metrics``; None where they are not among these."""
+        """Undo ``metrics``; None if these have none of them."""
         parts = [
             {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
             for prefix in (SHARE, CLASS)
@@ -59,13 +59,13 @@ def by_class(record: TokenRecord, token_class: Callable[[int], str]) -> Mix:
 def split_change(before: Mix, now: Mix) -> dict[str, float]:
     """The change of the mean entropy since the step before, in two parts that sum to it.
 
-    Of a class with shares w, w' and mean entropies h, h', (w + w') / 2 (h' - h) is what the *same*
-    kind of token has become, (h + h') / 2 (w' - w) what comes of *other* kinds of tokens being
-    written (Oaxaca's decomposition, with means of both steps). A class that only one of the steps
-    has counts as the latter with the entropy that it has there.
+    For a class with shares w, w' and mean entropies h, h', (w + w') / 2 (h' - h) is the change
+    within the *same* kind of token, (h + h') / 2 (w' - w) the change because *other* kinds of
+    tokens are written (Oaxaca's decomposition, with means of both steps). A class that only one of
+    the steps has counts as the latter, with its entropy in that step.
     """
     same = other = 0.0
-    for name in CLASSES:  # in one order: a step that is executed again has the same last bits
+    for name in CLASSES:  # in a fixed order: a repeated step has the same last bits
         w, w_now = before.share.get(name, 0.0), now.share.get(name, 0.0)
         h = before.entropy.get(name, now.entropy.get(name, 0.0))
         h_now = now.entropy.get(name, h)
@@ -79,8 +79,8 @@ def split_change(before: Mix, now: Mix) -> dict[str, float]:
 
 
 def by_position(record: TokenRecord) -> dict[str, float]:
-    """Mean entropy of the tokens from position 0, 1, 2, 4, 8, ... of their responses on, each up to
-    the next."""
+    """Mean entropy of the tokens from position 0, 1, 2, 4, 8, ... of their responses up to the next
+    of these positions."""
     first = _powers(record.position)
     found = {}
     for start in first.unique().tolist():
@@ -89,7 +89,7 @@ def by_position(record: TokenRecord) -> dict[str, float]:
 
 
 def _powers(position: Tensor) -> Tensor:
-    """The largest of 0, 1, 2, 4, ... that is not above it."""
+    """The largest of 0, 1, 2, 4, ... that is not above the position."""
     exponent = torch.floor(torch.log2(position.clamp(min=1).double())).long()
     return torch.where(position > 0, 2**exponent, 0)
 
@@ -110,8 +110,8 @@ def standard_error(record: TokenRecord) -> float:
 
 
 def distinct_answers(rollout: Rollout, readers: Mapping[str, str]) -> float:
-    """How many answers the responses to a prompt give, as the grader of its source reads them, the
-    mean over prompts; none is one too.
+    """Number of distinct answers to a prompt, as the grader of its source reads them; the mean over
+    prompts. No answer counts as one.
 
     readers: a grader's kind by source.
     """

@@ -1,5 +1,4 @@
-"""What a step knows of every response token, as its forward passes had it: for whoever looks at
-tokens one by one, on rank 0."""
+"""What the forward passes of a step computed for every response token, on rank 0."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from aent.data.batch import Batch
 from aent.data.rollout import Rollout
 from aent.data.sample import Sample
 from aent.models.pieces import Pieces
-from aent.orchestrator.records import shortened
+from aent.orchestrator.tables import shortened
 from aent.tracking import heatmap
 from aent.trainer.result import MinibatchResult
 
@@ -35,12 +34,12 @@ class TokenRecord:
     entropy: Tensor  # [N] fp64, nats, of the controller's measure
     logprob: Tensor  # [N] fp64, tempered
     advantage: Tensor  # [N] fp64, as entropy controls left it
-    clipped: Tensor  # [N] bool: the clip has cut its gradient
+    clipped: Tensor  # the clip cut its gradient
 
     @property
     def covariance(self) -> Tensor:
-        """[N] fp64: (A - mean A) (log pi - mean log pi), means over the step's tokens: what a token
-        contributes to the fall of the entropy (arXiv 2505.22617)."""
+        """[N] fp64: (A - mean A) (log pi - mean log pi), means over the step's tokens: a token's
+        contribution to the fall of the entropy (arXiv 2505.22617)."""
         return (self.advantage - self.advantage.mean()) * (self.logprob - self.logprob.mean())
 
     @property
@@ -55,7 +54,7 @@ class TokenRecord:
         return (sums / torch.tensor(self.lengths)).tolist()
 
     def forking_from(self, share: float) -> float:
-        """The least entropy of the ``share`` of tokens that have the highest, nats."""
+        """The lowest entropy among the ``share`` of tokens with the highest entropy, nats."""
         count = max(1, int(share * self.entropy.numel()))
         return float(self.entropy.topk(count).values[-1])
 
@@ -66,10 +65,10 @@ def token_record(
     results: Sequence[MinibatchResult],
     measured: Literal["entropy", "clamped_entropy"],
 ) -> TokenRecord:
-    """Put together what the step's mini-batches have.
+    """Collect the results of the step's mini-batches.
 
     Args:
-        advantages: [T]. measured: which entropy the controller is given (``Recipe.measured``).
+        advantages: [T]. measured: the entropy that the controller gets (``Recipe.measured``).
     """
     name = "entropies" if measured == "entropy" else "clamped_entropies"
     mask = batch.loss_mask
@@ -95,8 +94,8 @@ def token_record(
 def shown(
     record: TokenRecord, rollout: Rollout, pieces: Pieces, title: str, measure: str
 ) -> heatmap.Step:
-    """What a page shows of the step: whole groups, of ``MAX_TOKENS`` tokens at most, but one group
-    at least."""
+    """What a page shows of the step: whole groups with at most ``MAX_TOKENS`` tokens together, but
+    at least one group."""
     samples = rollout.samples
     lengths = record.lengths[: _whole_groups(samples, MAX_TOKENS)]
     columns = (
@@ -125,8 +124,8 @@ def shown(
 
 
 def _whole_groups(samples: Sequence[Sample], most: int) -> int:
-    """How many of the first responses make whole groups of ``most`` tokens together; those of one
-    group at least."""
+    """How many of the first responses form whole groups with at most ``most`` tokens together; at
+    least one group."""
     count = tokens = 0
     for _, members in groupby(samples, lambda sample: sample.group):
         lengths = [len(sample.response_ids) for sample in members]

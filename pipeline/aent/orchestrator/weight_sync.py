@@ -1,4 +1,4 @@
-"""The engines get the trainer's weights, and prove that they sample from them."""
+"""The engines get the trainer's weights and prove that they sample from them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class WeightSync:
     def of(
         trainer: Trainer, phases: Phases, zero: HeldByRankZero[RankZero], offer: Offer
     ) -> WeightSync:
-        """Collective: rank 0's engines have said whether they can read what is offered."""
+        """Collective: rank 0's engines have decided whether they can read what is offered."""
         shared = zero.tell("how weights travel", lambda zero: zero.engines.sender.is_shared)
         return WeightSync(
             trainer, phases, zero, offer.own if shared else offer.withdrawn("").own, shared
         )
 
     def sync(self, version: int) -> None:
-        """Give the engines the trainer's weights as this version, and check them by the probe.
+        """Give the engines the trainer's weights as this version, and verify them with the probe.
 
         Raises WeightSyncError or EngineError on rank 0, RankZeroFailed elsewhere.
         """
@@ -54,9 +54,9 @@ class WeightSync:
             )
 
     def _push(self, version: int) -> Batch | None:
-        """Send every weight once, and ask the engines for the probe: its text, to be scored. None
-        where an engine was lost meanwhile: those that are left want all of it again."""
-        # collective: every rank goes through all of it
+        """Send every weight once, and ask the engines for the probe; returns its text, to be
+        scored. None if an engine was lost meanwhile: the others need all weights again."""
+        # collective: every rank iterates over all weights
         weights = self.trainer.export_stage() if self.shared else self.trainer.export()
         if self.memory is not None:
             self.memory.begin()
@@ -66,7 +66,7 @@ class WeightSync:
         def push(zero: RankZero) -> None:
             try:
                 sent.append(zero.engines.push(weights, version))
-            except Exception as error:  # raised below, when the others have gone through it too
+            except Exception as error:  # raised below, after the other ranks have iterated too
                 sent.append(error)
 
         def ask(zero: RankZero) -> bool:
@@ -87,7 +87,7 @@ class WeightSync:
         return broadcast_batch(batch, distributed.control_group())
 
     def _go_through(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Our part beside rank 0, which has gone through its own."""
+        """Iterate over the weights with rank 0, which has done so itself."""
         if self.memory is not None and dist.get_rank() != 0:
             self.memory.write(weights)
         for _ in weights:

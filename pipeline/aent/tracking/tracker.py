@@ -287,8 +287,7 @@ class Tracker:
                 why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
                 log.warning(
                     f"aent: tracking could not {what}: {why} (training continues; everything "
-                    f"logged "
-                    f"is in {self._journal})"
+                    f"logged is in {self._journal})"
                 )
             return False
         return True

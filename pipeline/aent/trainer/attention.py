@@ -1,4 +1,4 @@
-"""The attention of the local layers, on GPU and CPU alike."""
+"""The attention of the local layers, on GPU and CPU."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class PackedAttention(torch.nn.Module):
         packed_seq_params: PackedSequences,
         **_unused: Any,
     ) -> Tensor:
-        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d], all of this rank's
-        own tokens; where context-parallel ranks share sequences, collective over them."""
+        """query [T, heads, d], key and value [T, groups, d] -> [T, heads * d], for this rank's own
+        tokens; collective over context-parallel ranks, which share sequences."""
         packed = packed_seq_params
         assert packed.visible is not None
         if self.layer.rope is not None:
@@ -135,13 +135,13 @@ def _heads_first(
     stretch: Stretch,
     gathered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Its queries [1, heads, n, d], and its keys and values [1, groups, m, d] from position 0."""
+    """A stretch's queries [1, heads, n, d], and its keys and values [1, groups, m, d]."""
 
     def joined(parts: tuple[Tensor, ...]) -> Tensor:
         chosen = [parts[k] for k in stretch.keys]
         if len(chosen) == 1 and not gathered:
             return chosen[0]
-        return torch.cat(chosen)  # for the backward a view would keep what all ranks have given
+        return torch.cat(chosen)  # a view would keep all ranks' keys and values for the backward
 
     tensors = queries[stretch.queries], joined(keys), joined(values)
     query, key, value = (x.transpose(0, 1)[None] for x in tensors)
@@ -160,8 +160,8 @@ def _of_stretch(
 ) -> list[Tensor]:
     """[n, heads, d] in one or more parts, of queries from position ``first`` on.
 
-    Where a mask is needed it is made for some queries at a time, each time for the keys that these
-    see and no others.
+    If a mask is needed, it is made for a limited number of queries at a time, and only for the keys
+    that these see.
     """
     count, end = query.shape[2], first + query.shape[2]
     narrow = window is not None and window < end
@@ -169,7 +169,7 @@ def _of_stretch(
         key, value = key[:, :, :end], value[:, :, :end]
         if first == 0:
             return [_rows_first(attention(query, key, value, None, scale))]
-        if query.is_cuda:  # flash attention's own way to be causal
+        if query.is_cuda:  # flash attention has its own causal mode
             later = causal_lower_right(count, end)
             return [_rows_first(attention(query, key, value, later, scale))]
     parts = []
@@ -201,14 +201,14 @@ def attention(
     """
     if softcap is not None:
         return capped_attention(query, key, value, mask, scale, softcap)
-    if query.is_cuda:  # not run where this was written
+    if query.is_cuda:  # not run here, since there was no GPU
         plain = mask is None or isinstance(mask, CausalBias)
         if not (plain and query.dtype.itemsize == 2):
-            # flash attention takes neither masks nor float32, and what torch takes then has no
-            # grouped queries
+            # flash attention accepts neither masks nor float32, and torch's alternative then has
+            # no grouped queries
             key, value = (_for_each_head(x, query) for x in (key, value))
         if not plain and mask is not None and mask.storage_offset() % 8:
-            mask = mask.contiguous()  # its kernel wants 16 bytes' alignment
+            mask = mask.contiguous()  # its kernel needs an alignment of 16 bytes
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -229,8 +229,8 @@ def capped_attention(
 ) -> Tensor:
     """``attention`` whose scores s become softcap tanh(s / softcap) (Gemma 2, arXiv 2408.00118).
 
-    No fused attention of torch's but flex_attention has it: the scores are held, for the backward
-    twice.
+    Of torch's fused attentions only flex_attention supports it: here the scores are kept, twice for
+    the backward.
     """
     key, value = _for_each_head(key, query), _for_each_head(value, query)
     scores = query @ key.transpose(-2, -1) * scale

@@ -1,7 +1,7 @@
-"""Weights between a Hugging Face folder and Megatron, by a family's record.
+"""Conversion of weights between a Hugging Face folder and Megatron, by a family's record.
 
-mbridge reads, splits, merges and names the tensors; which there are, and how they are stored, the
-record says.
+mbridge reads, splits, merges and names the tensors; the record says which tensors there are and how
+they are stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate=
 class DecoderBridge(LLMBridge):
     """mbridge's description of a model: Megatron's configuration and both weight mappings."""
 
-    attention: Attention  # which the layers have
+    attention: Attention  # of the layers
 
     def __init__(self, facts: ModelFacts, **options: Any) -> None:
         self.facts = facts
@@ -34,7 +34,7 @@ class DecoderBridge(LLMBridge):
         self._DIRECT_MAPPING = {
             "embedding.word_embeddings.weight": "model.embed_tokens.weight",
             "decoder.final_layernorm.weight": "model.norm.weight",
-            # with tied embeddings the last of several stages keeps a copy under this name
+            # with tied embeddings, the last of several stages keeps a copy under this name
             "output_layer.weight": f"{head}.weight",
         }
         attention, mlp = _stored_as(facts)
@@ -47,15 +47,15 @@ class DecoderBridge(LLMBridge):
         return self._build_base_config(
             activation_func=ACTIVATIONS[family.activation],
             add_qkv_bias=family.qkv_bias,
-            qk_layernorm=family.qk_norm == "heads",  # Megatron sums such gradients over TP
+            qk_layernorm=family.qk_norm == "heads",  # Megatron sums these norms' gradients over TP
             layernorm_zero_centered_gamma=family.unit_offset,
             softmax_scale=facts.attention_scale,
             **_by_layer(facts),
         )
 
     def _weight_to_mcore_format(self, mcore_weights_name: str, hf_weights: list[Tensor]) -> Tensor:
-        """Fused projections: Megatron's linear_qkv has the rows of a key-value group after one
-        another, the folder all queries, all keys, all values. linear_fc1 is stored as it is."""
+        """Fused projections: Megatron's linear_qkv has the rows of one key-value group after
+        another, the folder all queries, all keys, all values. linear_fc1 is the same in both."""
         if self.facts.family.fused and QKV in mcore_weights_name:
             keys = self.facts.kv_groups * self.facts.head_dim
             queries = self.facts.heads * self.facts.head_dim
@@ -128,7 +128,7 @@ def _as_transformers(facts: ModelFacts) -> Any:
 
 
 def _by_layer(facts: ModelFacts) -> dict[str, Any]:
-    """What Megatron's own attention, Transformer Engine's, is told about single layers."""
+    """Per-layer settings of Megatron's own attention, Transformer Engine's."""
     left_out = [int(layer.rope is None) for layer in facts.attention]
     some: dict[str, Any] = {"no_rope_freq": left_out} if any(left_out) else {}
     if not facts.windows:

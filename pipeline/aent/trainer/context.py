@@ -1,16 +1,15 @@
 """Context parallelism: the ranks of a group share the tokens of every sequence.
 
 Each packed unit, padded to a multiple of 2 C tokens for C ranks, is cut into 2 C equal chunks, and
-rank r has those numbered r and 2 C - 1 - r: with causal attention every rank then has equally many
-pairs to compute ("zigzag"; Transformer Engine's DualChunkSwap, Megatron's
-``get_batch_on_this_cp_rank``). The padding stands behind a unit's last response, where no token of
-the unit sees it.
+rank r has chunks r and 2 C - 1 - r: with causal attention, all ranks then compute equally many
+pairs ("zigzag"; Transformer Engine's DualChunkSwap, Megatron's ``get_batch_on_this_cp_rank``). The
+padding follows a unit's last response, where no token of the unit sees it.
 
-The local attention gathers the keys and values of all ranks and computes the queries of its own
-(the all-gather form of Llama 3, arXiv 2407.21783, section 3.3.2). Transformer Engine's passes keys
-and values on from rank to rank; it reads from ``cu_seqlens`` of the padded units which tokens it
-has. Several GPUs, and so Transformer Engine's, were not at hand where this was written: tests hold
-the order of tokens against Megatron's rotation of packed sequences, which is made for it.
+The local attention gathers the keys and values of all ranks and computes only its own queries (the
+all-gather form of Llama 3, arXiv 2407.21783, section 3.3.2). Transformer Engine passes keys and
+values from rank to rank, and derives its tokens from ``cu_seqlens`` of the padded units. This was
+not run, since it needs several GPUs; tests compare the order of tokens with Megatron's rotation of
+packed sequences, which is made for it.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from aent.trainer.segments import Run
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of every unit a rank has."""
+    """The part of every unit that a rank has."""
 
     size: int = 1  # of the context-parallel group
     index: int = 0
 
     @property
     def multiple(self) -> int:
-        """What the tokens of each unit are padded to a multiple of."""
+        """Each unit is padded to a multiple of this number of tokens."""
         return 2 * self.size if self.size > 1 else 1
 
     def chunks(self, sizes: Sequence[int]) -> list[slice]:
-        """Of units of these padded sizes, packed one after the other: this rank's, in its order."""
+        """This rank's chunks, in its order, of packed units with these padded sizes."""
         found = []
         for begin, end in pairwise(accumulate(sizes, initial=0)):
             length = (end - begin) // (2 * self.size)
@@ -51,14 +50,14 @@ class Part:
         return found
 
     def places(self, sizes: Sequence[int]) -> Tensor:
-        """[T / size] int64 on the CPU: the packed tokens of this rank, in its order."""
+        """[T / size] int64 on the CPU: positions of this rank's packed tokens, in its order."""
         if self.size == 1:
             return torch.arange(sum(sizes))
         return torch.cat([torch.arange(c.start, c.stop) for c in self.chunks(sizes)])
 
     def runs(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of runs of whole units that this rank has, cut where its chunks begin and end, in
-        the order of ``places``."""
+        """This rank's part of the runs of whole units, cut where its chunks begin and end, in the
+        order of ``places``."""
         lengths: dict[int, int] = {}
         for run in runs:
             lengths[run.unit] = lengths.get(run.unit, 0) + run.tokens
@@ -80,7 +79,7 @@ WHOLE = Part()
 
 def gathered(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [T, groups, d] of all ranks, one after another, from each rank's [T / size,
-    groups, d]. Collective over the context-parallel group; so is its backward, which sums."""
+    groups, d]. Collective over the context-parallel group, as is its backward, which sums."""
     both = gather_from_sequence_parallel_region(
         torch.cat([key, value], dim=-1), group=parallel_state.get_context_parallel_group()
     )

@@ -1,4 +1,4 @@
-"""The policy's weights under Hugging Face names, handed out."""
+"""The policy's weights under Hugging Face names."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Exporter:
     each pipeline stage on its first rank."""
 
     def __init__(self, bridge: DecoderBridge, model: PolicyModel, layout: ParallelLayout) -> None:
-        """Collective over the pipeline: the stages tell one another what they hold.
+        """Collective over the pipeline: the stages exchange lists of their parameters.
 
         Raises:
-            ValueError: if that is not, under Hugging Face names, what the facts say.
+            ValueError: if the Hugging Face names do not match the facts.
         """
         self.bridge, self.layout = bridge, layout
         self.place = layout.coordinates(dist.get_rank())
@@ -60,7 +60,7 @@ class Exporter:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) on rank 0; elsewhere (Megatron name, empty tensor), once
         per parameter. Every rank must iterate to the end. A tensor is on its rank's device and may
-        be a view of the live parameter: copy what is to be kept."""
+        be a view of the live parameter: copy it to keep it."""
         for shard in self.shards:
             whole = self._collect(shard)
             if whole is None:
@@ -76,7 +76,7 @@ class Exporter:
         return self.layout.holds_first_copy(dist.get_rank()) and self.place.tensor == 0
 
     def planned(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Hugging Face names and shapes of what ``stage`` yields here, in its order."""
+        """Hugging Face names and shapes that ``stage`` yields here, in its order."""
         if not self.collects_stage:
             return []
         shapes = self.bridge.facts.weights
@@ -87,8 +87,8 @@ class Exporter:
     @torch.no_grad()
     def stage(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of this rank's pipeline stage, on the stage's first
-        rank; nothing elsewhere. The ranks of a stage must iterate to the end, stages need not wait
-        for one another. Tensors as of ``__iter__``."""
+        rank; nothing elsewhere. All ranks of a stage must iterate to the end; stages are
+        independent. Tensors as for ``__iter__``."""
         for shard in self.shards:
             if shard.stage != self.place.pipeline:
                 continue
@@ -99,8 +99,8 @@ class Exporter:
                     yield name, tensor.contiguous()
 
     def _merge(self, shard: _Shard) -> Tensor | None:
-        """The whole parameter, of this rank's stage, on the stage's first rank, None elsewhere.
-        Other copies of the weights have no part."""
+        """The whole parameter of this rank's stage, on the stage's first rank; None elsewhere.
+        Other copies of the weights take no part."""
         if not self.layout.holds_first_copy(dist.get_rank()):
             return None
         first = self.place.tensor == 0

@@ -1,8 +1,8 @@
 """Attention by torch's flex_attention: one kernel for all sequences, masks and softcaps of a
-micro-batch, which leaves out blocks of tokens that do not see one another.
+micro-batch, which skips blocks of tokens that do not see one another.
 
-On a GPU it is compiled (not run where this was written: ``make gpu-check`` does). On a CPU it has
-no backward (torch 2.13), and its forward here is not compiled and holds all scores.
+On a GPU it is compiled (not run here; ``make gpu-check`` runs it). On a CPU it has no backward
+(torch 2.13), and its forward is not compiled here and holds all scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from aent.data.flat import to_device
 from aent.trainer.segments import Run, Visible, columns
 
-BLOCK = 128  # queries, and keys, of one block
+BLOCK = 128  # queries, and keys, per block
 
 
 def attend(
@@ -51,7 +51,7 @@ def _compiled(device: str) -> Callable[..., Any]:
 
 @cache
 def _capped(softcap: float) -> Callable[..., Tensor]:
-    """One function for each softcap, so that it is compiled once."""
+    """The same function for each softcap, so that it is compiled once."""
 
     def capped(
         score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor
@@ -64,7 +64,7 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 def block_mask(
     queries: list[Run], keys: list[Run], window: int | None, device: torch.device
 ) -> BlockMask:
-    """Which blocks of queries and keys see one another, worked out on the host from the runs."""
+    """Which blocks of queries and keys see one another, computed on the host from the runs."""
     some, whole = _blocks(queries, keys, window)
     tensors = [*_listed(some & ~whole), *_listed(whole)]
     count, partly, count_whole, wholly = (to_device(x[None, None], device) for x in tensors)
@@ -96,7 +96,7 @@ def _of_tokens(runs: list[Run]) -> Tensor:
 
 
 def _blocks(queries: list[Run], keys: list[Run], window: int | None) -> tuple[Tensor, Tensor]:
-    """[query blocks, key blocks] bool: where some query sees some key; where each sees each."""
+    """[query blocks, key blocks] bool: where some query sees some key; where all see all."""
     lengths = [sum(run.tokens for run in runs) for runs in (queries, keys)]
     some = torch.zeros([-(-length // BLOCK) for length in lengths], dtype=torch.bool)
     whole = torch.zeros_like(some)
@@ -121,7 +121,7 @@ def _blocks(queries: list[Run], keys: list[Run], window: int | None) -> tuple[Te
 
 
 def _placed(runs: list[Run]) -> dict[tuple[int, int], list[tuple[int, Run]]]:
-    """By unit and response: where each run begins, and the run."""
+    """By unit and response: the start of each run, and the run."""
     found: dict[tuple[int, int], list[tuple[int, Run]]] = {}
     begin = 0
     for run in runs:
@@ -131,6 +131,6 @@ def _placed(runs: list[Run]) -> dict[tuple[int, int], list[tuple[int, Run]]]:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many are marked in each row [Q], and which, these first [Q, K]: int32."""
+    """The number of marked places in each row [Q], and these places first [Q, K]: int32."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(dim=1).int(), order.int()

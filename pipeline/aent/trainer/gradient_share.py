@@ -1,17 +1,17 @@
-"""How hard the entropy bonus pulls on the logits, beside the policy loss, and which way.
+"""The size of the entropy bonus's gradient at the logits, and the policy loss's, and their angle.
 
 With L the policy loss and H the mean entropy of a mini-batch, both as functions of the logits:
-||dL||^2, ||dH||^2 (of the bonus at coefficient 1) and <dL, dH>, so that the share can be told for
-any coefficient, 0 included. They are exact for a sample of the response tokens (one in sixteen, at
+||dL||^2, ||dH||^2 (of the bonus at coefficient 1) and <dL, dH>, so that the share is known for any
+coefficient, including 0. They are exact for a sample of the response tokens (one in sixteen, at
 most 64 of a micro-batch) and scaled up to all of them: all three are sums over tokens, so the
-scaled sum is an unbiased estimate. The sample is drawn anew for each update and micro-batch, the
-same on every tensor-parallel rank and after a resume.
+scaled sum is an unbiased estimate. Each update and micro-batch draws another sample, the same on
+every tensor-parallel rank and after a resume.
 
 **The neutral coefficient.** A small step of the logits against L - lambda H changes H, to first
-order, by a multiple of -<dL, dH> + lambda ||dH||^2. It stays where it is with
-lambda* = <dL, dH> / ||dH||^2: below, learning lowers the entropy, above, the bonus raises it. The
-squared norm of the policy's part is mostly noise (one row per sample); in the product the noise of
-the samples has mean 0. What an optimizer that scales each parameter makes of the step is left out.
+order, by a multiple of -<dL, dH> + lambda ||dH||^2. This is 0 at lambda* = <dL, dH> / ||dH||^2:
+below, learning lowers the entropy; above, the bonus raises it. The squared norm of the policy's
+part is mostly noise (one row per sample); in the product, the noise of the samples has mean 0. An
+optimizer that scales each parameter changes the step; this is ignored.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Neutral:
     policy_square: float = 0.0
 
     def add(self, product: float, square: float, policy_square: float) -> float:
-        """Count an update in, and return lambda*: NaN before any entropy had a gradient. An update
-        whose gradients are not finite does not count."""
+        """Add an update, and return lambda*: NaN before any entropy had a gradient. An update whose
+        gradients are not finite does not count."""
         if all(map(math.isfinite, (product, square, policy_square))):
             self.product = PAST * self.product + (1 - PAST) * product
             self.square = PAST * self.square + (1 - PAST) * square
@@ -62,8 +62,8 @@ class Neutral:
 
 
 def sampled_tokens(count: int, device: torch.device, *numbers: int) -> Tensor:
-    """[n] int64: which of ``count`` > 0 tokens are measured; a function of ``count`` and the
-    numbers that tell one draw from another."""
+    """[n] int64: the tokens, of ``count`` > 0, that are measured; a function of ``count`` and of
+    numbers that identify the draw."""
     generator = torch.Generator()
     state = 0
     for number in numbers:
@@ -87,7 +87,7 @@ def gradient_products(
 
     Args:
         logits: [n, V_local] of the sampled tokens, a leaf that requires grad.
-        stats: of these logits. now, terms: as ``policy_loss`` wants them, of the sampled tokens.
+        stats: of these logits. now, terms: as for ``policy_loss``, of the sampled tokens.
         count: tokens of the micro-batch.
 
     Returns:

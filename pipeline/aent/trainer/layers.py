@@ -1,7 +1,7 @@
 """Layers of the local spec: Megatron's parallel layers with torch's attention and RMSNorm.
 
-Used on GPU and CPU alike, wherever the attention is not Transformer Engine's. Parameter names are
-those of the Transformer Engine spec, so that importers, exporters and checkpoints are one for both.
+Used on GPU and CPU, unless the attention is Transformer Engine's. Parameter names are those of the
+Transformer Engine spec, so that importers, exporters and checkpoints are the same for both.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def norm_weight(config: TransformerConfig, size: int) -> torch.nn.Parameter:
 
 
 def rms_norm(x: Tensor, weight: Tensor, config: TransformerConfig) -> Tensor:
-    """Root mean square normalisation over the last dimension (arXiv 1910.07467), times ``weight``,
+    """Root mean square normalization over the last dimension (arXiv 1910.07467), times ``weight``,
     or times 1 + weight, which a 16-bit type would round: such a norm is computed in fp32."""
     if not config.layernorm_zero_centered_gamma:
         return F.rms_norm(x, weight.shape, weight, config.layernorm_epsilon)
@@ -57,7 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, config: TransformerConfig) -> Tensor:
 
 
 class RMSNorm(torch.nn.Module):
-    """``rms_norm`` with a weight of its own."""
+    """``rms_norm`` with its own weight."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class RMSNorm(torch.nn.Module):
 
 
 class WholeRMSNorm(torch.nn.Module):
-    """RMSNorm of x [..., heads / TP, d] over the heads of all tensor-parallel ranks together, each
-    of which has the scales of its own."""
+    """RMSNorm of x [..., heads / TP, d] over the heads of all tensor-parallel ranks together; each
+    rank has the scales of its own heads."""
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float, *, heads: int
@@ -183,9 +183,9 @@ def _qk_norm(facts: ModelFacts, heads: int) -> Any:
 
 
 def adapt(spec: TransformerBlockSubmodules, facts: ModelFacts) -> None:
-    """Give this stage's layers what Megatron's configuration does not know: biases of attention
-    and of feed-forward, each where the model has them (its add_bias_linear is for all or none), and
-    the multiplier of what is added to the residual stream."""
+    """Add to this stage's layers what Megatron's configuration does not have: biases of attention
+    and of feed-forward, separately (its add_bias_linear is for all or none), and the multiplier of
+    additions to the residual stream."""
     if not spec.layer_specs:
         return
     layer = spec.layer_specs[0].submodules
@@ -210,7 +210,7 @@ def _with_bias(linear: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 
 def _scaled_add(multiplier: float) -> Any:
-    """In place of ``get_bias_dropout_add``, without dropout, which no model has here."""
+    """Replaces ``get_bias_dropout_add``, without dropout, which no model here has."""
 
     def choose(_training: bool, _fused: bool) -> Any:
         def add(output: tuple[Tensor, Tensor | None], residual: Tensor, _dropout: float) -> Tensor:

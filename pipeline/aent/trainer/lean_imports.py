@@ -1,10 +1,10 @@
-"""Megatron and mbridge, imported without what no rank uses: half of the processor time of a start.
+"""Imports Megatron and mbridge without parts that no rank uses, in half of the processor time.
 
 Importing mbridge imports every model family that it knows, and for the visual ones most of
-transformers. Here its package is put in place without running its ``__init__``, so that its core
-comes by itself. Megatron imports wandb where it is installed (it comes with nemo-toolkit), and
-transformers scikit-learn, for a way to generate; they do without. On a CPU Megatron gives none of
-its functions to torch.compile, which it does while it is imported: that alone imports torch's
+transformers. Here its package is registered without running its ``__init__``, so that only its core
+is imported. Megatron imports wandb if it is installed (nemo-toolkit requires it), and transformers
+scikit-learn, for one way of generation; both work without. On a CPU, Megatron passes none of its
+functions to torch.compile, as it otherwise does on import: that alone would import torch's
 compiler.
 """
 
@@ -24,7 +24,7 @@ from aent.runtime.importing import bare, without
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Let torch.compile return a function as it is; Megatron keeps that for its later imports."""
+    """Let torch.compile return a function unchanged; Megatron keeps it for its later imports."""
 
     def compile(function: Any = None, **_options: Any) -> Any:
         return function if function is not None else lambda function: function
@@ -39,5 +39,5 @@ def _uncompiled() -> Iterator[None]:
 with without("wandb"), _uncompiled() if device_kind() == "cpu" else nullcontext():
     importlib.import_module("megatron.core")
 with without("sklearn"):
-    is_sklearn_available()  # transformers keeps the answer
+    is_sklearn_available()  # transformers caches the answer
 bare("mbridge")

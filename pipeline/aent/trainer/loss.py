@@ -39,11 +39,11 @@ from aent.trainer.result import PER_TOKEN, SUMMED
 
 @dataclass(frozen=True)
 class Policy:
-    """What the loss needs of the policy besides a micro-batch's hidden states."""
+    """What the loss needs from the policy besides a micro-batch's hidden states."""
 
     model: PolicyModel
-    shard: VocabShard | None  # of the vocabulary, this rank's; None but on the last stage
-    temperature: float  # of the policy whose log-probs these are
+    shard: VocabShard | None  # this rank's part of the vocabulary; None except on the last stage
+    temperature: float  # of the policy that has these log-probs
 
 
 @dataclass
@@ -64,12 +64,12 @@ def statistics(
     clamped: bool,
     slopes: bool = False,
 ) -> TokenStatistics:
-    """Statistics [N] of the tempered policy at the response tokens, from what ``run`` gave.
+    """Statistics [N] of the tempered policy at the response tokens, from the result of ``run``.
 
     Args:
-        clamped: whether the clamped entropy is wanted; if not, nobody looks for its tokens, and it
-            is the entropy. The other statistics are the same to the last bit.
-        slopes: whether the exact covariance and the entropy's slope are wanted.
+        clamped: whether the clamped entropy is needed; if not, its set is not selected, and the
+            field has the entropy. All other statistics are the same to the last bit.
+        slopes: whether the exact covariance and the entropy's slope are needed.
     """
     everything = {"drop_fraction": None, "top_k": None}
     settings = (_clamped_set(recipe) if clamped else everything) | _sharding(policy)
@@ -79,7 +79,7 @@ def statistics(
     if recipe.trainer.fused_head:
         main_grad = getattr(weight, "main_grad", None)  # Megatron's buffer
         return linear_token_statistics(chosen, weight, targets, weight_grad=main_grad, **settings)
-    # The logits come straight from a matrix product, whose backward does not read them.
+    # The logits are the result of a matrix product, whose backward does not read them.
     logits = policy.model.logits(chosen, weight)
     return token_statistics(logits, targets, inplace_backward=True, **settings)
 
@@ -88,7 +88,7 @@ def nucleus_entropies(policy: Policy, hidden: Tensor, places: Tensor, recipe: Re
     """[n] entropies of the nuclei that ``nucleus_anchor`` names, of the tempered policy.
 
     Args:
-        hidden: what ``run`` gave. places: [n] int64, into the packed tokens (``predicts``).
+        hidden: the result of ``run``. places: [n] int64, into the packed tokens (``predicts``).
     """
     settings = recipe.control("nucleus_anchor")
     entropies = []
@@ -104,9 +104,9 @@ def nucleus_term(
     policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
 ) -> Tensor | None:
     """SIREN's term of the loss (``entropy_controls.terms.nucleus_anchor``), a scalar; None if no
-    token of this micro-batch has one. It computes the logits of its few tokens anew.
+    token of this micro-batch has one. It computes the logits of its few tokens again.
 
-    terms: of this micro-batch's tokens, on the CPU: to ask a device which they are would wait."""
+    terms: of this micro-batch's tokens, on the CPU: finding them on a device would wait for it."""
     if (few := _weighted(terms.nucleus_weight, hidden.device)) is None:
         return None
     chosen, weight = few
@@ -118,9 +118,9 @@ def proxy_term(
     policy: Policy, hidden: Tensor, micro_batch: MicroBatch, terms: LossTerms, recipe: Recipe
 ) -> Tensor | None:
     """Lp-Reg's term of the loss (``entropy_controls.terms.low_probability_kl``), a scalar; None if
-    no token of this micro-batch has one. It computes the logits of its few tokens anew.
+    no token of this micro-batch has one. It computes the logits of its few tokens again.
 
-    terms: of this micro-batch's tokens, on the CPU, as of ``nucleus_term``."""
+    terms: of this micro-batch's tokens, on the CPU, as for ``nucleus_term``."""
     if (few := _weighted(terms.proxy_weight, hidden.device)) is None:
         return None
     chosen, weights = few
@@ -156,12 +156,12 @@ def micro_batch_loss(
     """Policy loss minus coefficient x entropy bonus, each a weighted sum over this micro-batch's
     tokens, and the terms of nuclei and proxies.
 
-    The weights have the whole mini-batch's denominators, so its loss is the plain sum of these over
-    micro-batches, data-parallel and context-parallel ranks. With coefficient 0 no graph is kept for
-    an entropy.
+    The weights contain the whole mini-batch's denominators, so its loss is the plain sum of these
+    over micro-batches, data-parallel and context-parallel ranks. With coefficient 0 no graph is
+    kept for an entropy.
 
     Args:
-        hidden: what ``run`` gave.
+        hidden: the result of ``run``.
         update: number of the optimizer step, from 0.
     """
     on_host = mini_batch.terms.at(micro_batch.index)
@@ -218,9 +218,9 @@ def gradient_products(
     recipe: Recipe,
     update: int,
 ) -> Tensor:
-    """[3] float64 of ``gradient_share.gradient_products``; nothing here reaches the model's graph.
+    """[3] float64 of ``gradient_share.gradient_products``; it does not affect the model's graph.
 
-    update: number of the optimizer step, from 0, by which the tokens are drawn.
+    update: number of the optimizer step, from 0, which determines the sampled tokens.
     """
     count, first = len(micro_batch.predicts), int(micro_batch.index[0])
     chosen = gradient_share.sampled_tokens(count, hidden.device, recipe.seed, update, first)
@@ -242,8 +242,8 @@ def loss_without_tokens(
     mini_batch: MiniBatch,
     recipe: Recipe,
 ) -> Tensor:
-    """``micro_batch_loss`` of a rank that has no response token of this micro-batch: 0, with the
-    graph of ``hidden``. It takes part in what context-parallel ranks add up."""
+    """``micro_batch_loss`` of a rank without response tokens in this micro-batch: 0, with the graph
+    of ``hidden``. It takes part in the sums over context-parallel ranks."""
     terms = mini_batch.terms.at(micro_batch.index).to(hidden.device)
     _sequence_ratio(hidden.new_empty(0, dtype=torch.float32), terms, micro_batch, recipe)
     unused, _ = policy.model.head_inputs(hidden, micro_batch.predicts)
@@ -253,8 +253,8 @@ def loss_without_tokens(
 def _sequence_ratio(
     log_prob: Tensor, terms: LossTerms, micro_batch: MicroBatch, recipe: Recipe
 ) -> Tensor | None:
-    """[N] of ``sequence_log_ratio``, where the policy loss wants it. A micro-batch holds whole
-    responses; context-parallel ranks have parts of them. Collective over these."""
+    """[N] of ``sequence_log_ratio``, if the policy loss needs it. A micro-batch holds whole
+    responses; context-parallel ranks have parts of them. Collective over these ranks."""
     if recipe.algorithm.policy_loss != "gspo" or terms.old_logprobs is None:
         return None
     ranks = parallel_state.get_context_parallel_group()
@@ -268,8 +268,8 @@ def _sequence_ratio(
 
 
 def _behaviour(mini_batch: MiniBatch, micro_batch: MicroBatch, log_prob: Tensor) -> Tensor:
-    """[N] fp32: log-probs of what sampled each token; of a re-rolled response, which another policy
-    sampled, those of the policy before the step's first update: it is no part of the gap."""
+    """[N] fp32: log-probs of the policy that sampled each token. A re-rolled response, sampled by
+    another policy, has those before the step's first update: it does not count as mismatch."""
     batch, index, old = mini_batch.batch, micro_batch.index, mini_batch.terms.old_logprobs
     device = log_prob.device
     sampled, own = (
@@ -280,7 +280,7 @@ def _behaviour(mini_batch: MiniBatch, micro_batch: MicroBatch, log_prob: Tensor)
 
 
 def _clamped_set(recipe: Recipe) -> dict[str, Any]:
-    """Which tokens the recipe's clamped entropy keeps."""
+    """The tokens that the recipe's clamped entropy keeps."""
     drop_fraction, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
     if drop_fraction is None and top_k is None:
         drop_fraction = PAPER_DROP_FRACTION
@@ -288,7 +288,7 @@ def _clamped_set(recipe: Recipe) -> dict[str, Any]:
 
 
 def _sharding(policy: Policy) -> dict[str, Any]:
-    """Of which policy, and how its vocabulary lies on these ranks."""
+    """The policy's temperature, and how its vocabulary is split over these ranks."""
     return {
         "temperature": policy.temperature,
         "softcap": policy.model.logits_softcap,

@@ -1,4 +1,4 @@
-"""The policy as a Megatron model: built, and filled, from a Hugging Face folder."""
+"""The policy as a Megatron model, built and loaded from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from aent.trainer.segments import see
 
 
 class PolicyModel(GPTModel):
-    """A GPT model that hands out hidden states; the output layer is applied inside the loss."""
+    """A GPT model that returns hidden states; the loss applies the output layer."""
 
-    facts: ModelFacts  # given behind Megatron's own constructor, as are
-    rotaries: tuple[Rotary, ...] = ()  # those that the local attention applies
+    facts: ModelFacts  # set after Megatron's own constructor, as are
+    rotaries: tuple[Rotary, ...] = ()  # embeddings that the local attention applies
 
     def _postprocess(self, hidden_states: Tensor, **_unused: Any) -> Tensor:
         return hidden_states
@@ -63,10 +63,10 @@ class PolicyModel(GPTModel):
         )
 
     def head_inputs(self, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """What the output layer multiplies, at some places; last stage only.
+        """The inputs of the output layer at some places; only on the last stage.
 
         Each rank multiplies its own block of the vocabulary, so each rank's gradient of the hidden
-        states is a part of the whole: on the way back the parts are summed here.
+        states is a part of the whole: the backward sums the parts here.
 
         Args:
             hidden: what ``run`` returned.
@@ -104,10 +104,10 @@ class PolicyModel(GPTModel):
 
 
 def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
-    """Megatron's configuration, and both weight mappings.
+    """Megatron's configuration, and the weight mappings in both directions.
 
     Raises:
-        ValueError: for a recipe with longer sequences than the model is computed for.
+        ValueError: if the recipe has longer sequences than the model supports.
     """
     total = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
     if facts.longest is not None and total > facts.longest:
@@ -130,7 +130,7 @@ def open_bridge(recipe: Recipe, facts: ModelFacts) -> DecoderBridge:
         init_method=_leave,
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
-        # Transformer Engine's rotation of packed sequences; without it Megatron loops over them in
+        # Transformer Engine's rotation of packed sequences; otherwise Megatron loops over them in
         # every layer (the local attention has its own)
         apply_rope_fusion=bridge.attention == "transformer_engine",
         gradient_accumulation_fusion=tensor_parallel.layers._grad_accum_fusion_available,
@@ -149,7 +149,7 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
     """This rank's shard of the model, with the folder's weights. Collective.
 
     Raises:
-        ValueError: for weights that are not finite, or that nothing has filled.
+        ValueError: if weights are not finite, or a parameter gets none.
     """
     facts = bridge.facts
     args = bridge._get_gptmodel_args()
@@ -159,8 +159,8 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
     config = bridge.config
     rotaries = tuple(rotary(rope, facts, torch.cuda.current_device()) for rope in facts.ropes)
     engine = bridge.attention == "transformer_engine"
-    if engine:  # not run where this was written
-        if (scale := rotaries[0].scale) != 1:  # of queries and keys alike: squared in products
+    if engine:  # not run here, since there was no GPU
+        if (scale := rotaries[0].scale) != 1:  # for queries and keys alike: squared in products
             config.softmax_scale = scale**2 * (facts.attention_scale or facts.head_dim**-0.5)
         spec = bridge._get_transformer_layer_spec()
     else:
@@ -169,7 +169,7 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
     adapt(spec, facts)
     stage = layout.coordinates(dist.get_rank()).pipeline
     # Megatron 0.19 builds such norms only if this is set, and then sums their gradients over TP
-    # ranks, which is right for norms of single heads alone
+    # ranks, which is right only for norms of single heads
     config.qk_layernorm = facts.family.qk_norm != "none"
     model = PolicyModel(
         config=config,
@@ -187,7 +187,7 @@ def build_model(bridge: DecoderBridge, layout: ParallelLayout, model_path: Path)
         model.rotaries = rotaries
     for parameter in model.parameters():
         tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-        parameter.data.fill_(torch.nan)  # what nothing fills is found below
+        parameter.data.fill_(torch.nan)  # NaN that no weight replaces is found below
     bridge.load_weights([model], str(model_path))
     names = bridge._weight_name_mapping_mcore_local_to_global(model)
     bad = [names[n] for n, p in model.named_parameters() if not p.isfinite().all()]

@@ -1,4 +1,4 @@
-"""Megatron's optimizer, and NeMo's learning rate schedules over it."""
+"""Megatron's optimizer, with NeMo's learning rate schedules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aent.runtime.environment import Implementation, optimizer_implementation, w
 from aent.runtime.log import log
 
 Requested = Literal["auto", "transformer_engine", "apex", "torch"]
-# those that ``auto`` would rather have
+# those that ``auto`` prefers
 BETTER: dict[Implementation, tuple[Implementation, ...]] = {
     "transformer_engine": (),
     "apex": ("transformer_engine",),
@@ -33,11 +33,11 @@ BETTER: dict[Implementation, tuple[Implementation, ...]] = {
 
 
 def select_implementation(requested: Requested) -> Implementation:
-    """Make Megatron use the requested Adam; return which one that is.
+    """Make Megatron use the requested Adam; return which one it is.
 
-    The one seam: Megatron picks Transformer Engine's, apex's or torch's when it is imported, by
-    what it finds, and keeps class and choice in two of its modules: one makes the optimizer, the
-    other says how the distributed optimizer's steps are counted in a checkpoint.
+    When Megatron is imported, it picks Transformer Engine's, apex's or torch's Adam, whichever it
+    finds, and keeps class and choice in two of its modules: one makes the optimizer, the other
+    decides how a checkpoint stores the distributed optimizer's steps. Only this changes it.
     """
     chosen = optimizer_implementation(requested)
     because = "; ".join(filter(None, map(why_not, BETTER[chosen]))) if requested == "auto" else ""
@@ -61,7 +61,7 @@ def build_optimizer(
 ) -> MegatronOptimizer:
     """Adam with decoupled weight decay over this rank's shard of the parameters.
 
-    Raises ValueError for states of low precision by another Adam than Transformer Engine's.
+    Raises ValueError if states of low precision are wanted without Transformer Engine's Adam.
     """
     implementation = select_implementation(settings.implementation)
     given = settings.megatron
@@ -96,25 +96,25 @@ def build_optimizer(
 
 
 def _value(given: Any) -> Any:
-    """A field's value; of a type of torch's its name is written in a recipe."""
+    """A field's value; a recipe gives a torch type by its name."""
     return getattr(torch, given) if isinstance(given, str) else given
 
 
 def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSection) -> None:
-    """Write what the recipe says of Adam (but the rate, see ``LearningRate``) into its groups."""
+    """Write the recipe's settings of Adam (except the rate, see ``LearningRate``) to its groups."""
     for group in optimizer.param_groups:
-        # Megatron leaves this to its own training loop's scheduler: vectors are not decayed
+        # Megatron leaves this to its training loop's scheduler: vectors are not decayed
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["betas"], group["eps"] = tuple(settings.betas), settings.eps
 
 
 def allocate_state(optimizer: MegatronOptimizer) -> None:
-    """Have Adam allocate its moments, as the first update would find them: zeros, and no step
-    counted. Nothing where it has them.
+    """Have Adam allocate its moments, as before the first update: zeros, with no step counted. Does
+    nothing if it has them.
 
-    By steps of rate 0 on gradients of 0, which leave every weight as it is: whoever's Adam it is
-    (Transformer Engine's and apex's were not run here), it allocates what it is going to hold. One
-    parameter at a time: gradients of all would need room that the run never needs.
+    It makes steps of rate 0 with gradients of 0, which change no weight, so every Adam allocates
+    what it needs (Transformer Engine's and apex's were not run here). It does so for one parameter
+    at a time: gradients of all would need memory that the run never needs.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
@@ -125,7 +125,7 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
             group["lr"] = group["weight_decay"] = 0.0
         inner.zero_grad()
         for parameter in (p for group in inner.param_groups for p in group["params"]):
-            if parameter.numel() > 0:  # fused kernels do not take empty ones
+            if parameter.numel() > 0:  # fused kernels do not accept empty ones
                 parameter.grad = torch.zeros_like(parameter)
                 inner.step()
                 parameter.grad = None
@@ -140,7 +140,7 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
 
 @dataclass
 class Update:
-    """What one optimizer step did."""
+    """The result of one optimizer step."""
 
     grad_norm: float  # before clipping, over all parameters
     skipped: bool  # the norm was not finite: no parameter and no state was touched
@@ -160,15 +160,15 @@ def apply_gradients(optimizer: MegatronOptimizer, clip_grad: float) -> Update:
 
 
 class LearningRate:
-    """NeMo's schedule, moved once per mini-batch, written into Megatron's optimizer.
+    """NeMo's schedule, moved once per mini-batch, whose rate is written to Megatron's optimizer.
 
-    torch's schedulers (NeMo's are) accept torch optimizers only: this one steps over an optimizer
-    of a single unused parameter, and its rate is copied.
+    torch's schedulers (and so NeMo's) accept only torch optimizers: this one belongs to an
+    optimizer of a single unused parameter, and its rate is copied.
     """
 
     def __init__(self, recipe: Recipe, optimizer: MegatronOptimizer) -> None:
         self.optimizer = optimizer
-        self.moves = 0  # all the state there is: a schedule is a function of it and the recipe
+        self.moves = 0  # its only state: a schedule is a function of it and the recipe
         self._carrier = torch.optim.SGD([torch.zeros(1)], lr=recipe.trainer.optimizer.lr)
         self._schedule = _nemo_schedule(recipe, self._carrier)
         self._write()
@@ -179,10 +179,10 @@ class LearningRate:
         return self._carrier.param_groups[0]["lr"]
 
     def move(self) -> None:
-        """One move: the rate of the mini-batch after."""
+        """Move once, to the rate of the next mini-batch."""
         self.moves += 1
         if self._schedule is not None:
-            self._carrier.step()  # torch wants the optimizer's step before the schedule's
+            self._carrier.step()  # torch expects the optimizer's step before the schedule's
             self._schedule.step()
             self._write()
 

@@ -1,8 +1,8 @@
-"""Megatron's overlap of data-parallel communication with computation, for what is computed here in
-a way of its own: an output layer whose module is never called, and gradients that a backward adds
-to Megatron's buffer by itself.
+"""Megatron's overlap of data-parallel communication with computation, for two things that are done
+differently here: an output layer whose module is never called, and gradients that a backward adds
+to Megatron's buffer itself.
 
-``trainer.ddp.overlap_grad_reduce``: DDP reduces a bucket when autograd has brought it a gradient of
+``trainer.ddp.overlap_grad_reduce``: DDP reduces a bucket when autograd has delivered a gradient for
 each of its parameters, so each must get one. ``trainer.ddp.overlap_param_gather``: DDP waits for a
 module's parameters in a hook before its forward, so the hook must run. Both are Megatron's
 (``megatron/core/distributed/distributed_data_parallel.py``).
@@ -20,8 +20,8 @@ from aent.runtime.early_reduction import written
 
 
 def announced(hidden: Tensor, weight: Tensor) -> Tensor:
-    """``hidden`` itself, for a function that adds the weight's gradient to Megatron's buffer: when
-    its backward has, DDP hears of it."""
+    """``hidden`` itself, for a function that adds the weight's gradient to Megatron's buffer: after
+    its backward, DDP is notified."""
     return _Announced.apply(hidden, weight)
 
 
@@ -35,12 +35,12 @@ class _Announced(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         weight = ctx.weight
         if getattr(weight, "reduced_early", False) and not layers._grad_accum_fusion_available:
-            # Megatron's linear layer leaves its gradient to autograd then: DDP is to add it
+            # Megatron's linear layer then leaves its gradient to autograd, and DDP adds it
             return grad, torch.zeros_like(weight)
         return grad, written(weight)
 
 
 def wait_for_parameters(module: torch.nn.Module) -> None:
-    """What calling the module would do first: DDP's hooks."""
+    """Run the hooks of DDP that a call of the module would run first."""
     for hook in module._forward_pre_hooks.values():
         hook(module, ())

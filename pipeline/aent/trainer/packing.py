@@ -1,6 +1,6 @@
-"""One micro-batch as Megatron sees it: units of sequences packed one after the other.
+"""One micro-batch in Megatron's form: units of sequences, packed one after the other.
 
-A unit is [prompt][response 1][response 2]..., its prompt computed once for all of its responses:
+A unit is [prompt][response 1][response 2]..., with a prompt computed once for all its responses:
 Prefix Grouper's shared prefix (arXiv 2506.05433), here with a mask in one attention instead of
 two attentions. A sequence that shares nothing is a unit with one response.
 """
@@ -23,14 +23,15 @@ from aent.trainer.segments import Run, Visible, runs_of
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's cu_seqlens, and what the local attention needs besides, computed once.
+    """Megatron's cu_seqlens, and what else the local attention needs, computed once.
 
     Megatron's sequences are units here. ``positions`` [T]: position of each token in its own
-    sequence. ``runs``: whose they are. ``visible``: which of them attend to which; ``rotations``:
-    cosines and sines [T, 1, head_dim] of every rotary embedding: of the local attention alone.
+    sequence. Only for the local attention: ``runs`` (unit and response of the tokens), ``visible``
+    (which of them attend to which) and ``rotations`` (cosines and sines [T, 1, head_dim] of every
+    rotary embedding).
 
-    Where context-parallel ranks share the units, cu_seqlens are those of whole units, the rest is
-    of this rank's tokens; ``all_runs`` are those of all ranks' tokens, in the ranks' order.
+    If context-parallel ranks share the units, cu_seqlens are those of whole units, and the rest is
+    for this rank's tokens; ``all_runs`` are those of all ranks' tokens, in the ranks' order.
     """
 
     positions: Tensor | None = None
@@ -42,23 +43,23 @@ class PackedSequences(PackedSeqParams):
 
 @dataclass
 class MicroBatch:
-    """Input of one forward: T packed tokens, N of them to be predicted. What their loss is made of
-    stays with the mini-batch, and is cut by ``index``. With context parallelism T and N are this
-    rank's own, the R responses those of all ranks."""
+    """Input of one forward: T packed tokens, N of them to be predicted. The terms of their loss
+    stay with the mini-batch and are selected by ``index``. With context parallelism T and N are
+    this rank's own, the R responses those of all ranks."""
 
     tokens: Tensor  # [1, T] int64, T a multiple of the tensor-parallel size
     packed: PackedSequences
-    predicts: Tensor  # [N] int64: the place whose hidden state predicts each response token
+    predicts: Tensor  # position whose hidden state predicts each response token
     targets: Tensor  # [N] int64: the response tokens
-    sequence: Tensor  # [N] int64 in [0, R): which response of this micro-batch, in packed order
-    responses: Tensor  # [R] int64: tokens to be predicted of each response
-    index: Tensor  # [N] int64, on the CPU: their places in the mini-batch
+    sequence: Tensor  # response of this micro-batch, in packed order
+    responses: Tensor  # tokens to be predicted in each response
+    index: Tensor  # positions in the mini-batch
 
 
 @dataclass
 class Packing:
     """The micro-batches of one rank, each packed when Megatron's schedule asks for it: on a GPU
-    while the one before runs. What was packed is not kept, but for the places of its tokens."""
+    while the one before runs. Packed ones are not kept, only the positions of their tokens."""
 
     batch: Batch
     units: list[list[Unit]]  # of each micro-batch
@@ -86,16 +87,15 @@ def pack(
     part: Part = WHOLE,
 ) -> MicroBatch:
     """Pack these units of ``batch``, padded at the end to a multiple of ``multiple`` tokens, which
-    is one of ``part.multiple``.
+    must be a multiple of ``part.multiple``.
 
-    The padding is one more unit of token 0, without response tokens. No units at all (a
-    data-parallel rank without work) make a micro-batch of padding. Of several context-parallel
-    ranks each gets its part of the tokens, and predicts those whose predecessor it has. The cost is
-    that of these units, whatever the size of the batch (``benchmarks/packing.py``), and nothing
-    waits for the device.
+    The padding is one more unit of tokens 0, without response tokens. If there are no units (a
+    data-parallel rank without work), the micro-batch is padding. Each context-parallel rank gets
+    its part of the tokens, and predicts those whose predecessor it has. The cost depends on these
+    units, not on the batch's size (``benchmarks/packing.py``), and nothing waits for the device.
     """
     pieces, layout, count = [torch.empty(0, dtype=torch.int64)], [], 0
-    owners: list[tuple[int, int]] = []  # of each piece: its response's number, and its tokens
+    owners: list[tuple[int, int]] = []  # of each piece: the number of its response, and its tokens
     for unit in units:
         first = unit.spans[0][0]
         responses = [torch.arange(start + unit.prompt, end) for start, end in unit.spans]
@@ -148,8 +148,8 @@ def lay_out(
     """The layout of units of (prompt tokens, tokens of each response), with their padding.
 
     Returns:
-        The layout on ``device``, and [T] on the CPU the place of the token before each one in its
-        own sequence, of all ranks' tokens: for the first token of every response the prompt's last.
+        The layout on ``device``, and [T] on the CPU, for all ranks' tokens: the position of the
+        token before each one in its own sequence (for a response's first token, the prompt's last).
     """
     prompts, sizes = (torch.tensor(x) for x in zip(*((p, p + sum(r)) for p, r in units)))
     cu_seqlens = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
@@ -179,5 +179,5 @@ def lay_out(
 
 
 def _runs(prompt: int, responses: list[int]) -> list[tuple[int, int]]:
-    """(first position, tokens) of the prompt and of each response, which all continue it."""
+    """(first position, tokens) of the prompt and of each response after it."""
     return [(0, prompt), *((prompt, n) for n in responses)]

@@ -1,4 +1,4 @@
-"""Units of sequences over data-parallel ranks and micro-batches, balanced by work."""
+"""Distribution of units over data-parallel ranks and micro-batches, balanced by work."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from aent.models.flops import ForwardFlops
 
 @dataclass
 class Unit:
-    """Sequences of one group that begin with the same prompt, which is computed once for them."""
+    """Sequences of one group with the same prompt, which is computed once for all of them."""
 
     sequences: list[int]
-    spans: list[tuple[int, int]]  # where each of them begins and ends in the batch
+    spans: list[tuple[int, int]]  # start and end of each of them in the batch
     prompt: int  # tokens before the first response token
     tokens: int  # the prompt and all responses
 
     def work(self, pairs_per_token: float) -> float:
-        """What computing it costs, in tokens' worth of matrix products: its tokens, and the pairs
-        of tokens that attend to one another. A layer's window is not counted.
+        """Cost of computing it, in units of one token's matrix products: its tokens, and the pairs
+        of tokens that attend to one another. A layer's window is ignored.
 
         Args:
-            pairs_per_token: how many pairs cost as much as one token (``ModelFacts``).
+            pairs_per_token: number of pairs that cost as much as one token (``ModelFacts``).
         """
         responses = [end - start - self.prompt for start, end in self.spans]
         pairs = self.prompt**2 / 2 + sum(n * self.prompt + n**2 / 2 for n in responses)
@@ -40,11 +40,11 @@ class Unit:
 
 
 def make_units(batch: Batch, share_prompts: bool, micro_batch_tokens: int) -> list[Unit]:
-    """What one micro-batch holds as a whole: one sequence, or, sharing, those with one prompt.
+    """The parts that a micro-batch holds as a whole: one sequence, or all with the same prompt.
 
-    Sequences share a prompt if they are of one group and their tokens before the first one under
-    the loss mask are the same. A unit of more than ``micro_batch_tokens`` tokens is split into as
-    few as fit (of at least one sequence each), each of which computes the prompt.
+    Sequences share a prompt if they belong to one group and have the same tokens before the first
+    one under the loss mask. A unit of more than ``micro_batch_tokens`` tokens is split into as few
+    as fit (of at least one sequence each), each of which computes the prompt.
 
     Raises:
         ValueError: if a response token is the first of its sequence: nothing predicts it.
@@ -76,8 +76,8 @@ def make_units(batch: Batch, share_prompts: bool, micro_batch_tokens: int) -> li
 
 
 def _prompt_tokens(batch: Batch) -> list[int]:
-    """Of each sequence, its tokens before the first under the loss mask; all of a sequence that has
-    none there."""
+    """For each sequence, the number of tokens before the first one under the loss mask; all its
+    tokens if there is none."""
     starts, total = batch.cu_seqlens[:-1], batch.tokens.numel()
     place = torch.where(batch.loss_mask, torch.arange(total), total)
     first = torch.full((batch.num_sequences,), total).scatter_reduce(
@@ -94,9 +94,9 @@ def partition(
 ) -> list[list[list[int]]]:
     """Spread units over micro-batches of at most ``micro_batch_tokens`` tokens.
 
-    Most work first, each into the micro-batch with the least (LPT, Graham 1969), with the fewest
-    micro-batches a rank in which all of them fit. A unit longer than the limit gets a micro-batch
-    of its own: it exists, so it must be trained on. Deterministic.
+    Units with most work come first, each into the micro-batch with least work (LPT, Graham 1969),
+    with the fewest micro-batches per rank in which all fit. A unit longer than the limit gets its
+    own micro-batch, since it must be trained on. Deterministic.
 
     Args:
         lengths: tokens of each unit, prompt included.
@@ -104,8 +104,8 @@ def partition(
         work: of each unit (``Unit.work``); its tokens if None.
 
     Returns:
-        For each data-parallel rank the same number of micro-batches, each a list of unit indices
-        in ascending order; a micro-batch is empty where there are too few units.
+        The same number of micro-batches for each data-parallel rank, each a list of unit indices in
+        ascending order; a micro-batch is empty if there are too few units.
     """
     work = lengths if work is None else work
     order = sorted(range(len(work)), key=lambda i: (-work[i], i))
@@ -119,8 +119,8 @@ def partition(
 
 
 def _least_first(order: Sequence[int], work: Sequence[float], count: int) -> list[list[int]]:
-    """``count`` bins, the units put in in this order, each into the bin with the least work; bins
-    with the most of it first."""
+    """``count`` bins: each unit, in this order, goes to the bin with the least work; bins with the
+    most work come first."""
     heap: list[tuple[float, int]] = [(0, b) for b in range(count)]
     bins: list[list[int]] = [[] for _ in range(count)]
     for i in order:

@@ -1,12 +1,12 @@
-"""How long a pipeline stage waits for the others: the bubble, measured.
+"""The pipeline's bubble, measured: how long a stage waits for the others.
 
-Megatron asks ``config.timers`` for a timer by name around each of its steps. Here those around its
-sends and receives between stages add up, and the one around the whole schedule; the others do
-nothing. A rank waits there for a tensor that another stage has not computed yet (and for its
-transfer), so the bubble of the schedule (arXiv 2104.04473, section 2.2) and stages of unequal work
-both count.
+Megatron gets a timer by name from ``config.timers`` around each of its steps. Here, timers around
+sends and receives between stages add up, as does the timer around the whole schedule; the others do
+nothing. In these, a rank waits for a tensor that another stage has not computed yet (and for its
+transfer), so both the bubble of the schedule (arXiv 2104.04473, section 2.2) and stages of unequal
+work count.
 
-On a GPU by events on the stream, which nothing waits for until they are read; it was not run there.
+On a GPU, events on the stream measure it, so nothing waits until they are read; not run there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEDULE = "forward-backward"
 
 @dataclass
 class Stopwatch:
-    """Megatron's timer: the seconds between each ``start`` and ``stop``, added up."""
+    """Megatron's timer: adds up the seconds between ``start`` and ``stop``."""
 
     seconds: float = 0.0
     _began: float = 0.0
@@ -43,7 +43,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - self._began
 
     def take(self) -> float:
-        """The sum so far, and begin anew. On a GPU it waits for the last of it."""
+        """The sum so far, which is reset. On a GPU it waits for the last event."""
         if self._events:
             self._events[-1].synchronize()
             pairs = zip(self._events[::2], self._events[1::2])
@@ -64,7 +64,7 @@ class _Nothing:
 
 
 class PipelineWaits:
-    """What ``config.timers`` is, on a rank of a pipeline."""
+    """The value of ``config.timers`` on a rank of a pipeline."""
 
     def __init__(self) -> None:
         self._waiting, self._whole, self._nothing = Stopwatch(), Stopwatch(), _Nothing()
@@ -76,7 +76,7 @@ class PipelineWaits:
         return self._waiting if between_stages else self._nothing
 
     def begin(self) -> None:
-        """Forget what was before."""
+        """Reset all sums."""
         self._waiting.take()
         self._whole.take()
 

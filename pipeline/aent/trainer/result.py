@@ -1,4 +1,4 @@
-"""What an optimizer step says of itself."""
+"""The results of an optimizer step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass
 class Sums:
-    """Of one mini-batch, over its micro-batches and ranks. ``loss`` and ``policy_loss`` are its own
-    (sums weighted per token), the rest plain sums over its ``tokens`` response tokens."""
+    """Sums of one mini-batch, over its micro-batches and ranks. ``loss`` and ``policy_loss`` are
+    sums weighted per token, the others plain sums over its ``tokens`` response tokens."""
 
     loss: float  # policy_loss - coefficient * weighted mean entropy
     policy_loss: float
@@ -34,13 +34,13 @@ SUMMED = tuple(field.name for field in fields(Sums))  # by ``loss.micro_batch_lo
 
 @dataclass
 class Tokens:
-    """Of each token of one mini-batch, as computed in the forward that was learnt from: [T] fp32 on
-    the CPU, 0 off the mask."""
+    """Values per token of one mini-batch, from the forward pass of its update: [T] fp32 on the CPU,
+    0 off the mask."""
 
     logprobs: Tensor  # tempered
     entropies: Tensor  # nats, over the whole vocabulary
     clamped_entropies: Tensor
-    clipped: Tensor  # 1 where the clip has cut the gradient, else 0
+    clipped: Tensor  # 1 if the clip cut the gradient, else 0
 
 
 PER_TOKEN = tuple(field.name for field in fields(Tokens))  # likewise
@@ -48,14 +48,14 @@ PER_TOKEN = tuple(field.name for field in fields(Tokens))  # likewise
 
 @dataclass
 class MinibatchResult(Tokens, Sums):
-    """What one mini-batch did, the same on every rank."""
+    """The results of one mini-batch, the same on every rank."""
 
     grad_norm: float  # before clipping
     lr: float  # of this update
     update_skipped: bool  # the gradient norm was not finite: parameters untouched
-    # at which the entropy would stay, by averages over the updates so far; NaN where unknown
+    # at which the entropy would not change, from averages over the updates so far; NaN if unknown
     neutral_coefficient: float
     flops: int  # model FLOPs of its forward and backward, all ranks together (``models.flops``)
-    # share of its forward and backward in which a rank waited for another pipeline stage, the mean
-    # over ranks; None without stages (``pipeline_wait``)
+    # share of its forward and backward in which a rank waited for another pipeline stage, mean over
+    # ranks; None if there is one stage (``pipeline_wait``)
     bubble: float | None

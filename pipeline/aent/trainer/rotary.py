@@ -1,4 +1,4 @@
-"""Rotary embeddings (arXiv 2104.09864), scaled for longer contexts as transformers scales them."""
+"""Rotary embeddings (arXiv 2104.09864), scaled for longer contexts as in transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Rotary:
     """One rotary embedding."""
 
     frequencies: Tensor  # [head_dim / 2] fp32: angle per position of each pair
-    scale: float  # what cosines and sines are multiplied by: YaRN's attention factor
+    scale: float  # factor of cosines and sines: YaRN's attention factor
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, 1, head_dim] for positions [T]."""
@@ -28,11 +28,11 @@ class Rotary:
 def rotary(rope: dict[str, Any], facts: ModelFacts, device: torch.device | int) -> Rotary:
     """One of ``facts.ropes``.
 
-    From transformers' own functions, so that a model is trained as it is read there: ``linear``
-    (arXiv 2306.15595), ``dynamic`` (the plain ones up to the model's positions, beyond which no
-    recipe goes), ``yarn`` (arXiv 2309.00071) with its attention factor, ``llama3`` (Llama 3.1's,
-    for any original length; Megatron's own is for 8192 only), ``longrope`` (arXiv 2402.13753, by
-    the factors of short sequences: ``ModelFacts.longest``).
+    It uses transformers' own functions, so that a model is computed in the same way: ``linear``
+    (arXiv 2306.15595), ``dynamic`` (plain frequencies up to the model's positions, which no recipe
+    exceeds), ``yarn`` (arXiv 2309.00071) with its attention factor, ``llama3`` (Llama 3.1's, for
+    any original length; Megatron's own is only for 8192), ``longrope`` (arXiv 2402.13753, with the
+    factors of short sequences: ``ModelFacts.longest``).
     """
     if rope["rope_type"] == "default":
         pairs = torch.arange(0, facts.head_dim, 2, dtype=torch.float32, device=device)

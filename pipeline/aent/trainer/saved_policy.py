@@ -1,7 +1,7 @@
-"""The policy as a Hugging Face folder, which no rank ever holds as a whole.
+"""Writes the policy as a Hugging Face folder; no rank ever holds the whole policy.
 
 Each pipeline stage writes its own weight files: the first rank of a stage gathers one parameter
-after the other and keeps no more of them than one file has. Rank 0 adds the rest of the folder.
+after the other and keeps at most the parameters of one file. Rank 0 adds the rest of the folder.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from torch import Tensor
 from aent.runtime import distributed
 from aent.trainer.export import Exporter
 
-FILE_BYTES = (
-    5 * 10**9
-)  # of a weight file at most, unless one tensor is larger; as huggingface_hub's
-# weights in any format, which a policy must not carry along from the model that it began as
+# largest weight file, unless one tensor is larger; huggingface_hub's value
+FILE_BYTES = 5 * 10**9
+# weights in any format, which must not be copied from the original model's folder
 WEIGHT_FILES = (
     ".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot",
     ".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".npz", ".nemo",
@@ -37,12 +36,12 @@ class WeightFile:
 
     stage: int  # the pipeline stage that writes it
     name: str
-    sizes: dict[str, int]  # bytes by Hugging Face name, in the order in which they are gathered
+    sizes: dict[str, int]  # bytes by Hugging Face name, in the order of gathering
 
 
 def plan(exporter: Exporter, limit: int = FILE_BYTES) -> list[WeightFile]:
-    """The files of all stages, of at most ``limit`` bytes of weights each: the same on every rank,
-    and as ``huggingface_hub`` names and fills them where there is one stage."""
+    """The files of all stages, with at most ``limit`` bytes of weights each: the same on every
+    rank, and for one stage as ``huggingface_hub`` names and fills them."""
     groups: list[tuple[int, dict[str, int]]] = []
     shapes = exporter.bridge.facts.weights
     for shard in exporter.shards:
@@ -65,9 +64,9 @@ def save_pretrained(
 ) -> None:
     """Write a Hugging Face folder: safetensors, config.json, and the tokenizer of ``source``.
 
-    Collective. It is written under a temporary name, which becomes ``target`` when all is there;
-    every rank must see its folder. In host memory a stage's first rank holds the weights of one
-    file, of at most ``limit`` bytes; where it computes, the parameter that it gathers.
+    Collective. It is written under a temporary name, which becomes ``target`` when it is complete;
+    every rank must see its folder. In host memory, a stage's first rank holds the weights of one
+    file, at most ``limit`` bytes; on its device, the parameter that it gathers.
 
     Raises:
         RuntimeError: on every rank, if ``target`` exists or a rank could not write.
@@ -80,7 +79,7 @@ def save_pretrained(
 
 
 def _told(work: Callable[[], None], what: str) -> None:
-    """Do this rank's part; every rank hears of an error in one's."""
+    """Do this rank's part; an error of any rank is raised on all."""
     error = None
     try:
         work()
@@ -90,7 +89,7 @@ def _told(work: Callable[[], None], what: str) -> None:
 
 
 def _begin(source: Path, target: Path, partial: Path) -> None:
-    """The folder, and in it what is no weight."""
+    """Create the folder, with everything except weights."""
     if target.exists():
         raise FileExistsError(f"{target} exists: a saved model is never written over")
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,9 +100,9 @@ def _begin(source: Path, target: Path, partial: Path) -> None:
 
 
 def _write(exporter: Exporter, files: list[WeightFile], partial: Path) -> None:
-    """This stage's weight files. The ranks of a stage go through all of its parameters, whatever
-    goes wrong with a file: it is raised at the end, and nobody waits for a rank that has left.
-    Other copies of the weights have no part."""
+    """Write this stage's weight files. The ranks of a stage iterate over all of its parameters even
+    if a file fails: the error is raised at the end, so that nobody waits for a rank that has left.
+    Other copies of the weights take no part."""
     mine = iter(file for file in files if file.stage == exporter.place.pipeline)
     error: Exception | None = None
     for file, tensors in _gathered(exporter.stage(), mine):
@@ -120,7 +119,7 @@ def _write(exporter: Exporter, files: list[WeightFile], partial: Path) -> None:
 def _gathered(
     weights: Iterable[tuple[str, Tensor]], files: Iterator[WeightFile]
 ) -> Iterator[tuple[WeightFile, dict[str, Tensor]]]:
-    """Each file with its tensors, copied to host memory, which are forgotten then."""
+    """Each file with its tensors, copied to host memory, which are released afterwards."""
     held: dict[str, Tensor] = {}
     file = None
     for name, tensor in weights:
@@ -142,7 +141,7 @@ def _check(exporter: Exporter, tensors: dict[str, Tensor]) -> None:
 
 
 def _end(exporter: Exporter, files: list[WeightFile], partial: Path, target: Path) -> None:
-    """The index, the configuration, the name."""
+    """Write the index and the configuration, and rename the folder."""
     if len(files) > 1:
         where = {name: file.name for file in files for name in file.sizes}
         total = sum(size for file in files for size in file.sizes.values())

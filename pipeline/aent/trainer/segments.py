@@ -1,9 +1,9 @@
-"""Which packed tokens attend to which, as pieces that a fused attention computes.
+"""Which packed tokens attend to which, as pieces that a fused attention can compute.
 
-A token attends to its own sequence up to itself: to its unit's prompt and its own response. Long
-runs of tokens are taken one by one, each with the keys that it sees and no others: nothing is
-padded, and no mask stands between responses that share a prompt. Short units are put together in a
-padded batch: many small calls would cost more than the padding.
+A token attends to earlier tokens of its own sequence: its unit's prompt and its own response. Long
+runs of tokens are computed one by one, each only with the keys that it sees: there is no padding,
+and no mask between responses that share a prompt. Short units are joined in a padded batch, since
+many small calls would cost more than the padding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from aent.models.attention import ROWS, SHORT
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens that follow one another both where they lie and in their own sequence.
+    """Tokens that follow one another both in the packed layout and in their own sequence.
 
-    unit: whose they are, ``response`` 0 being its prompt, or all of a sequence that shares nothing;
-    others see those of their own response and of the prompt. position: of the first one in its own
-    sequence. tokens: how many, 1 or more.
+    unit: the unit of the tokens. response: 0 for its prompt, or for all of a sequence that shares
+    nothing; tokens of other responses see their own and the prompt. position: of the first token in
+    its own sequence. tokens: how many, at least 1.
     """
 
     unit: int
@@ -41,8 +41,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One run of queries, and the runs of keys that they see, whose positions follow one another
-    from 0 on (at the end there may be keys that none of them sees)."""
+    """One run of queries, and the runs of keys that they see, with consecutive positions from 0 on
+    (there may be keys at the end that none of them sees)."""
 
     queries: int
     keys: tuple[int, ...]
@@ -50,10 +50,10 @@ class Stretch:
 
 @dataclass
 class Padded:
-    """Short units as one batch [B, L], padded on the right; queries and keys lie in the same place.
+    """Short units as one batch [B, L], padded on the right, the same for queries and keys.
 
-    index: [B * L] the packed token in each place (padding repeats token 0), None where the packed
-    layout is this one. position, response: [B, L] of ``Run``; response is None where all are 0.
+    index: [B * L] the packed token at each place (padding repeats token 0), None if the packed
+    layout is this one. position, response: [B, L] of ``Run``; response is None if all are 0.
     """
 
     shape: tuple[int, int]
@@ -67,8 +67,8 @@ class Padded:
         """[B, 1, L, L], or [L, L] for all units alike, to be added to scores: 0 where a token (row)
         attends to another, else -inf; None: causal. Made once for all layers.
 
-        Not boolean: torch would turn it into this in every layer, and keep each layer's for the
-        backward. No row is empty: padding attends at least to itself.
+        Not boolean: torch would convert it in every layer, and keep each layer's for the backward.
+        No row is empty: padding attends at least to itself.
         """
         if window is not None and self.longest <= window:
             window = None
@@ -86,17 +86,17 @@ class Padded:
             place = self.position[:, None]
             query, key = self.response[:, None, :, None], self.response[:, None, None, :]
             allowed = ((key == 0) | (key == query)).tril()
-        if window is not None:  # by position: a response's first token stands behind other ones
+        if window is not None:  # by position: a response's first token follows other responses
             allowed &= place[..., :, None] - place[..., None, :] < window
         return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
 @dataclass
 class Visible:
-    """What is computed for queries and keys of these runs, which lie one after another.
+    """What is computed for queries and keys of these runs, which follow one another.
 
-    order: [T] where each packed query's row is in the rows of the ``padded`` batch and then of all
-    ``stretches``, one after another; None where it is in its place.
+    order: [T] the row of each packed query in the rows of the ``padded`` batch followed by those of
+    all ``stretches``; None if the order is the same.
     """
 
     queries: list[Run]
@@ -105,19 +105,18 @@ class Visible:
     stretches: list[Stretch]
     order: Tensor | None
     device: torch.device
-    gathered: bool = False  # whether the keys are other rows than the queries
+    gathered: bool = False  # whether keys and queries have different rows
     strips: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
     blocks: dict[int | None, Any] = field(default_factory=dict)  # ``flex``'s own, by the window
 
     def strip(self, rows: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[rows, keys] mask, to be added to scores, of ``rows`` queries one after another, up to
-        ``ROWS`` of them, the last of which is the last of the keys: a part of one for all tiles and
-        layers."""
+        """[rows, keys] mask, to be added to scores, of up to ``ROWS`` consecutive queries, of which
+        the last is also the last of the keys: a part of one mask for all tiles and layers."""
         if (window, dtype) not in self.strips:
             height = min(ROWS, max(run.tokens for run in self.queries))
             width = max(run.end for run in self.keys)
             width = width if window is None else min(width, window - 1 + height)
-            width += -width % 8  # so that parts begin where a GPU's kernels want them to, mostly
+            width += -width % 8  # so that parts usually begin where a GPU's kernels need them to
             row = torch.arange(height, device=self.device)[:, None] + width - height
             column = torch.arange(width, device=self.device)
             seen = column <= row
@@ -143,10 +142,10 @@ def runs_of(units: Sequence[tuple[int, Sequence[int]]]) -> list[Run]:
 
 
 def see(queries: list[Run], keys: list[Run] | None, device: torch.device) -> Visible:
-    """Plan the attention of tokens of these runs; nothing here asks the device.
+    """Plan the attention of tokens of these runs, without using the device.
 
     Args:
-        keys: where keys and values are other rows than the queries, as where they were gathered
+        keys: if keys and values have other rows than the queries, for example if they were gathered
             from other ranks; None: the same rows.
     """
     short = _short_units(queries) if keys is None else set()
@@ -184,7 +183,7 @@ def _padded(
     inside: Tensor,
     device: torch.device,
 ) -> tuple[Padded, Tensor]:
-    """The batch of the tokens ``inside``, of all of which the rest is given, [T] each; and their
+    """The batch of the tokens ``inside`` (other arguments: of all tokens, [T] each), and their
     places in it, [n]."""
     chosen = inside.nonzero()[:, 0]
     _, row, sizes = unit[chosen].unique_consecutive(return_inverse=True, return_counts=True)
@@ -217,7 +216,7 @@ def _short_units(runs: list[Run]) -> set[int]:
 
 
 def _stretches(queries: list[Run], keys: list[Run], short: set[int]) -> list[Stretch]:
-    """Those of all units but the short ones."""
+    """The stretches of all units except the short ones."""
     of_segment: dict[tuple[int, int], list[int]] = {}
     for number in sorted(range(len(keys)), key=lambda n: keys[n].position):
         of_segment.setdefault((keys[number].unit, keys[number].response), []).append(number)

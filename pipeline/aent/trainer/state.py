@@ -1,9 +1,8 @@
 """The trainer's state in a folder: model, optimizer, schedule, random state of every rank.
 
-Written and read through Megatron's dist_checkpointing (torch_dist format), so that the layout may
-change in between: tensors are saved as parts of whole ones. Random streams belong to a rank, and
-are restored for the same layout only. On GPUs (CUDA tensors, nccl) this was not run where it was
-written.
+Written and read by Megatron's dist_checkpointing (torch_dist format), so the layout may change in
+between: tensors are saved as parts of whole ones. Random streams belong to a rank, and are only
+restored for the same layout. Not run on GPUs (CUDA tensors, nccl), since there were none.
 """
 
 from __future__ import annotations
@@ -56,13 +55,13 @@ def metadata(recipe: Recipe) -> dict[str, Any]:
 
 
 class WriteInProcess(TorchDistSaveShardedStrategy):
-    """torch_dist, written by the ranks themselves, from whatever thread calls the request.
+    """torch_dist, written by the ranks themselves, from any thread that calls the request.
 
     Megatron's own strategy writes the same files from processes that it forks, and keeps a
-    multiprocessing manager beside every rank: neither would die with a rank that is killed.
+    multiprocessing manager beside every rank: neither would end with a rank that is killed.
 
     copied: the state is copied (to host memory) before ``async_save`` returns, so that it may
-    change while it is written; all but ``gathered``, storages which are copies already.
+    change while it is written; except for ``gathered``, storages that are copies already.
     """
 
     def __init__(self, copied: bool, gathered: frozenset[int]) -> None:
@@ -73,7 +72,7 @@ class WriteInProcess(TorchDistSaveShardedStrategy):
         self,
         sharded_state_dict: ShardedStateDict,
         checkpoint_dir: str | Path,
-        _async_strategy: str = "",  # which of Megatron's own writers, from 0.19 on
+        _async_strategy: str = "",  # which of Megatron's own writers, since 0.19
     ) -> AsyncRequest:
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, keep_only_main_replica=True
@@ -88,11 +87,11 @@ class WriteInProcess(TorchDistSaveShardedStrategy):
 
 
 class Writer(FileSystemWriter):
-    """torch's writer of a rank's files, in the parts that Megatron's asynchronous save has."""
+    """torch's writer of a rank's files, in the steps of Megatron's asynchronous save."""
 
     def __init__(self, folder: str | Path, copied: bool, gathered: frozenset[int]) -> None:
-        # torch copies 10 MB ahead of its writing, by a stream of the thread's own current GPU: in
-        # another thread than the rank's that may be another's, and a copy is there already
+        # torch copies 10 MB ahead of its writing, on a stream of the thread's current GPU, which in
+        # another thread may be another rank's; here there already is a copy
         super().__init__(folder, per_thread_copy_ahead=0 if copied else 10_000_000)
         self._copied, self._gathered = copied, gathered
 
@@ -101,8 +100,8 @@ class Writer(FileSystemWriter):
         self._data: Any = _Copy(plan, planner, self._gathered) if self._copied else planner
 
     def write(self) -> None:
-        """Write this rank's files, to the disk. Raises whatever torch's writer does: OSError,
-        RuntimeError (of its zip files, on a full disk), errors of pickling."""
+        """Write this rank's files to the disk. Raises all errors of torch's writer: OSError,
+        RuntimeError (from zip files, on a full disk), errors of pickling."""
         try:
             self._results: Any = self.write_data(self._plan, self._data).value()
         finally:
@@ -113,7 +112,7 @@ class Writer(FileSystemWriter):
 
 
 class _Copy:
-    """In a planner's place: what it would have said, as it was when this was made."""
+    """Replaces a planner: its answers at the time when this was made."""
 
     def __init__(self, plan: SavePlan, planner: SavePlanner, gathered: frozenset[int]) -> None:
         self._data = {
@@ -125,15 +124,15 @@ class _Copy:
 
 
 def _copy(data: Any, gathered: frozenset[int]) -> Any:
-    """A tensor's copy in host memory; other things come as bytes of their own already."""
+    """A tensor's copy in host memory; other objects are bytes already."""
     if not isinstance(data, torch.Tensor) or data.untyped_storage().data_ptr() in gathered:
         return data
     return data.detach().to("cpu", copy=True)
 
 
 def _gathered(optimizer_state: dict[Any, Any]) -> frozenset[int]:
-    """Addresses of the storages of a distributed optimizer's state, which Megatron has gathered in
-    host memory for the checkpoint alone: twelve bytes a parameter, not to be copied once more."""
+    """Addresses of the storages of a distributed optimizer's state, which Megatron gathered in host
+    memory for the checkpoint only: twelve bytes a parameter, which must not be copied again."""
     found: set[int] = set()
     for key, value in optimizer_state.items():
         if key == "param_state":
@@ -146,12 +145,12 @@ def _gathered(optimizer_state: dict[Any, Any]) -> frozenset[int]:
 
 @on_device
 def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
-    """Plan how the state is written into the empty ``folder``. Collective.
+    """Plan how to write the state to the empty ``folder``. Collective.
 
-    Each rank then calls the request's ``async_fn``, in any thread, and ``finish_save``. Until then
-    the state must stay as it is, unless it was ``copied``.
+    Each rank then calls the request's ``async_fn``, in any thread, and then ``finish_save``. Until
+    then the state must not change, unless it was ``copied``.
 
-    The optimizer's state is part of it from the start: a checkpoint before the first update shows
+    The state includes the optimizer's from the start, so a checkpoint before the first update shows
     that both fit, in memory and on disk.
     """
     trainer.gather_parameters()
@@ -174,8 +173,8 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
 
 @on_device
 def finish_save(request: AsyncRequest) -> None:
-    """Write what says where everything is. Collective, when every rank has written its files: ranks
-    have to tell each other before if one could not.
+    """Write the index of the checkpoint. Collective, after every rank has written its files: if one
+    could not, ranks must tell each other before.
     """
     for finalize in request.finalize_fns:
         finalize()
@@ -183,13 +182,13 @@ def finish_save(request: AsyncRequest) -> None:
 
 @on_device
 def load(trainer: Trainer, folder: Path) -> bool:
-    """Bring a freshly built trainer to the state in ``folder``. Collective.
+    """Restore the state in ``folder`` to a freshly built trainer. Collective.
 
-    What the recipe says of the optimizer (rate, betas, weight decay...) holds from here on; the
-    schedule goes on from the saved number of optimizer steps.
+    The recipe's settings of the optimizer (rate, betas, weight decay...) hold from here on; the
+    schedule continues from the saved number of optimizer steps.
 
     Returns:
-        Whether the random streams were restored: the layout is the one that was saved.
+        Whether the random streams were restored: only if the layout is the same.
     """
     common = dist_checkpointing.load_common_state_dict(str(folder))
     same_layout = ParallelLayout.saved(common["layout"]) == trainer.layout
@@ -255,13 +254,13 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
         if moments is None and isinstance(part.optimizer, torch.optim.AdamW):
             # Megatron saves one count of steps for all parameters, but not a count of 0
             state.get("optimizer", state)["state"].setdefault("common_step", torch.zeros(()))
-        # the recipe's hold; Megatron 0.19 tells groups apart by them, 0.16 does not look at them
+        # the recipe's hold; Megatron 0.19 distinguishes groups by them, 0.16 ignores them
         for group in state.get("optimizer", state)["param_groups"]:
             group["max_lr"], group["min_lr"] = part.config.lr, part.config.min_lr
         part.load_state_dict(state)
         if moments is not None:
-            # torch's Adam counts steps beside each moment, where Megatron expects none: it would
-            # look for them in the file, and gives all parameters one counter, which all then move
+            # torch's Adam counts steps beside each moment, where Megatron does not expect it: it
+            # would look for them in the file, and give all parameters one counter, moved by all
             inner = part.optimizer.state
             steps = {p: s.pop("step") for p, s in inner.items() if "step" in s}
             part.load_parameter_state_from_fully_reshardable(moments)
@@ -270,8 +269,8 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> Non
 
 
 def _make_room(optimizer: MegatronOptimizer) -> None:
-    """Have the distributed optimizer allocate its state, which it cannot describe before; the
-    others do so themselves. (What this does to the weights is read over.)"""
+    """Have the distributed optimizer allocate its state, which it must before it can describe it;
+    others do so themselves. (This changes weights, which are read from the file afterwards.)"""
     for part in _parts(optimizer):
         if hasattr(part, "_init_optimizer_states_with_dummy_values") and not part.optimizer.state:
             part._init_optimizer_states_with_dummy_values()

@@ -1,4 +1,4 @@
-"""What the trainer's ranks have each a part of, added up and told to all of them."""
+"""Sums and gathers over the trainer's ranks; every rank gets the result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from aent.trainer.packing import Packing
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum over data- and context-parallel ranks of what the last stage has; the same on every
-    rank, on the CPU."""
+    """Sum over data- and context-parallel ranks of the last stage's values; the same on every rank,
+    on the CPU."""
     values = values.to(distributed.device())
     copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
     dist.all_reduce(values, group=copies)
@@ -23,9 +23,9 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather_tokens(micro_batches: Packing, values: list[Tensor | None], rows: int) -> Tensor:
-    """[rows, T] fp32 on the CPU of every rank, 0 off the mask, from what each last-stage rank has
-    of its micro-batches' response tokens, [rows, N] each. One collective for all rows; a token is
-    one rank's, so the sum is exact."""
+    """[rows, T] fp32 on the CPU of every rank, 0 off the mask, from the values [rows, N] that each
+    last-stage rank has for its micro-batches' response tokens. One collective for all rows; each
+    token belongs to one rank, so the sum is exact."""
     flat = torch.zeros(rows, micro_batches.batch.tokens.numel())
     got = [(i, v) for i, v in zip(micro_batches.indices, values) if v is not None]
     if got:  # all together: the host waits once
@@ -34,8 +34,8 @@ def gather_tokens(micro_batches: Packing, values: list[Tensor | None], rows: int
 
 
 def sum_parts(parts: list[Tensor | None], count: int) -> list[float]:
-    """[count] float64 of each micro-batch on last-stage ranks, added up over micro-batches and
-    ranks."""
+    """[count] float64: the sum over micro-batches and ranks of the values of each micro-batch on
+    last-stage ranks."""
     sums = torch.zeros(count, dtype=torch.float64, device=distributed.device())
     for part in parts:
         if part is not None:

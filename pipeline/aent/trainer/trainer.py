@@ -40,19 +40,19 @@ from aent.trainer.partition import make_units, partition
 from aent.trainer.pipeline_wait import PipelineWaits
 from aent.trainer.result import PER_TOKEN, SUMMED, MinibatchResult
 
-MAX_SKIPPED = 3  # updates in a row without a finite gradient, after which a run ends
+MAX_SKIPPED = 3  # this many updates in a row without a finite gradient end a run
 
 
 class Trainer:
-    """One rank's part of the policy in training. Every method is collective over all ranks."""
+    """One rank's part of the policy in training. All methods are collective over all ranks."""
 
     @on_device
     def __init__(self, recipe: Recipe, model_path: Path) -> None:
-        """Build the model's shard and read its weights; ``distributed.initialize`` came before.
+        """Build the model's shard and read its weights, after ``distributed.initialize``.
 
         Raises:
-            ValueError: for a model that no record of ``aent.models.families`` covers; for a
-                ``trainer.attention`` that does not compute it here.
+            ValueError: if no record of ``aent.models.families`` covers the model, or if
+                ``trainer.attention`` cannot compute it here.
         """
         facts = folder_facts(model_path)
         if fault := next(attention_faults(recipe, facts), None):
@@ -84,7 +84,7 @@ class Trainer:
         )
         if self.model.ddp_config.overlap_grad_reduce:
             reduce_early(policy.parameters())
-            self.config.no_sync_func = self.model.no_sync  # but for a step's last micro-batch
+            self.config.no_sync_func = self.model.no_sync  # except in a step's last micro-batch
         self.optimizer = optimizer.build_optimizer(
             recipe.trainer.optimizer, self.model, self.bridge.dtype
         )
@@ -94,7 +94,7 @@ class Trainer:
         if self.layout.pipeline > 1:
             self.config.timers = self.waits
         self.exporter = export.Exporter(self.bridge, policy, self.layout)
-        self.reference: list[Tensor] | None = None  # the first weights, where a KL to them is asked
+        self.reference: list[Tensor] | None = None  # the first weights, if a KL to them is needed
         if recipe.algorithm.kl_coefficient > 0:
             self.reference = [p.detach().cpu().clone() for p in policy.parameters()]
         self.skipped_updates = self.skipped_in_a_row = 0
@@ -107,14 +107,14 @@ class Trainer:
 
     @property
     def vocab_size(self) -> int:
-        """The true V: without the padding of Megatron's embedding."""
+        """The true V, without the padding of Megatron's embedding."""
         return self.bridge.vocab_size
 
     @on_device
     @torch.no_grad()
     def score_tokens(self, batch: Batch) -> Scores:
-        """Log-probs and entropies of the tempered policy at the response tokens, by a forward
-        alone."""
+        """Log-probs and entropies of the tempered policy at the response tokens, from a forward
+        pass."""
         micro_batches = self._micro_batches(batch)
         nuclei = self.recipe.control("nucleus_anchor") is not None
         slopes = entropy_controls.need_covariances(self.recipe)
@@ -148,7 +148,7 @@ class Trainer:
     @on_device
     @torch.no_grad()
     def score_reference(self, batch: Batch) -> Tensor:
-        """``score`` by the first weights, which take the policy's place for as long."""
+        """``score`` by the first weights, which replace the policy's meanwhile."""
         assert self.reference is not None, "algorithm.kl_coefficient is 0: no reference is kept"
         self.gather_parameters()
         parameters = list(self.policy.parameters())
@@ -164,11 +164,11 @@ class Trainer:
         """Forward and backward over micro-batches, clip, one optimizer step, one schedule move.
 
         Args:
-            mini_batch: the whole of it, the same on every rank.
+            mini_batch: all of it, the same on every rank.
             coefficient: of the entropy bonus (lambda).
 
-        Raises RuntimeError where this is the ``MAX_SKIPPED``th update in a row whose gradient is
-        not finite.
+        Raises RuntimeError if this is the ``MAX_SKIPPED``th update in a row whose gradient is not
+        finite.
         """
         batch = mini_batch.batch
         micro_batches, policy = self._micro_batches(batch), self._policy(batch)
@@ -194,8 +194,8 @@ class Trainer:
         return self._result(micro_batches, parts, applied, lr)
 
     def gather_parameters(self) -> None:
-        """Have all of this rank's parameters up to date, for whoever reads them without a forward:
-        with ``ddp.overlap_param_gather`` the next forward would gather them."""
+        """Update all of this rank's parameters, before they are read without a forward: with
+        ``ddp.overlap_param_gather`` only the next forward would gather them."""
         if self.model.ddp_config.overlap_param_gather:
             self.model.start_param_sync(force_sync=True)
 
@@ -209,20 +209,20 @@ class Trainer:
             )
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor) on rank 0; every rank iterates, in lockstep, to the
-        end (the others get empty tensors). No lm_head.weight where embeddings are tied."""
+        """(Hugging Face name, full tensor) on rank 0; every rank iterates, in lockstep, to the end
+        (other ranks get empty tensors). No lm_head.weight if embeddings are tied."""
         self.gather_parameters()
         return iter(self.exporter)
 
     def export_stage(self) -> Iterator[tuple[str, Tensor]]:
-        """``export`` of this rank's pipeline stage alone, on the stage's first rank; every rank
+        """``export`` of this rank's pipeline stage only, on the stage's first rank; every rank
         iterates to the end."""
         self.gather_parameters()
         return self.exporter.stage()
 
     def save_pretrained(self, path: Path) -> None:
-        """Write the policy as a Hugging Face folder, which appears when it is whole: each pipeline
-        stage its own weight files. Raises as ``saved_policy.save_pretrained``."""
+        """Write the policy as a Hugging Face folder, which appears when it is complete: each
+        pipeline stage writes its own files. Raises as ``saved_policy.save_pretrained``."""
         self.gather_parameters()
         saved_policy.save_pretrained(self.exporter, self.model_path, path)
 
@@ -230,8 +230,8 @@ class Trainer:
         """This data-parallel rank's share, of which each of its context-parallel ranks has a part.
 
         Raises:
-            ValueError: for a token that the model's embedding has no row for: tensor parallelism
-                would take it for a token of zeros, and say nothing. As ``make_units`` too.
+            ValueError: if a token has no row in the model's embedding: with tensor parallelism it
+                would silently become a vector of zeros. Also as ``make_units``.
         """
         largest = int(batch.tokens.max())
         if largest >= self.vocab_size:
@@ -260,8 +260,8 @@ class Trainer:
         loss_function: Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, Any]],
         forward_only: bool,
     ) -> list[Any]:
-        """Megatron's pipeline schedule; the loss function's third value per micro-batch, on the
-        last stage ([] elsewhere)."""
+        """Run Megatron's pipeline schedule; returns the loss function's third value for each
+        micro-batch, on the last stage ([] elsewhere)."""
 
         def forward_step(batches: Iterator[MicroBatch], model: DistributedDataParallel) -> tuple:
             micro_batch = next(batches)
@@ -272,7 +272,7 @@ class Trainer:
             data_iterator=iter(micro_batches),
             model=self.model,
             num_microbatches=len(micro_batches),
-            seq_length=self.recipe.trainer.micro_batch_tokens,  # real lengths travel with tensors
+            seq_length=self.recipe.trainer.micro_batch_tokens,  # tensors carry their real lengths
             micro_batch_size=1,
             forward_only=forward_only,
         )
@@ -300,8 +300,8 @@ class Trainer:
 
 
 def _sum_gradients(model: list[DistributedDataParallel], _tokens: Any, **kwargs: Any) -> None:
-    """Megatron's gradient reductions without its division by a token count: the weights of the
-    loss already carry every denominator, so gradients are sums over micro-batches and ranks."""
+    """Megatron's gradient reductions, without its division by a token count: the weights of the
+    loss already contain every denominator, so gradients are sums over micro-batches and ranks."""
     finalize_model_grads(model, None, **kwargs)
 
 
@@ -311,5 +311,5 @@ def _nothing(hidden: Tensor) -> Tensor:
 
 
 def _one_token() -> Tensor:
-    """Megatron wants a token count with each loss; nothing is divided by it."""
+    """Megatron expects a token count with each loss; nothing is divided by it."""
     return torch.ones((), dtype=torch.int)

@@ -34,8 +34,8 @@ class Memories:
 
 
 async def refusal(clients: Sequence[EngineClient], memories: Memories, timeout_s: float) -> str:
-    """Have every worker of every engine open the memories; return why one cannot, in a sentence,
-    empty where all have done so."""
+    """Have every worker of every engine open the memories; return one sentence that says why one
+    cannot, or an empty string."""
     body = {"method": "aent_open_memories", "kwargs": {"addresses": memories.addresses}}
     answers = await asyncio.gather(
         *(
@@ -62,7 +62,7 @@ async def send_shared(
     """Write the tensors of our own stage while the others write theirs and the engines load what is
     there; return what all stages offered, by name.
 
-    Raises EngineError, ExportError where an export is not as planned or not there in time.
+    Raises EngineError, or ExportError if an export is not as planned or does not arrive in time.
     """
     update = memories.own.update
     info = {"update": update, "timeout_s": timeout_s}
@@ -86,4 +86,4 @@ async def send_shared(
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await asyncio.wait([writing])  # it alone may go on with the tensors
+        await asyncio.wait([writing])  # only the writer may still use the tensors

@@ -1,4 +1,4 @@
-"""Weights from the trainer's rank 0 to the engines by broadcasts, a bucket with one call."""
+"""Weights from the trainer's rank 0 to the engines by broadcast, one call per bucket of tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aent.weights.memory import ExportError
 from aent.weights.transport import Transport, in_daemon_thread
 from aent.weights.waiting import BROKE, finished, first_failure
 
-Bucket = list[tuple[str, TensorSpec, Tensor]]  # names, what they are, and the tensors themselves
+Bucket = list[tuple[str, TensorSpec, Tensor]]  # name, description and content of each tensor
 
 
 async def send_all(
@@ -28,15 +28,15 @@ async def send_all(
 ) -> Manifest:
     """Send bucket after bucket; return what was offered, by name.
 
-    A tensor that the model does not need, or of another shape or dtype, is not sent:
-    ``WeightSender.verify`` names it.
+    A tensor that the model does not need, or that has another shape or dtype, is not sent:
+    ``WeightSender.verify`` reports it.
 
     Raises EngineError as ``send``, ExportError for a tensor that comes twice.
     """
     offered = Checksums()
     under_way: asyncio.Task[None] | None = None
     try:
-        # the next bucket is collected, in a thread, while the engines take in this one
+        # a thread collects the next bucket while the engines load this one
         buckets = _buckets(named_tensors, expected, offered, bucket_bytes)
         while (bucket := await in_daemon_thread(lambda: next(buckets, None))) is not None:
             if under_way is not None:

@@ -1,6 +1,6 @@
 """What a set of weights must look like: names, shapes, dtypes and checksums of its tensors.
 
-Used on both sides of a weight transfer, so it imports torch alone.
+Both sides of a weight transfer use it, so it imports only torch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-TIED_HEAD = "lm_head.weight"  # a copy of the embedding where embeddings are tied: never sent
-BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; computed by whoever needs them
+TIED_HEAD = "lm_head.weight"  # a copy of the embedding if embeddings are tied: never sent
+BUFFERS = (".rotary_emb.inv_freq",)  # in old checkpoints; models compute them
 
 _PERIOD = 1 << 16  # words per partial sum
 # at most half as wide as the sum, so that a change in a word's top bits stays in it
@@ -26,7 +26,7 @@ class TensorSpec:
     """One tensor, without its content."""
 
     shape: tuple[int, ...]
-    dtype: str  # as torch names it: "float32"
+    dtype: str  # torch's name: "float32"
     checksum: str | None = None  # see ``checksum``; None: not known
 
     @staticmethod
@@ -49,10 +49,10 @@ def checksum(tensor: Tensor) -> str:
 
 
 def _sums(tensor: Tensor) -> Tensor:
-    """[ceil(words / _PERIOD)] int64, on the tensor's device: what a checksum is made of."""
+    """[ceil(words / _PERIOD)] int64, on the tensor's device: the partial sums of a checksum."""
     words = tensor.detach().contiguous().view(-1).view(_WORD[tensor.element_size()])
     factors = _factors(str(tensor.device))
-    # on a CPU one period at a time: its products (int64) then stay in the cache
+    # on a CPU one period at a time, so that its products (int64) stay in the cache
     periods = 1 if tensor.device.type == "cpu" else 256
     whole = words.numel() // _PERIOD * _PERIOD
     rows = words[:whole].view(-1, _PERIOD).split(periods) if whole else ()
@@ -71,16 +71,16 @@ def _total(numel: int, sums: Iterable[int]) -> str:
 
 @dataclass
 class Checksums:
-    """Of tensors that pass one after another, read once at the end: a GPU computes them beside its
-    other work, on a stream of their own, and is not waited for at each."""
+    """Checksums of tensors that pass one after another, read once at the end: a GPU computes them
+    on a separate stream, beside its other work, and the host does not wait for each."""
 
     specs: Manifest = field(default_factory=dict)  # without checksums
     _pending: list[tuple[str, int, Tensor]] = field(default_factory=list)
     _stream: torch.cuda.Stream | None = None
 
     def add(self, name: str, tensor: Tensor) -> TensorSpec:
-        """Take in a tensor, which must keep its value until ``manifest``; return what it is,
-        without its checksum."""
+        """Add a tensor, which must keep its value until ``manifest``; return its description,
+        without the checksum."""
         dtype = str(tensor.dtype).removeprefix("torch.")
         spec = self.specs[name] = TensorSpec(tuple(tensor.shape), dtype)
         self._pending.append((name, tensor.numel(), self._computed(tensor)))
@@ -98,7 +98,7 @@ class Checksums:
         return sums
 
     def manifest(self) -> Manifest:
-        """All that were added, with their checksums."""
+        """All tensors that were added, with their checksums."""
         if self._stream is not None:
             self._stream.synchronize()
         for name, numel, sums in self._pending:
@@ -123,13 +123,13 @@ def expected_manifest(
 
     Args:
         model_path: a Hugging Face folder.
-        dtype: what the trainer sends (default: as in the files).
-        content: with checksums of the tensors, cast to ``dtype``: what an unchanged policy sends.
+        dtype: of the tensors that the trainer sends (default: as in the files).
+        content: with checksums of the tensors, cast to ``dtype``, as for an unchanged policy.
 
     Raises:
         FileNotFoundError: the folder has no safetensors.
     """
-    from aent.models.facts import folder_facts  # late: vLLM's workers do without
+    from aent.models.facts import folder_facts  # late: vLLM's workers do not need it
 
     tied = folder_facts(model_path).tied_embeddings
     manifest = {}
@@ -157,7 +157,7 @@ def _stored_tensors(model_path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def differences(expected: Mapping[str, TensorSpec], found: Mapping[str, TensorSpec]) -> list[str]:
-    """One clause per tensor that is missing, unexpected, or differs (checksums where both know)."""
+    """One clause per tensor that is missing, unexpected or different (checksum if both have it)."""
     clauses = [f"{name} is missing" for name in expected if name not in found]
     for name, spec in found.items():
         wanted = expected.get(name)

@@ -1,15 +1,15 @@
-"""New weights in memory that the trainer's ranks and the engines of one machine have in common.
+"""Memory for new weights, shared by the trainer's ranks and the engines of one machine.
 
-Each pipeline stage's first rank has such a memory, with a place for every tensor of its stage: a
-plan made once. For an update it writes them there one after another, all stages at once, and says
-how far it is; the engines' workers load each tensor as soon as it is there.
+The first rank of each pipeline stage has such a memory, with a place for every tensor of its stage,
+planned once. For an update, all stages write their tensors at the same time, one after another, and
+record their progress; the engines' workers load each tensor as soon as it is complete.
 
-The memory is a file without a name (memfd_create(2)): a worker opens it as ``/proc/PID/fd/N``,
-which the kernel lets processes of the same user do. It ends with the last process that has it, so
-nothing is left behind by one that is killed, and the size of /dev/shm does not bound it. A random
-number at its beginning shows that what was opened is what was meant.
+The memory is a file without a name (memfd_create(2)). A worker opens it as ``/proc/PID/fd/N``,
+which the kernel allows to processes of the same user. It is freed with the last process that has it
+open, so a killed process leaves nothing behind, and the size of /dev/shm is no limit. A random
+number at its start shows that the right file was opened.
 
-torch alone: both sides import this.
+Imports only torch: both sides import this.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from torch import Tensor
 
 from aent.weights.manifest import Checksums, Manifest, TensorSpec, differences
 
-POLL_S = 0.0005  # between two looks at how far the writers are
+POLL_S = 0.0005  # between two checks of the writers' progress
 ALIGNMENT = 64  # of tensors, bytes
 # The head, in words of 8 bytes: the random number, then which update is (being) written, how many
-# of its tensors are there, whether the export is not as planned, the update that is whole ...
+# of its tensors are complete, whether the export is not as planned, the last complete update ...
 SECRET_BYTES = 32
 UPDATE, WRITTEN, FAULTY, WHOLE = range(SECRET_BYTES // 8, SECRET_BYTES // 8 + 4)
-# ... in what way the export is not as planned; then the tensors' checksums, then the tensors
+# ... how the export differs from the plan; then the tensors' checksums, then the tensors
 TEXT, TEXT_END = 256, 4096
 
 
 class ExportError(RuntimeError):
-    """A writer did not write, or not what was planned."""
+    """A writer did not write, or wrote something other than planned."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a memory is, and its plan: names, dtypes and shapes in the order of the export."""
+    """Where a memory is, and its plan: names, dtypes and shapes in the export's order."""
 
     pid: int
     descriptor: int
     secret: str  # hex
     names: list[str]
-    dtypes: list[str]  # as torch names them: "float32"
+    dtypes: list[str]  # torch's names: "float32"
     shapes: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is in a memory, bytes from its beginning."""
+    """Positions in a memory, bytes from its start."""
 
     planned: list[tuple[str, TensorSpec]]
     offsets: list[int]
@@ -76,7 +76,7 @@ class Layout:
 
 @dataclass
 class _Mapped:
-    """A memory in this process."""
+    """A memory mapped into this process."""
 
     memory: mmap.mmap
     layout: Layout
@@ -87,7 +87,7 @@ class _Mapped:
         self.words = memoryview(self.memory)[:end].cast("q")
 
     def tensor(self, place: int) -> Tensor:
-        """The one at a place of the plan, as it stands in the memory."""
+        """The tensor at a place of the plan; it shares the memory."""
         _, spec = self.layout.planned[place]
         dtype = getattr(torch, spec.dtype)
         count = math.prod(spec.shape)
@@ -100,15 +100,15 @@ class _Mapped:
 
 @dataclass
 class WeightMemory:
-    """A writer's own."""
+    """The memory of a writer."""
 
     address: Address
     mapped: _Mapped
-    update: int = 0  # the newest one; every writer counts the same
+    update: int = 0  # the newest one; all writers count alike
 
     @staticmethod
     def make(planned: Sequence[tuple[str, TensorSpec]]) -> WeightMemory:
-        """Have the machine set aside room for these. Raises OSError where there is none."""
+        """Reserve memory for these tensors. Raises OSError if there is not enough."""
         layout = Layout.of(list(planned))
         descriptor = os.memfd_create("aent-weights")
         try:
@@ -131,23 +131,23 @@ class WeightMemory:
         return WeightMemory(address, _Mapped(memory, layout))
 
     def close(self) -> None:
-        """Give it back: nobody can open it any more, and it goes with the last reader's."""
+        """Close it: nobody can open it any more, and it is freed with its last reader."""
         os.close(self.address.descriptor)
         self.mapped.words.release()
         self.mapped.memory.close()
 
     def begin(self) -> None:
-        """Begin an update: nothing of it is there. Whoever read the one before has done so."""
+        """Begin an update: no tensor is written yet. All readers have finished the one before."""
         words = self.mapped.words
         self.update += 1
         words[WRITTEN] = words[FAULTY] = 0
         words[UPDATE] = self.update
 
     def write(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Write the tensors of the update that was begun, which come in the order of the plan;
-        consumed to the end in any case, as other ranks iterate in lockstep.
+        """Write the tensors of the update that was begun, in the order of the plan. The iterator is
+        always consumed to the end, since other ranks iterate in lockstep.
 
-        What is not as planned is not written; it is told to those who read. Checksums are of the
+        A tensor that is not as planned is not written, and readers are told. Checksums are of the
         tensors given, not of what was written.
         """
         words, planned = self.mapped.words, self.mapped.layout.planned
@@ -182,15 +182,15 @@ class WeightMemory:
 
 @dataclass
 class OpenedMemory:
-    """Another process's, to be read."""
+    """Another process's memory, opened for reading."""
 
     pid: int
     mapped: _Mapped
 
     @staticmethod
     def open(address: Address) -> OpenedMemory:
-        """Raises OSError where it cannot be opened, ValueError where that is another one: the
-        writer is on another machine, or in a container that numbers its processes by itself."""
+        """Raises OSError if it cannot be opened, ValueError if it is another file: then the writer
+        is on another machine, or in a container with its own process numbers."""
         planned = [
             (name, TensorSpec(tuple(shape), dtype))
             for name, dtype, shape in zip(address.names, address.dtypes, address.shapes)
@@ -202,7 +202,7 @@ class OpenedMemory:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != layout.size:
                 raise ValueError(f"{path} is something else here than in the trainer")
-            # what a loader writes into it stays in its own process
+            # a loader's writes stay in its own process
             memory = mmap.mmap(descriptor, layout.size, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
@@ -211,22 +211,22 @@ class OpenedMemory:
         return OpenedMemory(address.pid, _Mapped(memory, layout))
 
     def written(self, update: int) -> int:
-        """How many tensors of this update are there."""
+        """How many tensors of this update are complete."""
         words = self.mapped.words
         return words[WRITTEN] if words[UPDATE] == update else 0
 
     def is_faulty(self, update: int) -> bool:
-        """Whether the export is known not to be as planned."""
+        """Whether the export is known to differ from the plan."""
         words = self.mapped.words
         return words[UPDATE] == update and words[FAULTY] != 0
 
     def is_whole(self, update: int) -> bool:
-        """Whether the writer has done all that it does for this update."""
+        """Whether the writer has finished this update."""
         return self.mapped.words[WHOLE] == update
 
     def offered(self) -> Manifest:
-        """What the writer was given for an update that is whole. Raises ExportError where that is
-        not as planned."""
+        """The tensors that the writer got for a finished update. Raises ExportError if they are not
+        as planned."""
         if self.mapped.words[FAULTY]:
             text = bytes(self.mapped.memory[TEXT:TEXT_END]).partition(b"\0")[0]
             raise ExportError(text.decode(errors="replace"))
@@ -240,11 +240,11 @@ class OpenedMemory:
 def arriving(
     memories: Sequence[OpenedMemory], update: int, timeout_s: float
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of everything that is written for an update, as soon as it is there; ends
-    early where an export is not as planned. Their values stay until the next update.
+    """(name, tensor) of every tensor of an update, as soon as it is written; ends early if an
+    export is not as planned. Tensors keep their values until the next update.
 
-    Raises ExportError where nothing more is written for ``timeout_s`` seconds, or the trainer has
-    given the update up.
+    Raises ExportError if nothing is written for ``timeout_s`` seconds, or if the trainer has
+    abandoned the update.
     """
     places = [0] * len(memories)
     last = time.monotonic()
@@ -275,7 +275,7 @@ def arriving(
 
 
 def offered_by(memories: Iterable[OpenedMemory]) -> Manifest:
-    """What all writers were given. Raises ExportError naming what was not as planned."""
+    """The tensors that all writers got. Raises ExportError naming those that are not as planned."""
     faults, found = [], []
     for memory in memories:
         try:

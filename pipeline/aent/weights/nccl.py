@@ -1,5 +1,5 @@
-"""Which NCCL a process has loaded. Both ends of a group need the same one: from 2.23.4 on NCCL
-refuses to form a group of different versions."""
+"""The version of NCCL that a process has loaded. Both ends of a group need the same one: since
+2.23.4, NCCL refuses to form a group of different versions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def version_of(number: int) -> Version:
 
 
 def loaded_version() -> Version:
-    """Of the library that torch calls in this process; where torch has NCCL built in, of that.
+    """The version of the library that torch uses in this process, or of the one built into torch.
 
-    ``torch.cuda.nccl.version`` alone would be that of the headers torch was built with.
-    Raises RuntimeError where there is no NCCL. It was run with a stand-in for the library, for want
-    of a GPU.
+    ``torch.cuda.nccl.version`` would be the version of the headers that torch was built with.
+    Raises RuntimeError if there is no NCCL. Only run with a stand-in for the library, since there
+    was no GPU.
     """
     try:
-        # by its name, and not loaded for this: of several copies the one that torch found first
+        # by name, without loading it: if there are several copies, the one that torch found first
         library = ctypes.CDLL(NAME, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
         if not torch.cuda.is_available():

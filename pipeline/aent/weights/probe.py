@@ -1,17 +1,17 @@
-"""The probe: what an engine computes for a given text, against what the trainer computes.
+"""The probe: an engine's log-probs of a given text, compared with the trainer's.
 
-After every update each engine says how likely the tokens of one text are, and the trainer says it
-too. Three faults show that no check of the transfer can see:
+After every update, each engine and the trainer compute the log-probs of one text. This shows three
+faults that no check of the transfer can see:
 
-- an engine that has kept keys and values of other weights: it says that it took tokens of the text
-  from its cache, which was emptied by the update;
+- an engine that kept keys and values of old weights: it says that it took tokens of the text from
+  its cache, which the update should have emptied;
 - an engine that computes with the weights of an earlier update (a packed copy that was not
-  renewed): its log-probs are nearer to the trainer's of then than to those of now;
-- one that computes with something else: its log-probs are far from the trainer's.
+  renewed): its log-probs are nearer to the trainer's earlier ones than to the present ones;
+- an engine that computes with something else: its log-probs are far from the trainer's.
 
-The text is that of the run's own prompts. Its tokens are given (nothing is sampled, so both sides
-speak of the same ones) and many: rounding moves single tokens far, the mean over two hundred little
-(docs/engines.md has what was measured in bfloat16).
+The text consists of the run's own prompts. Its tokens are given (nothing is sampled, so both sides
+use the same tokens) and many: rounding changes single tokens much, but the mean over two hundred
+little (docs/engines.md has measurements in bfloat16).
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ FAR = 2.0  # times as near to one set of weights as to another: it speaks of tha
 
 @dataclass(frozen=True)
 class Seen:
-    """What an engine says of the text."""
+    """An engine's answer for the text."""
 
     logprobs: Tensor  # [tokens - 1] fp32: of each token after the first; NaN: not finite
     version: int  # of the weights
-    cached: int  # tokens whose keys and values it took from its cache
+    cached: int  # tokens whose keys and values came from its cache
 
 
 def text_of(prompts: Iterable[Sequence[int]], length: int) -> list[int]:
-    """Token ids of as many prompts, one after the other, as make ``length`` tokens; repeated where
-    they are too few."""
+    """Token ids of prompts, joined until there are ``length`` tokens; repeated if they are too
+    few."""
     return list(itertools.islice(itertools.chain.from_iterable(itertools.cycle(prompts)), length))
 
 
 def length_of(block: int, room: int) -> int:
-    """Tokens of the text: more than a block of the engine's cache, of which only whole ones are
-    reused; at most ``room``, with the one that is generated behind them."""
+    """Number of tokens of the text: more than a block of the engine's cache, since only whole
+    blocks are reused; at most ``room``, including the token that is generated after them."""
     return min(max(TOKENS, block + BEYOND), room - 1)
 
 
 async def ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
-    """Have the engine say the log-probs of a text, at temperature 1, and how much of its first
-    ``block`` tokens it finds in its cache.
+    """Get the engine's log-probs of a text, at temperature 1, and how many of its first ``block``
+    tokens were in the engine's cache.
 
-    Ask once after each update: what is asked again is found there. Raises EngineError as
-    ``EngineClient.call`` does.
+    Ask once after each update: a second request would find the text in the cache. Raises
+    EngineError as ``EngineClient.call`` does.
     """
     try:
         return await _ask(client, text, block)
     except TransientError:
-        # what the first attempt may have left in the cache is of the present weights
+        # the first attempt may have left entries in the cache, but of the present weights
         await client.call("POST", "/reset_prefix_cache")
         return await _ask(client, text, block)
 
 
 async def _ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
-    # two requests, computed together: with log-probs of the prompt vLLM leaves its cache alone, and
-    # were it made to use it, there would be none of the tokens found there
+    # two requests, computed together: for log-probs of a prompt vLLM does not use its cache; if it
+    # were made to, it would return no log-probs of the cached tokens
     start, whole = (
         GenerationRequest(part, 1, temperature=0.0, seed=0, cache_salt=salt).body()
         for part, salt in ((text[: block + BEYOND], SALT), (text, f"{SALT}-text"))
@@ -106,17 +106,17 @@ async def _ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
 
 @dataclass
 class Probe:
-    """The text of a run, and what was last known of the trainer's weights."""
+    """The text of a run, and the last known state of the trainer's weights."""
 
     text: list[int]
     block: int  # tokens of a block of the engines' cache
     tolerance: float  # of the mean |difference|, nats
-    # the trainer's log-probs of the version that every engine was last proven to have
+    # the trainer's log-probs with the last version that every engine was proven to have
     proven: Tensor | None = field(default=None, repr=False)
     gap: float = math.nan  # mean |engine - trainer| of the last update, nats; the largest of all
 
     def judge(self, seen: Sequence[Seen], ours: Tensor, version: int) -> list[str]:
-        """What is wrong with each engine, empty where nothing is.
+        """What is wrong with each engine; empty if nothing is.
 
         Args:
             ours: [tokens - 1] fp32, the trainer's log-probs of the text, at temperature 1.
@@ -150,10 +150,10 @@ class Probe:
         return ""
 
     def _is_proven(self, seen: Seen, ours: Tensor) -> bool:
-        """Whether the engine has these weights and no earlier ones: those that were proven first
-        are (nothing else is known), later ones where they are far enough from the last proven.
+        """Whether the engine has these weights and not earlier ones: true for the first update
+        (nothing else is known), for later ones if they are far enough from the last proven ones.
 
-        What is too near, the next updates will tell: the comparison stays with the last proven.
+        If they are too near, the next updates decide: they are compared with the last proven ones.
         """
         if self.proven is None:
             return True

@@ -1,7 +1,7 @@
-"""The wires that weights travel on, from the trainer's rank 0 to every worker of every engine.
+"""How weights are sent, from the trainer's rank 0 to every worker of every engine.
 
-A group has the sender as rank 0 and the engines' workers after it. Broadcasts are only started
-here; whoever waits for them sets the deadline. torch alone: both sides import this.
+In a group the sender is rank 0, followed by the engines' workers. This module only starts
+broadcasts; the caller that waits for them sets the deadline. Imports only torch: both sides use it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Broadcast(Protocol):
     """A broadcast under way."""
 
     def is_completed(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether it has ended, successfully or not."""
 
     def wait(self) -> Any:
         """Return when it has ended; raise RuntimeError if it failed."""
@@ -37,18 +37,18 @@ class Transport(Protocol):
     """The sender's end of a group."""
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
-        """Start sending; ``tensor`` must stay as it is until that has ended. May block until every
-        engine takes part, so call it in a thread."""
+        """Start sending; ``tensor`` must not change until the broadcast has ended. May block until
+        every engine takes part, so call it in a thread."""
 
     def close(self) -> None:
-        """Leave the group: whoever waits in it gets an error.
+        """Leave the group: processes that wait in it get an error.
 
-        Raises RuntimeError where a broadcast under way cannot be called off.
+        Raises RuntimeError if a broadcast under way cannot be cancelled.
         """
 
 
 def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run blocking work that may never return, without keeping the process from ending."""
+    """Run blocking work that may never return, so that the process can still end."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -79,7 +79,7 @@ def in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 def gloo_group(
     store: dist.Store, address: str, rank: int, world: int, timeout_s: float
 ) -> dist.ProcessGroupGloo:
-    """Join the group (blocks until all are there). ``address``: where the sender listens.
+    """Join the group (blocks until all have joined). ``address``: where the sender listens.
 
     Raises RuntimeError after ``timeout_s`` seconds, which also bounds each later broadcast.
     """
@@ -100,7 +100,7 @@ def gloo_broadcast(group: dist.ProcessGroupGloo, tensor: Tensor) -> dist.Work:
 
 @dataclass(eq=False)
 class _GlooBroadcast:
-    """Keeps torch's handle no longer than it must: the group's connections last as long as any."""
+    """Releases torch's handle early, because it keeps the group's connections open."""
 
     work: dist.Work | None
 
@@ -121,11 +121,11 @@ class GlooTransport:
 
     group: dist.ProcessGroupGloo | None
     store: dist.TCPStore  # the group's rendezvous: lives as long as the group
-    _sent: list[_GlooBroadcast] = field(default_factory=list)  # and perhaps not ended
+    _sent: list[_GlooBroadcast] = field(default_factory=list)  # those that may not have ended
 
     @staticmethod
     def rendezvous(address: str, timeout_s: float) -> tuple[dist.TCPStore, dict[str, Any]]:
-        """Open the store; return it with what the workers need to find it."""
+        """Open the store; return it with what workers need to find it."""
         store = dist.TCPStore(
             address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
         )
@@ -134,7 +134,7 @@ class GlooTransport:
 
     @staticmethod
     def join(store: dist.TCPStore, address: str, world: int, timeout_s: float) -> GlooTransport:
-        """Join as rank 0; blocks until all are there."""
+        """Join as rank 0; blocks until all have joined."""
         return GlooTransport(gloo_group(store, address, 0, world, timeout_s), store)
 
     def broadcast(self, tensor: Tensor) -> Broadcast:
@@ -166,28 +166,28 @@ class _CudaBroadcast:
 
 @dataclass
 class NcclTransport:
-    """To engines on GPUs, as vLLM's own protocol for a trainer without vLLM has it (a pre-shared
-    NCCL id, a one-element all-reduce after joining, one unpacked broadcast per tensor; see
+    """To engines on GPUs, by vLLM's protocol for a trainer without vLLM (a pre-shared NCCL id, a
+    one-element all-reduce after joining, one unpacked broadcast per tensor; see
     vllm/distributed/weight_transfer/nccl_common.py).
 
-    Written against vLLM 0.32.0 and torch.cuda.nccl; it was not run here, for want of two GPUs. The
+    Written against vLLM 0.32.0 and torch.cuda.nccl, but not run here, since it needs two GPUs. The
     trainer's GPU must not be one of the engines', and both sides need the same version of NCCL.
     """
 
     communicator: Any
-    device: int  # threads, in which all of this is called, begin with device 0
+    device: int  # set in each thread that calls this, because threads begin with device 0
     newest: _CudaBroadcast | None = None
-    starting: bool = False  # a broadcast, which blocks while NCCL connects
+    starting: bool = False  # a broadcast is starting; it blocks while NCCL connects
 
     @staticmethod
     def rendezvous() -> tuple[bytes, dict[str, Any]]:
-        """Mint the group's id; return it with what the workers need to join."""
+        """Create the group's id; return it with what workers need to join."""
         unique_id = torch.cuda.nccl.unique_id()
         return unique_id, {"nccl_unique_id_b64": base64.b64encode(unique_id).decode()}
 
     @staticmethod
     def join(unique_id: bytes, world: int, device: int) -> NcclTransport:
-        """Join as rank 0 on this device; blocks until all are there."""
+        """Join as rank 0 on this device; blocks until all have joined."""
         with torch.cuda.device(device):
             communicator = torch.cuda.nccl.init_rank(world, unique_id, 0)
             torch.cuda.nccl.all_reduce([torch.zeros(1, device="cuda")], comms=[communicator])
@@ -203,7 +203,7 @@ class NcclTransport:
                 event = torch.cuda.Event()
                 event.record()
                 self.newest = _CudaBroadcast(event, tensor)
-        finally:  # one that failed is under way no longer: ``close`` must not hide why
+        finally:  # after a failure too, or ``close`` would hide the reason
             self.starting = False
         return self.newest
 

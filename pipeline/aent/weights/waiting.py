@@ -1,5 +1,5 @@
-"""Waiting for our end of a transfer and for the engines' calls at once: what an engine says of its
-failure comes before what it broke here."""
+"""Waiting for our end of a transfer and for the engines' calls at the same time: an engine's own
+report of a failure is raised rather than its consequence here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TypeVar
 from aent.inference.http import EngineError
 from aent.weights.transport import Broadcast
 
-POLL_S = 0.002  # between two looks at broadcasts under way
-LAST_WORDS_S = 5.0  # for an engine to say why a broadcast broke
+POLL_S = 0.002  # between two checks of broadcasts under way
+LAST_WORDS_S = 5.0  # time for an engine to report why a broadcast broke
 BROKE = "a broadcast of weights broke"
 
 T = TypeVar("T")
 
 
 async def first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future], broken: str) -> T:
-    """The result of ``work``; the error of a call that fails before it has one. ``broken``: what is
-    said where ``work`` itself fails."""
+    """The result of ``work``, or the error of a call that fails first. ``broken``: the message if
+    ``work`` itself fails."""
     running = set(calls)
     while not work.done():
         done, _ = await asyncio.wait({work, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -33,7 +33,7 @@ async def first_failure(work: asyncio.Future[T], calls: Sequence[asyncio.Future]
 
 
 async def finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
-    """Wait for a broadcast; an engine's own error, where there is one, is the one raised."""
+    """Wait for a broadcast; raises the engine's own error if there is one."""
     while not work.is_completed():
         for call in calls:
             if call.done():
@@ -46,8 +46,8 @@ async def finished(work: Broadcast, calls: Sequence[asyncio.Future]) -> None:
 
 
 async def broke_of(error: RuntimeError, calls: Sequence[asyncio.Future], what: str) -> EngineError:
-    """What our end's failure is to be called; raises an engine's own error where it has one to
-    tell."""
+    """The error to raise for a failure of our end; raises the engine's own error instead if there
+    is one."""
     done, _ = await asyncio.wait(calls, timeout=LAST_WORDS_S, return_when=asyncio.FIRST_EXCEPTION)
     for call in calls:  # in their order: several may have failed
         if call in done:

@@ -1,4 +1,4 @@
-"""New weights into every engine, verified: nobody samples from what did not arrive whole.
+"""New weights for every engine, verified: no engine samples with weights that arrived incomplete.
 
 Sequence of one update: pause (requests in flight are kept), start, the tensors in buckets, compare
 what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
@@ -6,7 +6,7 @@ cache, resume. A failed comparison leaves the engines paused; the next good upda
 What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
 old copies) is for the probe (``weights.probe``).
 
-The sending side, on the trainer's rank 0; vLLM is not imported. Routes of vLLM 0.32.0.
+This is the sending side, on the trainer's rank 0; it does not import vLLM. Routes of vLLM 0.32.0.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ FAULTS_SHOWN = 8
 
 
 class WeightSyncError(RuntimeError):
-    """An engine does not hold the weights that it should; the message says which tensor, cache or
+    """An engine does not have the weights that it should; the message says which tensor, cache or
     version."""
 
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """How weights travel."""
+    """How weights are sent."""
 
     backend: Literal["gloo", "nccl"] = "gloo"
-    bucket_bytes: int = 64 * 2**20  # tensors sent with one call; two such are held at once
+    bucket_bytes: int = 64 * 2**20  # tensors sent with one call; two buckets are held at once
     timeout_s: float = 120.0  # for each call and each bucket
     master_address: str = "127.0.0.1"  # of this process, as the engines reach it
 
@@ -56,18 +56,17 @@ class WeightSender:
     clients: list[EngineClient]
     settings: TransferSettings = TransferSettings()
     transport: Transport | None = field(default=None, init=False)
-    memories: Memories | None = field(default=None, init=False)  # None: weights travel by network
-    joined: list[str] = field(default_factory=list, init=False)  # addresses of those connected
+    memories: Memories | None = field(default=None, init=False)  # None: weights go over the network
+    joined: list[str] = field(default_factory=list, init=False)  # addresses of connected engines
     version: int | None = field(default=None, init=False)  # of the last update
     # of one that has failed: engines that it had reached to its end may have it already
     unfinished: int | None = field(default=None, init=False)
 
     async def connect(self) -> None:
-        """Form a group with every worker of every engine, in place of an earlier one, or have each
-        open the trainer's memories; ``push`` does it too, where they are not those of the last
-        time.
+        """Form a group with every worker of every engine, replacing an earlier one, or have each
+        open the trainer's memories; ``push`` calls it if the engines have changed.
 
-        Raises EngineError within ``timeout_s`` if an engine does not come.
+        Raises EngineError if an engine does not join within ``timeout_s``.
         """
         self.disconnect()
         await self._rpc("aent_reset_transfer")
@@ -115,27 +114,27 @@ class WeightSender:
         self.joined = [client.url for client in self.clients]
 
     def disconnect(self) -> None:
-        """Leave the group: engines that wait in it for one that is lost get an error."""
+        """Leave the group: engines that wait in it for a lost one get an error."""
         transport, self.transport, self.joined = self.transport, None, []
         if transport is not None:
             transport.close()
 
     @property
     def is_shared(self) -> bool:
-        """Whether weights pass through memory."""
+        """Whether weights are sent through shared memory."""
         return self.memories is not None
 
     async def share(self, memories: Memories) -> str:
-        """Have weights pass through these memories from now on if every worker of every engine can
-        open them; else return why not, in one sentence."""
+        """Send weights through these memories from now on if every worker of every engine can open
+        them; else return the reason, in one sentence."""
         await self._rpc("aent_reset_transfer")
         reason = await refusal(self.clients, memories, self.settings.timeout_s)
         self.memories = None if reason else memories
         return reason
 
     async def check_nccl(self) -> None:
-        """Raise EngineError naming the engine whose NCCL is of another version than ours, patch
-        level included: NCCL would refuse the group. Not run between two GPUs where it was written.
+        """Raise EngineError naming an engine whose NCCL has another version than ours, patch level
+        included: NCCL would refuse the group. Not run with two GPUs, since there were none.
         """
         own = nccl.loaded_version()
         for client, results in zip(self.clients, await self._rpc("aent_nccl_version")):
@@ -143,7 +142,7 @@ class WeightSender:
                 if tuple(theirs) != own:
                     raise client.error(
                         f", worker {worker}: NCCL {'.'.join(map(str, theirs))}, the trainer has "
-                        f"{'.'.join(map(str, own))}; weights travel by NCCL of one version "
+                        f"{'.'.join(map(str, own))}; both must have the same version "
                         "(VLLM_NCCL_SO_PATH names the engine's library)"
                     )
 
@@ -153,23 +152,23 @@ class WeightSender:
         """Replace the weights of every engine.
 
         Args:
-            named_tensors: Hugging Face names and full tensors; consumed once and to its end even
-                where the update fails, because other ranks iterate in lockstep. Each tensor must
-                keep its value for two buckets; they are asked for in a thread of their own.
+            named_tensors: Hugging Face names and full tensors. Always consumed once and to the end,
+                even if the update fails, because other ranks iterate in lockstep. A separate thread
+                iterates. Each tensor must keep its value for two buckets.
             version: label of the new weights, above every engine's (at first any: a resumed run
-                may be behind engines that somebody else has started).
+                may be behind engines that it did not start).
             expected: what the model needs (``expected_manifest``); None: not compared.
 
         Raises:
-            WeightSyncError: by name, what did not arrive as it should; the engines stay paused.
-            EngineError: an engine failed or did not answer in time. When that one has left
-                ``clients``, the others can have the whole update again.
+            WeightSyncError: names what did not arrive as it should; the engines stay paused.
+            EngineError: an engine failed or did not answer in time. If it has left ``clients``,
+                the whole update can be sent again to the others.
         """
         rest = iter(named_tensors)
         try:
             same = await self.check_version(version)
             if not same or self.joined != [client.url for client in self.clients]:
-                await self.connect()  # a broadcast would wait for who is not there
+                await self.connect()  # a broadcast would wait for engines that are not connected
             self.unfinished = version
             await self.begin()
             await self.verify(await self.send(rest, expected), expected)
@@ -185,11 +184,11 @@ class WeightSender:
                 pass
 
     async def check_version(self, version: int) -> bool:
-        """Whether every engine has the weights of the last update: one that was started again at
-        its old address has not.
+        """Whether every engine has the weights of the last update: one that was restarted at its
+        old address has not.
 
         Raises WeightSyncError unless ``version`` is newer than theirs, or that of an update that
-        has failed.
+        failed.
         """
         same = True
         for client in self.clients:
@@ -211,10 +210,10 @@ class WeightSender:
     async def send(
         self, named_tensors: Iterator[tuple[str, Tensor]], expected: Manifest | None
     ) -> Manifest:
-        """Have the engines load every tensor; return what was offered, by name.
+        """Have the engines load every tensor; return the offered tensors, by name.
 
-        Raises EngineError, and WeightSyncError, having closed the update, for an export that
-        cannot be sent.
+        Raises EngineError; also WeightSyncError, after closing the update, if an export cannot be
+        sent.
         """
         clients, settings = self.clients, self.settings
         try:
@@ -252,13 +251,13 @@ class WeightSender:
             await self._refuse(faults)
 
     async def _refuse(self, faults: list[str]) -> NoReturn:
-        """Close the update without a new version, and say why."""
+        """Close the update without a new version, and raise the reasons."""
         await self._all("POST", "/finish_weight_update", {})
         more = f"; and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise WeightSyncError("weight update: " + "; ".join(faults[:FAULTS_SHOWN]) + more)
 
     async def finish(self, version: int) -> None:
-        """Close the update; every engine must then say ``version``."""
+        """Close the update; every engine must then report ``version``."""
         await self._all("POST", "/finish_weight_update", {"weight_version": str(version)})
         for client in self.clients:
             current = await client.weight_version()
@@ -268,7 +267,7 @@ class WeightSender:
                 )
 
     async def reset_caches(self) -> None:
-        """Drop keys and values of the old weights, those of requests in flight included."""
+        """Drop keys and values of the old weights, including those of requests in flight."""
         answers = await self._values(
             "POST", "/reset_prefix_cache", "success", params={"reset_running_requests": True}
         )
@@ -287,10 +286,10 @@ class WeightSender:
         return await asyncio.gather(*calls)
 
     async def _values(self, method: str, path: str, key: str, **options: Any) -> list[Any]:
-        """What stands under ``key`` in every engine's answer."""
+        """The value of ``key`` in every engine's answer."""
         options["timeout_s"] = self.settings.timeout_s
         return await asyncio.gather(*(c.value(method, path, key, **options) for c in self.clients))
 
     async def _rpc(self, method: str) -> list[list[Any]]:
-        """What every worker of every engine returns from this method of our extension."""
+        """The results of this method of our extension, from every worker of every engine."""
         return await self._values("POST", "/collective_rpc", "results", body={"method": method})

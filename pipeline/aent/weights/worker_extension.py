@@ -1,8 +1,8 @@
-"""What runs inside every vLLM worker: receiving weights, and saying exactly what arrived.
+"""The code inside every vLLM worker that receives weights and reports exactly what arrived.
 
-vLLM imports this module by the name of ``WorkerExtension`` (``--worker-extension-cls``); importing
-it registers the backends "aent_gloo" and "aent_nccl" with vLLM's weight-transfer API (0.32.0).
-With ``inference.array_route`` the only module of aent that imports vLLM.
+vLLM imports this module by the name of ``WorkerExtension`` (``--worker-extension-cls``). The import
+registers the backends "aent_gloo" and "aent_nccl" with vLLM's weight-transfer API (0.32.0). Only
+this module and ``inference.array_route`` import vLLM.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from aent.weights.transport import gloo_broadcast, gloo_group
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """Where the trainer waits, and this engine's place in the group."""
+    """The trainer's address, and this engine's place in the group."""
 
     master_address: str
     master_port: int
@@ -55,14 +55,14 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """The tensors of one bucket, in the order of their broadcasts; or which update is to be read
-    from the trainer's memories, which have their names."""
+    """The tensors of one bucket, in the order of their broadcasts; or the number of the update to
+    read from the trainer's memories, which have the names."""
 
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
     update: int = 0  # above 0: from the memories
-    timeout_s: float = 0.0  # without a tensor written there
+    timeout_s: float = 0.0  # longest time without a new tensor
 
 
 def broadcasts(
@@ -76,7 +76,7 @@ def broadcasts(
 
 
 def load(engine: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Load them into ``engine.model``; note what arrived."""
+    """Load them into ``engine.model``; record what arrived."""
 
     def noted() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in named_tensors:
@@ -89,8 +89,8 @@ def load(engine: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
 def tied_heads(model: torch.nn.Module) -> list[Any]:
     """Output layers whose weight is that of an embedding.
 
-    The tensors themselves tell: vLLM sets ``tie_word_embeddings`` to False where the file stores a
-    head too, and ties the two again if they are equal.
+    The tensors are compared because vLLM sets ``tie_word_embeddings`` to False if the file also
+    stores a head, and ties the two again if they are equal.
     """
     layers = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
     heads = [layer for layer in layers if isinstance(layer, ParallelLMHead)]
@@ -155,7 +155,7 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
 
 
 class NcclEngine(NCCLWeightTransferEngine):
-    """vLLM's NCCL engine, taking notes of what arrives. Not run here: it needs two GPUs."""
+    """vLLM's NCCL engine, which records what arrives. Not run here: it needs two GPUs."""
 
     received: Checksums
     is_open = False
@@ -179,20 +179,20 @@ class NcclEngine(NCCLWeightTransferEngine):
 
 
 class WorkerExtension:
-    """Methods that vLLM adds to its worker class, reached through /collective_rpc."""
+    """Methods that vLLM adds to its worker class, called through /collective_rpc."""
 
     weight_transfer_engine: Any
     _weight_update_active: bool
     finish_weight_update: Callable[[], None]
 
     def aent_reset_transfer(self) -> None:
-        """Close an update that broke off, without a new version, and leave the group it came by.
+        """Close an interrupted update without a new version, and leave its group.
 
-        Layers that have only a part of their tensors would take it for the beginning of the next
-        update's. What they have now is nothing to compute with: the engine must stay paused.
+        Otherwise, layers that have only a part of their tensors would add the next update's to
+        them. Their present values are useless: the engine must stay paused.
         """
         if self.weight_transfer_engine.is_open:
-            self._weight_update_active = True  # else where it broke in this worker
+            self._weight_update_active = True  # else it may have failed in this worker
             self.finish_weight_update()
         self.weight_transfer_engine.shutdown()
 
@@ -202,8 +202,8 @@ class WorkerExtension:
         return {n: [list(s.shape), s.dtype, s.checksum] for n, s in received.items()}
 
     def aent_open_memories(self, addresses: str) -> list[str]:
-        """Open the trainer's memories (a JSON list of ``Address``), for updates to be read from
-        there; why they cannot be, in one sentence, else nothing."""
+        """Open the trainer's memories (a JSON list of ``Address``), to read updates from them;
+        returns the reason why they cannot be opened, in one sentence, or an empty list."""
         engine = self.weight_transfer_engine
         try:
             if not isinstance(engine, GlooEngine):
@@ -215,7 +215,7 @@ class WorkerExtension:
         return []
 
     def aent_nccl_version(self) -> list[int]:
-        """Major, minor and patch of the NCCL that this worker's groups are made with."""
+        """Major, minor and patch version of the NCCL that this worker's groups use."""
         return list(nccl.version_of(NCCLLibrary().ncclGetRawVersion()))
 
 

@@ -1,4 +1,4 @@
-"""Which part of a response is the program, and what a test is."""
+"""The part of a response that is the program, and the kinds of tests."""
 
 from __future__ import annotations
 

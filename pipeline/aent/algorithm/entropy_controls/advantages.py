@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
 from aent.algorithm.terms import LossTerms
-from aent.recipe.controls import (
+from aent.recipe.controls.advantages import (
     AdvantageClip,
     EntropyAdvantage,
     QuantileBaseline,

@@ -9,7 +9,7 @@ import torch
 
 from aent.algorithm.entropy_controls.base import Context, Effect
 from aent.algorithm.terms import LossTerms, Smoothing
-from aent.recipe.controls import DifficultyCoefficient, EntropySmoothing
+from aent.recipe.controls.coefficient import DifficultyCoefficient, EntropySmoothing
 
 
 def entropy_smoothing(terms: LossTerms, settings: EntropySmoothing, context: Context) -> Effect:

@@ -17,7 +17,7 @@ from aent.algorithm.entropy_controls import plan as plans
 from aent.algorithm.entropy_controls.base import Context, Effect, Kept
 from aent.algorithm.entropy_controls.plan import Plan
 from aent.algorithm.terms import LossTerms
-from aent.recipe.controls import (
+from aent.recipe.controls.rollouts import (
     ForkedRollouts,
     MajorityReward,
     Reroll,

@@ -12,7 +12,7 @@ from aent.algorithm import aggregation
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
 from aent.algorithm.terms import ClippedGradient, LossTerms
 from aent.data.batch import Batch
-from aent.recipe.controls import (
+from aent.recipe.controls.terms import (
     AdvantageKl,
     KeptGradient,
     KlCov,

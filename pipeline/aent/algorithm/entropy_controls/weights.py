@@ -11,7 +11,7 @@ from torch import Tensor
 from aent.algorithm.entropy_controls.base import Context, Effect, over_response
 from aent.algorithm.entropy_controls.terms import covariance
 from aent.algorithm.terms import EntropyGate, LossTerms
-from aent.recipe.controls import (
+from aent.recipe.controls.weights import (
     ClipCov,
     EntropyBudget,
     EntropyChangeMask,
