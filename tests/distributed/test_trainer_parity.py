@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,20 @@ def ranks(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> li
     return run_ranks(run, 8, paths, str(tmp_path_factory.mktemp("worlds")), timeout=900)
 
 
+@cache
+def by_formulas(path: str, case: float | str) -> tuple[formulas.Expected, dict[str, torch.Tensor]]:
+    """What the formulas give on transformers' model, and their loss's gradients by name."""
+    off_policy = case == "off policy"
+    recipe = recipe_of(ONE, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
+    batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
+    reference = formulas.load(Path(path))
+    coefficient = {"off policy": 0.5, "fused": COEFFICIENTS[1]}.get(case, case)  # type: ignore
+    want = formulas.expected(reference, batch, recipe, coefficient)
+    want.loss.backward()
+    plain = formulas.Expected(**{name: value.detach() for name, value in vars(want).items()})
+    return plain, formulas.gradients(reference)
+
+
 CASES = [(m, layout) for m in MODELS for layout in LAYOUTS[m]]
 
 
@@ -219,12 +234,8 @@ def test_every_rank_has_the_same_result(ranks: list[dict], model: str, layout: t
 def test_scoring_agrees_with_transformers(
     ranks: list[dict], paths: dict[str, str], model: str, layout: tuple
 ) -> None:
-    mini = tiny.mini_batch(tiny.RAGGED)
-    mask = mini.batch.loss_mask
-    with torch.no_grad():
-        want = formulas.expected(
-            formulas.load(Path(paths[model])), mini, recipe_of(layout, 60), 0.0
-        )
+    mask = tiny.mini_batch(tiny.RAGGED).batch.loss_mask
+    want, _ = by_formulas(paths[model], 0.0)
     score = torch.from_numpy(ranks[0][model, layout]["score"])
     torch.testing.assert_close(score[mask], want.log_prob, atol=2e-5, rtol=1e-5)
     assert not score[~mask].any()
@@ -240,17 +251,10 @@ def test_scoring_agrees_with_transformers(
 def test_gradients_agree_with_the_formulas_on_transformers(
     ranks: list[dict], paths: dict[str, str], model: str, layout: tuple, case: float | str
 ) -> None:
-    off_policy = case == "off policy"
-    recipe = recipe_of(layout, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
-    batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
-    reference = formulas.load(Path(paths[model]))
-    coefficient = {"off policy": 0.5, "fused": COEFFICIENTS[1]}.get(case, case)  # type: ignore
-    want = formulas.expected(reference, batch, recipe, coefficient)
-    want.loss.backward()
+    want, wanted = by_formulas(paths[model], case)
     results = ranks[0][model, layout]
     got = results[case] if isinstance(case, str) else results[FEW_TOKENS, case]
     assert got["loss"] == pytest.approx(float(want.loss), rel=1e-5)
-    wanted = formulas.gradients(reference)
     norm = math.sqrt(sum(float(g.square().sum()) for g in wanted.values()))
     assert got["grad_norm"] == pytest.approx(norm, rel=1e-4)
     gradients = results["gradients", case]
