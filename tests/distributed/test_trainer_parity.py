@@ -27,9 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 # tensor, pipeline, data parallel sizes, sequence parallel
 ONE = (1, 1, 1, False)
 WHOLE_GRADIENTS = [ONE, (1, 2, 2, False), (2, 2, 1, False), (2, 1, 1, True)]
-# every layout once; with both models where whole gradients are compared
+# every pair of dimensions, and all three; both models where whole gradients are compared
 LAYOUTS = {
-    "tied": [*WHOLE_GRADIENTS, (1, 2, 1, False), (2, 1, 2, False), (2, 2, 2, False)],
+    "tied": [*WHOLE_GRADIENTS, (1, 2, 1, False), (2, 1, 2, False)],
     "untied": [*WHOLE_GRADIENTS, (1, 1, 2, False), (2, 1, 1, False), (2, 2, 2, True)],
 }
 MODELS = tuple(LAYOUTS)

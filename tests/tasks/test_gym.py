@@ -14,7 +14,7 @@ from aent.tasks.gym import gym
 
 names = ["chain_sum", "leg_counting", "spell_backward"]
 alone = [gym(name) for name in names]
-assert [list(each.datasets) for each in alone] == [[name] for name in names]
+assert [set(each.datasets) - {"composite"} for each in alone] == [{name} for name in names]
 assert not {"sympy", "matplotlib", "reasoning_gym"} & sys.modules.keys()
 
 import reasoning_gym  # as a grader of one's own may: it gets the whole package
