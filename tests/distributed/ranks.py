@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 ALONE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # read when torch is imported
 
 
-def _server() -> Any:
+def server() -> Any:
     """The multiprocessing context whose processes are forked from the server; starts it once."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["aent.trainer.trainer"])
@@ -59,7 +59,7 @@ def run_ranks(
     (use ``.tolist()`` or ``.numpy()``). The default process group is initialised before the call.
     Raises RuntimeError with the first failing rank's traceback, or after ``timeout`` seconds.
     """
-    ctx = _server()
+    ctx = server()
     queue: Any = ctx.Queue()
     # kept by this process: another one could take a port chosen for ranks that start later
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

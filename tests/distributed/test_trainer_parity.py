@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ from trainer import formulas, tiny
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 # tensor, pipeline, data parallel sizes, sequence parallel
-LAYOUTS = [(tp, pp, dp, False) for tp, pp, dp in itertools.product((1, 2), repeat=3)]
-LAYOUTS += [(2, 1, 1, True), (2, 2, 2, True)]
-MICRO_BATCH_TOKENS = (24, 60)  # five, or two, micro-batches; the longest sequence has 23 tokens
+ONE = (1, 1, 1, False)
+WHOLE_GRADIENTS = [ONE, (1, 2, 2, False), (2, 2, 1, False), (2, 1, 1, True)]
+# every pair of dimensions, and all three; both models where whole gradients are compared
+LAYOUTS = {
+    "tied": [*WHOLE_GRADIENTS, (1, 2, 1, False), (2, 1, 2, False)],
+    "untied": [*WHOLE_GRADIENTS, (1, 1, 2, False), (2, 1, 1, False), (2, 2, 2, True)],
+}
+MODELS = tuple(LAYOUTS)
 SHARED_TOKENS = (14, 60)  # units split and a prompt alone, or every group whole
 COEFFICIENTS = (0.0, 20.0)  # off; dominant: several times the policy's gradient
-WHOLE_GRADIENTS = [(1, 1, 1, False), (1, 2, 2, False), (2, 2, 1, False), (2, 1, 1, True)]
-MODELS = ("tied", "untied")
+# tokens of a micro-batch, coefficient: five micro-batches, or two; the longest sequence has 23
+FEW_TOKENS = 24
+UPDATES = [(FEW_TOKENS, 0.0), (FEW_TOKENS, 20.0), (60, 20.0)]
 
 
 def recipe_of(
@@ -100,22 +107,22 @@ def one_layout(trainer: Any, layout: tuple, path: str, rank: int) -> dict[Any, A
     out["score"] = trainer.score(batch.batch).numpy()
     missing = not_returned(trainer, path)
     out["not returned"] = missing if rank == 0 else []
-    for tokens, coefficient in itertools.product(MICRO_BATCH_TOKENS, COEFFICIENTS):
+    for tokens, coefficient in UPDATES:
         trainer.recipe = recipe_of(layout, tokens)
         out[tokens, coefficient] = numbers(trainer.train_minibatch(batch, coefficient))
-        if tokens == MICRO_BATCH_TOKENS[0] and layout in WHOLE_GRADIENTS:
+        if tokens == FEW_TOKENS and layout in WHOLE_GRADIENTS:
             out["gradients", coefficient] = whole_gradients(trainer)
-    trainer.recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0], fused_head=True)
+    trainer.recipe = recipe_of(layout, FEW_TOKENS, fused_head=True)
     result = trainer.train_minibatch(batch, COEFFICIENTS[1])
     out["fused"] = numbers(result)
     if layout in WHOLE_GRADIENTS:
         out["gradients", "fused"] = whole_gradients(trainer)
-    trainer.recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0], algorithm=ALGORITHM)
-    result = trainer.train_minibatch(off_policy_batch(), 0.5)
-    out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
-    if layout in WHOLE_GRADIENTS:
+        trainer.recipe = recipe_of(layout, FEW_TOKENS, algorithm=ALGORITHM)
+        result = trainer.train_minibatch(off_policy_batch(), 0.5)
+        out["off policy"] = {"loss": result.loss, "grad_norm": result.grad_norm}
         out["gradients", "off policy"] = whole_gradients(trainer)
-    for tokens in (None, *SHARED_TOKENS):  # None: each prompt as often as it is answered
+    # None: each prompt as often as it is answered
+    for tokens in (None, *SHARED_TOKENS) if layout == ONE else SHARED_TOKENS:
         trainer.recipe = recipe_of(layout, tokens or 60, share_prompts=tokens is not None)
         result = trainer.train_minibatch(tiny.grouped_batch(), 0.5)
         out["grouped", tokens] = numbers(result)
@@ -143,10 +150,10 @@ def run(rank: int, _world: int, paths: dict[str, str], folder: str) -> dict[Any,
     from aent.trainer.trainer import Trainer
 
     out: dict[Any, Any] = {}
-    for layout in LAYOUTS:
-        recipe = recipe_of(layout, MICRO_BATCH_TOKENS[0])
-        with tiny.world(recipe.trainer, rank, folder, f"world-{LAYOUTS.index(layout)}") as mine:
-            for model in MODELS if mine else ():
+    for number, layout in enumerate(dict.fromkeys(itertools.chain(*LAYOUTS.values()))):
+        recipe = recipe_of(layout, FEW_TOKENS)
+        with tiny.world(recipe.trainer, rank, folder, f"world-{number}") as mine:
+            for model in [m for m in MODELS if mine and layout in LAYOUTS[m]]:
                 trainer = Trainer(recipe, Path(paths[model]))
                 out[model, layout] = one_layout(trainer, layout, paths[model], rank)
     return out
@@ -164,7 +171,21 @@ def ranks(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> li
     return run_ranks(run, 8, paths, str(tmp_path_factory.mktemp("worlds")), timeout=900)
 
 
-CASES = [(m, layout) for m in MODELS for layout in LAYOUTS]
+@cache
+def by_formulas(path: str, case: float | str) -> tuple[formulas.Expected, dict[str, torch.Tensor]]:
+    """What the formulas give on transformers' model, and their loss's gradients by name."""
+    off_policy = case == "off policy"
+    recipe = recipe_of(ONE, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
+    batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
+    reference = formulas.load(Path(path))
+    coefficient = {"off policy": 0.5, "fused": COEFFICIENTS[1]}.get(case, case)  # type: ignore
+    want = formulas.expected(reference, batch, recipe, coefficient)
+    want.loss.backward()
+    plain = formulas.Expected(**{name: value.detach() for name, value in vars(want).items()})
+    return plain, formulas.gradients(reference)
+
+
+CASES = [(m, layout) for m in MODELS for layout in LAYOUTS[m]]
 
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
@@ -172,8 +193,8 @@ CASES = [(m, layout) for m in MODELS for layout in LAYOUTS]
 def test_loss_and_gradient_norm_do_not_depend_on_the_layout(
     ranks: list[dict], model: str, layout: tuple, coefficient: float
 ) -> None:
-    reference = ranks[0][model, (1, 1, 1, False)][MICRO_BATCH_TOKENS[1], coefficient]
-    results = [ranks[0][model, layout][tokens, coefficient] for tokens in MICRO_BATCH_TOKENS]
+    reference = ranks[0][model, ONE][FEW_TOKENS, coefficient]
+    results = [ranks[0][model, layout][update] for update in UPDATES if update[1] == coefficient]
     if coefficient == COEFFICIENTS[1]:
         results.append(ranks[0][model, layout]["fused"])
     for result in results:
@@ -191,8 +212,8 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_entropy_term_is_dominant_where_it_is_on(ranks: list[dict], model: str) -> None:
-    results = ranks[0][model, (1, 1, 1, False)]
-    off, on = (results[MICRO_BATCH_TOKENS[0], c]["grad_norm"] for c in COEFFICIENTS)
+    results = ranks[0][model, ONE]
+    off, on = (results[FEW_TOKENS, c]["grad_norm"] for c in COEFFICIENTS)
     assert on > 3 * off > 0.3
 
 
@@ -202,7 +223,7 @@ def test_every_rank_has_the_same_result(ranks: list[dict], model: str, layout: t
     assert len(seen) == math.prod(layout[:3])
     for other in seen[1:]:
         assert (other["score"] == seen[0]["score"]).all()
-        for key in itertools.product(MICRO_BATCH_TOKENS, COEFFICIENTS):
+        for key in UPDATES:
             a, b = dict(seen[0][key]), dict(other[key])
             assert a.keys() == b.keys()
             for name in a:
@@ -213,16 +234,12 @@ def test_every_rank_has_the_same_result(ranks: list[dict], model: str, layout: t
 def test_scoring_agrees_with_transformers(
     ranks: list[dict], paths: dict[str, str], model: str, layout: tuple
 ) -> None:
-    mini = tiny.mini_batch(tiny.RAGGED)
-    mask = mini.batch.loss_mask
-    with torch.no_grad():
-        want = formulas.expected(
-            formulas.load(Path(paths[model])), mini, recipe_of(layout, 60), 0.0
-        )
+    mask = tiny.mini_batch(tiny.RAGGED).batch.loss_mask
+    want, _ = by_formulas(paths[model], 0.0)
     score = torch.from_numpy(ranks[0][model, layout]["score"])
     torch.testing.assert_close(score[mask], want.log_prob, atol=2e-5, rtol=1e-5)
     assert not score[~mask].any()
-    trained = ranks[0][model, layout][MICRO_BATCH_TOKENS[0], 0.0]
+    trained = ranks[0][model, layout][FEW_TOKENS, 0.0]
     np.testing.assert_allclose(trained["logprobs"], score.numpy(), atol=1e-5)
     for name in ("entropy", "clamped_entropy", "kept_mass"):
         assert trained[name] == pytest.approx(float(getattr(want, name).sum()), rel=1e-5)
@@ -234,17 +251,10 @@ def test_scoring_agrees_with_transformers(
 def test_gradients_agree_with_the_formulas_on_transformers(
     ranks: list[dict], paths: dict[str, str], model: str, layout: tuple, case: float | str
 ) -> None:
-    off_policy = case == "off policy"
-    recipe = recipe_of(layout, 60, **({"algorithm": ALGORITHM} if off_policy else {}))
-    batch = off_policy_batch() if off_policy else tiny.mini_batch(tiny.RAGGED)
-    reference = formulas.load(Path(paths[model]))
-    coefficient = {"off policy": 0.5, "fused": COEFFICIENTS[1]}.get(case, case)  # type: ignore
-    want = formulas.expected(reference, batch, recipe, coefficient)
-    want.loss.backward()
+    want, wanted = by_formulas(paths[model], case)
     results = ranks[0][model, layout]
-    got = results[case] if isinstance(case, str) else results[MICRO_BATCH_TOKENS[0], case]
+    got = results[case] if isinstance(case, str) else results[FEW_TOKENS, case]
     assert got["loss"] == pytest.approx(float(want.loss), rel=1e-5)
-    wanted = formulas.gradients(reference)
     norm = math.sqrt(sum(float(g.square().sum()) for g in wanted.values()))
     assert got["grad_norm"] == pytest.approx(norm, rel=1e-4)
     gradients = results["gradients", case]
@@ -268,7 +278,7 @@ def test_padded_vocabulary_rows_get_no_gradient(
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_a_rank_without_sequences_takes_part(ranks: list[dict], model: str, layout: tuple) -> None:
-    reference = ranks[0][model, (1, 1, 1, False)]["few"]
+    reference = ranks[0][model, ONE]["few"]
     assert ranks[0][model, layout]["few"] == pytest.approx(reference, rel=1e-5)
 
 
@@ -277,7 +287,7 @@ def test_a_rank_without_sequences_takes_part(ranks: list[dict], model: str, layo
 def test_shared_prompts_change_nothing_but_the_work(
     ranks: list[dict], model: str, layout: tuple, tokens: int
 ) -> None:
-    results, reference = ranks[0][model, layout], ranks[0][model, (1, 1, 1, False)]
+    results, reference = ranks[0][model, layout], ranks[0][model, ONE]
     alone, shared = reference["grouped", None], results["grouped", tokens]
     assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
     assert shared["flops"] < alone["flops"]
@@ -286,7 +296,7 @@ def test_shared_prompts_change_nothing_but_the_work(
     score = results["grouped score", tokens]
     np.testing.assert_allclose(score, reference["grouped score", None], atol=2e-5)
     if layout in WHOLE_GRADIENTS:
-        wanted = results["gradients", "grouped", None]
+        wanted = reference["gradients", "grouped", None]
         for name, gradient in results["gradients", "grouped", tokens].items():
             error = np.linalg.norm(gradient - wanted[name])
             assert error <= 1e-4 * max(np.linalg.norm(wanted[name]), 1e-3 * alone["grad_norm"]), (

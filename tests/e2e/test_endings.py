@@ -21,7 +21,7 @@ ONE_RANK = ("task.heldout=0", "trainer.tensor_parallel=1", "trainer.pipeline_par
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM]
 )
 def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
-    job = start_job("steps=50", *TWO_RANKS)
+    job = start_job("steps=50", *ONE_RANK)
     job.wait_for("step  1/50")
     family = job.descendants()
     assert any("aent.inference.server" in command_line(p) for p in family)
@@ -32,6 +32,7 @@ def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
     assert job.status() == "KILLED"
 
 
+@pytest.mark.full
 def test_a_dead_rank_ends_the_job_with_its_last_lines(start_job):
     job = start_job("steps=50", *TWO_RANKS)
     job.wait_for("step  1/50")

@@ -1,15 +1,17 @@
 import json
-import multiprocessing
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from aent.models import model_source
 from aent.models.bundled import smollm2
 from aent.recipe.schema import ModelSection
+from distributed import ranks
 from wording import naming
 
 TINY = ModelSection(bundled="tiny-qwen2")
@@ -78,7 +80,7 @@ def _resolve(cache, barrier):
 
 
 def test_two_processes_at_once(cache):
-    context = multiprocessing.get_context("spawn")  # this process has threads, which hold locks
+    context = ranks.server()  # this process has threads, which hold locks
     barrier = context.Barrier(2)
     processes = [
         context.Process(target=_resolve, args=(cache, barrier), daemon=True) for _ in range(2)
@@ -107,49 +109,31 @@ def test_the_bundled_package_missing_is_one_clear_sentence(cache, monkeypatch):
         model_source.resolve(SMOLLM2)
 
 
-LOADS = """
-import sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, report = AutoModelForCausalLM.from_pretrained(
-    sys.argv[1], dtype=torch.float32, output_loading_info=True
-)
-assert not report["missing_keys"] and not report["unexpected_keys"], report
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-messages = [{"role": "user", "content": sys.argv[2]}]
-ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-ids = ids["input_ids"]
-"""
-TINY_LOADS = (
-    LOADS
-    + """
-assert tokenizer.decode(ids) == "<bos>user: What is 3 + 4?\\nNow!\\nassistant: "
-policy = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
-entropy = -(policy.exp() * policy).sum(-1)
-# neither uniform (4.6 nats over 100 tokens) nor peaked
-assert 2.5 < entropy.min() and entropy.max() < 4.2, entropy
-assert policy.exp().max() < 0.9
-assert not torch.allclose(policy[5], policy[6], atol=0.5)
-"""
-)
-SMOLLM2_LOADS = (
-    LOADS
-    + """
-assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
-answer = tokenizer.decode(out[0, len(ids):], skip_special_tokens=True)
-assert "Paris" in answer, answer
-for text in ("a  3", "3 + 12 = 15", "caf\\u00e9 \\u65e5\\u672c", "x\\n\\n 1"):
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-# one token per digit, and two spaces before a digit are one token
-assert tokenizer.tokenize("  12") == ["\\u0120\\u0120", "1", "2"]
-"""
-)
+def loads(folder, question):
+    """(model, tokenizer, token ids of the chat prompt) as transformers loads the folder."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return model, tokenizer, ids["input_ids"]
 
 
 @pytest.mark.slow
 def test_transformers_loads_tiny(cache):
-    folder = model_source.resolve(TINY)
-    _python(TINY_LOADS, folder, "What is 3 + 4?\nNow!")
+    model, tokenizer, ids = loads(model_source.resolve(TINY), "What is 3 + 4?\nNow!")
+    assert tokenizer.decode(ids) == "<bos>user: What is 3 + 4?\nNow!\nassistant: "
+    with torch.no_grad():
+        policy = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
+    entropy = -(policy.exp() * policy).sum(-1)
+    # neither uniform (4.6 nats over 100 tokens) nor peaked
+    assert entropy.min() > 2.5
+    assert entropy.max() < 4.2
+    assert policy.exp().max() < 0.9
+    assert not torch.allclose(policy[5], policy[6], atol=0.5)
 
 
 @pytest.mark.slow
@@ -157,43 +141,38 @@ def test_transformers_loads_smollm2():
     folder = model_source.resolve(SMOLLM2)  # from the user's cache, where it is already
     config = json.loads((folder / "config.json").read_text())
     assert config == model_source.hf_config(SMOLLM2)
-    _python(SMOLLM2_LOADS, folder, "What is the capital of France?")
+    model, tokenizer, ids = loads(folder, "What is the capital of France?")
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    out = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
+    answer = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    assert "Paris" in answer, answer
+    for text in ("a  3", "3 + 12 = 15", "caf\u00e9 \u65e5\u672c", "x\n\n 1"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    # one token per digit, and two spaces before a digit are one token
+    assert tokenizer.tokenize("  12") == ["\u0120\u0120", "1", "2"]
 
 
 @pytest.mark.slow
-def test_conversion_agrees_with_transformers_own(tmp_path):
-    # transformers' reader of the same GGUF, called below the part that wants accelerate
-    code = """
-import sys, numpy, torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-folder, gguf = sys.argv[1:]
-with torch.device("meta"):
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-theirs = load_gguf_checkpoint(gguf, return_tensors=True, model_to_load=model)["tensors"]
-ours = load_file(folder + "/model.safetensors")
-assert theirs.keys() == ours.keys() and len(ours) == 272
-for name, value in theirs.items():
-    assert ours[name].dtype == torch.float32 and torch.equal(ours[name], value), name
-"""
+def test_conversion_agrees_with_transformers_own():
+    """Transformers' reader of the same GGUF, called below the part that wants accelerate."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    folder = model_source.resolve(SMOLLM2)
     distribution = smollm2.installed()
     (gguf,) = [f for f in distribution.files if f.name.endswith(".gguf")]
-    _python(code, model_source.resolve(SMOLLM2), str(distribution.locate_file(gguf)))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    path = str(distribution.locate_file(gguf))
+    theirs = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
+    ours = load_file(folder / "model.safetensors")
+    assert theirs.keys() == ours.keys()
+    assert len(ours) == 272
+    for name, value in theirs.items():
+        assert ours[name].dtype == torch.float32
+        assert torch.equal(ours[name], value), name
 
 
 def test_rotary_rows_are_reordered():
     # one head of 4 rows: GGUF's neighbours (0, 1), (2, 3) become halves (0, 2), (1, 3)
     weight = np.arange(8.0).reshape(4, 2)
     assert smollm2.split_halves(weight, 1).tolist() == weight[[0, 2, 1, 3]].tolist()
-
-
-def _python(code, *arguments):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,14 +1,18 @@
 """Where the tests' processor time goes: the files that took most, at the end of a run.
 
-Child processes count once they have ended and somebody has waited for them; ranks that are forked
-from a server (``distributed.ranks``) do not. The sum over everything: ``tools/core_seconds.py``.
+Child processes count once they have ended and somebody has waited for them, ranks that are forked
+from a server (``distributed.ranks``) too. The servers that a whole run shares count for the test
+that ends them. The sum over everything: ``tools/core_seconds.py``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from contextlib import suppress
+from multiprocessing import forkserver
 
+import psutil
 import pytest
 
 LISTED = 25
@@ -16,8 +20,12 @@ _spent: dict[str, float] = {}  # core-seconds by file
 
 
 def _core_seconds() -> float:
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    used = [os.times()]
+    # the multiprocessing module has no other way to name its process
+    if (pid := forkserver._forkserver._forkserver_pid) is not None:  # type: ignore[attr-defined]
+        with suppress(psutil.NoSuchProcess):
+            used.append(psutil.Process(pid).cpu_times())
+    return sum(u.user + u.system + u.children_user + u.children_system for u in used)
 
 
 @pytest.hookimpl(wrapper=True)

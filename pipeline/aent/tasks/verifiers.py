@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from aent.data.question import Question
+from aent.tasks.gym import gym
 
 READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``answer_in`` supports
 Verifier = Callable[[str, Question], float]
@@ -115,13 +116,11 @@ def answer_in(grader: str, response: str) -> str | None:
 def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
     """The data set's own scorer, applied to the text in <answer> tags, else to the whole
     response."""
-    import reasoning_gym
-    from reasoning_gym.utils import extract_answer
-
-    scorer = reasoning_gym.create_dataset(dataset, seed=0, size=1, **config).score_answer
+    found = gym(dataset)
+    scorer = found.create(dataset, seed=0, size=1, **config).score_answer
 
     def verify(response: str, question: Question) -> float:
-        tagged = extract_answer(response)
+        tagged = found.extract_answer(response)
         entry = {
             "question": question.prompt,
             "answer": question.answer,
