@@ -58,6 +58,11 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     return faults or list(check_memory.faults(recipe, machine))
 
 
+def doubts(recipe: Recipe, *, machine: bool = True) -> list[str]:
+    """One sentence for each reason why a run whose recipe has no fault may fail nevertheless."""
+    return list(check_memory.doubts(recipe, machine))
+
+
 def _batch(recipe: Recipe) -> Iterator[str]:
     rollout, trainer = recipe.rollout, recipe.trainer
     if rollout.prompts_per_step % trainer.mini_batches:

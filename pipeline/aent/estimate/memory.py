@@ -70,6 +70,11 @@ class RankMemory:
     process: int
 
     @property
+    def counted(self) -> int:
+        """What a card must have at least: the lines that tests count on tiny models."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
     def allocated(self) -> int:
         """What torch allocates on a card at most."""
         held = self.weights + self.gradients + self.optimizer
