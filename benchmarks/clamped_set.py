@@ -1,4 +1,4 @@
-"""What it costs to find a clamped set over ranks: four rounds and one question to the device, beside
+"""What it costs to find a clamped set over ranks: four rounds and one question to the device, or
 counting alone, which is what is left to do where the host may not ask.
 
     PYTHONPATH=benchmarks:tests .venv/bin/python benchmarks/clamped_set.py [TOKENS]
@@ -25,7 +25,7 @@ VOCAB, DROP = 151_936, 1 / 3
 
 def measured(rank: int, ranks: int, tokens: int) -> list[tuple[Any, ...]]:
     from aent.entropy import sharded, token_statistics
-    from aent.entropy.selection import VocabShard
+    from aent.entropy.shard import VocabShard
     from syncs import Syncs
 
     counts: Counter[str] = Counter()
