@@ -54,7 +54,8 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
-        faults += [*filter(None, [megatron.fault()]), *_run_folder(recipe), *_cache_folder(recipe)]
+        faults += [*filter(None, [megatron.fault()]), *check_megatron.machine_faults(recipe)]
+        faults += [*_run_folder(recipe), *_cache_folder(recipe)]
     return faults or list(check_memory.faults(recipe, machine))
 
 
