@@ -80,14 +80,26 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_ranks(counted, 2, str(folder))
 
 
+# what a micro-batch more waits for, on each rank: which rows are left for the search, once in each
+# call with several tensor-parallel ranks (of its tokens, and of those whose gradient is measured);
+# the shapes that Megatron's stages tell one another, forwards in scoring and in training
+SEARCH, CHUNKED = ("sharded.py", "forward", "nonzero"), ("head.py", "forward", "tolist")
+SHAPES = ("p2p_communication.py", "_communicate_shapes", "tolist")
+EACH: dict[str, list[dict[tuple[str, str, str], int]]] = {
+    "one": [{}],
+    "tensor 2": [{SEARCH: 2}] * 2,
+    "tensor 2, fused head": [{CHUNKED: 1, SEARCH: 1}] * 2,
+    "context 2": [{}] * 2,
+    "pipeline 2": [{SHAPES: 1}, {SHAPES: 2}],
+}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_waits_of_a_step(ranks: list[dict[str, Any]], layout: str) -> None:
-    for rank, counts in enumerate(ranks):
-        if layout not in counts:
-            continue
-        one, many = sorted(counts[layout].items())
+    counted = [counts[layout] for counts in ranks if layout in counts]
+    for counts, each in zip(counted, EACH[layout], strict=True):
+        one, many = sorted(counts.items())
         assert (one[0], many[0]) == (1, 5)
         more = many[1] - one[1]
         del more[CPU_ALONE]
-        print(layout, rank, more)
-    assert 0
+        assert more == {where: 4 * times for where, times in each.items()}
