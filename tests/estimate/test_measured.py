@@ -199,18 +199,9 @@ def test_the_estimate_is_within_5_percent_of_what_is_counted(measured: Any, name
         # of the output layer the estimate has the gradient too; with recomputation the backward is
         # done with both when the first layer is computed again
         saved = expected.activations + expected.logits // 2
+        beside = counted["temporaries"]
         if name == "pipeline 2" and rank == 0:  # what it has sent on is held, and not by autograd
-            saved -= 2 * (PROMPT + RESPONSE) * 128 * 4
+            sent = 2 * (PROMPT + RESPONSE) * 128 * 4
+            saved, beside = saved - sent, beside - sent
         assert saved == pytest.approx(counted["saved"], rel=0.05)
-    print(
-        name,
-        [
-            (
-                r[name]["temporaries"] / (PROMPT + RESPONSE) / 4,
-                m.temporaries / (PROMPT + RESPONSE) / 4,
-            )
-            for r, m in zip(ranks, memory)
-            if name in r
-        ],
-    )
-    assert 0
+        assert expected.temporaries == pytest.approx(beside, rel=0.05)

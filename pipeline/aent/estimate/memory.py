@@ -208,7 +208,7 @@ def _rank(
         optimizer=shard * on_device,
         activations=activations.activations(recipe, facts, layout, micro, element, stage),
         logits=of_head,
-        temporaries=activations.temporaries(recipe, facts, layout, micro, element),
+        temporaries=activations.temporaries(recipe, facts, layout, micro, element, stage),
         export=states.largest_tensor(facts) * element + buckets * zero,
         swap=reference,
         gathering=states.checkpoint_device_bytes(recipe, facts, layout, stage),
