@@ -1,7 +1,7 @@
 """Memory that a run needs, per trainer rank and engine, before it starts.
 
 Upper bounds from formulas, with the responses that entropy controls may ask for besides the
-recipe's. P is the parameter count of a rank, in its own shard; a test measures the first four
+recipe's. P is the parameter count of a rank, in its own shard; a test measures the first six
 lines on tiny models (``tests/estimate/test_measured.py``).
 
 =============  ==================================================================================
