@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from aent.estimate.memory import GIB, MemoryEstimate, RankMemory, estimate
+from aent.estimate.memory import COUNTED, GIB, MemoryEstimate, RankMemory, estimate
 from aent.estimate.state import element_bytes
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import model_facts
@@ -18,7 +18,6 @@ from aent.recipe.schema import Recipe
 CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context with the kernels of torch and Transformer Engine
 NCCL_BYTES = int(0.3 * GIB)  # of each group of ranks that a rank communicates in
 WORKSPACE_BYTES = int(0.3 * GIB)  # of cuBLAS and of the attention
-COUNTED = ("weights", "gradients", "optimizer", "activations")  # ``RankMemory.counted``
 FRAGMENTED = 0.05  # of what torch has allocated, lost between its blocks
 ENGINE_BYTES = int(3.0 * GIB)  # of one of vLLM's workers: context, NCCL, CUDA graphs, activations
 
