@@ -51,9 +51,10 @@ KNOBS: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = [
      "exp_avg_sq_dtype: bfloat16}`", (),
      ("trainer.optimizer.megatron={use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16, "
       "exp_avg_sq_dtype: bfloat16}",), "optimizer"),
-    ("`trainer.optimizer.megatron: {optimizer_cpu_offload: true, optimizer_offload_fraction: 1.0}`",
-     (), ("trainer.optimizer.megatron={use_precision_aware_optimizer: true, "
-          "optimizer_cpu_offload: true, optimizer_offload_fraction: 1.0}",), "optimizer"),
+    ("`trainer.optimizer.megatron: {use_precision_aware_optimizer: true, "
+     "optimizer_cpu_offload: true, optimizer_offload_fraction: 1.0}`", (),
+     ("trainer.optimizer.megatron={use_precision_aware_optimizer: true, "
+      "optimizer_cpu_offload: true, optimizer_offload_fraction: 1.0}",), "optimizer"),
     ("`trainer.tensor_parallel: 4`", (), ("trainer.tensor_parallel=4",), "gradients"),
     ("`trainer.pipeline_parallel: 2`", (), ("trainer.pipeline_parallel=2",), "gradients"),
     ("`checkpoint.memory_efficient: true`",

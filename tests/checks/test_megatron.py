@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 from dataclasses import fields
 from typing import Any
@@ -21,8 +22,12 @@ def faults_of(given: dict[str, Any]) -> list[str]:
 
 
 def faults_of_trainer(trainer: dict[str, Any]) -> list[str]:
+    return list(megatron.faults(recipe_of(trainer)))
+
+
+def recipe_of(trainer: dict[str, Any]) -> Recipe:
     data = {"name": "x", "model": {}, "controller": {"initial": 0}, "trainer": trainer}
-    return list(megatron.faults(Recipe.model_validate(data)))
+    return Recipe.model_validate(data)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,10 @@ def test_fields_of_ddp_and_optimizer_pass() -> None:
             "trainer.optimizer.megatron.use_precision_aware_optimizer "
             "trainer.optimizer.distributed",
         ),
+        (
+            {"optimizer": {"distributed": True, "megatron": {"optimizer_cpu_offload": True}}},
+            "trainer.optimizer.megatron.optimizer_cpu_offload use_precision_aware_optimizer",
+        ),
         ({"optimizer": {"megatron": {"lr": 0.1}}}, "trainer.optimizer.megatron.lr"),
         (
             {"optimizer": {"megatron": {"exp_avg_dtype": "bf16"}}},
@@ -101,6 +110,18 @@ def test_fields_of_ddp_and_optimizer_pass() -> None:
 def test_what_ddp_and_optimizer_would_not_take(trainer: dict[str, Any], names: str) -> None:
     (fault,) = faults_of_trainer(trainer)
     assert_names(fault, *names.split())
+
+
+def test_low_precision_needs_transformer_engine_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron 0.16 asks for its version, which is None without it, in a rank."""
+    recipe = recipe_of({"optimizer": {"distributed": True, "megatron": SMALL}})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (fault,) = megatron.machine_faults(recipe)
+    small = "trainer.optimizer.megatron.use_precision_aware_optimizer"
+    assert_names(fault, small, "Transformer Engine")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert list(megatron.machine_faults(recipe)) == []
+    assert list(megatron.machine_faults(recipe_of({}))) == []
 
 
 def test_the_fields_are_those_of_the_classes_that_are_imported() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from aent.entropy import TokenStatistics, linear_token_statistics, token_statistics
+from aent.entropy import TokenStatistics, linear_token_statistics, sharded, token_statistics
 from distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -40,6 +40,23 @@ def values(stats: TokenStatistics) -> np.ndarray:
 
 def on_rank(rank: int, _world: int) -> dict[Any, Any]:
     groups = {n: dist.new_group(range(n)) for n in (2, 3)}
+    out: dict[Any, Any] = {}
+    counted_out, searched = sharded._counted_out, []
+
+    def counting(*args: Any) -> Any:
+        searched.append(len(args[1]))
+        return counted_out(*args)
+
+    sharded._counted_out = counting
+    for left in (False, True):
+        if left:  # so coarse that most rows are left to the search, and their chunks made again
+            sharded.BUCKETS, sharded.SLOTS = 2, 1
+        out |= {(*key, left): value for key, value in of_cases(rank, groups).items()}
+        out["searched", left] = sum(searched)
+    return out
+
+
+def of_cases(rank: int, groups: dict[int, Any]) -> dict[Any, Any]:
     out = {}
     for case, widths in enumerate(WIDTHS):
         if rank >= len(widths):
@@ -66,10 +83,12 @@ def ranks() -> list[dict]:
 
 @pytest.mark.parametrize("case", range(len(WIDTHS)))
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("left", [False, True])
 def test_values_and_summed_gradients_are_those_of_one_rank(
-    ranks: list[dict], case: int, dtype: torch.dtype
+    ranks: list[dict], case: int, dtype: torch.dtype, left: bool
 ) -> None:
-    parts = [r[case, dtype] for r in ranks if (case, dtype) in r]
+    assert (ranks[0]["searched", left] > 0) == left
+    parts = [r[case, dtype, left] for r in ranks if (case, dtype, left) in r]
     assert len(parts) == len(WIDTHS[case])
     hidden, weight, targets = problem(sum(WIDTHS[case]), dtype)
     hidden.requires_grad_()

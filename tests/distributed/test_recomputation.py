@@ -1,4 +1,5 @@
-"""Recomputed activations: the same gradient, bit for bit, of fewer tensors kept."""
+"""Recomputed activations: the same gradient, bit for bit, of fewer tensors kept. SwiGLU in one
+function: the same to rounding, of fewer tensors too."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ WAYS = (
     FULL | {"recompute_method": "uniform"},
     FULL | {"recompute_method": "block"},
     {"recompute_granularity": "selective"},
+    {"bias_activation_fusion": True},  # no recomputation, but SwiGLU in one function
 )
 
 
@@ -59,7 +62,11 @@ def gradients(rank: int, world: int, folder: str) -> list[tuple[Any, ...]]:
 def test_recomputation_changes_what_is_kept_and_nothing_else(tmp_path: Path) -> None:
     tiny.write_model(tmp_path / "model", tied=True)
     for results in run_ranks(gradients, 2, str(tmp_path)):
-        plain, uniform, block, selective = results
+        plain, uniform, block, selective, fused = results
         assert uniform[:3] == block[:3] == selective[:3] == plain[:3]
         assert uniform[3] < 0.8 * plain[3]
         assert uniform[3] <= block[3] < plain[3]
+        assert fused[:2] == pytest.approx(plain[:2], rel=1e-5)
+        first, other = (np.frombuffer(each[2], np.float32) for each in (plain, fused))
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-5)
+        assert fused[3] < plain[3]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from aent.entropy import kernels, sharded, token_statistics
 from aent.entropy.kernels.torch_path import kept_mask
 from aent.entropy.rows import forward_rows
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 from distributed.ranks import run_ranks
 from entropy import reference
 from wording import assert_names

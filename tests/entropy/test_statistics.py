@@ -16,7 +16,7 @@ from aent.entropy import TokenStatistics, kernels, selection, token_statistics
 from aent.entropy.kernels import c_path
 from aent.entropy.kernels.torch_path import kept_mask
 from aent.entropy.rows import forward_rows
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 from entropy import reference
 from wording import naming
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from aent.checks.recipe import check
+from aent.checks.recipe import check, doubts
+from aent.cli.loading import load_recipe
 from aent.estimate import card
 from aent.estimate.memory import GIB, estimate
 from aent.layout.parallel import ParallelLayout
-from aent.recipe.load import load
+from aent.recipe.load import dump, load
 from aent.runtime import environment
 from wording import assert_names
 
@@ -52,8 +53,33 @@ def test_a_trainer_that_does_not_fit_is_one_sentence_before_anything_starts(reci
     (fault,) = check(recipe(), machine=False)
     assert_names(fault, "memory: rank", "tensor 2", "79.0 GiB", "activations", "docs/scaling.md")
     assert_names(fault, "cluster.gpu_memory_gib")
+    assert "assumed" not in fault
     assert check(recipe("cluster.gpu_memory_gib=139"), machine=False) == []
     assert check(recipe("cluster.gpus_per_node=0"), machine=False) == []  # no GPUs, no bound
+
+
+def test_what_only_assumptions_say_is_a_warning(recipe, tmp_path, capsys):
+    found = recipe(RECOMPUTED)
+    memory = estimate(found).per_rank[0]
+    parts = memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.counted == parts < memory.allocated
+    total = card.card(memory, ParallelLayout.of(found.trainer)).total
+    for size, refused, doubted in (
+        (parts - 1, 1, 1),
+        (parts, 0, 1),
+        (total - 1, 0, 1),
+        (total, 0, 0),
+    ):
+        assert len([f for f in card.faults(found, size) if "memory:" in f]) == refused
+        assert len([d for d in card.doubts(found, size) if "memory:" in d]) == doubted
+    tight = recipe(RECOMPUTED, f"cluster.gpu_memory_gib={(parts + 2**28) / GIB}")
+    assert check(tight, machine=False) == []
+    (doubt,) = doubts(tight, machine=False)
+    assert_names(doubt, "memory: rank", "may", "assumed: context 0.6", "cluster.gpu_memory_gib")
+    # what submits the job says so, and goes on
+    (tmp_path / "tight.yaml").write_text(dump(tight))
+    load_recipe(str(tmp_path / "tight.yaml"), None, machine=False)
+    assert f"aent: warning: {doubt}" in capsys.readouterr().err
 
 
 def test_of_this_machine_its_own_gpus_count(recipe, monkeypatch, tmp_path):
@@ -81,9 +107,14 @@ def test_an_engine_needs_room_for_a_sequence(recipe):
     # keys and values, of 28 layers, heads of 128, in bfloat16
     assert engine.sequence == 2 * 28 * (GROUPS // 2) * 128 * 2 * 16384
     assert engine.sequences == engine.cache // engine.sequence > 0
-    small = recipe(RECOMPUTED, "rollout.engine.gpu_memory_utilization=.13")
+    small = recipe(RECOMPUTED, "rollout.engine.gpu_memory_utilization=.09")
     (fault,) = card.faults(small, 79 * GIB)
     assert_names(fault, "rollout.engine.tensor_parallel=2", "key-value cache")
+    assert "assumed" not in fault
+    close = recipe(RECOMPUTED, "rollout.engine.gpu_memory_utilization=.13")
+    assert list(card.faults(close, 79 * GIB)) == []
+    (doubt,) = card.doubts(close, 79 * GIB)
+    assert_names(doubt, "rollout.engine.tensor_parallel=2", "assumed", "3.0")
     # heads that are fewer than the cards are on each
     spread = card.engine_card(recipe("rollout.engine.tensor_parallel=8"), 79 * GIB)
     assert spread.sequence == engine.sequence // 2

@@ -4,6 +4,7 @@ micro-batches, its layers or its rows."""
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from distributed.ranks import run_ranks
 from syncs import Syncs, host_tensors
 from trainer import tiny
 
-CPU_ALONE = ("sharded.py", "_trimmed", "__int__")  # where tensors lie on a CPU, says its docstring
+CPU_ALONE = (
+    ("sharded.py", "_trimmed", "__int__"),  # where tensors lie on a CPU, says its docstring
+    ("random.py", "fork", "item"),  # Megatron compares two states of the CPU's generator
+)
 LENGTHS = [(3, 9), (11, 2), (5, 17), (8, 8), (2, 21), (6, 5)]  # 97 tokens
 
 
@@ -36,34 +40,70 @@ def test_what_is_counted() -> None:
     }  # fmt: skip
 
 
-def counted(rank: int, world: int, folder: str) -> dict[int, Counter]:
-    """By how many micro-batches a step has: what was waited for in scoring and in an update."""
+# tensor, context, pipeline parallel sizes, and further settings of the trainer
+LAYOUTS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
+    "one": ((1, 1, 1), {}),
+    "tensor 2": ((2, 1, 1), {}),
+    "tensor 2, fused head": ((2, 1, 1), {"fused_head": True, "sequence_parallel": True}),
+    "context 2": ((1, 2, 1), {}),
+    "pipeline 2": ((1, 1, 2), {}),
+}
+
+
+def counted(rank: int, _world: int, folder: str) -> dict[str, dict[int, Counter]]:
+    """By layout and by how many micro-batches a step has: what was waited for in scoring and in an
+    update."""
+    from aent.trainer import loss
     from aent.trainer.trainer import Trainer
 
-    found = {}
-    for tokens in (1000, 24):
-        recipe = tiny.recipe(world, micro_batch_tokens=tokens, trainer={"share_prompts": True})
-        with tiny.world(recipe.trainer, rank, folder, f"{world}-{tokens}"):
-            trainer = Trainer(recipe, Path(folder) / "model")
-            mini = tiny.mini_batch(LENGTHS)
-            number = len(trainer._micro_batches(mini.batch))
-            sharded.CANDIDATE_BYTES = 8 * 1024 * 10  # ten rows a block
-            with Syncs(host_tensors(mini)) as syncs:
-                trainer.score(mini.batch)
-                trainer.train_minibatch(mini, 0.5)
-            found[number] = syncs.counts
+    sharded.CANDIDATE_BYTES = 8 * 1024 * 10  # ten rows a block
+    loss.linear_token_statistics = partial(loss.linear_token_statistics, chunk_tokens=10)
+    found: dict[str, dict[int, Counter]] = {}
+    for name, ((tensor, context, pipeline), more) in LAYOUTS.items():
+        for tokens in (1000, 24):
+            settings = {"share_prompts": True, "context_parallel": context, **more}
+            recipe = tiny.recipe(tensor, pipeline, 1, tokens, trainer=settings)
+            with tiny.world(recipe.trainer, rank, folder, f"{name}-{tokens}") as mine:
+                if not mine:
+                    continue
+                trainer = Trainer(recipe, Path(folder) / "model")
+                mini = tiny.mini_batch(LENGTHS)
+                number = len(trainer._micro_batches(mini.batch))
+                with Syncs(host_tensors(mini)) as syncs:
+                    trainer.score(mini.batch)
+                    trainer.train_minibatch(mini, 0.5)
+                found.setdefault(name, {})[number] = syncs.counts
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_waits_of_a_step(tmp_path: Path, ranks: int) -> None:
-    tiny.write_model(tmp_path / "model", tied=True)
-    results: list[dict[int, Any]] = run_ranks(counted, ranks, str(tmp_path))
-    for one, many in (tuple(sorted(result.items())) for result in results):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("run")
+    tiny.write_model(folder / "model", tied=True)
+    return run_ranks(counted, 2, str(folder))
+
+
+# what a micro-batch more waits for, on each rank: which rows are left for the search, once in each
+# call with several tensor-parallel ranks (of its tokens, and of those whose gradient is measured);
+# the shapes that Megatron's stages tell one another, forwards in scoring and in training
+SEARCH, CHUNKED = ("sharded.py", "forward", "nonzero"), ("head.py", "forward", "tolist")
+SHAPES = ("p2p_communication.py", "_communicate_shapes", "tolist")
+EACH: dict[str, list[dict[tuple[str, str, str], int]]] = {
+    "one": [{}],
+    "tensor 2": [{SEARCH: 2}] * 2,
+    "tensor 2, fused head": [{CHUNKED: 1, SEARCH: 1}] * 2,
+    "context 2": [{}] * 2,
+    "pipeline 2": [{SHAPES: 1}, {SHAPES: 2}],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_waits_of_a_step(ranks: list[dict[str, Any]], layout: str) -> None:
+    counted = [counts[layout] for counts in ranks if layout in counts]
+    for counts, each in zip(counted, EACH[layout], strict=True):
+        one, many = sorted(counts.items())
         assert (one[0], many[0]) == (1, 5)
         more = many[1] - one[1]
-        del more[CPU_ALONE]
-        # which rows are left for the search: once in each call, with several ranks alone; a
-        # micro-batch has two calls, of its tokens and of those whose gradient is measured
-        asked = {("sharded.py", "forward", "nonzero"): 2 * (5 - 1)}
-        assert more == (asked if ranks > 1 else {})
+        for where in CPU_ALONE:
+            del more[where]
+        assert more == {where: 4 * times for where, times in each.items()}

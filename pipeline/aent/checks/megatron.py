@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,6 +109,21 @@ def faults(recipe: Recipe) -> Iterator[str]:
         yield (
             "trainer.optimizer.megatron.use_precision_aware_optimizer needs "
             "trainer.optimizer.distributed=true"
+        )
+    if trainer.optimizer.megatron.get("optimizer_cpu_offload") and not small:
+        yield (
+            "trainer.optimizer.megatron.optimizer_cpu_offload needs "
+            "use_precision_aware_optimizer=true beside it: Megatron offloads no other optimizer"
+        )
+
+
+def machine_faults(recipe: Recipe) -> Iterator[str]:
+    """What this machine lacks for such an entry, and Megatron would report in a rank."""
+    small = recipe.trainer.optimizer.megatron.get("use_precision_aware_optimizer")
+    if small and importlib.util.find_spec("transformer_engine") is None:
+        yield (
+            "trainer.optimizer.megatron.use_precision_aware_optimizer needs Transformer Engine, "
+            "which is not installed here"
         )
 
 

@@ -54,8 +54,14 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     ]
     faults += check_model.faults(recipe, machine=machine)
     if machine:
-        faults += [*filter(None, [megatron.fault()]), *_run_folder(recipe), *_cache_folder(recipe)]
+        faults += [*filter(None, [megatron.fault()]), *check_megatron.machine_faults(recipe)]
+        faults += [*_run_folder(recipe), *_cache_folder(recipe)]
     return faults or list(check_memory.faults(recipe, machine))
+
+
+def doubts(recipe: Recipe, *, machine: bool = True) -> list[str]:
+    """One sentence for each reason why a run whose recipe has no fault may fail nevertheless."""
+    return list(check_memory.doubts(recipe, machine))
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:

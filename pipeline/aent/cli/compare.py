@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aent.cli.refusals import make_folder, refuse
+from aent.cli.refusals import make_folder, refuse, warn
 from aent.cli.submitting import hand_over
 
 
@@ -43,7 +43,7 @@ def compare(
     import shlex
 
     from aent.checks.engines import taken_ports
-    from aent.checks.recipe import check
+    from aent.checks.recipe import check, doubts
     from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
     from aent.runtime.files import folder_problem
@@ -62,6 +62,7 @@ def compare(
         faults += [f"{r.source}: {f}" for r in runs for f in taken_ports(r.recipe)]
     if faults:
         refuse(list(dict.fromkeys(faults)))
+    warn(f"{r.source}: {d}" for r in runs for d in doubts(r.recipe, machine=not slurm))
     if not slurm:
         from aent.compare import local
 

@@ -50,12 +50,14 @@ def report(findings: Findings, recipe: Recipe | None) -> int:
         print()
     if recipe is None:
         return 1 if any(part.error for part in findings.parts.values()) else 0
-    from aent.checks.recipe import check
+    from aent.checks.recipe import check, doubts
 
     faults = check(recipe)
     found = list(problems(recipe, findings, faults))
     if not found:
         print(f"The recipe {recipe.name} can run here.")
+        for sentence in doubts(recipe):
+            print(f"  - {sentence}")
         return 0
     print(f"The recipe {recipe.name} cannot run here:")
     for sentence in found:

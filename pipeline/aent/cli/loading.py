@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aent.cli.refusals import refuse
+from aent.cli.refusals import refuse, warn
 
 if TYPE_CHECKING:
     from aent.recipe.schema import Recipe
@@ -47,8 +47,10 @@ def load_recipe(
         recipe = recipe.model_copy(update={"run_dir": f"runs/{recipe.name}-{stamp}"})
     if check:
         from aent.checks.recipe import check as check_recipe
+        from aent.checks.recipe import doubts
 
         faults = check_recipe(recipe, machine=machine)
         if faults:
             refuse(faults)
+        warn(doubts(recipe, machine=machine))
     return recipe

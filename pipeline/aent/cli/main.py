@@ -14,7 +14,7 @@ from aent.cli.loading import Overrides, RecipeArgument, load_recipe
 from aent.cli.metrics import metrics
 from aent.cli.recipe import recipe as describe
 from aent.cli.recorded import mlflow_sync, replay, suggest, timeline
-from aent.cli.refusals import refuse
+from aent.cli.refusals import refuse, warn
 from aent.cli.slurm import slurm, status
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _dry_run(recipe: Recipe) -> None:
     """
     from aent.checks import model as check_model
     from aent.checks.engines import taken_ports
-    from aent.checks.recipe import check
+    from aent.checks.recipe import check, doubts
     from aent.estimate import card
     from aent.estimate.disk import describe_disk
     from aent.estimate.memory import GIB, estimate
@@ -90,6 +90,7 @@ def _dry_run(recipe: Recipe) -> None:
             f"not checked: {recipe.model.path} is not here, so neither is the layout, nor are "
             "lengths and memory"
         )
+    warn(doubts(recipe, machine=False))
     for fault in [*check(recipe), *taken_ports(recipe)]:
         print(f"would not start here: {fault}")
     if is_here(recipe.model) and check_model.folder_faults(recipe):

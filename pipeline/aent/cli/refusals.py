@@ -1,4 +1,5 @@
-"""How every command refuses bad input: one clear sentence for each fault, and exit code 2."""
+"""How every command refuses bad input: one clear sentence for each fault, and exit code 2; how it
+warns."""
 
 from __future__ import annotations
 
@@ -18,6 +19,12 @@ def refuse(faults: Iterable[str]) -> NoReturn:
     for fault in faults:
         print(f"aent: {redacted(fault)}", file=sys.stderr)
     raise typer.Exit(2)
+
+
+def warn(doubts: Iterable[str]) -> None:
+    """Print each doubt once, on stderr as ``refuse`` does; the command goes on."""
+    for doubt in dict.fromkeys(doubts):
+        print(f"aent: warning: {redacted(doubt)}", file=sys.stderr)
 
 
 def refuse_unwritable(*files: Path | None) -> None:

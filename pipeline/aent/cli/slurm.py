@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
-from aent.cli.refusals import refuse
+from aent.cli.refusals import refuse, warn
 from aent.cli.submitting import hand_over
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def slurm_sweep(
     """
     import shlex
 
+    from aent.checks.recipe import doubts
     from aent.recipe.load import RecipeError
     from aent.slurm.render import render_several
     from aent.slurm.sweep import planned
@@ -89,6 +90,7 @@ def slurm_sweep(
         runs = planned(recipe, variants, overrides or [], folder)
     except RecipeError as error:
         refuse(str(error).splitlines())
+    warn(doubt for *_, each in runs for doubt in doubts(each, machine=False))
     if not runs:
         print("every run is finished")
         return

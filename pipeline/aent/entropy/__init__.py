@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from aent.entropy.head import linear_token_statistics
     from aent.entropy.min_p import min_p_divergence
     from aent.entropy.nucleus import nucleus_entropy
-    from aent.entropy.selection import VocabShard
+    from aent.entropy.shard import VocabShard
     from aent.entropy.statistics import TokenStatistics, token_statistics
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "token_statistics",
 ]
 _MODULES = {
-    "VocabShard": "selection",
+    "VocabShard": "shard",
     "linear_token_statistics": "head",
     "min_p_divergence": "min_p",
     "nucleus_entropy": "nucleus",

@@ -27,7 +27,7 @@ from aent.entropy.arguments import (
 from aent.entropy.chunks import CHUNK_TOKENS
 from aent.entropy.kernels.pages import with_large_pages
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 from aent.entropy.statistics import TokenStatistics, gathered
 
 WEIGHT_ROWS = 8192  # at a time, if a product is added to a wider dtype: bounds its temporary
@@ -58,7 +58,8 @@ def linear_token_statistics(
             slopes: as for ``token_statistics``.
         chunk_tokens: tokens whose logits, [chunk_tokens, V_local] in the dtype of ``hidden``, are
             held at once; the same on all ranks. Each chunk has the collectives of one
-            ``token_statistics``.
+            ``token_statistics``; a chunk with a row that the four rounds of ``sharded`` leave is
+            computed twice.
         weight_grad: [V_local, H], to which the gradient of ``weight`` is added, in place of
             autograd's own accumulation (Megatron's ``weight.main_grad``, mostly fp32); autograd
             then computes none for ``weight``.
@@ -128,14 +129,19 @@ class _LinearTokenStatistics(torch.autograd.Function):
         softcap: float | None,
         slopes: bool,
     ) -> tuple[Tensor, ...]:
-        statistics, saved = [], []
-        for rows, logits in _logits(hidden, weight, chunk_tokens, softcap):
-            *of_rows, saved_rows = forward_rows(
-                logits, targets[rows], temperature, k, shard, slopes
-            )
-            statistics.append(of_rows)
-            saved.append(saved_rows)
-        results = [torch.cat(s) for s in zip(*statistics)]
+        settings = (temperature, k, shard, slopes)
+        chunks: list[tuple[Any, ...]] = []
+        unsettled: list[Tensor] = []
+        logits = _Logits(hidden, weight, chunk_tokens, softcap)
+        for rows in logits.chunks():
+            chunks.append(forward_rows(logits.of(rows), targets[rows], *settings, unsettled))
+        if unsettled:  # asked once for all chunks; the logits of one with such a row are made again
+            again = torch.stack([rows.any() for rows in unsettled]).tolist()
+            for at, rows in enumerate(logits.chunks()):
+                if again[at]:
+                    chunks[at] = forward_rows(logits.of(rows), targets[rows], *settings)
+        *statistics, saved = zip(*chunks)
+        results = [torch.cat(s) for s in statistics]
         joined = (None if s[0] is None else torch.cat(s) for s in zip(*saved))
         ctx.save_for_backward(hidden, weight, targets, *joined)
         ctx.temperature, ctx.shard, ctx.chunk_tokens = temperature, shard, chunk_tokens
@@ -169,7 +175,9 @@ class _LinearTokenStatistics(torch.autograd.Function):
                 weight_grad.dtype
             ):  # there is no buffer to add to, or its dtype is too narrow for a sum over chunks
                 weight_grad = torch.zeros(weight.shape, dtype=wide, device=weight.device)
-        for rows, logits in _logits(hidden, weight, ctx.chunk_tokens, ctx.softcap):
+        chunked = _Logits(hidden, weight, ctx.chunk_tokens, ctx.softcap)
+        for rows in chunked.chunks():
+            logits = chunked.of(rows)
             saved_rows, gradients = SavedRows(*_of(rows, saved)), _of(rows, upstream)
             settings = (ctx.temperature, ctx.shard, *gradients, logits, ctx.softcap)
             backward_rows(logits, targets[rows], saved_rows, *settings)
@@ -186,21 +194,31 @@ class _LinearTokenStatistics(torch.autograd.Function):
         return hidden_grad, weight_grad.to(weight.dtype), *(None,) * 8
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, chunk_tokens: int, softcap: float | None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of the tokens with their logits, all in one buffer.
+class _Logits:
+    """The logits of one chunk of tokens at a time, all in one buffer.
 
-    The backward uses the same shapes as the forward, so it computes the same logits bit for bit.
-    There is at least one slice: an empty one if there are no tokens.
+    A chunk has the same shape whenever it is computed, so its logits are the same bit for bit.
     """
-    tokens = hidden.shape[0]
-    buffer = with_large_pages(hidden.new_empty(min(chunk_tokens, tokens), weight.shape[0]))
-    for first in range(0, max(tokens, 1), chunk_tokens):
-        rows = slice(first, min(first + chunk_tokens, tokens))
-        logits = buffer[: rows.stop - first]
-        torch.mm(hidden[rows], weight.t(), out=logits)  # autocast leaves products with out= alone
-        yield rows, logits if softcap is None else capped(logits, softcap)
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, chunk_tokens: int, softcap: float | None
+    ) -> None:
+        self.hidden, self.weight, self.softcap = hidden, weight, softcap
+        self.tokens, self.chunk_tokens = hidden.shape[0], chunk_tokens
+        rows = min(chunk_tokens, self.tokens)
+        self.buffer = with_large_pages(hidden.new_empty(rows, weight.shape[0]))
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the tokens, at least one: an empty one if there are no tokens."""
+        for first in range(0, max(self.tokens, 1), self.chunk_tokens):
+            yield slice(first, min(first + self.chunk_tokens, self.tokens))
+
+    def of(self, rows: slice) -> Tensor:
+        """[n, V_local], until the next chunk's are asked for."""
+        logits = self.buffer[: rows.stop - rows.start]
+        # autocast leaves products with out= alone
+        torch.mm(self.hidden[rows], self.weight.t(), out=logits)
+        return logits if self.softcap is None else capped(logits, self.softcap)
 
 
 def _of(rows: slice, values: Sequence[Tensor | None]) -> list[Any]:

@@ -25,7 +25,7 @@ from aent.entropy.arguments import (
 )
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.rows import bounded
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 
 
 def min_p_divergence(

@@ -19,7 +19,8 @@ from torch import Tensor
 from aent.entropy.arguments import check_logits, first_derivative_only
 from aent.entropy.kernels.torch_path import inner_dtype
 from aent.entropy.rows import bounded
-from aent.entropy.selection import VocabShard, row_slices
+from aent.entropy.selection import row_slices
+from aent.entropy.shard import VocabShard
 
 
 def nucleus_entropy(

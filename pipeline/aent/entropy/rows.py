@@ -36,7 +36,8 @@ from aent.entropy import kernels, sharded
 from aent.entropy.arguments import IGNORED, INVALID, check_softcap
 from aent.entropy.kernels.interface import Gradient, Sums
 from aent.entropy.kernels.torch_path import inner_dtype
-from aent.entropy.selection import VocabShard, row_slices
+from aent.entropy.selection import row_slices
+from aent.entropy.shard import VocabShard
 
 
 class SavedRows(NamedTuple):
@@ -55,7 +56,13 @@ class SavedRows(NamedTuple):
 
 
 def forward_rows(
-    x: Tensor, targets: Tensor, temperature: float, k: int, shard: VocabShard, slopes: bool = False
+    x: Tensor,
+    targets: Tensor,
+    temperature: float,
+    k: int,
+    shard: VocabShard,
+    slopes: bool = False,
+    unsettled: list[Tensor] | None = None,
 ) -> tuple[Any, ...]:
     """Compute log_prob, entropy, clamped_entropy and kept_mass of each row, with ``slopes``
     covariance and entropy_slope as well, each [N], and last the SavedRows.
@@ -64,6 +71,7 @@ def forward_rows(
         x: [N, V_local], this rank's block; columns from ``shard.width`` on are padding.
         targets: [N] int64 global ids, IGNORED or INVALID.
         k: in [1, shard.vocab_size].
+        unsettled: as in ``sharded.forward``; nothing is appended where no row can be left.
 
     Collective over ``shard.group``; builds no graph; keeps no reference to ``x``.
     """
@@ -74,7 +82,7 @@ def forward_rows(
     cut: Tensor | None = None
     if shard.group is not None:
         target, sums, threshold, cut = sharded.forward(
-            backend, x, target, k, temperature, shard, slopes
+            backend, x, target, k, temperature, shard, slopes, unsettled
         )
     elif k == shard.vocab_size:
         sums = backend.scan(x, temperature, None, None, 0, slopes).sums

@@ -18,7 +18,9 @@ of a logit grows with it whatever the rounding, so the selection is exact. Rows 
 missed, whose buffers were too small, or in which more than SLOTS different logits of a shard are
 left (heavily clumped ones) are counted out by selection.search, with rounds of their own. Rows are
 taken in blocks, so that the candidates stay below some 64 MB. Which rows are left for the search is
-the one thing the host asks the device, once for all blocks.
+the one thing the host asks the device, once for all blocks; the chunked head asks once for all its
+chunks. To search without asking, every row would have to take the rounds that the slowest possible
+one needs: docs/performance.md has the price.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from torch import Tensor
 from aent.entropy import selection
 from aent.entropy.kernels.interface import NO_CUT, Backend, Scan, Sums
 from aent.entropy.kernels.torch_path import inner_dtype, weigh
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 
 BUCKETS = 48
 SLOTS = 8
@@ -65,6 +67,7 @@ def forward(
     temperature: float,
     shard: VocabShard,
     squares: bool = False,
+    unsettled: list[Tensor] | None = None,
 ) -> Rows:
     """Combine the shards' statistics; collective over ``shard.group``.
 
@@ -73,6 +76,8 @@ def forward(
         target: inner [N], the target's logit on the rank that has it, 0 on the others.
         k: in [1, shard.vocab_size]; the latter clamps nothing and takes the last round alone.
         squares: whether ``Sums.squares`` are wanted.
+        unsettled: None: rows that are left are counted out. A list: they are not, the host asks for
+            nothing, and bool [N] is appended, True where what is returned of a row is wrong.
     """
     if k == shard.vocab_size:
         sums = backend.scan(x, temperature, None, None, 0, squares).sums
@@ -86,8 +91,9 @@ def forward(
         settings = (k, temperature, shard, capacity, squares)
         parts.append(_block(backend, x[rows], target[rows], *settings))
     target, *found, done = (torch.cat(columns) for columns in zip(*parts))
-    rest = (~done).nonzero().squeeze(1)
-    if rest.numel():
+    if unsettled is not None:
+        unsettled.append(~done)
+    elif (rest := (~done).nonzero().squeeze(1)).numel():
         for some in rest.split(step):
             part = x.index_select(0, some)
             for into, value in zip(

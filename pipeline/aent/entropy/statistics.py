@@ -24,7 +24,7 @@ from aent.entropy.arguments import (
 )
 from aent.entropy.kernels.pages import with_large_pages
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 
 
 @dataclass(frozen=True)

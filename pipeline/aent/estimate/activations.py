@@ -69,22 +69,55 @@ def recomputed_modules(recipe: Recipe) -> list[Any]:
 
 
 def temporaries(
-    recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch, element: int
+    recipe: Recipe,
+    facts: ModelFacts,
+    layout: ParallelLayout,
+    micro: MicroBatch,
+    element: int,
+    stage: int,
 ) -> int:
-    """Bytes of the largest tensors that live while one layer is computed backwards: read from the
-    code, not measured.
+    """Bytes of the most that is there at once besides what autograd keeps, while one layer is
+    computed backwards; as the same test measures it.
 
-    The feed-forward's: gradients of its output, of its activation and of what entered it, of gate
-    and up apart and together, 5 f / TP and 2 h a token; with sequence parallelism the gathered
-    input of a linear layer, which Megatron keeps a buffer for, and its whole gradient, 2 h; with
-    context parallelism gradients of the keys and values of all ranks.
+    The largest of three. The feed-forward's: gradients of gate and up, apart and together, 4 f / TP
+    a token (fused, 5 f / TP), with sequence parallelism the gathered input, which Megatron keeps a
+    buffer for. A norm's, 5.5 h by torch's operations. The attention's, see ``_gradients``. The
+    first and the last have the residual's gradient beside them. On top: with full recomputation of
+    n layers at once some 2.5 + n hidden states, with that of the attention its output, and on later
+    pipeline stages what came from the stage before.
     """
+    settings, residual = recipe.trainer.megatron, _residual(recipe, facts, layout)
     gathered = recipe.trainer.sequence_parallel and layout.tensor > 1
-    per_token = 5 * facts.ffn / layout.tensor + (4 if gathered else 2) * facts.hidden
-    if layout.context > 1:
-        keys = facts.kv_groups * facts.head_dim / layout.tensor
-        per_token += 2 * 2 * keys * layout.context  # of each piece, and together
+    feed_forward = (5 if _fused(recipe, facts) else 4) * facts.ffn / layout.tensor
+    feed_forward += residual + facts.hidden * gathered
+    per_token = max(feed_forward, 5.5 * residual, residual + _gradients(facts, layout, micro))
+    if settings.get("recompute_granularity") == "full":
+        whole = settings["recompute_method"] == "uniform"
+        per_token += (2.5 + (settings["recompute_num_layers"] if whole else 1)) * residual
+    elif "core_attn" in recomputed_modules(recipe):
+        per_token += facts.heads * facts.head_dim / layout.tensor
+    per_token += residual * (stage > 0)
     return int(micro.tokens * per_token * element)
+
+
+def _gradients(facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch) -> float:
+    """Elements of a token's gradients in the backward of the attention of units that are not
+    short: of the copies of keys and values (``_attention``), and of what they are copies of; with
+    context parallelism that is those of all ranks, apart and together, else they and three times
+    the queries."""
+    queries = facts.heads * facts.head_dim / layout.tensor
+    keys = facts.kv_groups * facts.head_dim / layout.tensor
+    if layout.context > 1:
+        return 2 * keys * (layout.context + 0.5 + micro.copied) + 4 * keys * layout.context
+    if micro.longest > SHORT:
+        return 2 * keys * micro.copied + 2 * keys + 3 * queries
+    return 0.0
+
+
+def _fused(recipe: Recipe, facts: ModelFacts) -> bool:
+    """Whether Megatron computes gate, activation and product by one function."""
+    wanted = bool(recipe.trainer.megatron.get("bias_activation_fusion"))
+    return wanted and facts.family.activation == "silu"
 
 
 def _masks(
@@ -133,8 +166,7 @@ def _feed_forward(recipe: Recipe, facts: ModelFacts, layout: ParallelLayout, ele
     """Bytes that the feed-forward keeps of a token, its norms apart: its input; gate and up as one,
     the activation, up once more (Megatron adds an offset of 0), the product, or without the second
     and third of these with Megatron's ``bias_activation_fusion``."""
-    fused = recipe.trainer.megatron.get("bias_activation_fusion")
-    parts = 3 if fused and facts.family.activation == "silu" else 5
+    parts = 3 if _fused(recipe, facts) else 5
     return (_residual(recipe, facts, layout) + parts * facts.ffn / layout.tensor) * element
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from aent.estimate.memory import GIB, MemoryEstimate, RankMemory, estimate
+from aent.estimate.memory import COUNTED, GIB, MemoryEstimate, RankMemory, estimate
 from aent.estimate.state import element_bytes
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import model_facts
@@ -66,6 +66,11 @@ class EngineCard:
         return self.usable - self.weights - self.transfer - self.worker
 
     @property
+    def holds_a_sequence(self) -> bool:
+        """Whether the weights and the cache of one sequence fit; the rest is left out."""
+        return self.weights + self.sequence <= self.usable
+
+    @property
     def sequences(self) -> int:
         """How many sequences of the longest kind the cache holds."""
         return max(0, self.cache // self.sequence)
@@ -88,28 +93,56 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
 
 
 def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
-    """One sentence for a trainer that does not fit cards of ``size`` bytes, and for engines.
+    """One sentence for a trainer that does not fit cards of ``size`` bytes by what is counted
+    (``RankMemory.counted``), without any assumption; the same for engines, by their weights and the
+    cache of one sequence.
 
     recipe: one that is checked, of a model whose sizes are known. says: where the size is from.
     """
     memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
+    rank, fullest = max(enumerate(memory.per_rank), key=lambda each: each[1].counted)
+    has = f"{size / GIB:.1f} GiB by {says}"
+    if fullest.counted > size:
+        yield (
+            f"memory: rank {rank} ({layout}) needs at least {fullest.counted / GIB:.1f} GiB of a "
+            f"GPU that has {has}: {_sizes(fullest, COUNTED)}; "
+            "docs/scaling.md says what makes each smaller"
+        )
+    if not recipe.rollout.engines:
+        return
+    engine = engine_card(recipe, size)
+    if not engine.holds_a_sequence:
+        yield (
+            f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: of each GPU "
+            f"({has}) an engine may use {engine.usable / GIB:.1f}, and weights "
+            f"({engine.weights / GIB:.1f}) and the key-value cache of one sequence "
+            f"({engine.sequence / GIB:.1f}) do not fit"
+        )
+
+
+def doubts(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
+    """One sentence for a trainer without ``faults`` that does not fit if the assumptions, and what
+    was read from the code, are right; the same for engines."""
+    memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
     rank = memory.fullest
     need = card(memory.per_rank[rank], layout)
+    has = f"{size / GIB:.1f} GiB by {says}"
     if need.total > size:
         yield (
-            f"memory: rank {rank} ({layout}) needs about {need.total / GIB:.1f} GiB of a GPU that "
-            f"has {size / GIB:.1f} GiB by {says}: {_parts(memory.per_rank[rank], need)}; "
-            "docs/scaling.md says what makes each smaller"
+            f"memory: rank {rank} ({layout}) may run out of memory: it needs about "
+            f"{need.total / GIB:.1f} GiB of a GPU that has {has}: "
+            f"{_parts(memory.per_rank[rank], need)}"
         )
     if not recipe.rollout.engines:
         return
     engine = engine_card(recipe, size)
     if engine.sequences < 1:
         yield (
-            f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: of each GPU "
-            f"({size / GIB:.1f} GiB by {says}) an engine may use {engine.usable / GIB:.1f}, and "
-            f"weights ({engine.weights / GIB:.1f}), two transfer buckets, the process and the "
-            f"key-value cache of one sequence ({engine.sequence / GIB:.1f}) do not fit"
+            f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: an engine "
+            f"may use {engine.usable / GIB:.1f} GiB of each GPU ({has}), and perhaps has no room "
+            f"for one sequence ({engine.sequence / GIB:.1f}) beside weights "
+            f"({engine.weights / GIB:.1f}), two transfer buckets ({engine.transfer / GIB:.1f}) and "
+            f"what is assumed for its process ({engine.worker / GIB:.1f})"
         )
 
 
@@ -145,12 +178,17 @@ def node_host_bytes(recipe: Recipe, memory: MemoryEstimate) -> int:
 
 def _parts(memory: RankMemory, need: Card) -> str:
     """What fills a card, largest first, in GiB; then what is assumed."""
-    held, training = ["weights", "gradients", "optimizer"], ["activations", "logits", "temporaries"]
-    if memory.allocated > sum(getattr(memory, name) for name in held + training):
-        training = [max(("export", "swap", "gathering"), key=lambda name: getattr(memory, name))]
-    sizes = sorted(((getattr(memory, name), name) for name in held + training), reverse=True)
-    told = ", ".join(f"{name} {size / GIB:.1f}" for size, name in sizes)
+    names = (*COUNTED, "logits", "temporaries")
+    if memory.allocated > sum(getattr(memory, name) for name in names):
+        later = max(("export", "swap", "gathering"), key=lambda name: getattr(memory, name))
+        names = ("weights", "gradients", "optimizer", later)
     assumed = [f.name for f in fields(need) if f.name != "allocated"]
-    return f"{told}; assumed: " + ", ".join(
+    return f"{_sizes(memory, names)}; assumed: " + ", ".join(
         f"{name} {getattr(need, name) / GIB:.1f}" for name in assumed
     )
+
+
+def _sizes(memory: RankMemory, names: tuple[str, ...]) -> str:
+    """These lines, largest first, in GiB."""
+    sizes = sorted(((getattr(memory, name), name) for name in names), reverse=True)
+    return ", ".join(f"{name} {size / GIB:.1f}" for size, name in sizes)

@@ -1,7 +1,7 @@
 """Memory that a run needs, per trainer rank and engine, before it starts.
 
 Upper bounds from formulas, with the responses that entropy controls may ask for besides the
-recipe's. P is the parameter count of a rank, in its own shard; a test measures the first four
+recipe's. P is the parameter count of a rank, in its own shard; a test measures the first six
 lines on tiny models (``tests/estimate/test_measured.py``).
 
 =============  ==================================================================================
@@ -39,6 +39,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import torch_is_for_gpus
 
 GIB = 2**30
+COUNTED = ("weights", "gradients", "optimizer", "activations")  # held together, as tests count
 # resident memory of a process without what the model costs, measured on a CPU build: PROCESS for a
 # trainer rank (torch, Megatron, transformers, NeMo), RANK_ZERO for what rank 0 has besides (clients
 # of the engines, judges, MLflow, figures), ENGINE for one vLLM server with its engine and worker,
@@ -68,6 +69,11 @@ class RankMemory:
     checkpoint: int
     shared: int
     process: int
+
+    @property
+    def counted(self) -> int:
+        """What a card must have at least, without assumptions."""
+        return sum(getattr(self, name) for name in COUNTED)
 
     @property
     def allocated(self) -> int:
@@ -203,7 +209,7 @@ def _rank(
         optimizer=shard * on_device,
         activations=activations.activations(recipe, facts, layout, micro, element, stage),
         logits=of_head,
-        temporaries=activations.temporaries(recipe, facts, layout, micro, element),
+        temporaries=activations.temporaries(recipe, facts, layout, micro, element, stage),
         export=states.largest_tensor(facts) * element + buckets * zero,
         swap=reference,
         gathering=states.checkpoint_device_bytes(recipe, facts, layout, stage),

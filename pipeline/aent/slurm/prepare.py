@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aent.checkpoint import folders, lead
 from aent.checkpoint.folders import CheckpointError
-from aent.checks.recipe import check
+from aent.checks.recipe import check, doubts
 from aent.estimate.disk import disk_bytes
 from aent.launch import starts
 from aent.launch.start import prepare, rank_environment
@@ -75,8 +75,8 @@ def main(arguments: list[str]) -> int:
         for fault in faults:
             log.error(f"aent: {redacted(fault)}")
         return 2
-    if idle is not None:
-        log.warning(f"aent: {idle}")
+    for said in [*filter(None, [idle]), *doubts(recipe)]:
+        log.warning(f"aent: {said}")
     try:
         with only_job(run_folder(recipe), given.alive.split()):
             if finished(recipe):

@@ -17,7 +17,7 @@ from aent.trainer import flex
 from aent.trainer.context import gathered
 from aent.trainer.packing import PackedSequences
 from aent.trainer.rotary import rotate
-from aent.trainer.segments import ROWS, Padded, Stretch, Visible
+from aent.trainer.segments import ROWS, Padded, Scoring, Stretch, Visible
 
 
 class PackedAttention(torch.nn.Module):
@@ -69,32 +69,25 @@ class PackedAttention(torch.nn.Module):
         if scale is None:
             scale = 1 / math.sqrt(query.shape[-1])
         attend = flex.attend if self.by_flex else attend_by_pieces
-        out = attend(query, key, value, packed.visible, self.layer.window, scale, self.softcap)
-        return out.flatten(1)
+        scoring = Scoring(self.layer.window, scale, self.softcap)
+        return attend(query, key, value, packed.visible, scoring).flatten(1)
 
 
 def attend_by_pieces(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Visible,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, visible: Visible, scoring: Scoring
 ) -> Tensor:
     """Attention of packed queries, one piece of ``visible`` after another.
 
     Args:
         query: [T, heads, d], rows of ``visible.queries``. key, value: [S, groups, d], rows of
-            ``visible.keys``. window: tokens that one attends to at most, itself included.
-        scale: of the products. softcap: bound of the scores (``capped_attention``).
+            ``visible.keys``.
 
     Returns:
         [T, heads, d]
     """
     rows = []
     if visible.padded is not None:
-        rows.append(_of_padded(query, key, value, visible.padded, window, scale, softcap))
+        rows.append(_of_padded(query, key, value, visible.padded, scoring))
     if visible.stretches:
         queries = query.split([run.tokens for run in visible.queries])
         sizes = [run.tokens for run in visible.keys]
@@ -102,19 +95,13 @@ def attend_by_pieces(
         for stretch in visible.stretches:
             tensors = _heads_first(queries, keys, values, stretch, visible.gathered)
             first = visible.queries[stretch.queries].position
-            rows += _of_stretch(*tensors, first, visible, window, scale, softcap)
+            rows += _of_stretch(*tensors, first, visible, scoring)
     out = rows[0] if len(rows) == 1 else torch.cat(rows)
     return out if visible.order is None else out.index_select(0, visible.order)
 
 
 def _of_padded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    batch: Padded,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, batch: Padded, scoring: Scoring
 ) -> Tensor:
     """[B * L, heads, d]"""
 
@@ -123,8 +110,9 @@ def _of_padded(
             x = x.index_select(0, batch.index)
         return x.unflatten(0, batch.shape).transpose(1, 2)
 
-    mask = batch.mask(window, query.dtype)
-    out = attention(padded(query), padded(key), padded(value), mask, scale, softcap)
+    mask = batch.mask(scoring.window, query.dtype)
+    tensors = padded(query), padded(key), padded(value)
+    out = attention(*tensors, mask, scoring.scale, scoring.softcap)
     return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -149,20 +137,14 @@ def _heads_first(
 
 
 def _of_stretch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    first: int,
-    visible: Visible,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
+    query: Tensor, key: Tensor, value: Tensor, first: int, visible: Visible, scoring: Scoring
 ) -> list[Tensor]:
     """[n, heads, d] in one or more parts, of queries from position ``first`` on.
 
     If a mask is needed, it is made for a limited number of queries at a time, and only for the keys
     that these see.
     """
+    window, scale, softcap = scoring.window, scoring.scale, scoring.softcap
     count, end = query.shape[2], first + query.shape[2]
     narrow = window is not None and window < end
     if softcap is None and not narrow:

@@ -16,28 +16,21 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from aent.data.flat import to_device
-from aent.trainer.segments import Run, Visible, columns
+from aent.trainer.segments import Run, Scoring, Visible, columns
 
 BLOCK = 128  # queries, and keys, per block
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Visible,
-    window: int | None,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Visible, scoring: Scoring) -> Tensor:
     """As ``attention.attend_by_pieces``."""
+    window = scoring.window
     if window not in visible.blocks:
         visible.blocks[window] = block_mask(visible.queries, visible.keys, window, visible.device)
     out = _compiled(query.device.type)(
         *(x.transpose(0, 1)[None] for x in (query, key, value)),
-        score_mod=None if softcap is None else _capped(softcap),
+        score_mod=None if scoring.softcap is None else _capped(scoring.softcap),
         block_mask=visible.blocks[window],
-        scale=scale,
+        scale=scoring.scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return out[0].transpose(0, 1)

@@ -40,6 +40,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """How a layer scores the keys that a query sees.
+
+    window: tokens that one attends to at most, itself included. scale: of the products. softcap:
+    bound of the scores s, which become softcap tanh(s / softcap) (Gemma 2, arXiv 2408.00118).
+    """
+
+    window: int | None
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True)
 class Stretch:
     """One run of queries, and the runs of keys that they see, with consecutive positions from 0 on
     (there may be keys at the end that none of them sees)."""

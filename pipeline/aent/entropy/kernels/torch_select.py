@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aent.entropy import selection
 from aent.entropy.kernels.interface import NO_CUT
-from aent.entropy.selection import VocabShard
+from aent.entropy.shard import VocabShard
 
 SAMPLE_SIZE = 1024  # columns of a row that give the first guess
 BLOCK = 128  # columns counted together
