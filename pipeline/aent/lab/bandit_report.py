@@ -244,10 +244,12 @@ def _differences(
     found: list[tuple[str, str, list[float], Difference]] = []
     for arm in others:
         for name, outcome in outcomes.items():
-            paired = [
-                outcome(runs[arm.name, seed]) - outcome(runs[baseline.name, seed]) for seed in seeds
-            ]
-            found.append((arm.name, name, paired, compare([[value] for value in paired])))
+            paired = {
+                seed: outcome(runs[arm.name, seed]) - outcome(runs[baseline.name, seed])
+                for seed in seeds
+            }
+            difference = compare({seed: [value] for seed, value in paired.items()})
+            found.append((arm.name, name, list(paired.values()), difference))
     corrected = holm([difference.p for *_, difference in found])
     return [_Compared(*each, p) for each, p in zip(found, corrected, strict=True)]
 
