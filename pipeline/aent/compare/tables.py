@@ -147,8 +147,8 @@ def cost_table(comparison: Comparison, arms: Sequence[str], reward: float) -> Ta
         rows,
         f"Reached: by the mean reward of {WINDOW} steps. Without --reward the level is halfway "
         "between the last rewards of the baseline and of the best arm. Wall seconds on the machine "
-        "it ran on, for sampling, scoring, training and weight transfer, without start, evaluations and "
-        "checkpoints. The last three columns are of the seeds that reached it.",
+        "it ran on, for sampling, scoring, training and weight transfer, without start, "
+        "evaluations and checkpoints. The last three columns are of the seeds that reached it.",
     )  # fmt: skip
 
 
