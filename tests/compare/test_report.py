@@ -86,6 +86,19 @@ def test_the_cost_of_a_reward_is_what_was_spent_until_then(tables):
     assert tables["Cost"]["plain"]["after steps"] == "–"
 
 
+def test_the_reward_to_reach_is_above_the_baselines_own(found):
+    """Every arm passes the reward of a collapsed baseline within a few steps."""
+    last = range(STEPS - STEPS // 4, STEPS)
+    plain, held = (
+        fmean(reward(arm, seed, s) for seed in seeds for s in last)
+        for arm, seeds in (("plain", (0, 1)), ("held", (0, 1, 2)))
+    )
+    (cost,) = (table for table in make(found, None, None).tables if table.title == "Cost")
+    assert f"seeds that reach {(plain + held) / 2:.3f}" in cost.head
+    (cost,) = (table for table in make(found, "held", None).tables if table.title == "Cost")
+    assert f"seeds that reach {held:.3f}" in cost.head
+
+
 def test_the_bottleneck_is_told_of_every_arm(tables):
     told = "The bottleneck is training: 1.0 of a step's 1.5 s (67%)."
     found = tables["Where the seconds go"]
@@ -103,7 +116,8 @@ def test_two_seeds_conclude_nothing(found):
     last = range(STEPS - STEPS // 4, STEPS)
     gain = fmean(reward("held", 0, s) - reward("plain", 0, s) for s in last)
     assert reward_row[2] == f"{gain:+.3f}"
-    assert_names(reward_row[5], "higher", "seeds")
+    assert reward_row[4:6] == ["0.5", "0.5"]  # both seeds agree: no correction makes it larger
+    assert_names(reward_row[6], "higher", "seeds")
 
 
 def test_what_is_no_comparison_is_a_sentence(tmp_path, found):

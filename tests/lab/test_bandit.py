@@ -113,6 +113,32 @@ def test_contrasts_are_paired_and_corrected() -> None:
     assert [float(c[4]) for c in cells[2:]] == [pytest.approx(4 * 2**-7, abs=5e-4)] * 2
 
 
+def test_secondary_outcomes() -> None:
+    """Steps to the reward, a tail of its own, and which runs collapsed or exploded at their end."""
+
+    def run(entropies: list[float], rewards: list[float], tail: float) -> list[Step]:
+        scores = Scores(0.5, 0.5, 0.0, 1.0, tail)
+        *begin, last = zip(entropies, rewards, strict=True)
+        steps = [Step(h, 0.1, r, None, None) for h, r in begin]
+        return [*steps, Step(last[0], 0.1, last[1], scores, scores)]
+
+    arms, seeds = [Arm.parse(t) for t in ("full@.1", ".33@.1")], range(6)
+    rewards = [0.0, 0.1, 0.15, 0.1, 0.2, 0.3, 0.3, 0.3]
+    runs = {("full@.1", s): run([3.0] * 6 + [1.0] * 2, rewards, 0.01) for s in seeds}
+    # the mean of the last two steps decides: 0.05 collapses, 0.15 does not, 6 explodes
+    ends = ([0.05, 0.05], [0.15, 0.15], [0.2, 0.02], [0.01, 0.01], [6.0, 6.0], [0.05, 0.14])
+    for seed, end in enumerate(ends):
+        runs[".33@.1", seed] = run([3.0] * 6 + end, [0.1] * 8 if seed else rewards, 0.03)
+    row = bandit_report.table(arms, seeds, runs).splitlines()[-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[-3:] == [f"{(2 + 5 * 8) / 6:.0f}", "3 of 6", "1 of 6"]
+    rows = bandit_report.secondary(arms, seeds, runs).splitlines()[2:]
+    tail, steps = ([c.strip() for c in row.strip("|").split("|")] for row in rows)
+    assert tail[2:] == ["+0.02000", "[+0.02000, +0.02000]", "0.062"]  # 2 x 2^-5
+    assert steps[2] == "+5.0"  # five of six never reach it: 8 - 2 steps later
+    assert float(steps[4]) == pytest.approx(0.0625, abs=6e-4)
+
+
 def test_holm_and_the_seeds_that_are_needed() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     paired = [0.01, 0.03, -0.01, 0.02]

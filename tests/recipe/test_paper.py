@@ -1,6 +1,7 @@
 """The paper's runs, and the scale recipes: their values, arms, layouts and memory."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,31 @@ def test_fits_its_nodes_and_their_gpus(path):
         layout(found, cluster.nodes, cluster.gpus_per_node, cluster.engine_nodes)
         assert list(card.faults(found, CARD)) == []
         assert card.engine_card(found, CARD).sequences >= 32  # to be worth a GPU
+
+
+def test_five_sets_with_six_seeds_are_one_array_on_one_node(tmp_path, monkeypatch):
+    """They differ in the tokens on which the bonus is paid; the controller measures the same."""
+    sets = sorted((RECIPES / "paper").glob("gsm8k-sets-*.yaml"))
+    flat = [flatten(load(path)) for path in sets]
+    assert [f["name"] for f in flat] == [path.stem for path in sets]
+    for other in flat[1:]:
+        changed = {
+            key for key in flat[0].keys() | other.keys() if flat[0].get(key) != other.get(key)
+        }
+        assert {key.partition(".")[0] for key in changed} == {"name", "entropy"}
+    assert flat[0]["controller.measure"] == "full"
+    monkeypatch.chdir(tmp_path)
+    command = ["compare", *map(str, sets), "--seeds", "6", "--slurm", "--dry-run"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    asked = re.findall(r"(?m)^#SBATCH (--\w[\w-]*=\S+)", done.output)
+    assert {"--array=0-29", "--nodes=1", "--gpus-per-node=8"} <= set(asked)
+    assert len([flag for flag in asked if flag.startswith("--array")]) == 1
+    runs = re.findall(r"gsm8k-sets-(\w+)-seed(\d)", done.output)
+    assert set(runs) == {
+        (p.stem.removeprefix("gsm8k-sets-"), str(n)) for p in sets for n in range(6)
+    }
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_says_what_it_cannot_check(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ answer the same held-out questions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -27,28 +27,36 @@ class Difference:
     mean: float
     low: float  # 95% interval of the bootstrap
     high: float
-    p: float  # of the sign flips
-    seeds: int
+    p: float  # of the sign flips, of this difference alone
+    means: Mapping[int, float]  # by seed
 
     @property
-    def verdict(self) -> str:
-        """``higher`` or ``lower`` where interval and sign flips agree; else why neither is said."""
+    def seeds(self) -> int:
+        return len(self.means)
+
+    def verdict(self, p: float) -> str:
+        """``higher`` or ``lower`` where interval and sign flips agree; else why neither is said.
+
+        p: corrected for the number of differences that are looked at."""
         if self.low <= 0 <= self.high:
             return "cannot be told apart"
         word = "higher" if self.mean > 0 else "lower"
-        if self.p <= LEVEL:
+        if p <= LEVEL:
             return word
         if least_p(self.seeds) > LEVEL:
             return f"{word} here; too few seeds to conclude"
+        if self.p <= LEVEL:
+            return f"{word} here; not after the correction for the number of differences"
         return f"{word} here; the seeds do not agree enough"
 
 
-def compare(differences: Sequence[Sequence[float]]) -> Difference:
+def compare(differences: Mapping[int, Sequence[float]]) -> Difference:
     """Of one outcome: for each seed, the differences (arm minus baseline) of its problems; a single
     one, where the outcome has no problems."""
-    means = [fmean(of_seed) for of_seed in differences]
-    low, high = bootstrap(differences)
-    return Difference(fmean(means), low, high, sign_flips(means), len(means))
+    means = {seed: fmean(of_seed) for seed, of_seed in differences.items()}
+    low, high = bootstrap(list(differences.values()))
+    values = list(means.values())
+    return Difference(fmean(values), low, high, sign_flips(values), means)
 
 
 def bootstrap(
@@ -84,13 +92,51 @@ def sign_flips(differences: Sequence[float]) -> float:
     assumes nothing about the spread, and cannot be smaller than ``least_p``.
     """
     values = np.asarray(differences, dtype=float)
-    if len(values) <= EXACT_SEEDS:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
-    else:
-        drawn = np.random.default_rng(0).choice((1, -1), size=(DRAWS, len(values)))
-        signs = np.vstack([np.ones(len(values)), drawn])
-    means = np.abs((signs * values).mean(1))
+    means = np.abs((_signs(len(values)) * values).mean(1))
     return float((means >= abs(values.mean()) * (1 - 1e-12)).mean())
+
+
+def _signs(count: int) -> np.ndarray:
+    """[assignments, count]: the signs that are looked at; in the first row all are 1."""
+    if count <= EXACT_SEEDS:
+        return np.array(list(itertools.product((1, -1), repeat=count)))
+    drawn = np.random.default_rng(0).choice((1, -1), size=(DRAWS, count))
+    return np.vstack([np.ones(count, dtype=int), drawn])
+
+
+def joint_sign_flips(
+    differences: Sequence[Mapping[int, float]], outcomes: Sequence[str]
+) -> list[float]:
+    """The p-values of several differences, corrected for their number, in their order.
+
+    Each seed has one sign for all of its differences, and the largest of them is compared with the
+    largest under other signs; then the largest of the others, and so on (step-down maxT: Westfall
+    and Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, JASA 100, 2005). Unlike
+    Holm's correction it can reach ``least_p`` for any number of differences. It assumes that the
+    differences of a seed together are distributed symmetrically around 0 if they are not real.
+
+    differences: each the means by seed; seeds may be missing. outcomes: of each; differences of one
+    outcome share a scale, the root mean square of all of its values, which no sign changes.
+    """
+    if not differences:
+        return []
+    seeds = sorted(set[int]().union(*differences))
+    values = np.array([[of_seed.get(seed, 0.0) for seed in seeds] for of_seed in differences])
+    counts = np.array([len(of_seed) for of_seed in differences])
+    squares: dict[str, list[float]] = {}
+    for outcome, of_seed in zip(outcomes, differences, strict=True):
+        squares.setdefault(outcome, []).extend(value**2 for value in of_seed.values())
+    # an outcome without any difference: 0 / 1
+    scales = np.array([fmean(squares[outcome]) ** 0.5 or 1.0 for outcome in outcomes])
+    sizes = np.abs(_signs(len(seeds)) @ values.T) / (counts * scales)
+    corrected, largest = [0.0] * len(differences), 0.0
+    order = np.argsort(-sizes[0], kind="stable")
+    for place, index in enumerate(order):
+        others = sizes[:, order[place:]].max(1)
+        p = float((others >= sizes[0, index] * (1 - 1e-12)).mean())
+        largest = max(largest, p)
+        corrected[index] = largest
+    return corrected
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

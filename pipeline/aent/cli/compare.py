@@ -38,7 +38,7 @@ def compare(
 
     If it was stopped, start it again: it continues with the runs that are not finished.
 
-    Example: aent compare recipes/compare/cpu-*.yaml --seeds 3
+    Example: aent compare recipes/compare/sets-*.yaml --seeds 6
     """
     import shlex
 
@@ -95,7 +95,10 @@ def report(
     ] = None,
     reward: Annotated[
         float | None,
-        typer.Option(help="Reward whose cost is reported; default: the baseline's last."),
+        typer.Option(
+            help="Reward whose cost is reported; default: halfway from the baseline's last to the "
+            "best arm's."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to; default: the comparison's.")

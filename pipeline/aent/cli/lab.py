@@ -206,6 +206,7 @@ def bandit(
     print(report.table(chosen, range_of_seeds, runs))
     if len(chosen) > 1:
         print(f"\n{report.contrasts(chosen, range_of_seeds, runs)}")
+        print(f"\n{report.secondary(chosen, range_of_seeds, runs)}")
     if plot is not None:
         from aent.lab.plot import draw_bandit
 

@@ -118,6 +118,19 @@ def prediction(run: Run) -> float | None:
         return None
 
 
+def reward_to_reach(comparison: Comparison, baseline: str) -> float:
+    """Halfway between the baseline's reward and that of the best arm (means over the last quarter).
+
+    The reward of the baseline itself says nothing if its policy collapsed: one answer to everything
+    earns it within a few steps, in every arm.
+    """
+    rewards = {
+        arm: fmean(last_quarter(r.metrics["reward/mean"]) for r in comparison.of(arm).values())
+        for arm in comparison.arms
+    }
+    return (rewards[baseline] + max(rewards.values())) / 2
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a run had spent when it reached a reward."""
@@ -145,10 +158,10 @@ def reward_difference(arm: Mapping[int, Run], baseline: Mapping[int, Run]) -> Di
     have."""
     reward = metric("reward/mean")
     return compare(
-        [
-            [last_quarter(reward(arm[seed])) - last_quarter(reward(baseline[seed]))]
+        {
+            seed: [last_quarter(reward(arm[seed])) - last_quarter(reward(baseline[seed]))]
             for seed in sorted(arm.keys() & baseline.keys())
-        ]
+        }
     )
 
 
@@ -156,7 +169,7 @@ def pass_difference(
     arm: Mapping[int, Run], baseline: Mapping[int, Run], k: int
 ) -> Difference | None:
     """Difference of pass@k after the last step; seeds and questions that both arms have."""
-    pairs = []
+    pairs = {}
     for seed in sorted(arm.keys() & baseline.keys()):
         if not (arm[seed].evaluations and baseline[seed].evaluations):
             continue
@@ -165,5 +178,5 @@ def pass_difference(
         )
         both = sorted(one.keys() & other.keys())
         if both:
-            pairs.append([one[q] - other[q] for q in both])
+            pairs[seed] = [one[q] - other[q] for q in both]
     return compare(pairs) if pairs else None

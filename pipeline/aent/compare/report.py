@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from aent.analysis.intervals import LEVEL, Difference, last_quarter, least_p
+from aent.analysis.intervals import LEVEL, Difference, joint_sign_flips, least_p
 from aent.compare import numbers, tables
 from aent.compare.collect import Comparison
 from aent.compare.numbers import WINDOW, Curve, metric
@@ -44,8 +43,7 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
     Args:
         baseline: the arm that the others are compared with; None: the one that controls no entropy,
             else the first.
-        reward: the report says what it costs to reach it; None: the baseline's mean over its last
-            quarter.
+        reward: the report says what it costs to reach it; None: ``numbers.reward_to_reach``.
 
     Raises ValueError if there is no such arm.
     """
@@ -54,10 +52,9 @@ def make(comparison: Comparison, baseline: str | None, reward: float | None) -> 
     if baseline not in arms:
         raise ValueError(f"baseline: there is no arm {baseline} (there are {', '.join(arms)})")
     arms = [baseline, *(arm for arm in arms if arm != baseline)]
-    of_baseline = comparison.of(baseline)
     if reward is None:
-        reward = fmean(last_quarter(r.metrics["reward/mean"]) for r in of_baseline.values())
-    differences = list(_differences(comparison, arms))
+        reward = numbers.reward_to_reach(comparison, baseline)
+    differences = _differences(comparison, arms)
     recipe = comparison.runs[0].recipe
     model = recipe.model.path or recipe.model.bundled
     return Report(
@@ -114,10 +111,15 @@ class _Compared:
     arm: str
     outcome: str
     difference: Difference
+    p: float  # corrected for the number of differences
+
+    @property
+    def verdict(self) -> str:
+        return self.difference.verdict(self.p)
 
     @property
     def is_certain(self) -> bool:
-        return self.difference.verdict in ("higher", "lower")
+        return self.verdict in ("higher", "lower")
 
 
 def _share(recipe: Recipe) -> str:
@@ -128,19 +130,22 @@ def _share(recipe: Recipe) -> str:
     return f"see the same prompts in the same order and {same}"
 
 
-def _differences(comparison: Comparison, arms: Sequence[str]) -> Iterator[_Compared]:
+def _differences(comparison: Comparison, arms: Sequence[str]) -> list[_Compared]:
     baseline = comparison.of(arms[0])
     ks = [set(run.ks) for run in comparison.runs if run.evaluations]
     known = sorted(set.intersection(*ks)) if ks else []
+    found: list[tuple[str, str, Difference]] = []
     for arm in arms[1:]:
         runs = comparison.of(arm)
         if not runs.keys() & baseline.keys():
             continue
-        yield _Compared(arm, "reward", numbers.reward_difference(runs, baseline))
+        found.append((arm, "reward", numbers.reward_difference(runs, baseline)))
         for k in dict.fromkeys([*known[:1], *known[-1:]]):
-            found = numbers.pass_difference(runs, baseline, k)
-            if found is not None:
-                yield _Compared(arm, f"held-out pass@{k}", found)
+            of_k = numbers.pass_difference(runs, baseline, k)
+            if of_k is not None:
+                found.append((arm, f"held-out pass@{k}", of_k))
+    corrected = joint_sign_flips([d.means for *_, d in found], [outcome for _, outcome, _ in found])
+    return [_Compared(*each, p) for each, p in zip(found, corrected, strict=True)]
 
 
 def _difference_table(differences: Sequence[_Compared], baseline: str) -> Table:
@@ -151,18 +156,21 @@ def _difference_table(differences: Sequence[_Compared], baseline: str) -> Table:
             f"{d.difference.mean:+.3f}",
             _interval(d.difference),
             f"{d.difference.p:.2g}",
-            d.difference.verdict,
+            f"{d.p:.2g}",
+            d.verdict,
         ]
         for d in differences
     ]
     return Table(
         f"Differences to {baseline}",
-        ["arm", "outcome", "difference", "95% interval", "p", "verdict"],
+        ["arm", "outcome", "difference", "95% interval", "p", "corrected p", "verdict"],
         rows,
         "Reward: mean of the last quarter of the steps. Interval: paired bootstrap over seeds and, "
         "of pass@k, over each seed's questions (percentiles of 10,000 draws). p: sign flips of the "
-        "seeds' differences (Fisher's randomisation test), two-sided. A verdict without a reserve "
-        f"needs both: an interval without 0 and p <= {LEVEL:g}.",
+        "seeds' differences (Fisher's randomisation test), two-sided. Corrected p: for the number "
+        "of differences in this table (step-down maxT of Westfall and Young: a seed has one sign "
+        "for all of its differences). A verdict without a reserve needs both: an interval without "
+        f"0 and a corrected p <= {LEVEL:g}.",
     )
 
 
@@ -173,7 +181,7 @@ def _interval(difference: Difference) -> str:
 def _sentence(compared: _Compared, baseline: str) -> str:
     d = compared.difference
     return (
-        f"{compared.arm} against {baseline}, {compared.outcome}: {d.verdict} "
+        f"{compared.arm} against {baseline}, {compared.outcome}: {compared.verdict} "
         f"({d.mean:+.3f} {_interval(d)}, {d.seeds} seeds)."
     )
 
@@ -185,7 +193,7 @@ def _limits(
     by_verdict: dict[str, list[_Compared]] = {}
     for compared in differences:
         if not compared.is_certain:
-            by_verdict.setdefault(compared.difference.verdict, []).append(compared)
+            by_verdict.setdefault(compared.verdict, []).append(compared)
     for verdict, group in by_verdict.items():
         named = [f"{d.arm}'s {d.outcome} ({d.difference.mean:+.3f})" for d in group]
         yield f"Against {baseline}, {verdict}: {', '.join(named)}."
@@ -197,11 +205,6 @@ def _limits(
             f"difference between the methods is concluded at the {LEVEL:.0%} level from so few, "
             "whatever the intervals say (it takes at least 6 seeds). A bootstrap over so few seeds "
             "is also too narrow."
-        )
-    if len(differences) > 1:
-        yield (
-            f"{len(differences)} differences are tested without correction for multiple tests: "
-            "if none were real, one in twenty would still seem to be."
         )
     counts = {arm: sorted(comparison.of(arm)) for arm in arms}
     if len({tuple(s) for s in counts.values()}) > 1:

@@ -145,10 +145,10 @@ def cost_table(comparison: Comparison, arms: Sequence[str], reward: float) -> Ta
         ["arm", "s a step", "tokens a step", f"seeds that reach {reward:.3f}",
          "after steps", "seconds", "tokens"],
         rows,
-        f"Reached: by the mean reward of {WINDOW} steps. Wall seconds on the machine it ran on, "
-        f"for "
-        "sampling, scoring, training and weight transfer, without start, evaluations and "
-        "checkpoints. The last three columns are of the seeds that reached it.",
+        f"Reached: by the mean reward of {WINDOW} steps. Without --reward the level is halfway "
+        "between the last rewards of the baseline and of the best arm. Wall seconds on the machine "
+        "it ran on, for sampling, scoring, training and weight transfer, without start, "
+        "evaluations and checkpoints. The last three columns are of the seeds that reached it.",
     )  # fmt: skip
 
 

@@ -17,12 +17,17 @@ SETTLING = 50  # steps until the entropy reaches its target; in a short run, hal
 DECIDED = 0.02  # difference in pass@k that matters; POWER is for it
 ALIKE = 0.01  # two arms are equivalent if their difference certainly lies within this
 POWER = 0.8
-OUTCOMES = ("pass_1", "pass_8")  # primary; of the training questions, after the last step
+REWARD = 0.15  # "steps to" is until a step's mean reward first reaches this
+COLLAPSED = 0.1  # nats: a run has collapsed if its mean entropy over its last quarter is below
+EXPLODED = 5.4  # nats, half of ln(49,152): it has exploded if that mean is above
 SCORES = ("pass_1", "pass_8", "greedy", "entropy", "tail")
 COLUMNS = (
     *("arm", "seed", "target", "learning_rate", "steps", "step", "entropy", "coefficient"),
     *("reward", *(f"train_{name}" for name in SCORES), *(f"heldout_{name}" for name in SCORES)),
 )
+
+Runs = dict[tuple[str, int], list[Step]]  # by arm and seed
+Outcome = Callable[[Sequence[Step]], float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def run(
     settings: Settings,
     path: Path | None,
     progress: Callable[[range, str], Iterable[int]],
-) -> dict[tuple[str, int], list[Step]]:
+) -> Runs:
     """Run every arm with every seed. Runs that ``path`` (CSV) already has are read; the others are
     appended to it one by one. It goes seed by seed, so that an unfinished file has paired runs.
 
@@ -138,11 +143,33 @@ def last_scores(steps: Sequence[Step]) -> Scores:
     return scores
 
 
-def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
-    """Markdown: means over seeds of each arm's results, and how well its entropy was held."""
+def steps_to_reward(steps: Sequence[Step]) -> int:
+    """Updates before the first step whose mean reward is REWARD; all of them if there is none."""
+    return next((n for n, step in enumerate(steps) if step.reward >= REWARD), len(steps))
+
+
+def last_entropy(steps: Sequence[Step]) -> float:
+    """Mean over the last quarter of the steps, nats."""
+    return fmean(step.entropy for step in steps[-max(1, len(steps) // 4) :])
+
+
+PRIMARY: dict[str, Outcome] = {  # of the training questions, after the last step
+    "pass@1": lambda steps: last_scores(steps).pass_1,
+    "pass@8": lambda steps: last_scores(steps).pass_8,
+}
+SECONDARY: dict[str, Outcome] = {
+    "tail": lambda steps: last_scores(steps).tail,
+    f"steps to a reward of {REWARD:g}": steps_to_reward,
+}
+
+
+def table(arms: Sequence[Arm], seeds: range, runs: Runs) -> str:
+    """Markdown: means over seeds of each arm's results, how well its entropy was held, and how many
+    runs collapsed or exploded."""
     lines = [
-        "| arm | pass@1 | pass@8 | held out | entropy | rms of ln(H / mean) | coefficient | tail |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | pass@1 | pass@8 | held out | entropy | rms of ln(H / mean) | coefficient | tail | "
+        f"steps to {REWARD:g} | collapsed | exploded |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
         of_arm = [runs[arm.name, seed] for seed in seeds]
@@ -158,41 +185,73 @@ def table(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[St
             )
         )
         coefficient = fmean(step.coefficient for steps in counted for step in steps)
+        last = [last_entropy(steps) for steps in of_arm]
         lines.append(
             f"| {arm.name} | {fmean(e.pass_1 for e in ends):.3f} | "
             f"{fmean(e.pass_8 for e in ends):.3f} | {heldout:.3f} | {entropy:.2f} | {error:.2f} | "
-            f"{coefficient:.4f} | {fmean(e.tail for e in ends):.4f} |"
+            f"{coefficient:.4f} | {fmean(e.tail for e in ends):.4f} | "
+            f"{fmean(map(steps_to_reward, of_arm)):.0f} | "
+            f"{sum(h < COLLAPSED for h in last)} of {len(last)} | "
+            f"{sum(h > EXPLODED for h in last)} of {len(last)} |"
         )
     return "\n".join(lines)
 
 
-def contrasts(arms: Sequence[Arm], seeds: range, runs: dict[tuple[str, int], list[Step]]) -> str:
-    """Markdown: every arm against the first, paired by seed; p-values with Holm's correction over
-    all of them; whether the two are equivalent; the seeds needed to decide a difference of
-    DECIDED."""
-    baseline, *others = arms
-    found: list[tuple[str, str, list[float], Difference]] = []
-    for arm in others:
-        for outcome in OUTCOMES:
-            paired = [
-                getattr(last_scores(runs[arm.name, seed]), outcome)
-                - getattr(last_scores(runs[baseline.name, seed]), outcome)
-                for seed in seeds
-            ]
-            found.append((arm.name, outcome, paired, compare([[value] for value in paired])))
-    corrected = holm([difference.p for *_, difference in found])
+def contrasts(arms: Sequence[Arm], seeds: range, runs: Runs) -> str:
+    """Markdown: the primary outcomes of every arm against the first, paired by seed; p-values with
+    Holm's correction over all of them; whether the two are equivalent; the seeds needed to decide a
+    difference of DECIDED."""
     lines = [
-        f"| against {baseline.name} | outcome | difference | 95% interval | p (Holm) | "
+        f"| against {arms[0].name} | outcome | difference | 95% interval | p (Holm) | "
         f"within +-{ALIKE:g} | seeds for {DECIDED:g} |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (name, outcome, paired, difference), p in zip(found, corrected, strict=True):
-        lines.append(
-            f"| {name} | {outcome.replace('_', '@')} | {difference.mean:+.4f} | "
-            f"[{difference.low:+.4f}, {difference.high:+.4f}] | {p:.3f} | "
-            f"{'yes' if are_alike(paired) else 'not shown'} | {seeds_needed(paired)} |"
-        )
+    for each in _differences(arms, seeds, runs, PRIMARY):
+        alike = "yes" if are_alike(each.paired) else "not shown"
+        lines.append(f"{each.cells('+.4f')} {alike} | {seeds_needed(each.paired)} |")
     return "\n".join(lines)
+
+
+def secondary(arms: Sequence[Arm], seeds: range, runs: Runs) -> str:
+    """Markdown: the same of the secondary outcomes, which have a correction of their own."""
+    lines = [
+        f"| against {arms[0].name} | outcome | difference | 95% interval | p (Holm) |",
+        "|---|---|---|---|---|",
+    ]
+    for each in _differences(arms, seeds, runs, SECONDARY):
+        lines.append(each.cells("+.5f" if each.outcome == "tail" else "+.1f"))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    arm: str
+    outcome: str
+    paired: list[float]  # arm minus baseline, by seed
+    difference: Difference
+    p: float  # with Holm's correction
+
+    def cells(self, form: str) -> str:
+        low, high = (format(end, form) for end in (self.difference.low, self.difference.high))
+        mean = format(self.difference.mean, form)
+        return f"| {self.arm} | {self.outcome} | {mean} | [{low}, {high}] | {self.p:.3f} |"
+
+
+def _differences(
+    arms: Sequence[Arm], seeds: range, runs: Runs, outcomes: dict[str, Outcome]
+) -> list[_Compared]:
+    baseline, *others = arms
+    found: list[tuple[str, str, list[float], Difference]] = []
+    for arm in others:
+        for name, outcome in outcomes.items():
+            paired = {
+                seed: outcome(runs[arm.name, seed]) - outcome(runs[baseline.name, seed])
+                for seed in seeds
+            }
+            difference = compare({seed: [value] for seed, value in paired.items()})
+            found.append((arm.name, name, list(paired.values()), difference))
+    corrected = holm([difference.p for *_, difference in found])
+    return [_Compared(*each, p) for each, p in zip(found, corrected, strict=True)]
 
 
 def are_alike(paired: Sequence[float]) -> bool:

@@ -32,7 +32,7 @@ from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
 from aent.tasks import choice, verifiers
 
-PLANT = "recipes/compare/cpu-none.yaml"
+PLANT = "recipes/compare/sets-none.yaml"
 PAST = 0.9  # weight of the past in the averages of the gradients' norms, as in a run
 
 
