@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aent.estimate import card
-from aent.layout.parallel import ParallelLayout
+from aent.layout.nodes import gpus_used
 from aent.models.facts import are_known
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
@@ -22,9 +22,7 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
     if not are_known(recipe.model):
         return
     if machine:
-        rollout = recipe.rollout
-        engines = rollout.engines * rollout.engine.tensor_parallel
-        size = environment.gpu_memory_bytes(ParallelLayout.of(recipe.trainer).num_ranks + engines)
+        size = environment.gpu_memory_bytes(gpus_used(recipe))
         if size is not None:
             yield from card.faults(recipe, size)
     elif recipe.cluster.gpus_per_node:
