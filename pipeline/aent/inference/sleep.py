@@ -26,8 +26,10 @@ async def fall_asleep(
 
     Raises EngineError where one does not, or does not answer within ``timeout_s``.
     """
-    params = {"level": level, "mode": "abort"}
-    calls = [c.call("POST", "/sleep", params=params, timeout_s=timeout_s) for c in clients]
+    calls = [
+        c.call("POST", "/sleep", params={"level": level, "mode": "abort"}, timeout_s=timeout_s)
+        for c in clients
+    ]
     await asyncio.gather(*calls)
     asked = [c.value("GET", "/is_sleeping", "is_sleeping", timeout_s=timeout_s) for c in clients]
     for client, sleeps in zip(clients, await asyncio.gather(*asked)):
