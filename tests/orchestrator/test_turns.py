@@ -69,7 +69,7 @@ def turns_of(rank: int, path: Path, folder: Path, held: ExitStack) -> tuple[Any,
     offer = Offer.of(recipe, trainer)
 
     def build() -> Any:
-        engine = SleepyEngine(room=lambda: bool(offload._away))
+        engine = SleepyEngine(room=lambda: offload.is_away)
         server = held.enter_context(standing_in(engine.answer))
         fleet = Fleet([EngineClient(server.url)])
         sender = WeightSender(fleet.clients, TransferSettings(timeout_s=TIMEOUT_S, asleep=True))
@@ -134,14 +134,14 @@ def steps(rank: int, _world: int, path: str, folder: str) -> dict[str, Any]:
             )
             told(zero)
             with turns.lent():
-                out[f"lent {version}"] = (refused(zero), bool(turns.offload._away))
+                out[f"lent {version}"] = (refused(zero), turns.offload.is_away)
             out[f"checkpoint {version}"] = told(zero)
             out[f"goes on {version}"] = refused(zero)
             with pytest.raises(RuntimeError, match="turn"):
                 turns.to_weights()
             told(zero)
             turns.to_trainer()
-            out[f"train {version}"] = (told(zero), refused(zero), bool(turns.offload._away))
+            out[f"train {version}"] = (told(zero), refused(zero), turns.offload.is_away)
             trainer.train_minibatch(tiny.mini_batch(tiny.RAGGED, seed=version), 0.4)
     return out
 

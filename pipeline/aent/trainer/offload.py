@@ -36,20 +36,22 @@ class Offload:
     ) -> None:
         self.model, self.optimizer, self.chunk_bytes = model, optimizer, chunk_bytes
         self._host: list[Tensor] = []  # chunks, kept from one time to the next
-        self._away: list[tuple[torch.UntypedStorage, int]] = []  # with their sizes, bytes
+        self.is_away = False
+        self._freed: list[tuple[torch.UntypedStorage, int]] = []  # with their sizes, bytes
 
     @on_device
     @torch.no_grad()
     def offload(self) -> None:
         """Copy the optimizer's tensors to host memory and free them; free the gradients."""
-        if self._away:
+        if self.is_away:
             raise RuntimeError("the optimizer is in host memory already")
         storages = self._storages()
         for there, here in self._copies(storages):
             here.copy_(there, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._away = [(storage, storage.nbytes()) for storage in storages]
+        self.is_away = True
+        self._freed = [(storage, storage.nbytes()) for storage in storages]
         for storage in storages:
             storage.resize_(0)
         self.model.offload_grad_buffers()  # gives freed memory back to the driver, too
@@ -58,11 +60,11 @@ class Offload:
     @torch.no_grad()
     def onload(self) -> None:
         """Undo ``offload``: the same bits, at whatever addresses; gradients of 0."""
-        for storage, size in self._away:
+        for storage, size in self._freed:
             storage.resize_(size)
-        for there, here in self._copies([storage for storage, _ in self._away]):
+        for there, here in self._copies([storage for storage, _ in self._freed]):
             there.copy_(here, non_blocking=True)
-        self._away = []
+        self.is_away, self._freed = False, []
         self.model.restore_grad_buffers()  # waits for the copies, too
 
     def _storages(self) -> list[torch.UntypedStorage]:
