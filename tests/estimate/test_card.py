@@ -132,5 +132,6 @@ def test_a_turn_that_does_not_fit_is_refused(recipe):
     (fault,) = card.faults(greedy, 79 * GIB)
     assert_names(fault, "rollout.engine.gpu_memory_utilization=0.95", "rollout.placement=colocated")
     most = float(fault.rpartition("at most ")[2].split()[0])
-    fits = recipe(RECOMPUTED, SHARED[0], f"rollout.engine.gpu_memory_utilization={most - 0.01:.2f}")
-    assert list(card.faults(fits, 79 * GIB)) == []
+    for share, number in ((most, 0), (most + 0.01, 1)):
+        found = recipe(RECOMPUTED, SHARED[0], f"rollout.engine.gpu_memory_utilization={share:.2f}")
+        assert len(list(card.faults(found, 79 * GIB))) == number

@@ -123,19 +123,21 @@ def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]
         yield (
             f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: of each GPU "
             f"({size / GIB:.1f} GiB by {says}) an engine may use {engine.usable / GIB:.1f}, and "
-            f"weights ({engine.weights / GIB:.1f}), two transfer buckets, the process and the "
-            f"key-value cache of one sequence ({engine.sequence / GIB:.1f}) do not fit"
+            f"weights ({engine.weights / GIB:.1f}), their transfer ({engine.transfer / GIB:.1f}), "
+            f"the process and the key-value cache of one sequence ({engine.sequence / GIB:.1f}) do "
+            "not fit"
         )
     if not recipe.rollout.colocated:
         return
     rest = max(resting(each, layout).total for each in memory.per_rank)
     if engine.usable + rest > size:
+        most = max(0, (size - rest) * 100 // size) / 100
         yield (
             "rollout.engine.gpu_memory_utilization="
             f"{recipe.rollout.engine.gpu_memory_utilization:g}: an engine takes "
             f"{engine.usable / GIB:.1f} GiB of a GPU that has {size / GIB:.1f} GiB by {says}, and "
             f"a rank keeps about {rest / GIB:.1f} GiB there while it samples "
-            f"(rollout.placement=colocated): at most {max(0, size - rest) / size:.2f} fits"
+            f"(rollout.placement=colocated): at most {most:.2f} fits"
         )
 
 

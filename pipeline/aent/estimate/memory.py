@@ -21,10 +21,9 @@ In host memory, whatever computes: the libraries (process), a frozen reference, 
 optimizer, and a checkpoint that is saved or read. Where no card computes, each stage's first rank
 has the stage's tensors in shared memory for engines to read (shared). With engines on the trainer's
 cards (``rollout.placement: colocated``) it has so as well, and the optimizer is in pinned memory
-while they sample (parked). On a card training, export,
-swap and gathering do not meet: the largest of them counts (``RankMemory.allocated``); what a card
-takes besides is assumed (``estimate.card``). Without a card everything is host memory, and all
-lines count.
+while they sample (parked). On a card training, export, swap and gathering do not meet: the largest
+of them counts (``RankMemory.allocated``); what a card takes besides is assumed (``estimate.card``).
+Without a card everything is host memory, and all lines count.
 """
 
 from __future__ import annotations
