@@ -1,5 +1,5 @@
-"""A whole run with trainer and engine in turns, on a CPU, where vLLM follows the calls and keeps its
-memory. A recipe is refused there, so the launcher is called without the checks."""
+"""A whole run with trainer and engine in turns, on a CPU, where vLLM follows the calls and keeps
+its memory. A recipe is refused there, so the launcher is called without the checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from e2e.jobs import PATIENCE_S, TINY, empty_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.full]
+pytestmark = [pytest.mark.slow, pytest.mark.full, pytest.mark.timeout(3600)]
 
 UNCHECKED = """
 import sys
