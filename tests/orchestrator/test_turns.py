@@ -21,6 +21,7 @@ from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
 from aent.orchestrator.engines import Engines
 from aent.weights.manifest import expected_manifest
+from aent.weights.probe import Probe
 from aent.weights.weight_transfer import TransferSettings, WeightSender
 from distributed.ranks import run_ranks
 from inference.sleepy import SleepyEngine
@@ -75,9 +76,10 @@ def turns_of(rank: int, path: Path, folder: Path, held: ExitStack) -> tuple[Any,
         sender = WeightSender(fleet.clients, TransferSettings(timeout_s=TIMEOUT_S, asleep=True))
         asyncio.run(sleep.fall_asleep(fleet.clients, sleep.DROP_WEIGHTS, TIMEOUT_S))
         assert "shared memory" in asyncio.run(choose_way(sender, offer))
+        probe = Probe([1, 2, 3], 1, 1.0)
         engines = Probed(
-            recipe, folder, fleet, sender, expected_manifest(path), None, lambda words: None
-        )  # type: ignore[arg-type]
+            recipe, folder, fleet, sender, expected_manifest(path), probe, lambda words: None
+        )
         return SimpleNamespace(engines=engines, engine=engine)
 
     phases = Phases.of(folder, rank, TIMEOUT_S)

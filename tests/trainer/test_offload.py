@@ -22,7 +22,7 @@ CASES = [(dtype, distributed) for dtype in ("float32", "bfloat16") for distribut
 def held(trainer: Any) -> dict[str, int]:
     """Bytes of storages: of the weights, of the gradients, of the rest of the optimizer."""
     weights = {p.untyped_storage()._cdata for p in trainer.policy.parameters()}
-    own = {}
+    own: dict[int, int] = {}
     for part in getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer]):
         tensors = [p for group in part.optimizer.param_groups for p in group["params"]]
         for state in part.optimizer.state.values():

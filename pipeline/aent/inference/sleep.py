@@ -14,14 +14,14 @@ from typing import Literal
 
 from aent.inference.client import EngineClient
 
-KEEP_WEIGHTS, DROP_WEIGHTS = 1, 2  # vLLM's levels
+Level = Literal[1, 2]  # vLLM's
+KEEP_WEIGHTS: Level = 1
+DROP_WEIGHTS: Level = 2
 Part = Literal["weights", "kv_cache"]
 PARTS: tuple[Part, ...] = ("weights", "kv_cache")  # in the order in which they wake
 
 
-async def fall_asleep(
-    clients: Sequence[EngineClient], level: Literal[1, 2], timeout_s: float
-) -> None:
+async def fall_asleep(clients: Sequence[EngineClient], level: Level, timeout_s: float) -> None:
     """Have every engine sleep; requests that it still has are given up.
 
     Raises EngineError where one does not, or does not answer within ``timeout_s``.

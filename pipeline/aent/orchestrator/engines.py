@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, TransientError
 from aent.inference.load import Load
+from aent.inference.sleep import Level
 from aent.orchestrator.offer import Offer
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
@@ -156,7 +156,7 @@ class Engines:
         self._updating = False
         self.unproven.release()
 
-    def sleep(self, level: Literal[1, 2]) -> None:
+    def sleep(self, level: Level) -> None:
         """Have every engine leave its GPUs (``inference.sleep``). Raises EngineError."""
         timeout_s = self.sender.settings.timeout_s
         asyncio.run(sleep.fall_asleep(self.fleet.clients, level, timeout_s))
