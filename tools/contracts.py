@@ -150,7 +150,8 @@ def _taken(function: Any, sources: Sources, path: Path) -> set[str]:
         else:
             names.add(argument.arg)
     for node in (node for statement in function.body for node in ast.walk(statement)):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get" and node.args:
+        read = getattr(getattr(node, "func", None), "attr", "") in ("get", "getlist")
+        if isinstance(node, ast.Call) and read and node.args:
             names |= {str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)}
     return {name for name in names if not name.startswith("_")}
 
@@ -162,7 +163,8 @@ def _engines() -> list[EngineSettings]:
     place = {"model_path": Path("m"), "log_path": Path("l"), "token_path": Path("t")}
     common: dict[str, Any] = {"served_name": "s", "max_model_len": 1, **place}
     parallel = {"device": "cpu", "tensor_parallel": 2}
-    return [EngineSettings(**common, **own) for own in ({"device": "cuda"}, {}, parallel)]
+    shared = {"device": "cuda", "colocated": True}
+    return [EngineSettings(**common, **own) for own in ({"device": "cuda"}, shared, {}, parallel)]
 
 
 def given_options() -> set[str]:

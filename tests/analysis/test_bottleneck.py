@@ -69,6 +69,12 @@ def test_the_largest_part_is_named_with_its_cause(
     assert told.count(". ") == 0
 
 
+def test_sampling_ahead_is_no_advice_where_trainer_and_engines_take_turns() -> None:
+    told = bottleneck.sentence(recipe("rollout.placement=colocated"), series())
+    assert_names(told, "training", "45%")
+    assert "rollout.max_staleness" not in told
+
+
 def test_a_run_without_a_step_says_so() -> None:
     assert_names(bottleneck.sentence(recipe(), {}), "No", "step")
 

@@ -124,3 +124,45 @@ def test_nothing_is_gathered_without_a_distributed_optimizer(recipe):
     plain = ("trainer.optimizer.distributed=false", "checkpoint.memory_efficient=true")
     (fault,) = check(recipe(RECOMPUTED, *plain), machine=False)
     assert_names(fault, "checkpoint.memory_efficient", "trainer.optimizer.distributed")
+
+
+SHARED = ("rollout.placement=colocated", "rollout.engine.gpu_memory_utilization=.6")
+
+
+def test_a_card_that_is_shared_holds_both_in_either_turn(recipe):
+    """The trainer's share and an engine that sleeps; the engine's and the trainer's weights."""
+    found = recipe(RECOMPUTED, *SHARED)
+    memory, layout = estimate(found), ParallelLayout.of(found.trainer)
+    rank, engine = memory.per_rank[0], card.engine_card(found, 79 * GIB)
+    alone = estimate(recipe(RECOMPUTED)).per_rank[0]
+    full, rest = card.card(rank, layout), card.resting(rank, layout)
+    assert rest.allocated == rank.weights + rank.export + card.PROBE_BYTES
+    assert rest.total == rest.allocated + int(0.05 * rest.allocated) + (
+        card.CONTEXT_BYTES + 3 * card.NCCL_BYTES + card.WORKSPACE_BYTES
+    )
+    table = 152_064 * 3584 * 2  # bytes: the largest tensor, which arrives whole
+    assert engine.transfer == rank.export == table
+    # in host memory: the optimizer, and on a stage's first rank the weights for the engines
+    assert rank.parked == alone.optimizer + 2 * rank.weights  # of two tensor-parallel ranks
+    assert memory.per_rank[1].parked == alone.optimizer
+    assert (rank.host - alone.host, rank.shared) == (rank.parked, 0)
+    assert list(card.faults(found, 79 * GIB)) == []
+    said = card.describe(found, memory, 79 * GIB)
+    training, sampling = full.total + card.ENGINE_BYTES, engine.usable + rest.total
+    assert_names(said, f"{training / GIB:.1f} GiB while", f"{sampling / GIB:.1f} while")
+
+
+def test_a_turn_that_does_not_fit_is_refused(recipe):
+    found = recipe(RECOMPUTED, *SHARED)
+    training = card.card(estimate(found).per_rank[0], ParallelLayout.of(found.trainer)).total
+    small = training + card.ENGINE_BYTES - 1
+    assert list(card.faults(recipe(RECOMPUTED), small)) == []  # beside no engine it fits
+    fault = next(card.faults(found, small))
+    assert_names(fault, "memory: rank 0", "an engine that sleeps 3.0")
+    greedy = recipe(RECOMPUTED, SHARED[0], "rollout.engine.gpu_memory_utilization=.95")
+    (fault,) = card.faults(greedy, 79 * GIB)
+    assert_names(fault, "rollout.engine.gpu_memory_utilization=0.95", "rollout.placement=colocated")
+    most = float(fault.rpartition("at most ")[2].split()[0])
+    for share, number in ((most, 0), (most + 0.01, 1)):
+        found = recipe(RECOMPUTED, SHARED[0], f"rollout.engine.gpu_memory_utilization={share:.2f}")
+        assert len(list(card.faults(found, 79 * GIB))) == number

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aent.inference.proof import CHALLENGE, PROOF
 from aent.models.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class StandIn:
     """What it was asked, and what it answers (in a thread of each connection)."""
 
     url: str
-    answer: Callable[[str, dict[str, Any]], Answer | object]
+    answer: Callable[[str, dict[str, Any]], Answer | object]  # of path, and query with body
     prove: Callable[[str], str] | None = None  # its answer to a challenge
     asked: list[str] = field(default_factory=list)  # paths
     told: list[str] = field(default_factory=list)  # headers of each request
@@ -69,13 +70,13 @@ def standing_in(answer: Callable[[str, dict[str, Any]], Answer | object]) -> Ite
             self.do_POST()
 
         def do_POST(self) -> None:
-            path = self.path.partition("?")[0]
+            path, _, query = self.path.partition("?")
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length) or b"{}")
             with lock:
                 server.asked.append(path)
                 server.told.append(str(self.headers))
-            answer = server.answer(path, body)
+            answer = server.answer(path, dict(parse_qsl(query)) | body)
             if answer is RESET:
                 reset = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)

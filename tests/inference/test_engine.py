@@ -30,9 +30,16 @@ def settings(folder: Path, **changes: object) -> EngineSettings:
     return EngineSettings(**values)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_option_that_a_run_sets_is_refused_in_recipes(tmp_path: Path, device: str) -> None:
-    ours = set(own_options(settings(tmp_path, device=device)))
+@pytest.mark.parametrize(("device", "shared"), [("cpu", False), ("cuda", False), ("cuda", True)])
+def test_every_option_that_a_run_sets_is_refused_in_recipes(
+    tmp_path: Path, device: str, shared: bool
+) -> None:
+    options = own_options(settings(tmp_path, device=device, colocated=shared))
+    assert options.get("enable-sleep-mode", False) is shared
+    near = device == "cpu" or shared
+    backend = "aent_gloo" if near else "aent_nccl"
+    assert options["weight-transfer-config"] == {"backend": backend}
+    ours = set(options)
     assert ours <= set(OWN_OPTIONS) | (set(ON_CPU) if device == "cpu" else set())
 
 

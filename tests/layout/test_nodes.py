@@ -2,7 +2,7 @@
 
 import pytest
 
-from aent.layout.nodes import Layout, idle_gpus, layout
+from aent.layout.nodes import Layout, gpus_used, idle_gpus, layout
 from aent.recipe.load import load
 from wording import assert_names, naming
 
@@ -23,9 +23,26 @@ def test_engines_lie_beside_the_ranks_or_on_nodes_of_their_own():
     assert layout(recipe(), 1, 0).ranks_per_node == 4  # a job without GPUs has no bound
 
 
+def test_engines_lie_on_the_ranks_gpus_if_they_are_colocated():
+    shared = ("rollout.placement=colocated", "rollout.engines=2")
+    both = recipe(*shared, "rollout.engine.tensor_parallel=2")
+    assert layout(both, 1, 4) == Layout(1, 4, 1, 2, 0)
+    assert idle_gpus(both, 1, 4) is None
+    assert [gpus_used(recipe(*more)) for more in ((), shared)] == [5, 4]
+    assert gpus_used(recipe("rollout.placement=colocated", "rollout.engines=6")) == 6
+    assert_names(idle_gpus(recipe(*shared), 1, 8), "4 of", 8, "rollout.engines=8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "overrides", "names"),
     [
+        ((2, 8), ("rollout.placement=colocated",), ("rollout.placement=colocated", "one node")),
+        ((1, 8, 1), ("rollout.placement=colocated",), ("rollout.placement=colocated", "one node")),
+        (
+            (1, 4),
+            ("rollout.placement=colocated", "rollout.engines=5"),
+            ("rollout.engine.tensor_parallel", "5 GPUs", 4),
+        ),
         ((3, 8), (), (4, "3 nodes")),
         ((4, 8), (), ("trainer.tensor_parallel=2", "4 trainer ranks", "4 nodes", 1)),
         ((1, 8, 1, 1), ("rollout.engines=2",), ("rollout.engine.tensor_parallel", "2 GPUs", 1)),

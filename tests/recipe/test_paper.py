@@ -13,7 +13,7 @@ from aent.algorithm.advantages import group_advantages
 from aent.checks.recipe import check
 from aent.cli.main import app
 from aent.estimate import card
-from aent.layout.nodes import layout
+from aent.layout.nodes import Layout, layout
 from aent.models.bundled import tiny_qwen2
 from aent.models.published import PUBLISHED
 from aent.recipe.load import flatten, load
@@ -23,10 +23,14 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SETTINGS = ("math", "openr1", "gsm8k", "deepmath")
 ARMS = ("aent", "grpo", "full", "full-controlled")
 REMOTE = [RECIPES / "paper" / f"{s}-{arm}.yaml" for s in SETTINGS for arm in ARMS]
-REMOTE.append(RECIPES / "paper" / "gsm8k-aent-band.yaml")
+REMOTE += [RECIPES / "paper" / f"gsm8k-aent-{which}.yaml" for which in ("band", "colocated")]
 SCALE = sorted((RECIPES / "scale").glob("*.yaml"))
 CARD = 79 * 2**30  # bytes of a card of 80 GB
 TWO_NODES = ("cluster.nodes=2", "trainer.data_parallel=8", "rollout.engines=8")
+# trainer and engines on the same eight GPUs
+COLOCATED = ("rollout.placement=colocated", "rollout.max_staleness=0", "trainer.data_parallel=8",
+             "rollout.engines=8", "rollout.engine.gpu_memory_utilization=.8")  # fmt: skip
+COLOCATED_7B = (*COLOCATED, "trainer.data_parallel=4", "rollout.engines=4")
 TWO_NODES_7B = ("cluster.nodes=2", "trainer.data_parallel=4", "rollout.engines=4")
 
 # arXiv 2509.03493, of its first two settings; of the third, the authors' own file
@@ -90,6 +94,12 @@ def test_the_bands_of_the_third_setting_are_those_that_its_file_switches_off():
     assert {key.partition(".")[0] for key, _ in changed} == {"name", "controller"}
 
 
+def test_a_colocated_layout_changes_where_things_run_and_nothing_else():
+    shared = recipe("gsm8k-aent-colocated")
+    assert layout(shared, 1, 8) == Layout(1, 8, 1, 8, 0)
+    assert shared == recipe("gsm8k-aent", "name=gsm8k-aent-colocated", *COLOCATED)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_arms_differ_in_their_entropy_bonus_alone(setting):
     whole = flatten(recipe(f"{setting}-aent"))
@@ -110,8 +120,12 @@ def test_arms_differ_in_their_entropy_bonus_alone(setting):
 
 @pytest.mark.parametrize("path", REMOTE + SCALE, ids=lambda p: p.stem)
 def test_fits_its_nodes_and_their_gpus(path):
-    two_nodes = TWO_NODES_7B if path.stem.startswith("deepmath") else TWO_NODES
-    variants = [()] + ([two_nodes] if path in REMOTE else [])
+    large = path.stem.startswith("deepmath")
+    variants = [()]
+    if path in REMOTE:
+        variants.append(COLOCATED_7B if large else COLOCATED)
+        if not path.stem.endswith("colocated"):
+            variants.append(TWO_NODES_7B if large else TWO_NODES)
     for overrides in variants:
         found = load(path, overrides)
         assert check(found, machine=False) == []

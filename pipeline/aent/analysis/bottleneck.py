@@ -105,7 +105,8 @@ def _cause(recipe: Recipe, name: str, found: Seconds) -> str:
             return f"; its pipeline stages wait {means['compute/bubble_share']:.0%} of that time"
         if "compute/train_mfu" in means:
             return f", at an MFU of {means['compute/train_mfu']:.2f}"
-        if not recipe.rollout.max_staleness and "engines" in found.idle:
+        rollout = recipe.rollout
+        if not rollout.max_staleness and not rollout.colocated and "engines" in found.idle:
             return (
                 f"; the engines are idle {found.idle['engines']:.0%} of the time: "
                 "rollout.max_staleness would use it"

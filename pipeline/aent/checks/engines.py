@@ -33,6 +33,7 @@ OWN_OPTIONS = {
     "middleware": "",
     "gpu-memory-utilization": "rollout.engine.gpu_memory_utilization",
     "kv-cache-memory-bytes": "rollout.engine.kv_cache_gib",
+    "enable-sleep-mode": "rollout.placement",
 }
 # options that would open another way in, or move an engine off its GPUs
 KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")

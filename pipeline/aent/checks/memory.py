@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aent.estimate import card
-from aent.layout.parallel import ParallelLayout
+from aent.layout.nodes import gpus_used
 from aent.models.facts import are_known
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
@@ -34,9 +34,7 @@ def _size(recipe: Recipe, machine: bool) -> tuple[int, str] | None:
     if not are_known(recipe.model):
         return None
     if machine:
-        rollout = recipe.rollout
-        engines = rollout.engines * rollout.engine.tensor_parallel
-        size = environment.gpu_memory_bytes(ParallelLayout.of(recipe.trainer).num_ranks + engines)
+        size = environment.gpu_memory_bytes(gpus_used(recipe))
         return None if size is None else (size, "nvidia-smi")
     if not recipe.cluster.gpus_per_node:
         return None

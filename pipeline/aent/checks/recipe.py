@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from aent.checkpoint import resume
 from aent.checks import cluster as check_cluster
+from aent.checks import colocation as check_colocation
 from aent.checks import controls as check_controls
 from aent.checks import engines as check_engines
 from aent.checks import graders as check_graders
@@ -44,6 +45,7 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
         *check_task.faults(recipe, machine),
         *check_graders.faults(recipe),
         *check_engines.faults(recipe, machine),
+        *check_colocation.faults(recipe, machine),
         *_evaluation(recipe, machine),
         *_optimizer(recipe),
         *check_megatron.faults(recipe),

@@ -18,6 +18,7 @@ import httpx
 from packaging.requirements import Requirement
 
 from aent.checks import engines as check_engines
+from aent.layout.nodes import gpus_used
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
@@ -282,10 +283,10 @@ def _device_problems(recipe: Recipe, findings: Findings, roles: Roles) -> Iterat
             yield f"vLLM's kernels for the CPU cannot be loaded: {library_problem()}"
         return
     ranks = ParallelLayout.of(trainer).num_ranks
-    engines = rollout.engines * rollout.engine.tensor_parallel
-    if ranks + engines > len(roles.gpus):
+    engines, used = rollout.engines * rollout.engine.tensor_parallel, gpus_used(recipe)
+    if used > len(roles.gpus):
         yield (
-            f"{ranks} trainer ranks and {engines} GPUs of engines need {ranks + engines} GPUs, "
+            f"{ranks} trainer ranks and {engines} GPUs of engines need {used} GPUs, "
             f"torch sees {len(roles.gpus)}"
         )
 

@@ -7,10 +7,10 @@ commonly seen on cards of 80 GB.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from aent.estimate.memory import COUNTED, GIB, MemoryEstimate, RankMemory, estimate
-from aent.estimate.state import element_bytes
+from aent.estimate.state import element_bytes, largest_tensor
 from aent.layout.parallel import ParallelLayout
 from aent.models.facts import model_facts
 from aent.recipe.schema import Recipe
@@ -19,7 +19,9 @@ CONTEXT_BYTES = int(0.6 * GIB)  # CUDA's context with the kernels of torch and T
 NCCL_BYTES = int(0.3 * GIB)  # of each group of ranks that a rank communicates in
 WORKSPACE_BYTES = int(0.3 * GIB)  # of cuBLAS and of the attention
 FRAGMENTED = 0.05  # of what torch has allocated, lost between its blocks
-ENGINE_BYTES = int(3.0 * GIB)  # of one of vLLM's workers: context, NCCL, CUDA graphs, activations
+# of one of vLLM's workers: context, NCCL, CUDA graphs, activations; also while it sleeps
+ENGINE_BYTES = int(3.0 * GIB)
+PROBE_BYTES = int(0.5 * GIB)  # of a rank that scores the probe's few tokens
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,21 @@ def card(memory: RankMemory, layout: ParallelLayout) -> Card:
     )
 
 
+def resting(memory: RankMemory, layout: ParallelLayout) -> Card:
+    """What a rank keeps on a card that it shares with an engine, while that has its turn: weights,
+    and one whole tensor on its way to the engines."""
+    kept = memory.weights + memory.export + PROBE_BYTES
+    full = card(memory, layout)
+    return replace(full, allocated=kept, fragmentation=int(FRAGMENTED * kept))
+
+
 @dataclass(frozen=True)
 class EngineCard:
     """Bytes on each card of one engine."""
 
     usable: int  # rollout.engine.gpu_memory_utilization of the card
     weights: int
-    transfer: int  # two buckets of new weights
+    transfer: int  # two buckets of new weights, or the largest tensor from the node's memory
     worker: int  # assumed
     sequence: int  # key-value cache of one sequence of the longest kind
 
@@ -83,10 +93,13 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
     cards, element = rollout.engine.tensor_parallel, element_bytes(recipe)
     heads = -(-facts.kv_groups // cards)
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    transfer = 2 * rollout.transfer_bucket_mib * 2**20
+    if rollout.colocated:
+        transfer = largest_tensor(facts) * element
     return EngineCard(
         usable=int(rollout.engine.gpu_memory_utilization * size),
         weights=facts.parameters * element // cards,
-        transfer=2 * rollout.transfer_bucket_mib * 2**20,
+        transfer=transfer,
         worker=ENGINE_BYTES,
         sequence=2 * facts.layers * heads * facts.head_dim * element * longest,
     )
@@ -95,7 +108,7 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
 def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
     """One sentence for a trainer that does not fit cards of ``size`` bytes by what is counted
     (``RankMemory.counted``), without any assumption; the same for engines, by their weights and the
-    cache of one sequence.
+    cache of one sequence, and for one on the ranks' cards, by all that a rank keeps there.
 
     recipe: one that is checked, of a model whose sizes are known. says: where the size is from.
     """
@@ -118,6 +131,18 @@ def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]
             f"({engine.weights / GIB:.1f}) and the key-value cache of one sequence "
             f"({engine.sequence / GIB:.1f}) do not fit"
         )
+    if not recipe.rollout.colocated:
+        return
+    rest = max(resting(each, layout).total for each in memory.per_rank)
+    if engine.usable + rest > size:
+        most = max(0, (size - rest) * 100 // size) / 100
+        yield (
+            "rollout.engine.gpu_memory_utilization="
+            f"{recipe.rollout.engine.gpu_memory_utilization:g}: an engine takes "
+            f"{engine.usable / GIB:.1f} GiB of a GPU that has {has}, and "
+            f"a rank keeps about {rest / GIB:.1f} GiB there while it samples "
+            f"(rollout.placement=colocated): at most {most:.2f} fits"
+        )
 
 
 def doubts(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
@@ -126,11 +151,13 @@ def doubts(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]
     memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
     rank = memory.fullest
     need = card(memory.per_rank[rank], layout)
+    asleep = ENGINE_BYTES * recipe.rollout.colocated
     has = f"{size / GIB:.1f} GiB by {says}"
-    if need.total > size:
+    if need.total + asleep > size:
+        beside = f" beside a sleeping engine's {asleep / GIB:.1f}" if asleep else ""
         yield (
             f"memory: rank {rank} ({layout}) may run out of memory: it needs about "
-            f"{need.total / GIB:.1f} GiB of a GPU that has {has}: "
+            f"{need.total / GIB:.1f} GiB{beside} of a GPU that has {has}: "
             f"{_parts(memory.per_rank[rank], need)}"
         )
     if not recipe.rollout.engines:
@@ -141,7 +168,7 @@ def doubts(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]
             f"rollout.engine.tensor_parallel={recipe.rollout.engine.tensor_parallel}: an engine "
             f"may use {engine.usable / GIB:.1f} GiB of each GPU ({has}), and perhaps has no room "
             f"for one sequence ({engine.sequence / GIB:.1f}) beside weights "
-            f"({engine.weights / GIB:.1f}), two transfer buckets ({engine.transfer / GIB:.1f}) and "
+            f"({engine.weights / GIB:.1f}), their transfer ({engine.transfer / GIB:.1f}) and "
             f"what is assumed for its process ({engine.worker / GIB:.1f})"
         )
 
@@ -161,6 +188,14 @@ def describe(recipe: Recipe, memory: MemoryEstimate, size: int) -> str:
             f"{engine.weights / GIB:.1f}, transfer {engine.transfer / GIB:.1f}, assumed for the "
             f"process {engine.worker / GIB:.1f}; the key-value cache's {engine.cache / GIB:.1f} "
             f"hold {engine.sequences} of the longest sequences"
+        )
+    if recipe.rollout.colocated:
+        rest = max(resting(each, layout).total for each in memory.per_rank)
+        lines.append(
+            f"they share a GPU: {(need.total + ENGINE_BYTES) / GIB:.1f} GiB while the trainer "
+            f"works, {(engine.usable + rest) / GIB:.1f} while the engine does (assumed: "
+            f"{ENGINE_BYTES / GIB:.1f} of an engine that sleeps, {PROBE_BYTES / GIB:.1f} of the "
+            "probe)"
         )
     lines.append(
         f"host memory beside GPUs: {max(r.host for r in memory.per_rank) / GIB:.1f} GiB of a rank, "

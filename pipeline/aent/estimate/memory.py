@@ -19,10 +19,11 @@ gathering      the optimizer's state on its way into a checkpoint, on a card
 
 In host memory, whatever computes: the libraries (process), a frozen reference, an offloaded
 optimizer, and a checkpoint that is saved or read. Where no card computes, each stage's first rank
-has the stage's tensors in shared memory for engines to read (shared). On a card training, export,
-swap and gathering do not meet: the largest of them counts (``RankMemory.allocated``); what a card
-takes besides is assumed (``estimate.card``). Without a card everything is host memory, and all
-lines count.
+has the stage's tensors in shared memory for engines to read (shared). With engines on the trainer's
+cards (``rollout.placement: colocated``) it has so as well, and the optimizer is in pinned memory
+while they sample (parked). On a card training, export, swap and gathering do not meet: the largest
+of them counts (``RankMemory.allocated``); what a card takes besides is assumed (``estimate.card``).
+Without a card everything is host memory, and all lines count.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class RankMemory:
     offloaded: int
     checkpoint: int
     shared: int
+    parked: int
     process: int
 
     @property
@@ -85,7 +87,7 @@ class RankMemory:
     @property
     def host(self) -> int:
         """Host memory where a card computes."""
-        return self.reference + self.offloaded + self.checkpoint + self.process
+        return self.reference + self.offloaded + self.checkpoint + self.parked + self.process
 
     @property
     def total(self) -> int:
@@ -196,8 +198,11 @@ def _rank(
     weights = parameters * element
     reference = weights if recipe.algorithm.kl_coefficient > 0 else 0
     buckets = min(2 * recipe.rollout.transfer_bucket_mib * 2**20, facts.parameters * element)
-    shared = 0
-    if exports and recipe.rollout.transfer_backend == "auto":  # in place of the buckets
+    shared = parked = 0
+    if recipe.rollout.colocated:
+        parked = shard * on_device + parameters * layout.tensor * element * exports
+        buckets = 0
+    elif exports and recipe.rollout.transfer_backend == "auto":  # in place of the buckets
         shared = max(0, parameters * layout.tensor * element - buckets * zero)
     of_head = 0
     if layout.has_head(stage):
@@ -217,5 +222,6 @@ def _rank(
         offloaded=shard * offloaded,
         checkpoint=states.checkpoint_host_bytes(recipe, facts, layout, stage, element, first_copy),
         shared=shared,
+        parked=parked,
         process=PROCESS_BYTES + RANK_ZERO_BYTES * zero + GPU_BUILD_BYTES * torch_is_for_gpus(),
     )

@@ -75,6 +75,7 @@ class EngineSettings:
     cpu_threads: int | None = None  # of each worker, on a CPU; None: its share of the cores
     gpu_memory_utilization: float = 0.85  # on GPUs
     gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
+    colocated: bool = False  # its GPUs are the trainer's too: it sleeps meanwhile
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
     options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
 
@@ -100,6 +101,7 @@ def settings_of(
         kv_cache_gib=engine.kv_cache_gib,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
+        colocated=rollout.colocated,
         token_path=run_dir / "token",
         options=engine.options,
     )
@@ -128,7 +130,8 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
     """The options that a run gives its engines, by name; tuples are given several times. Recipes
     may not set them (``checks.recipe``)."""
     s = settings
-    backend = "aent_gloo" if s.device == "cpu" else "aent_nccl"
+    # NCCL would refuse two processes of one group on one GPU
+    backend = "aent_gloo" if s.device == "cpu" or s.colocated else "aent_nccl"
     options: dict[str, object] = {
         "model": s.model_path,
         "served-model-name": s.served_name,
@@ -153,7 +156,8 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
     if s.token_path is not None:  # a request meets the last middleware first
         options["middleware"] = (ARRAY_ROUTE, f"{TokenGate.__module__}.{TokenGate.__name__}")
     if s.device == "cuda":
-        return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
+        options["gpu-memory-utilization"] = s.gpu_memory_utilization
+        return options | ({"enable-sleep-mode": True} if s.colocated else {})
     options |= {
         "enforce-eager": True,
         # a prompt cut in two (as soon as a step's prompts are more than 2048 tokens) is fatal on a

@@ -22,6 +22,7 @@ from aent.inference.keeper import Keeper
 from aent.inference.shared import SharedEngines
 from aent.launch import starts
 from aent.launch.start import prepare, rank_environment
+from aent.layout.nodes import first_engine_gpu
 from aent.layout.parallel import ParallelLayout
 from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
@@ -150,10 +151,10 @@ def ended(run_dir: Path, ranks: list[Child], signals: Signals, failure: str | No
 def start_engine(
     recipe: Recipe, model_path: Path, run_dir: Path, index: int, shared: SharedEngines | None
 ) -> Keeper:
-    """Start engine ``index`` of the recipe, on the GPUs after the ranks', or take over a shared
-    one."""
-    ranks = ParallelLayout.of(recipe.trainer).num_ranks
-    first_gpu = ranks + index * recipe.rollout.engine.tensor_parallel
+    """Start engine ``index`` of the recipe, on GPUs after the ranks' or on theirs, or take over a
+    shared one."""
+    first_gpu = first_engine_gpu(recipe, ParallelLayout.of(recipe.trainer).num_ranks)
+    first_gpu += index * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
     if shared is not None:
         return shared.engine(recipe, run_dir, index, settings)

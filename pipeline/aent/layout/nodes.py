@@ -1,4 +1,4 @@
-"""How a recipe's ranks and engines lie on the nodes of a Slurm job."""
+"""How a recipe's ranks and engines lie on the GPUs of a machine and on the nodes of a job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from aent.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Layout:
-    """Tasks of each node. Engines take the GPUs after the ranks', or nodes of their own."""
+    """Tasks of each node. Engines take the GPUs after the ranks', the same ones from the first on
+    (``rollout.placement: colocated``), or nodes of their own."""
 
     nodes: int  # with trainer ranks
     ranks_per_node: int
     engine_nodes: int  # with engines: the same nodes, or those of the second group
     engines_per_node: int
     first_engine_gpu: int  # of a node with engines
+
+
+def gpus_used(recipe: Recipe) -> int:
+    """How many GPUs ranks and engines take together."""
+    ranks, rollout = ParallelLayout.of(recipe.trainer).num_ranks, recipe.rollout
+    engines = rollout.engines * rollout.engine.tensor_parallel
+    return max(ranks, engines) if rollout.colocated else ranks + engines
+
+
+def first_engine_gpu(recipe: Recipe, ranks: int) -> int:
+    """The first GPU of the engines on a machine that they share with so many trainer ranks."""
+    return 0 if recipe.rollout.colocated else ranks
 
 
 def layout(
@@ -52,16 +65,21 @@ def layout(
         raise ValueError(
             f"{engine_nodes} nodes for rollout.engines={rollout.engines}: some would have no engine"
         )
+    if rollout.colocated and (nodes > 1 or engine_nodes):
+        raise ValueError(
+            "rollout.placement=colocated is for one node, whose memory new weights pass through, "
+            f"and this job has {nodes + engine_nodes}"
+        )
     places = min(engine_nodes or nodes, rollout.engines)
     engines_per_node = -(-rollout.engines // places) if places else 0
     engine_gpus = engines_per_node * rollout.engine.tensor_parallel
-    first = 0 if engine_nodes else ranks_per_node
+    first = 0 if engine_nodes else first_engine_gpu(recipe, ranks_per_node)
     engine_gpus_per_node = _engine_gpus(gpus_per_node, engine_nodes, engine_gpus_per_node)
     if gpus_per_node or engine_gpus_per_node:
         what = f"{ranks_per_node} trainer ranks"
         engines = f"{engines_per_node} engine(s) of rollout.engine.tensor_parallel="
         engines += f"{rollout.engine.tensor_parallel}"
-        if not engine_nodes and engine_gpus:
+        if not engine_nodes and engine_gpus and not rollout.colocated:
             _check(ranks_per_node + engine_gpus, gpus_per_node, f"{what} and {engines}")
         else:
             _check(ranks_per_node, gpus_per_node, what)
@@ -114,9 +132,8 @@ def _other_ways(recipe: Recipe, nodes: int, gpus: int) -> Iterator[tuple[str, in
 
 
 def _idle(recipe: Recipe, nodes: int, gpus: int, engine_nodes: int, engine_gpus: int | None) -> int:
-    ranks, rollout = ParallelLayout.of(recipe.trainer).num_ranks, recipe.rollout
-    used = ranks + rollout.engines * rollout.engine.tensor_parallel
-    return nodes * gpus + engine_nodes * _engine_gpus(gpus, engine_nodes, engine_gpus) - used
+    every = nodes * gpus + engine_nodes * _engine_gpus(gpus, engine_nodes, engine_gpus)
+    return every - gpus_used(recipe)
 
 
 def _engine_gpus(gpus: int, engine_nodes: int, engine_gpus: int | None) -> int:

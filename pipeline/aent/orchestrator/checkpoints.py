@@ -14,6 +14,7 @@ from aent.checkpoint.saving import Saving, Writer, begin
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings, ControllerState
 from aent.orchestrator.rank_zero import RankZero
+from aent.orchestrator.turns import Turns
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
 from aent.runtime.signals import StopRequest
@@ -44,6 +45,7 @@ class Checkpoints:
     stop: StopRequest
     zero: HeldByRankZero[RankZero]
     writer: Writer
+    turns: Turns
     saving: Saving | None = None  # a checkpoint under way
 
     def restore(self, settings: ControllerSettings) -> Start:
@@ -91,11 +93,12 @@ class Checkpoints:
             questions = self.zero.alone(
                 "what the curriculum knows", lambda zero: to_json(zero.rollouts.record)
             )
-            self.saving = begin(
-                self.writer, step, controller, memory, gap, questions, goes_on=goes_on
-            )
-            if not goes_on:
-                self._finish_saving()
+            with self.turns.lent():
+                self.saving = begin(
+                    self.writer, step, controller, memory, gap, questions, goes_on=goes_on
+                )
+                if not goes_on:
+                    self._finish_saving()
         return asked and not last
 
     def _finish_saving(self) -> None:

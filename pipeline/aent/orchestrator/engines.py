@@ -13,11 +13,12 @@ from torch import Tensor
 
 from aent.data.batch import Batch
 from aent.data.sample import Sample
-from aent.inference import registry
+from aent.inference import registry, sleep
 from aent.inference.client import EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, TransientError
 from aent.inference.load import Load
+from aent.inference.sleep import Level
 from aent.orchestrator.offer import Offer
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
@@ -72,7 +73,13 @@ class Engines:
             load=Load(),
         )
         sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
-        say(asyncio.run(choose_way(sender, offer)))
+        way = asyncio.run(choose_way(sender, offer))
+        if recipe.rollout.colocated and not sender.is_shared:
+            raise EngineError(
+                "rollout.placement=colocated needs memory that trainer and engines can both open: "
+                + way.removeprefix("aent: ")
+            )
+        say(way)
         asyncio.run(sender.connect())
         block = asyncio.run(fleet.clients[0].block_size())
         room = recipe.rollout.max_prompt_tokens + recipe.rollout.max_response_tokens
@@ -149,6 +156,20 @@ class Engines:
         self._updating = False
         self.unproven.release()
 
+    def sleep(self, level: Level) -> None:
+        """Have every engine leave its GPUs (``inference.sleep``). Raises EngineError."""
+        timeout_s = self.sender.settings.timeout_s
+        asyncio.run(sleep.fall_asleep(self.fleet.clients, level, timeout_s))
+
+    def wake(self) -> None:
+        """Have every engine, which has kept its weights, take its GPUs back. Raises EngineError."""
+
+        async def in_turn() -> None:
+            for part in sleep.PARTS:
+                await sleep.wake(self.fleet.clients, part, self.sender.settings.timeout_s)
+
+        asyncio.run(in_turn())
+
     def take_busy_s(self) -> float:
         """Mean over engines of the seconds, since the last call, in which one had requests."""
         return self.fleet.clock.take_busy_s() / len(self.fleet.clients)
@@ -177,6 +198,20 @@ async def choose_way(sender: WeightSender, offer: Offer) -> str:
     if reason := await sender.share(memories):
         return f"{by_network} ({reason})"
     return "aent: weights reach the engines through shared memory, from every pipeline stage"
+
+
+def put_to_sleep(recipe: Recipe, run_dir: Path, progress: Callable[[], None]) -> None:
+    """Wait for engines that share the trainer's GPUs, and have them leave those.
+
+    Whoever wants to use such a GPU waits for this: vLLM measures at its start how much memory is
+    free, and would take a rank's for its own. Raises EngineError.
+    """
+
+    async def in_turn() -> None:
+        found = await find_engines(recipe, run_dir, progress)
+        await sleep.fall_asleep(found, sleep.DROP_WEIGHTS, recipe.rollout.transfer_timeout_s)
+
+    asyncio.run(in_turn())
 
 
 async def find_engines(
@@ -221,4 +256,5 @@ def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
         bucket_bytes=rollout.transfer_bucket_mib * 2**20,
         timeout_s=rollout.transfer_timeout_s,
         master_address=LOOPBACK if together else own_address(),
+        asleep=rollout.colocated,
     )

@@ -43,6 +43,7 @@ def train(run: Run) -> bool:
         run.profiler.at(step)
         batch = run.sampler.next(step, entropy_controls.plan(recipe, memory))
         with run.phases("score"):
+            run.turns.to_trainer()
             scores, reference = score(run, batch, step, start)
         with run.phases("train"):
             terms = mini_batches.loss_terms(batch, scores, reference, recipe)

@@ -23,8 +23,10 @@ class Offer:
 
     @staticmethod
     def of(recipe: Recipe, trainer: Trainer) -> Offer:
-        """Collective. On CPUs only, unless the recipe names how weights are to travel."""
-        if distributed.device().type != "cpu" or recipe.rollout.transfer_backend != "auto":
+        """Collective. On CPUs, and on GPUs that the engines share, unless the recipe names how
+        weights are to travel."""
+        near = distributed.device().type == "cpu" or recipe.rollout.colocated
+        if not near or recipe.rollout.transfer_backend != "auto":
             return Offer(None, [])
         planned = [
             (name, TensorSpec(shape, recipe.model.dtype))

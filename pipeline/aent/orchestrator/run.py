@@ -11,10 +11,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from aent.checkpoint.saving import Writer
+from aent.orchestrator import engines
 from aent.orchestrator.checkpoints import Checkpoints
 from aent.orchestrator.offer import Offer
 from aent.orchestrator.rank_zero import RankZero
 from aent.orchestrator.sampler import Sampler
+from aent.orchestrator.turns import Turns
 from aent.orchestrator.weight_sync import WeightSync
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed, profiling
@@ -22,6 +24,7 @@ from aent.runtime.on_rank_zero import HeldByRankZero, OnRankZero
 from aent.runtime.phases import Phases
 from aent.runtime.profiling import Profiler
 from aent.runtime.signals import StopRequest
+from aent.trainer.offload import Offload
 from aent.trainer.trainer import Trainer
 
 
@@ -34,6 +37,7 @@ class Run:
     phases: Phases
     trainer: Trainer
     sampler: Sampler
+    turns: Turns
     weights: WeightSync
     checkpoints: Checkpoints
     profiler: Profiler
@@ -47,6 +51,8 @@ class Run:
     ) -> Iterator[Run]:
         """Join the job, build the model, and on rank 0 reach the engines."""
         rank = int(os.environ["RANK"])
+        if recipe.rollout.colocated:  # before this rank uses its GPU
+            engines.put_to_sleep(recipe, run_dir, phases.progress)
         distributed.initialize(recipe.trainer, recipe.seed)
         deadline = recipe.rollout.progress_timeout_s + recipe.rollout.engine.start_timeout_s
         store = dist.distributed_c10d._get_default_store()
@@ -63,6 +69,8 @@ class Run:
             ),
         )
         writer = Writer(recipe, run_dir, trainer, phases, control)
+        offload = Offload(trainer.model, trainer.optimizer) if recipe.rollout.colocated else None
+        turns = Turns(phases, zero, offload)
         try:
             yield Run(
                 recipe,
@@ -70,8 +78,9 @@ class Run:
                 phases,
                 trainer,
                 Sampler(phases, zero),
-                WeightSync.of(trainer, phases, zero, offer),
-                Checkpoints(stop, zero, writer),
+                turns,
+                WeightSync.of(trainer, phases, zero, turns, offer),
+                Checkpoints(stop, zero, writer, turns),
                 profiler,
                 peak,
                 zero,

@@ -12,6 +12,7 @@ from aent.data.batch import Batch, broadcast_batch
 from aent.data.sample import Sample
 from aent.orchestrator.offer import Offer
 from aent.orchestrator.rank_zero import RankZero
+from aent.orchestrator.turns import Turns
 from aent.runtime import distributed
 from aent.runtime.on_rank_zero import HeldByRankZero
 from aent.runtime.phases import Phases
@@ -26,18 +27,22 @@ class WeightSync:
     trainer: Trainer
     phases: Phases
     zero: HeldByRankZero[RankZero]
+    turns: Turns
     memory: WeightMemory | None  # of this rank's stage, where engines read it
     shared: bool  # whether they do; else all weights go through rank 0
 
     @staticmethod
     def of(
-        trainer: Trainer, phases: Phases, zero: HeldByRankZero[RankZero], offer: Offer
+        trainer: Trainer,
+        phases: Phases,
+        zero: HeldByRankZero[RankZero],
+        turns: Turns,
+        offer: Offer,
     ) -> WeightSync:
         """Collective: rank 0's engines have decided whether they can read what is offered."""
         shared = zero.tell("how weights travel", lambda zero: zero.engines.sender.is_shared)
-        return WeightSync(
-            trainer, phases, zero, offer.own if shared else offer.withdrawn("").own, shared
-        )
+        own = offer.own if shared else offer.withdrawn("").own
+        return WeightSync(trainer, phases, zero, turns, own, shared)
 
     def sync(self, version: int) -> None:
         """Give the engines the trainer's weights as this version, and verify them with the probe.
@@ -45,8 +50,10 @@ class WeightSync:
         Raises WeightSyncError or EngineError on rank 0, RankZeroFailed elsewhere.
         """
         with self.phases("sync"):
+            self.turns.to_weights()
             while (batch := self._push(version)) is None:
                 pass
+            self.turns.to_engines()
             log_probs = self.trainer.score(batch)
             self.zero.alone(
                 f"the check of weight version {version}",

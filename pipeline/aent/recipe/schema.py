@@ -143,6 +143,9 @@ class RolloutSection(Section):
     """Addresses of engines that were started elsewhere."""
     token_file: str | None = mark(None, "free")
     """File (mode 600) with the token that those engines ask for."""
+    placement: Literal["separate", "colocated"] = mark("separate", "free")
+    """separate: trainer and engines have GPUs of their own; colocated: they share the GPUs of one
+    node and take turns (experimental, docs/engines.md)."""
     concurrency: int = mark(256, "free", ge=1)
     """Requests that one engine has at the same time."""
     min_engines: int | None = mark(None, "free", ge=1)
@@ -166,6 +169,11 @@ class RolloutSection(Section):
     probe_tolerance: float = mark(0.01, "warn", gt=0)
     """As max_logprob_gap, for the probe prompt that is checked after every weight update (bfloat16:
     docs/engines.md)."""
+
+    @property
+    def colocated(self) -> bool:
+        """Whether trainer and engines share GPUs."""
+        return self.placement == "colocated"
 
     @property
     def num_engines(self) -> int:

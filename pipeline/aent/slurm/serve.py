@@ -21,7 +21,7 @@ from aent.launch import starts
 from aent.recipe.load import load
 from aent.runtime import children, node_metrics
 from aent.runtime.log import begin, log
-from aent.runtime.network import own_address
+from aent.runtime.network import LOOPBACK, own_address
 from aent.runtime.rank import keep_to_given_gpus
 
 POLL_S = 0.5
@@ -34,7 +34,7 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     recipe = load(run_dir / "recipe.yaml")
     index, place = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_LOCALID"])
     # on nodes with ranks, a rank does it
-    first_here = first_gpu == 0 and place == 0
+    first_here = first_gpu == 0 and place == 0 and not recipe.rollout.colocated
     every_s = recipe.tracking.system_metrics_every_s if first_here else 0.0
     first_gpu += place * recipe.rollout.engine.tensor_parallel
     settings = engine.settings_of(recipe, model_path, run_dir, index, first_gpu)
@@ -48,7 +48,9 @@ def main(run_dir: Path, model_path: Path, first_gpu: int) -> int:
     signal.signal(signal.SIGTERM, note)
     keeper: Keeper | None = None
     try:
-        own = dataclasses.replace(settings, host=own_address())
+        # weights reach an engine on the ranks' own node through its memory, at this address alone
+        host = LOOPBACK if recipe.rollout.colocated else own_address()
+        own = dataclasses.replace(settings, host=host)
         keeper = Keeper.start(recipe, run_dir, index, own)
         with node_metrics.reported(run_dir, every_s):
             while not leaving:

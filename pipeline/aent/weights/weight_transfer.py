@@ -2,7 +2,9 @@
 
 Sequence of one update: pause (requests in flight are kept), start, the tensors in buckets, compare
 what arrived with what was sent and with what the model needs, finish, version, reset of the prefix
-cache, resume. A failed comparison leaves the engines paused; the next good update resumes them.
+cache, resume. Engines that share the trainer's GPUs sleep until then: the memory of their weights
+wakes before the pause, that of their cache in place of the resumption. A failed comparison leaves
+the engines paused; the next good update resumes them.
 What cannot be seen in transit (an exporter that is wrong, a stale cache, an engine computing with
 old copies) is for the probe (``weights.probe``).
 
@@ -20,6 +22,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
+from aent.inference import sleep
 from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION
 from aent.inference.http import EngineError
@@ -47,6 +50,7 @@ class TransferSettings:
     bucket_bytes: int = 64 * 2**20  # tensors sent with one call; two buckets are held at once
     timeout_s: float = 120.0  # for each call and each bucket
     master_address: str = "127.0.0.1"  # of this process, as the engines reach it
+    asleep: bool = False  # the engines sleep before an update
 
 
 @dataclass
@@ -174,7 +178,7 @@ class WeightSender:
             await self.verify(await self.send(rest, expected), expected)
             await self.finish(version)
             await self.reset_caches()
-            await self._all("POST", "/resume")
+            await self.resume()
             self.version, self.unfinished = version, None
         except EngineError:
             self.disconnect()
@@ -203,6 +207,8 @@ class WeightSender:
 
     async def begin(self) -> None:
         """Pause generation, keeping what is in flight, and open the update."""
+        if self.settings.asleep:
+            await sleep.wake(self.clients, "weights", self.settings.timeout_s)
         # the cache is cleared once, after the update, where the answer says whether it was
         await self._all("POST", "/pause", params={"mode": "keep", "clear_cache": False})
         await self._all("POST", "/start_weight_update")
@@ -274,6 +280,13 @@ class WeightSender:
         for client, was_reset in zip(self.clients, answers):
             if not was_reset:
                 raise WeightSyncError(f"{client.url}: the prefix cache was not reset")
+
+    async def resume(self) -> None:
+        """Have every engine answer requests again."""
+        if self.settings.asleep:  # vLLM resumes one that is wholly awake
+            await sleep.wake(self.clients, "kv_cache", self.settings.timeout_s)
+        else:
+            await self._all("POST", "/resume")
 
     async def _all(
         self, method: str, path: str, body: Any = None, *, params: Any = None

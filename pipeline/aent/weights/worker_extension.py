@@ -99,7 +99,8 @@ def tied_heads(model: torch.nn.Module) -> list[Any]:
 
 
 class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Weights over TCP, or from memories of a trainer on this machine, for a server on a CPU."""
+    """Weights over TCP, for a server on a CPU, or from memories of a trainer on this machine, also
+    for one that shares the trainer's GPUs (which was not run: it needs a GPU)."""
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -135,7 +136,8 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         elif not self.memories:
             raise RuntimeError("no memory is open: aent_open_memories comes first")
         else:
-            load(self, arriving(self.memories, update_info.update, update_info.timeout_s))
+            new = arriving(self.memories, update_info.update, update_info.timeout_s)
+            load(self, ((name, tensor.to(self.device)) for name, tensor in new))
 
     def broadcast(self, tensor: Tensor) -> None:
         if self.group is None:
