@@ -145,6 +145,13 @@ def steps(rank: int, _world: int, path: str, folder: str) -> dict[str, Any]:
             turns.to_trainer()
             out[f"train {version}"] = (told(zero), refused(zero), turns.offload.is_away)
             trainer.train_minibatch(tiny.mini_batch(tiny.RAGGED, seed=version), 0.4)
+        weights.sync(3)
+        told(zero)
+        before = turns.phases.take()["checkpoint"]
+        with turns.lent(goes_on=False):
+            out["stopping"] = (refused(zero), turns.offload.is_away)
+        out["stopped"] = (told(zero), refused(zero))
+        out["timed"] = (before > 0, "checkpoint" in turns.phases.take())
     return out
 
 
@@ -162,6 +169,9 @@ def test_two_steps(tmp_path: Path) -> None:
             assert out[f"checkpoint {version}"] == kept
             assert out[f"goes on {version}"] is False
             assert out[f"train {version}"] == (["sleep 2"], True, False)
+        assert out["stopping"] == (True, False)
+        assert out["stopped"] == (["sleep 2"], True)  # nobody wakes them for a run that stops
+        assert out["timed"] == (True, True)  # as part of a checkpoint
 
 
 def test_nothing_happens_where_engines_have_gpus_of_their_own() -> None:

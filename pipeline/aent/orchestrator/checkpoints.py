@@ -93,7 +93,7 @@ class Checkpoints:
             questions = self.zero.alone(
                 "what the curriculum knows", lambda zero: to_json(zero.rollouts.record)
             )
-            with self.turns.lent():
+            with self.turns.lent(goes_on=last or not asked):
                 self.saving = begin(
                     self.writer, step, controller, memory, gap, questions, goes_on=goes_on
                 )

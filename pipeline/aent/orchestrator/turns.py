@@ -67,17 +67,23 @@ class Turns:
         self._return(self.offload, lambda zero: zero.engines.sleep(DROP_WEIGHTS))
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """The trainer's turn for the length of the block, after which the engines go on with the
-        weights that they have."""
+    def lent(self, *, goes_on: bool = True) -> Iterator[None]:
+        """The trainer's turn for the length of the block, a checkpoint, after which the engines go
+        on with the weights that they have. Without ``goes_on`` the run stops here: nobody asks
+        them any more, and they sleep on."""
         if self.offload is None:
             yield
             return
+        level = KEEP_WEIGHTS if goes_on else DROP_WEIGHTS
         self._next("engines", "trainer")
-        self._return(self.offload, lambda zero: zero.engines.sleep(KEEP_WEIGHTS))
+        with self.phases("checkpoint"):  # a stop must leave time for this, too
+            self._return(self.offload, lambda zero: zero.engines.sleep(level))
         yield
-        self._leave(self.offload)
-        self.zero.alone("waking the engines", lambda zero: zero.engines.wake())
+        if not goes_on:
+            return
+        with self.phases("checkpoint"):
+            self._leave(self.offload)
+            self.zero.alone("waking the engines", lambda zero: zero.engines.wake())
         self._next("trainer", "engines")
 
     def _next(self, before: Turn, after: Turn) -> None:
