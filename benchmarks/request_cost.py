@@ -26,6 +26,7 @@ from aent.inference.completion import GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 
 PROMPT = list(range(200))
+GROUP = 8  # samples of a prompt
 ANSWER_S = 0.5
 KINDS = {"application/json": "JSON", MEDIA_TYPE: "arrays"}
 
@@ -92,7 +93,7 @@ def main() -> None:
 
 def measure(url: str, name: str, count: int, tokens: int, concurrency: int) -> None:
     fleet = Fleet([EngineClient(url, concurrency=concurrency)])
-    asked = [GenerationRequest(PROMPT, tokens, seed=i) for i in range(count)]
+    asked = [GenerationRequest([i // GROUP, *PROMPT], tokens, seed=i) for i in range(count)]
     begin, spent = time.perf_counter(), time.process_time()
     done = fleet.generate_sync(asked)
     spent, wall = time.process_time() - spent, time.perf_counter() - begin
