@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from aent.inference import vllm_metrics
 from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
@@ -25,7 +26,7 @@ from aent.weights.transport import Broadcast, GlooTransport, Transport
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from inference import models
 from inference.stand_in import RESET, standing_in
-from plugins.servers import Served
+from plugins.servers import SEQUENCES, Served
 from wording import assert_names, naming
 
 pytestmark = pytest.mark.slow
@@ -160,6 +161,24 @@ def test_update_with_requests_in_flight(link: Link) -> None:
 
     # on a busy machine all may have ended before the update begins: then once more
     assert any(asyncio.run(caught(attempt)) for attempt in range(10))
+
+
+def test_the_probe_waits_for_a_place_and_not_behind_requests_that_wait(link: Link) -> None:
+    """In a first come first served order all of them would be computed before the probe is."""
+
+    async def scenario() -> None:
+        short = [GenerationRequest([i], 20, seed=i) for i in range(SEQUENCES)]
+        long = [GenerationRequest([i], 300, seed=i) for i in range(60)]
+        client = replace(link.client, concurrency=len(short) + len(long))
+        async with Fleet([client]).open() as submit:
+            asked = [submit(request) for request in short + long]
+            while vllm_metrics.read(await client.metrics()).get("waiting", 0.0) == 0.0:
+                await asyncio.sleep(0.02)
+            seen = await link.probe()
+            assert sum(not one.done() for one in asked) > SEQUENCES  # more than are computed
+        assert seen.version == await client.weight_version()
+
+    asyncio.run(scenario())
 
 
 def test_an_engine_that_is_lost_in_mid_transfer_costs_the_others_one_update(link: Link) -> None:

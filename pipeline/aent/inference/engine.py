@@ -76,6 +76,8 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.85  # on GPUs
     gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
+    # computes so many requests at once, and the probe's before others; None: vLLM's choice
+    sequences: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
 
 
@@ -101,6 +103,7 @@ def settings_of(
         gpu_memory_utilization=engine.gpu_memory_utilization,
         gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
         token_path=run_dir / "token",
+        sequences=rollout.engine_sequences,
         options=engine.options,
     )
 
@@ -152,6 +155,10 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
     options["middleware"] = (ARRAY_ROUTE,)
     if s.token_path is not None:  # the last one is the first that a request meets
         options["middleware"] = (ARRAY_ROUTE, f"{TokenGate.__module__}.{TokenGate.__name__}")
+    if s.sequences is not None:
+        options["max-num-seqs"] = s.sequences
+        # the probe of new weights is not behind requests that wait for room in the cache
+        options["scheduling-policy"] = "priority"
     if s.device == "cuda":
         return options | {"gpu-memory-utilization": s.gpu_memory_utilization}
     options |= {
