@@ -172,6 +172,10 @@ FAULTS = [
     ),
     (["rollout.engine.options={api-key: x}"], "rollout.engine.options.api-key"),
     (
+        ["rollout.engine.options={api_server_count: 4}"],
+        "rollout.engine.options.api_server_count rollout.engines",
+    ),
+    (
         [*AHEAD, "rollout.engine.options={max_num_seqs: 64}"],
         "rollout.engine.options.max_num_seqs rollout.max_staleness rollout.concurrency",
     ),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
+from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import probe
 from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
@@ -112,7 +116,9 @@ by_network = pytest.mark.parametrize("link", ["network"], indirect=True)
 
 
 @by_either_way
-def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
+def test_update_takes_effect_and_labels_every_token(link: Link, tmp_path: Path) -> None:
+    link.sender.timeline = Timeline(tmp_path / "timeline.jsonl")
+
     async def scenario() -> None:
         for seed in (11, 12):
             model = models.make(seed)
@@ -129,6 +135,18 @@ def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
             assert models.gap(sampled[0].logprobs, expected) < 1e-4
 
     asyncio.run(scenario())
+    link.sender.timeline.write()
+    drawn = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert {event["track"] for event in drawn} == {TRANSFER}
+    parts = Counter(event["name"] for event in drawn)
+    buckets = [event for event in drawn if event["name"] == "bucket"]
+    if link.stages:
+        assert parts == dict.fromkeys(("pause", "write", "load", "verify", "resume"), 4)
+    else:
+        assert parts == {"pause": 4, "verify": 4, "resume": 4, "bucket": len(buckets)}
+        sent = sum(tensor.nbytes for tensor in models.named_tensors(link.served.model).values())
+        assert sum(event["mib"] for event in buckets) == pytest.approx(4 * sent / 2**20, abs=0.01)
+        assert sum(event["tensors"] for event in buckets) == 4 * len(link.expected)
 
 
 def in_flight(client: EngineClient) -> tuple[asyncio.Task[list[Completion]], asyncio.Event]:

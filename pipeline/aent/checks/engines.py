@@ -38,6 +38,7 @@ OWN_OPTIONS = {
 KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")
 # secrets, which recipe.yaml and MLflow would show; engines download nothing
 SECRET = "hf-token"
+API_SERVERS = "api-server-count"
 # set on CPUs, free on GPUs
 ON_CPU = ("enforce-eager", "enable-chunked-prefill", "block-size", "distributed-executor-backend")
 # set with rollout.max_staleness, free without: the probe of new weights is to wait for no request
@@ -150,6 +151,8 @@ def _option(name: str, value: object, machine: bool, ahead: bool) -> Iterator[st
         )
     elif known in KEPT_OUT:
         yield f"{where} would change what the run sets for its engines itself"
+    elif known == API_SERVERS:
+        yield f"{where}: an engine has one API server; rollout.engines starts more engines"
     elif known == SECRET:
         yield f"{where} is a secret, which recipe.yaml and MLflow would show"
     elif known in ON_CPU and machine and device_kind() == "cpu":
