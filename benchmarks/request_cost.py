@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import resource
@@ -24,6 +25,7 @@ from aent.inference.arrays import MEDIA_TYPE, pack
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest, response_of
 from aent.inference.fleet import Fleet
+from aent.launch.rank import GARBAGE_EVERY
 
 PROMPT = list(range(200))
 GROUP = 8  # samples of a prompt
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--concurrency", type=int, default=2048)
     given = parser.parse_args()
+    gc.set_threshold(GARBAGE_EVERY)  # as in the process that asks in a run
     servers = {}
     for kind in KINDS:
         ours, theirs = multiprocessing.Pipe()

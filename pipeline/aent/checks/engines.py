@@ -129,7 +129,8 @@ def _batched_tokens(recipe: Recipe) -> Iterator[str]:
     if needed is not None and rollout.engines and isinstance(tokens, int) and tokens < needed:
         yield (
             f"rollout.concurrency={rollout.concurrency} with rollout.max_staleness needs "
-            f"rollout.engine.options.max-num-batched-tokens of at least {needed}: it is {tokens}"
+            f"rollout.engine.options.max-num-batched-tokens of at least {needed}; without it, "
+            f"vLLM may take {BATCHED_TOKENS}"
         )
 
 

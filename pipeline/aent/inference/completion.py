@@ -134,7 +134,7 @@ def is_logprob(value: float | None) -> bool:
 def _are_logprobs(values: Sequence[float | None]) -> bool:
     """Whether each ``is_logprob``, at a tenth of the time of asking for each."""
     try:
-        return math.isfinite(sum(values)) and min(values) > NOT_A_LOGPROB  # type: ignore
+        return math.isfinite(sum(values)) and min(values) > NOT_A_LOGPROB  # type: ignore[arg-type, type-var]
     except TypeError:  # None among them
         return False
 
