@@ -131,11 +131,11 @@ def is_logprob(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > NOT_A_LOGPROB
 
 
-def _are_logprobs(values: Sequence[float | None]) -> bool:
+def _are_logprobs(values: Sequence[float]) -> bool:
     """Whether each ``is_logprob``, at a tenth of the time of asking for each."""
     try:
-        return math.isfinite(sum(values)) and min(values) > NOT_A_LOGPROB  # type: ignore[arg-type, type-var]
-    except TypeError:  # None among them
+        return math.isfinite(sum(values)) and min(values) > NOT_A_LOGPROB
+    except TypeError:  # a null among JSON's numbers
         return False
 
 
