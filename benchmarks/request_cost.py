@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import multiprocessing
 import resource
@@ -24,8 +25,10 @@ from aent.inference.arrays import MEDIA_TYPE, pack
 from aent.inference.client import EngineClient
 from aent.inference.completion import GenerationRequest, response_of
 from aent.inference.fleet import Fleet
+from aent.launch.rank import GARBAGE_EVERY
 
 PROMPT = list(range(200))
+GROUP = 8  # samples of a prompt
 ANSWER_S = 0.5
 KINDS = {"application/json": "JSON", MEDIA_TYPE: "arrays"}
 
@@ -73,6 +76,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--concurrency", type=int, default=2048)
     given = parser.parse_args()
+    gc.set_threshold(GARBAGE_EVERY)  # as in the process that asks in a run
     servers = {}
     for kind in KINDS:
         ours, theirs = multiprocessing.Pipe()
@@ -92,7 +96,7 @@ def main() -> None:
 
 def measure(url: str, name: str, count: int, tokens: int, concurrency: int) -> None:
     fleet = Fleet([EngineClient(url, concurrency=concurrency)])
-    asked = [GenerationRequest(PROMPT, tokens, seed=i) for i in range(count)]
+    asked = [GenerationRequest([i // GROUP, *PROMPT], tokens, seed=i) for i in range(count)]
     begin, spent = time.perf_counter(), time.process_time()
     done = fleet.generate_sync(asked)
     spent, wall = time.process_time() - spent, time.perf_counter() - begin

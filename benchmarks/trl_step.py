@@ -1,14 +1,12 @@
-"""Seconds per step of TRL's GRPO trainer on this machine: 32 samples of 32 new tokens.
+"""TRL's GRPO trainer on this machine: steps of 32 samples of 32 new tokens.
 
-Run by benchmarks/side_by_side.sh in an environment of its own (TRL is no dependency of aent):
-    python trl_step.py MODEL_FOLDER STEPS
-Its last line is JSON: {"seconds": [...], "tokens": [...]} by step, the first left out.
+Run by benchmarks/side_by_side.py in an environment of its own (TRL is no dependency of aent):
+    python trl_step.py MODEL_FOLDER STEPS FILE
+When a step ends, FILE gets a line: its number of tokens, prompts included.
 """
 
-import json
 import sys
 import tempfile
-import time
 
 import torch
 from datasets import Dataset
@@ -17,16 +15,17 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class StepEnds(TrainerCallback):
-    """When each step ended, on the monotonic clock."""
+    """Tells of each step when it ends."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, path: str, tokens: list[int]) -> None:
+        self.path, self.tokens = path, tokens
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.ends.append(time.monotonic())
+        with open(self.path, "a") as file:
+            file.write(f"{self.tokens[-1]}\n")
 
 
-def main(model: str, steps: int) -> None:
+def main(model: str, steps: int, path: str) -> None:
     """Train ``steps`` steps of 4 prompts x 8 samples, every response 32 tokens long."""
     prompts = [
         f"<|im_start|>user\nHow many prime numbers are there between {a} and {a + 97 * b} "
@@ -62,20 +61,17 @@ def main(model: str, steps: int) -> None:
         )
         return [float(len(c) % 2) for c in completions]
 
-    ends = StepEnds()
     trainer = GRPOTrainer(
         model=model,
         args=config,
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
         processing_class=tokenizer,
-        callbacks=[ends],
+        callbacks=[StepEnds(path, tokens)],
     )
     trainer.train()
-    seconds = [b - a for a, b in zip(ends.ends, ends.ends[1:])]
-    print(json.dumps({"seconds": seconds, "tokens": tokens[1:]}))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

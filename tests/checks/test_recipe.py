@@ -149,6 +149,7 @@ def test_every_line_of_the_documentation_is_sound(recipe, line):
     assert getattr(loaded, section) != getattr(recipe(), section) or "ppo_clip" in line
 
 
+AHEAD = ("rollout.max_staleness=1", "algorithm.importance=truncated_token")
 FAULTS = [
     (["model={}"], "model.path model.bundled"),
     (["model.bundled=tiny-qwen2"], "model.path model.bundled"),
@@ -170,6 +171,18 @@ FAULTS = [
         "rollout.engine.options.no_enable_scale_out",
     ),
     (["rollout.engine.options={api-key: x}"], "rollout.engine.options.api-key"),
+    (
+        ["rollout.engine.options={api_server_count: 4}"],
+        "rollout.engine.options.api_server_count rollout.engines",
+    ),
+    (
+        [*AHEAD, "rollout.engine.options={max_num_seqs: 64}"],
+        "rollout.engine.options.max_num_seqs rollout.max_staleness rollout.concurrency",
+    ),
+    (
+        [*AHEAD, "rollout.concurrency=2047"],
+        "rollout.concurrency 2047 rollout.engine.options.max-num-batched-tokens 2049 2048",
+    ),
     (["rollout.token_file=/nowhere/token"], "rollout.token_file rollout.urls"),
     (
         ["trainer.phase_timeout_s=900", "trainer.collective_timeout_s=900"],

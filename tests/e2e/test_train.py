@@ -95,6 +95,8 @@ def test_the_timeline_has_every_process_and_phase(finished):
         assert (f"rank {rank}", "start", {}) in drawn
         waits = [what for who, what, _ in drawn if who == f"rank {rank}"]
         assert any(what.startswith("waits: sampling") for what in waits) == (rank > 0)
+    for part in ("pause", "write", "load", "verify", "resume"):
+        assert sum(who == "rank 0" and what == part for who, what, _ in drawn) >= STEPS
     (engine,) = {name for name in names.values() if name.startswith("engine http")}
     assert sum(who == engine and what == "request" for who, what, _ in drawn) >= 16 * STEPS
     assert sum((who, what) == ("judges", "last_number") for who, what, _ in drawn) >= 16 * STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import struct
 
@@ -58,7 +59,7 @@ def test_an_engine_of_another_version_is_named() -> None:
 
 async def answered(client: EngineClient, body: dict, accept: str = MEDIA_TYPE) -> Answer:
     headers = {"Authorization": f"Bearer {client.token}", "Accept": accept}
-    return await ask("POST", client.url + GENERATE, json=body, headers=headers)
+    return await ask("POST", client.url + GENERATE, body=json.dumps(body).encode(), headers=headers)
 
 
 @pytest.mark.slow
@@ -87,7 +88,9 @@ def test_the_route_asks_for_the_token_and_refuses_what_it_cannot_serve(served: S
 
     async def scenario() -> None:
         headers = {"Accept": MEDIA_TYPE}
-        refused = await ask("POST", client.url + GENERATE, json=good, headers=headers)
+        refused = await ask(
+            "POST", client.url + GENERATE, body=json.dumps(good).encode(), headers=headers
+        )
         assert refused.status == 401
         sampling = good["sampling_params"]
         for wrong in (

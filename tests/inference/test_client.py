@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -160,6 +161,15 @@ def choice(**changes: object) -> dict:
         "weight_versions": spans,
     }
     return good | changes
+
+
+@pytest.mark.parametrize(("model", "salt"), [(None, None), ("tiny", "a")])
+def test_a_request_is_encoded_as_its_body(model: str | None, salt: str | None) -> None:
+    for prompt in ([5, 70_000], [5], (5, 70_000)):
+        request = GenerationRequest(prompt, 7, 0.5, seed=3, stop_token_ids=(2,), cache_salt=salt)
+        named = {} if model is None else {"model": model}
+        assert json.loads(request.encoded(model)) == {**request.body(), **named}
+        assert request.body()["token_ids"] == list(prompt)
 
 
 def test_versions_are_per_token() -> None:

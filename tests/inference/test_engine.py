@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from aent.checks.engines import ON_CPU, OWN_OPTIONS
+from aent.checks.engines import ON_CPU, OWN_OPTIONS, SAMPLING_AHEAD
 from aent.inference import engine, registry
 from aent.inference.engine import Engine, EngineSettings, own_options
 from aent.inference.http import EngineError
 from aent.inference.proof import proof
+from aent.recipe.load import load
 from aent.runtime.children import Child
+from e2e.jobs import TINY
 from inference.stand_in import standing_in
 from wording import naming
 
@@ -41,6 +43,17 @@ def test_every_option_that_a_run_sets_is_refused_in_recipes(
     assert options["weight-transfer-config"] == {"backend": backend}
     ours = set(options)
     assert ours <= set(OWN_OPTIONS) | (set(ON_CPU) if device == "cpu" else set())
+    ahead = set(own_options(settings(tmp_path, device=device, colocated=shared, sequences=3)))
+    assert ahead - ours == set(SAMPLING_AHEAD)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_requests_in_flight_leave_the_probe_its_places(tmp_path: Path, staleness: int) -> None:
+    asked = (f"rollout.max_staleness={staleness}", "rollout.concurrency=70")
+    argv, _ = engine.command(engine.settings_of(load(TINY, asked), tmp_path, tmp_path, 0, 0))
+    given = [each for each in argv if each.startswith(("--max-num-seqs", "--scheduling"))]
+    expected = ["--max-num-seqs=72", "--scheduling-policy=priority"] if staleness else []
+    assert given == expected
 
 
 def test_a_recipes_options_reach_the_server(tmp_path: Path) -> None:

@@ -69,6 +69,21 @@ def test_a_connection_is_looked_at_before_anything_is_sent_through_it() -> None:
         assert server.asked == ["/a", "/a"]
 
 
+def test_a_connection_that_nobody_looked_at_is_looked_at_when_somebody_asks_for_it() -> None:
+    async def ask_twice(url: str) -> None:
+        async def opened() -> None:
+            looks.append(len(server.asked))
+
+        await http.ask("GET", f"{url}/a")
+        await http.ask("GET", f"{url}/a", opened=opened)
+
+    looks: list[int] = []
+    with standing_in(lambda *_: (200, {})) as server:
+        asyncio.run(ask_twice(server.url))
+        assert server.connections == 1
+        assert looks == [1]
+
+
 def test_a_connection_that_is_not_trusted_is_not_used() -> None:
     async def refuse() -> None:
         raise EngineError("a stranger")

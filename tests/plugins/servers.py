@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from aent.inference import engine
 
+SEQUENCES = 26  # that a server computes at once; others wait
 READY_S = 900.0  # a loaded machine; ten seconds on an idle one
 
 
@@ -51,6 +52,7 @@ def serving(folder: Path, tied: bool = False) -> Iterator[Served]:
         kv_cache_gib=0.05,
         cpu_threads=1,
         token_path=registry.make_token(folder),
+        sequences=SEQUENCES,
     )
     started = engine.start(settings)
     try:

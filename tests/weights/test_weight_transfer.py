@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +15,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
+from aent.inference import vllm_metrics
 from aent.inference.client import EngineClient
 from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
+from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import probe
 from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
@@ -25,7 +30,7 @@ from aent.weights.transport import Broadcast, GlooTransport, Transport
 from aent.weights.weight_transfer import TransferSettings, WeightSender, WeightSyncError
 from inference import models
 from inference.stand_in import RESET, standing_in
-from plugins.servers import Served
+from plugins.servers import SEQUENCES, Served
 from wording import assert_names, naming
 
 pytestmark = pytest.mark.slow
@@ -111,7 +116,9 @@ by_network = pytest.mark.parametrize("link", ["network"], indirect=True)
 
 
 @by_either_way
-def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
+def test_update_takes_effect_and_labels_every_token(link: Link, tmp_path: Path) -> None:
+    link.sender.timeline = Timeline(tmp_path / "timeline.jsonl")
+
     async def scenario() -> None:
         for seed in (11, 12):
             model = models.make(seed)
@@ -128,6 +135,18 @@ def test_update_takes_effect_and_labels_every_token(link: Link) -> None:
             assert models.gap(sampled[0].logprobs, expected) < 1e-4
 
     asyncio.run(scenario())
+    link.sender.timeline.write()
+    drawn = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert {event["track"] for event in drawn} == {TRANSFER}
+    parts = Counter(event["name"] for event in drawn)
+    buckets = [event for event in drawn if event["name"] == "bucket"]
+    if link.stages:
+        assert parts == dict.fromkeys(("pause", "write", "load", "verify", "resume"), 4)
+    else:
+        assert parts == {"pause": 4, "verify": 4, "resume": 4, "bucket": len(buckets)}
+        sent = sum(tensor.nbytes for tensor in models.named_tensors(link.served.model).values())
+        assert sum(event["mib"] for event in buckets) == pytest.approx(4 * sent / 2**20, abs=0.01)
+        assert sum(event["tensors"] for event in buckets) == 4 * len(link.expected)
 
 
 def in_flight(client: EngineClient) -> tuple[asyncio.Task[list[Completion]], asyncio.Event]:
@@ -160,6 +179,24 @@ def test_update_with_requests_in_flight(link: Link) -> None:
 
     # on a busy machine all may have ended before the update begins: then once more
     assert any(asyncio.run(caught(attempt)) for attempt in range(10))
+
+
+def test_the_probe_waits_for_a_place_and_not_behind_requests_that_wait(link: Link) -> None:
+    """In a first come first served order all of them would be computed before the probe is."""
+
+    async def scenario() -> None:
+        short = [GenerationRequest([i], 20, seed=i) for i in range(SEQUENCES)]
+        long = [GenerationRequest([i], 300, seed=i) for i in range(60)]
+        client = replace(link.client, concurrency=len(short) + len(long))
+        async with Fleet([client]).open() as submit:
+            asked = [submit(request) for request in short + long]
+            while vllm_metrics.read(await client.metrics()).get("waiting", 0.0) == 0.0:
+                await asyncio.sleep(0.02)
+            seen = await link.probe()
+            assert sum(not one.done() for one in asked) > SEQUENCES  # more than are computed
+        assert seen.version == await client.weight_version()
+
+    asyncio.run(scenario())
 
 
 def test_an_engine_that_is_lost_in_mid_transfer_costs_the_others_one_update(link: Link) -> None:

@@ -39,8 +39,13 @@ OWN_OPTIONS = {
 KEPT_OUT = ("api-key", "config", "uds", "data-parallel-size", "pipeline-parallel-size")
 # secrets, which recipe.yaml and MLflow would show; engines download nothing
 SECRET = "hf-token"
+API_SERVERS = "api-server-count"
 # set on CPUs, free on GPUs
 ON_CPU = ("enforce-eager", "enable-chunked-prefill", "block-size", "distributed-executor-backend")
+# set with rollout.max_staleness, free without: the probe of new weights is to wait for no request
+SAMPLING_AHEAD = {"max-num-seqs": "rollout.concurrency", "scheduling-policy": ""}
+# vLLM's default of max-num-batched-tokens on smaller GPUs and CPUs; it is at least max-num-seqs
+BATCHED_TOKENS = 2048
 ALIASES = {"tp": "tensor-parallel-size", "dp": "data-parallel-size", "pp": "pipeline-parallel-size"}
 SCALARS = (bool, int, float, str, dict, list)
 
@@ -67,7 +72,8 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
         )
     yield from _token_file(recipe, machine)
     for name, value in rollout.engine.options.items():
-        yield from _option(name, value, machine)
+        yield from _option(name, value, machine, bool(rollout.max_staleness))
+    yield from _batched_tokens(recipe)
 
 
 def taken_ports(recipe: Recipe) -> Iterator[str]:
@@ -117,15 +123,38 @@ def _token_file(recipe: Recipe, machine: bool) -> Iterator[str]:
                 yield f"{where} can be read by others: chmod 600"
 
 
-def _option(name: str, value: object, machine: bool) -> Iterator[str]:
-    where = f"rollout.engine.options.{name}"
+def _batched_tokens(recipe: Recipe) -> Iterator[str]:
+    rollout, needed = recipe.rollout, recipe.rollout.engine_sequences
+    options = {_known(name): value for name, value in rollout.engine.options.items()}
+    tokens = options.get("max-num-batched-tokens", BATCHED_TOKENS)
+    if needed is not None and rollout.engines and isinstance(tokens, int) and tokens < needed:
+        yield (
+            f"rollout.concurrency={rollout.concurrency} with rollout.max_staleness needs "
+            f"rollout.engine.options.max-num-batched-tokens of at least {needed}; without it, "
+            f"vLLM may take {BATCHED_TOKENS}"
+        )
+
+
+def _known(name: str) -> str:
+    """An option by the name that the tables above have."""
     known = name.strip("-").replace("_", "-").removeprefix("no-").partition(".")[0]
-    known = ALIASES.get(known, known)
+    return ALIASES.get(known, known)
+
+
+def _option(name: str, value: object, machine: bool, ahead: bool) -> Iterator[str]:
+    where, known = f"rollout.engine.options.{name}", _known(name)
     if known in OWN_OPTIONS:
         field = OWN_OPTIONS[known]
         yield f"{where} is set by the run itself" + (f": give {field}" if field else "")
+    elif ahead and known in SAMPLING_AHEAD:
+        field = SAMPLING_AHEAD[known]
+        yield f"{where} is set by the run itself with rollout.max_staleness" + (
+            f": give {field}" if field else ""
+        )
     elif known in KEPT_OUT:
         yield f"{where} would change what the run sets for its engines itself"
+    elif known == API_SERVERS:
+        yield f"{where}: an engine has one API server; rollout.engines starts more engines"
     elif known == SECRET:
         yield f"{where} is a secret, which recipe.yaml and MLflow would show"
     elif known in ON_CPU and machine and device_kind() == "cpu":

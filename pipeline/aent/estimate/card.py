@@ -213,7 +213,7 @@ def node_host_bytes(recipe: Recipe, memory: MemoryEstimate) -> int:
 
 def _parts(memory: RankMemory, need: Card) -> str:
     """What fills a card, largest first, in GiB; then what is assumed."""
-    names = (*COUNTED, "logits", "temporaries")
+    names: tuple[str, ...] = (*COUNTED, "logits", "temporaries")
     if memory.allocated > sum(getattr(memory, name) for name in names):
         later = max(("export", "swap", "gathering"), key=lambda name: getattr(memory, name))
         names = ("weights", "gradients", "optimizer", later)

@@ -71,7 +71,7 @@ class EngineClient:
         log-probs or no weight versions.
         """
         headers = {**self._bearer(), "Accept": f"{MEDIA_TYPE}, application/json"}
-        body = self._named(request.body())
+        body = request.encoded(self.model)
         answer = await self._answer("POST", GENERATE, headers, None, body)
         try:
             # a server without our middleware answers in JSON
@@ -111,7 +111,8 @@ class EngineClient:
         same call may succeed later, ``http.RefusedError`` if it cannot.
         """
         timeout_s = self.call_timeout_s if timeout_s == -1.0 else timeout_s
-        answer = await self._answer(method, path, self._bearer(), timeout_s, body, params)
+        encoded = None if body is None else json.dumps(body).encode()
+        answer = await self._answer(method, path, self._bearer(), timeout_s, encoded, params)
         if not answer.headers.get("content-type", "").startswith("application/json"):
             return answer.text or None
         return self._json(path, answer)
@@ -128,7 +129,7 @@ class EngineClient:
         path: str,
         headers: dict[str, str],
         timeout_s: float | None,
-        body: dict[str, Any] | None = None,
+        body: bytes | None = None,
         params: dict[str, Any] | None = None,
     ) -> Answer:
         """The successful answer of a route. Raises EngineError as ``call`` does."""
@@ -142,7 +143,7 @@ class EngineClient:
                     answer = await ask(
                         method,
                         self.url + path,
-                        json=body,
+                        body=body,
                         params=params,
                         headers=headers,
                         opened=prove,

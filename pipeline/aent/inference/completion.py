@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from aent.inference.arrays import Response, Span
@@ -35,8 +37,17 @@ class GenerationRequest:
 
     def body(self) -> dict[str, Any]:
         """Of POST /inference/v1/generate."""
-        body: dict[str, Any] = {
-            "token_ids": list(self.prompt_ids),
+        return {"token_ids": list(self.prompt_ids), **self._settings()}
+
+    def encoded(self, model: str | None) -> bytes:
+        """``body`` as JSON, for an engine that serves under this name (None: whatever it serves).
+        Samples of one prompt have it encoded once."""
+        settings = self._settings() if model is None else {**self._settings(), "model": model}
+        prompt = _as_json(tuple(self.prompt_ids))
+        return f'{{"token_ids": {prompt}, {json.dumps(settings)[1:]}'.encode()
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {
             "sampling_params": {
                 "max_tokens": self.max_tokens,
                 "temperature": self.temperature,
@@ -50,8 +61,13 @@ class GenerationRequest:
             },
         }
         if self.cache_salt is not None:
-            body["cache_salt"] = self.cache_salt
-        return body
+            settings["cache_salt"] = self.cache_salt
+        return settings
+
+
+@lru_cache(maxsize=16)
+def _as_json(token_ids: tuple[int, ...]) -> str:
+    return json.dumps(token_ids)
 
 
 @dataclass(frozen=True)
@@ -115,11 +131,12 @@ def is_logprob(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and value > NOT_A_LOGPROB
 
 
-def _are_logprobs(values: Sequence[float | None]) -> bool:
+def _are_logprobs(values: Sequence[float]) -> bool:
     """Whether each ``is_logprob``, at a tenth of the time of asking for each."""
-    known = [value for value in values if value is not None]
-    finite = len(known) == len(values) and math.isfinite(sum(known))
-    return finite and min(known) > NOT_A_LOGPROB
+    try:
+        return math.isfinite(sum(values)) and min(values) > NOT_A_LOGPROB
+    except TypeError:  # a null among JSON's numbers
+        return False
 
 
 def entropy_of(logprobs: Sequence[float]) -> float:

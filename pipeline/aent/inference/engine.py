@@ -77,6 +77,8 @@ class EngineSettings:
     gpus: tuple[int, ...] | None = None  # places among those the parent sees; None: all of them
     colocated: bool = False  # its GPUs are the trainer's too: it sleeps meanwhile
     token_path: Path | None = None  # file of the token that requests must bear; None: no token
+    # computes so many requests at once, and the probe's before others; None: vLLM's choice
+    sequences: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # further ones of vLLM's server
 
 
@@ -103,6 +105,7 @@ def settings_of(
         gpus=tuple(range(first_gpu, first_gpu + engine.tensor_parallel)),
         colocated=rollout.colocated,
         token_path=run_dir / "token",
+        sequences=rollout.engine_sequences,
         options=engine.options,
     )
 
@@ -155,6 +158,10 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
     options["middleware"] = (ARRAY_ROUTE,)
     if s.token_path is not None:  # a request meets the last middleware first
         options["middleware"] = (ARRAY_ROUTE, f"{TokenGate.__module__}.{TokenGate.__name__}")
+    if s.sequences is not None:
+        options["max-num-seqs"] = s.sequences
+        # the probe of new weights is not behind requests that wait for room in the cache
+        options["scheduling-policy"] = "priority"
     if s.device == "cuda":
         options["gpu-memory-utilization"] = s.gpu_memory_utilization
         return options | ({"enable-sleep-mode": True} if s.colocated else {})

@@ -24,7 +24,7 @@ gc.set_threshold(100_000)
 # transformers imports scikit-learn for one way of generation, which vLLM does not use
 sys.modules["sklearn"] = None  # type: ignore[assignment]
 if os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork":  # a CPU: no other kernels need it
-    sys.modules["scipy"] = None  # vLLM imports it for audio
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # vLLM imports it for audio
 
 
 def fork_for_spawn() -> None:

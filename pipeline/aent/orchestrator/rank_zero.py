@@ -65,7 +65,7 @@ class RankZero:
             prompts = (words.chat_prompt(*q.turns(recipe.task.system_prompt)) for q in task.train)
             say = report.display.message
             engines = Engines.reach(recipe, run_dir, model_path, prompts, say, progress, offer)
-            engines.fleet.timeline = timeline
+            engines.fleet.timeline = engines.sender.timeline = timeline
             judge.draw_on(timeline)
             asker = Asker(engines.fleet, words, judge, progress)
             rollouts = Rollouts(

@@ -176,6 +176,12 @@ class RolloutSection(Section):
         return self.placement == "colocated"
 
     @property
+    def engine_sequences(self) -> int | None:
+        """Requests that an engine has to compute at once, so that the probe of new weights (two)
+        waits for none of those in flight. None: none are in flight then."""
+        return self.concurrency + 2 if self.max_staleness else None
+
+    @property
     def num_engines(self) -> int:
         return self.engines + len(self.urls)
 

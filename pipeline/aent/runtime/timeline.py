@@ -17,6 +17,7 @@ from aent.runtime.log import log
 FOLDER = "timeline"
 LIMIT = 1000  # most events of one name in a step: 8,192 requests would take a megabyte
 ENGINE, JUDGES = "engine ", "judges"  # tracks of other processes: the first with an address
+TRANSFER = "transfer"  # track of the parts of a weight update, on rank 0
 
 
 def file_of(run_dir: Path, rank: int) -> Path:

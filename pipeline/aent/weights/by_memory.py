@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from aent.inference.client import EngineClient
+from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import waiting
 from aent.weights.manifest import Manifest
 from aent.weights.memory import Address, ExportError, OpenedMemory, WeightMemory, offered_by
@@ -58,9 +59,11 @@ async def send_shared(
     memories: Memories,
     named_tensors: Iterator[tuple[str, Tensor]],
     timeout_s: float,
+    timeline: Timeline,
 ) -> Manifest:
     """Write the tensors of our own stage while the others write theirs and the engines load what is
-    there; return what all stages offered, by name.
+    there; return what all stages offered, by name. Our writing is an event of ``timeline``, and so
+    is the engines' loading.
 
     Raises EngineError, or ExportError if an export is not as planned or does not arrive in time.
     """
@@ -72,10 +75,16 @@ async def send_shared(
         )
         for c in clients
     ]
-    writing = in_daemon_thread(lambda: memories.own.write(named_tensors))
+
+    def write() -> None:
+        with timeline.span("write", TRANSFER):
+            memories.own.write(named_tensors)
+
+    writing = in_daemon_thread(write)
     try:
-        await first_failure(writing, calls, "the trainer's weights were not written")
-        await asyncio.gather(*calls)
+        with timeline.span("load", TRANSFER):
+            await first_failure(writing, calls, "the trainer's weights were not written")
+            await asyncio.gather(*calls)
         async with asyncio.timeout(timeout_s):
             while not all(memory.is_whole(update) for memory in memories.everyones):
                 await asyncio.sleep(waiting.POLL_S)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aent.inference.client import EngineClient
 from aent.inference.http import EngineError
+from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import waiting
 from aent.weights.manifest import Checksums, Manifest, TensorSpec
 from aent.weights.memory import ExportError
@@ -25,8 +26,9 @@ async def send_all(
     expected: Manifest | None,
     bucket_bytes: int,
     timeout_s: float,
+    timeline: Timeline,
 ) -> Manifest:
-    """Send bucket after bucket; return what was offered, by name.
+    """Send bucket after bucket, an event of ``timeline`` each; return what was offered, by name.
 
     A tensor that the model does not need, or that has another shape or dtype, is not sent:
     ``WeightSender.verify`` reports it.
@@ -35,13 +37,19 @@ async def send_all(
     """
     offered = Checksums()
     under_way: asyncio.Task[None] | None = None
+
+    async def drawn(bucket: Bucket) -> None:
+        mib = sum(tensor.nbytes for _, _, tensor in bucket) / 2**20
+        with timeline.span("bucket", TRANSFER, tensors=len(bucket), mib=round(mib, 3)):
+            await send(clients, transport, bucket, timeout_s)
+
     try:
         # a thread collects the next bucket while the engines load this one
         buckets = _buckets(named_tensors, expected, offered, bucket_bytes)
         while (bucket := await in_daemon_thread(lambda: next(buckets, None))) is not None:
             if under_way is not None:
                 await under_way
-            under_way = asyncio.create_task(send(clients, transport, bucket, timeout_s))
+            under_way = asyncio.create_task(drawn(bucket))
         if under_way is not None:
             await under_way
     finally:

@@ -32,6 +32,7 @@ from aent.inference.http import RefusedError, TransientError
 TOKENS = 192  # of the text, where the engines have room for so many
 SALT = "aent-probe"  # its blocks in the cache are of no use to other requests, and theirs not to it
 BEYOND = 8  # tokens behind a block, so that it is whole
+FIRST = -1  # priority; other requests have 0, and lower ones are computed first
 FAR = 2.0  # times as near to one set of weights as to another: it speaks of that one
 
 
@@ -78,6 +79,8 @@ async def _ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
         GenerationRequest(part, 1, temperature=0.0, seed=0, cache_salt=salt).body()
         for part, salt in ((text[: block + BEYOND], SALT), (text, f"{SALT}-text"))
     )
+    for body in (start, whole):
+        body["priority"] = FIRST  # an engine that schedules first come first served ignores it
     whole["sampling_params"]["prompt_logprobs"] = 0
     cached, seen = await asyncio.gather(
         *(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NoReturn
@@ -26,6 +27,7 @@ from aent.inference import sleep
 from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION
 from aent.inference.http import EngineError
+from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import nccl, waiting
 from aent.weights.by_memory import Memories, refusal, send_shared
 from aent.weights.by_network import send_all
@@ -63,6 +65,7 @@ class WeightSender:
     memories: Memories | None = field(default=None, init=False)  # None: weights go over the network
     joined: list[str] = field(default_factory=list, init=False)  # addresses of connected engines
     version: int | None = field(default=None, init=False)  # of the last update
+    timeline: Timeline = field(default_factory=Timeline)  # of the parts of each update
     # of one that has failed: engines that it had reached to its end may have it already
     unfinished: int | None = field(default=None, init=False)
 
@@ -174,11 +177,15 @@ class WeightSender:
             if not same or self.joined != [client.url for client in self.clients]:
                 await self.connect()  # a broadcast would wait for engines that are not connected
             self.unfinished = version
-            await self.begin()
-            await self.verify(await self.send(rest, expected), expected)
-            await self.finish(version)
-            await self.reset_caches()
-            await self.resume()
+            with self._drawn("pause"):
+                await self.begin()
+            offered = await self.send(rest, expected)
+            with self._drawn("verify"):
+                await self.verify(offered, expected)
+            with self._drawn("resume"):
+                await self.finish(version)
+                await self.reset_caches()
+                await self.resume()
             self.version, self.unfinished = version, None
         except EngineError:
             self.disconnect()
@@ -186,6 +193,9 @@ class WeightSender:
         finally:
             for _ in rest:
                 pass
+
+    def _drawn(self, part: str) -> AbstractContextManager[None]:
+        return self.timeline.span(part, TRANSFER)
 
     async def check_version(self, version: int) -> bool:
         """Whether every engine has the weights of the last update: one that was restarted at its
@@ -224,7 +234,9 @@ class WeightSender:
         clients, settings = self.clients, self.settings
         try:
             if self.memories is not None:
-                return await send_shared(clients, self.memories, named_tensors, settings.timeout_s)
+                return await send_shared(
+                    clients, self.memories, named_tensors, settings.timeout_s, self.timeline
+                )
             if self.transport is None:
                 raise RuntimeError("push before connect")
             return await send_all(
@@ -234,6 +246,7 @@ class WeightSender:
                 expected,
                 settings.bucket_bytes,
                 settings.timeout_s,
+                self.timeline,
             )
         except ExportError as error:
             await self._refuse([f"the trainer's export: {error}"])
