@@ -152,13 +152,13 @@ def test_a_card_that_is_shared_holds_both_in_either_turn(recipe):
     assert_names(said, f"{training / GIB:.1f} GiB while", f"{sampling / GIB:.1f} while")
 
 
-def test_a_turn_that_does_not_fit_is_refused(recipe):
+def test_a_turn_that_does_not_fit(recipe):
     found = recipe(RECOMPUTED, *SHARED)
     training = card.card(estimate(found).per_rank[0], ParallelLayout.of(found.trainer)).total
     small = training + card.ENGINE_BYTES - 1
-    assert list(card.faults(recipe(RECOMPUTED), small)) == []  # beside no engine it fits
-    fault = next(card.faults(found, small))
-    assert_names(fault, "memory: rank 0", "an engine that sleeps 3.0")
+    assert list(card.doubts(recipe(RECOMPUTED), small)) == []  # beside no engine it fits
+    doubt = next(card.doubts(found, small))
+    assert_names(doubt, "memory: rank 0", "a sleeping engine's 3.0")
     greedy = recipe(RECOMPUTED, SHARED[0], "rollout.engine.gpu_memory_utilization=.95")
     (fault,) = card.faults(greedy, 79 * GIB)
     assert_names(fault, "rollout.engine.gpu_memory_utilization=0.95", "rollout.placement=colocated")
