@@ -188,7 +188,7 @@ def _check_used(graders: Sequence[Grader], questions: list[Question]) -> None:
 
 def check_generated(section: TaskSection, seed: int) -> None:
     """Raise ValueError as ``load`` for the data set's name and configuration, without generating
-    questions."""
+    questions. Imports reasoning-gym, which takes a second of one core."""
     from aent.tasks import generated
 
     for index, part in enumerate(by_source(section).values()):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import random
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from aent.data.question import Question
-from aent.tasks.gym import gym
 
 if TYPE_CHECKING:
     from aent.recipe.schema import TaskSection
@@ -29,11 +29,16 @@ def questions(section: TaskSection, seed: int) -> Iterator[Question]:
 def dataset(section: TaskSection, seed: int) -> Any:
     """reasoning-gym's data set. Raises ValueError naming the field for an unknown name or
     configuration key, or a configuration that it refuses."""
-    found = gym(section.name)
-    if section.name not in found.datasets:
-        nearest = _nearest(section.name, found.datasets)
+    with warnings.catch_warnings():
+        # a warning of a package that reasoning-gym imports
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+
+    if section.name not in DATASETS:
+        nearest = _nearest(section.name, DATASETS)
         raise ValueError(f"task.name: reasoning-gym has no data set {section.name!r}{nearest}")
-    keys = found.keys(section.name) - {"seed", "size"}
+    keys = {f.name for f in dataclasses.fields(DATASETS[section.name][1])} - {"seed", "size"}
     for key in section.config:
         if key not in keys:
             raise ValueError(
@@ -43,7 +48,7 @@ def dataset(section: TaskSection, seed: int) -> Any:
     # item i of reasoning-gym comes from seed + i, so adjacent seeds must not be adjacent there
     mixed = random.Random(f"{section.name}/{seed}").getrandbits(31)
     try:
-        return found.create(
+        return reasoning_gym.create_dataset(
             section.name, seed=mixed, size=100 * (section.size + section.heldout), **section.config
         )
     except (AssertionError, TypeError, ValueError) as error:

@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 from aent.data.question import Question
-from aent.tasks.gym import gym
 
 READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``answer_in`` supports
 Verifier = Callable[[str, Question], float]
@@ -116,11 +115,13 @@ def answer_in(grader: str, response: str) -> str | None:
 def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
     """The data set's own scorer, applied to the text in <answer> tags, else to the whole
     response."""
-    found = gym(dataset)
-    scorer = found.create(dataset, seed=0, size=1, **config).score_answer
+    import reasoning_gym
+    from reasoning_gym.utils import extract_answer
+
+    scorer = reasoning_gym.create_dataset(dataset, seed=0, size=1, **config).score_answer
 
     def verify(response: str, question: Question) -> float:
-        tagged = found.extract_answer(response)
+        tagged = extract_answer(response)
         entry = {
             "question": question.prompt,
             "answer": question.answer,
