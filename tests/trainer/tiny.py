@@ -22,15 +22,17 @@ from aent.recipe.schema import Recipe
 VOCAB = 97  # odd: padded to 98 for two tensor-parallel ranks
 
 
-def write_model(path: Path, tied: bool, seed: int = 0, vocab: int = VOCAB) -> Path:
+def write_model(
+    path: Path, tied: bool, seed: int = 0, vocab: int = VOCAB, ffn: int = 192, heads: int = 4
+) -> Path:
     """Two layers, weights large enough that the policy is far from uniform."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab,
         hidden_size=128,
-        intermediate_size=192,
+        intermediate_size=ffn,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
