@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aent.estimate import card
+from aent.estimate.memory import GIB
 from aent.layout.nodes import gpus_used
 from aent.models.facts import are_known
 from aent.recipe.schema import Recipe
 from aent.runtime import environment
-
-GIB = 2**30
 
 
 def faults(recipe: Recipe, machine: bool) -> Iterator[str]:

@@ -60,6 +60,11 @@ def resting(memory: RankMemory, layout: ParallelLayout) -> Card:
     return replace(full, allocated=kept, fragmentation=int(FRAGMENTED * kept))
 
 
+def most_resting(estimate: MemoryEstimate, layout: ParallelLayout) -> int:
+    """Bytes, of the rank that keeps most (``resting``)."""
+    return max(resting(rank, layout).total for rank in estimate.per_rank)
+
+
 @dataclass(frozen=True)
 class EngineCard:
     """Bytes on each card of one engine."""
@@ -133,7 +138,7 @@ def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]
         )
     if not recipe.rollout.colocated:
         return
-    rest = max(resting(each, layout).total for each in memory.per_rank)
+    rest = most_resting(memory, layout)
     if engine.usable + rest > size:
         most = max(0, (size - rest) * 100 // size) / 100
         yield (
@@ -190,7 +195,7 @@ def describe(recipe: Recipe, memory: MemoryEstimate, size: int) -> str:
             f"hold {engine.sequences} of the longest sequences"
         )
     if recipe.rollout.colocated:
-        rest = max(resting(each, layout).total for each in memory.per_rank)
+        rest = most_resting(memory, layout)
         lines.append(
             f"they share a GPU: {(need.total + ENGINE_BYTES) / GIB:.1f} GiB while the trainer "
             f"works, {(engine.usable + rest) / GIB:.1f} while the engine does (assumed: "
