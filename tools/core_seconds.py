@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def main(name: str, budget_s: float, command: list[str]) -> int:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Ctrl-C is the command's, which gets it too (a handler does not outlive exec): what it still
+    # does counts
+    signal.signal(signal.SIGINT, lambda *_: None)
     process = subprocess.Popen(command)
     code = None
     while code is None:
