@@ -63,7 +63,9 @@ def write_model(folder: Path, model_type: str) -> Path:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_two_steps(tmp_path: Path, start_job: Any, model_type: str) -> None:
     model = write_model(tmp_path / "model", model_type)
-    job = start_job(f"model={{path: {model}}}", "steps=2", "task.heldout=0")
+    # two ranks: every layout of every family is in models/test_parity.py
+    one_stage = "trainer.pipeline_parallel=1"
+    job = start_job(f"model={{path: {model}}}", "steps=2", "task.heldout=0", one_stage)
     assert job.wait() == 0, job.text
     assert (job.run_dir / "policy" / "config.json").is_file()
     points = map(json.loads, (job.run_dir / "journal.jsonl").read_text().splitlines())
