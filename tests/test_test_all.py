@@ -35,6 +35,12 @@ except KeyboardInterrupt:
     print("==== 3 passed in 1.0s ====")
     raise SystemExit(2)
 """
+DEAF = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(600)
+"""
 RUN = """
 import sys
 from pathlib import Path
@@ -126,3 +132,20 @@ def test_a_signal_ends_all_parts_and_leaves_no_process(
     assert_gone(processes, within_s=60)
     assert "  2: not begun" in text.splitlines()
     assert re.search(r"  0: 3 passed; .* minutes, \d+ core-seconds", text)
+
+
+def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
+    run = started(tmp_path, DEAF)
+    deadline = time.monotonic() + 300
+    log = tmp_path / "0.log"
+    while not (log.exists() and "deaf" in log.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes = psutil.Process(run.pid).children(recursive=True)
+    for _ in range(2):
+        run.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # two signals at once may count as one
+    text, _ = run.communicate(timeout=200)
+    assert run.returncode == 130
+    assert_gone(processes, within_s=60)
+    assert "0: ended with exit code -9" in text
