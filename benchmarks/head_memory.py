@@ -1,4 +1,4 @@
-"""Peak memory of the fused head beside an output layer followed by token_statistics.
+"""Peak memory of the chunked head beside an output layer followed by token_statistics.
 
     python benchmarks/head_memory.py [--tokens 8192] [--vocab 151936] [--hidden 256] ...
 

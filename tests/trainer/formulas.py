@@ -130,7 +130,7 @@ def expected_from_logits(
 
 
 def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
-    """[N] of tempered logits [N, V]: renormalised on the smallest set that reaches top_p."""
+    """[N] of tempered logits [N, V]: renormalized on the smallest set that reaches top_p."""
     ordered = z.sort(dim=1, descending=True).values
     p = ordered.softmax(dim=1)
     before = p.cumsum(dim=1) - p

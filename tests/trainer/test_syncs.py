@@ -44,7 +44,7 @@ def test_what_is_counted() -> None:
 LAYOUTS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "one": ((1, 1, 1), {}),
     "tensor 2": ((2, 1, 1), {}),
-    "tensor 2, fused head": ((2, 1, 1), {"fused_head": True, "sequence_parallel": True}),
+    "tensor 2, chunked head": ((2, 1, 1), {"fused_head": True, "sequence_parallel": True}),
     "context 2": ((1, 2, 1), {}),
     "pipeline 2": ((1, 1, 2), {}),
 }
@@ -91,7 +91,7 @@ SHAPES = ("p2p_communication.py", "_communicate_shapes", "tolist")
 EACH: dict[str, list[dict[tuple[str, str, str], int]]] = {
     "one": [{}],
     "tensor 2": [{SEARCH: 2}] * 2,
-    "tensor 2, fused head": [{CHUNKED: 1, SEARCH: 1}] * 2,
+    "tensor 2, chunked head": [{CHUNKED: 1, SEARCH: 1}] * 2,
     "context 2": [{}] * 2,
     "pipeline 2": [{SHAPES: 1}, {SHAPES: 2}],
 }

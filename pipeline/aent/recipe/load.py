@@ -102,7 +102,7 @@ def flatten(recipe: Recipe) -> dict[str, Scalar]:
 def _read(path: Path) -> dict[str, Any]:
     """The recipe in a file, which may be written as changes of another one.
 
-    ``base`` names that other file, beside this one, which stands for itself (one level only);
+    ``base`` names that other file, beside this one, which has no ``base`` of its own;
     ``change`` has what would be overrides on the command line, dotted keys and their values.
     """
     data = _mapping(path)

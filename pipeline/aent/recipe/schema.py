@@ -135,8 +135,8 @@ class RolloutSection(Section):
     """DAPO's dynamic sampling: prompts whose responses all got the same reward are replaced, by at
     most this many others in a step. 0: off."""
     max_staleness: int = Field(0, ge=0)
-    """How many steps are sampled ahead while one is trained on; so many updates old may the weights
-    of a token be. 0: sample, then train."""
+    """Steps that are sampled ahead while one is trained on. The weights that sample a token may be
+    this many updates old. 0: sample, then train."""
     engines: int = mark(1, "free", ge=0)
     """vLLM servers started on this machine; 0 together with urls."""
     urls: tuple[str, ...] = mark((), "free")
@@ -160,8 +160,8 @@ class RolloutSection(Section):
     """Largest mean train-inference mismatch: |engine log-prob - trainer log-prob| per token, nats.
     Checked every step; beyond it the run stops."""
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")
-    """How new weights reach the engines; auto: nccl on GPUs; on CPUs memory that is shared where
-    all engines are on the trainer's machine, else gloo (docs/engines.md)."""
+    """How new weights reach the engines; auto: nccl on GPUs; on CPUs shared memory if all
+    engines are on the trainer's machine, else gloo (docs/engines.md)."""
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     """Size of one message of a weight transfer by network, MiB."""
     transfer_timeout_s: float = mark(120.0, "free", gt=0)
