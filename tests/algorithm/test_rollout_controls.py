@@ -118,7 +118,7 @@ def test_rerolled_responses_learn_with_advantage_one_in_place_of_others():
     [
         (["4", "5", "4", None], [1, 0, 1, 0]),
         (["5", "4", "4", "5"], [1, 0, 0, 1]),  # even: the first
-        ([None, None, "7"], [0, 0, 1]),  # no answer is no vote
+        ([None, None, "7"], [0, 0, 1]),  # no answer, no vote
         ([None, None], [0, 0]),
     ],
 )

@@ -27,7 +27,7 @@ def test_proposition_1_the_values_gradient_is_at_most_twice_the_entropy() -> Non
     """Without a bonus the entropy vanishes, and with it the gradient: a wrong answer stays.
 
     Checked throughout while 100,000 actions collapse onto the decoy, and again with a decoy that is
-    as good as the answers, which comes five times nearer to the bound.
+    worth as much as the answers, which is five times nearer to the bound.
     """
     tasks = [Task(15), Task(1), Task(15, decoy_reward=1.0), Task(1, decoy_reward=1.0)]
     policies = draw(tasks, [0, 1, 2, 3])
