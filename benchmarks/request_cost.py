@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
 A stand-in server in its own process answers each request after a moment with a response's tokens,
-log-probs and weight versions: alternately in arrays, as our engines do, and in
-JSON, as vLLM's own route does. One Fleet sends all requests. The client's processor time per
-request should be the same for 256 requests and for 8,192.
+log-probs and weight versions: alternately in arrays, as our engines do, and in JSON, as vLLM's own
+route does. One Fleet sends all requests. The client's processor time per request should be the same
+for 256 requests and for 8,192.
 """
 
 from __future__ import annotations

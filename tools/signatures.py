@@ -28,8 +28,7 @@ class Sources:
 
     def signature(self, dotted: str) -> str:
         """``(a, b=..., *, c)`` of a function, of a class's constructor, or of a method, without
-        self; for a
-        module, or a name from another package, a word that says so.
+        self; for a module, or a name from another package, a word that says so.
 
         Raises LookupError if there is none.
         """

@@ -141,8 +141,7 @@ def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
 
 def proxy_divergences(log_p: Tensor, targets: Tensor, ratio: float) -> Tensor:
     """[N] of log-probs [N, V]: sum of q log(q / p), with q a constant: p without the tokens that
-    have
-    less than ratio times the largest probability; 0 if the target is one of these."""
+    have less than ratio times the largest probability; 0 if the target is one of these."""
     p = log_p.detach().exp()
     noise = p < ratio * p.amax(dim=1, keepdim=True)
     q = p.masked_fill(noise, 0)

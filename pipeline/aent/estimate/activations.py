@@ -77,8 +77,7 @@ def temporaries(
     stage: int,
 ) -> int:
     """Peak bytes of the tensors in one layer's backward, without those that autograd keeps; the
-    same
-    test measures it.
+    same test measures it.
 
     The largest of three parts. The feed-forward's: gradients of gate and up, apart and together,
     4 f / TP per token (fused: 5 f / TP); with sequence parallelism also the gathered input, for

@@ -54,8 +54,7 @@ def card(memory: RankMemory, layout: ParallelLayout) -> Card:
 
 def resting(memory: RankMemory, layout: ParallelLayout) -> Card:
     """The memory that a rank keeps on a card that it shares with an engine, during the engine's
-    turn:
-    weights, and one whole tensor on its way to the engines."""
+    turn: weights, and one whole tensor on its way to the engines."""
     kept = memory.weights + memory.export + PROBE_BYTES
     full = card(memory, layout)
     return replace(full, allocated=kept, fragmentation=int(FRAGMENTED * kept))
@@ -113,9 +112,8 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
 
 def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
     """One sentence for a trainer whose counted parts (``RankMemory.counted``) alone do not fit
-    cards
-    of ``size`` bytes; the same for an engine, by its weights and the cache of one sequence, and for
-    an engine on the ranks' cards, beside everything that a rank keeps there.
+    cards of ``size`` bytes; the same for an engine, by its weights and the cache of one sequence,
+    and for an engine on the ranks' cards, beside everything that a rank keeps there.
 
     recipe: checked, with a model whose sizes are known. says: the source of the size.
     """

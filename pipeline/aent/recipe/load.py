@@ -30,8 +30,8 @@ Scalar = str | int | float | bool | None
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at ``path`` and apply overrides ``key.sub=value``, left to right.
 
-    An override's value is YAML and replaces the file's: a whole section, if the key
-    names one.
+    An override's value is YAML and replaces the file's: a whole section, if the key names
+    one.
 
     Raises:
         RecipeError: with one line per fault; nothing is written in any case.

@@ -3,8 +3,8 @@
 ``recorded/NAME/`` is the start of a run: the checkpoint from which it continues, and the rollouts
 of the steps after it. ``expected.json`` has the results of the steps. All of it was written by the
 code before the refactoring (commit ab89874), except ``gradient/*``: since then each update measures
-its own tokens. If a change is *meant* to change numbers, record them again: ``PYTHONPATH=tests
-.venv/bin/python -m e2e.golden.replay``.
+its own tokens. If a change is *meant* to change numbers, record them again:
+``PYTHONPATH=tests .venv/bin/python -m e2e.golden.replay``.
 """
 
 from __future__ import annotations
