@@ -26,7 +26,7 @@ def report(findings: Findings, recipe: Recipe | None) -> int:
     for title, rows in (
         ("This machine", machine_rows()),
         ("What will be used", role_rows(findings)),
-        ("What was looked at", part_rows(findings)),
+        ("Libraries", part_rows(findings)),
     ):
         print(title)
         for name, value in rows:
