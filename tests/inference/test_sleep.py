@@ -60,7 +60,7 @@ def test_a_real_server_wakes_in_two_parts_and_answers_again(served: Served) -> N
 
 def test_an_engine_that_does_not_sleep_is_named() -> None:
     async def scenario(url: str) -> None:
-        with pytest.raises(EngineError, match=f"{url} does not sleep"):
+        with pytest.raises(EngineError, match=f"{url} did not fall asleep"):
             await sleep.fall_asleep([EngineClient(url)], sleep.DROP_WEIGHTS, TIMEOUT_S)
 
     with standing_in(lambda path, sent: (200, {"is_sleeping": False})) as server:
