@@ -160,8 +160,8 @@ class RolloutSection(Section):
     """Largest mean train-inference mismatch: |engine log-prob - trainer log-prob| per token, nats.
     Checked every step; beyond it the run stops."""
     transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")
-    """How new weights reach the engines; auto: nccl on GPUs; on CPUs shared memory if all
-    engines are on the trainer's machine, else gloo (docs/engines.md)."""
+    """How new weights reach the engines; auto: nccl on GPUs; on CPUs memory that is shared where
+    all engines are on the trainer's machine, else gloo (docs/engines.md)."""
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     """Size of one message of a weight transfer by network, MiB."""
     transfer_timeout_s: float = mark(120.0, "free", gt=0)

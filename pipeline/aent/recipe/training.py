@@ -98,8 +98,7 @@ class ControllerSection(Section):
     proportional_gain: float | None = Field(None, ge=0)
     """proportional_integral: coefficient per nat; log_pi: in logarithms of both, default 1.5."""
     integral_gain: float | None = Field(None, ge=0)
-    """proportional_integral: coefficient per nat and step; log_pi: in logarithms of both, per step,
-    default 0.05."""
+    """The same per step; log_pi: default 0.05."""
     ramp_steps: float | None = Field(None, ge=0)
     """log_pi: time constant, in steps, with which the reference goes from the first entropy to the
     target; default 20; 0: at once."""

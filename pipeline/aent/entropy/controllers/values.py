@@ -17,7 +17,7 @@ class SettingValues:
     proportional_gain, integral_gain: coefficient per nat of error, and per nat of error and step
     (``log_pi``: of logarithms both, so without units). min, max: the box the coefficient stays in.
     warmup_steps: steps before the first update that may move it. ramp_steps: time constant with
-    which the aim goes from the first entropy to the target or band. smoothing: weight of the past
+    which the aim goes from the first entropy to where it is wanted. smoothing: weight of the past
     in the moving average of ln H, in [0, 1). measure: which entropy ``update`` is given, 'full' or
     'clamped'; None: that of the loss. drives: the term that the coefficient scales (nothing here
     depends on it). anneal_to, anneal_steps: the aim is multiplied by a factor that goes linearly
