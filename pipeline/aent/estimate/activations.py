@@ -53,7 +53,7 @@ def activations(
     if layout.has_head(stage):
         last = 2 * _residual(recipe, facts, layout) * _norm_element(facts, element) + 4
         once = max(once, last)
-    else:  # a sent tensor stays until its gradient arrives
+    else:  # what was sent on stays until its gradient arrives
         kept += residual
     in_flight = min(layout.pipeline - stage, micro.in_mini_batch)
     masks = in_flight * _masks(recipe, facts, layout, micro, element)
@@ -76,15 +76,15 @@ def temporaries(
     element: int,
     stage: int,
 ) -> int:
-    """Peak bytes of the tensors in one layer's backward, without those that autograd keeps; the
-    same test measures it.
+    """Bytes of the most that is there at once besides what autograd keeps, while one layer is
+    computed backwards; as the same test measures it.
 
-    The largest of three parts. The feed-forward's: gradients of gate and up, apart and together,
-    4 f / TP per token (fused: 5 f / TP); with sequence parallelism also the gathered input, for
-    which Megatron keeps a buffer. A norm's: 5.5 h with torch's operations. The attention's: see
-    ``_gradients``. The first and the last also have the residual's gradient. In addition: some
-    2.5 + n hidden states if n layers at once are recomputed in full; the attention's output if only
-    the attention is; and on later pipeline stages the input from the stage before.
+    The largest of three. The feed-forward's: gradients of gate and up, apart and together, 4 f / TP
+    a token (fused, 5 f / TP), with sequence parallelism the gathered input, which Megatron keeps a
+    buffer for. A norm's, 5.5 h by torch's operations. The attention's, see ``_gradients``. The
+    first and the last have the residual's gradient beside them. On top: with full recomputation of
+    n layers at once some 2.5 + n hidden states, with that of the attention its output, and on later
+    pipeline stages what came from the stage before.
     """
     settings, residual = recipe.trainer.megatron, _residual(recipe, facts, layout)
     gathered = recipe.trainer.sequence_parallel and layout.tensor > 1
@@ -101,10 +101,10 @@ def temporaries(
 
 
 def _gradients(facts: ModelFacts, layout: ParallelLayout, micro: MicroBatch) -> float:
-    """Elements of a token's gradients in the attention's backward, for units that are not short:
-    those of the copies of keys and values (``_attention``) and of the originals. With context
-    parallelism the originals are those of all ranks, apart and together; else they are this rank's
-    keys and values, and three times the queries."""
+    """Elements of a token's gradients in the backward of the attention of units that are not
+    short: of the copies of keys and values (``_attention``), and of what they are copies of; with
+    context parallelism that is those of all ranks, apart and together, else they and three times
+    the queries."""
     queries = facts.heads * facts.head_dim / layout.tensor
     keys = facts.kv_groups * facts.head_dim / layout.tensor
     if layout.context > 1:
