@@ -1,12 +1,12 @@
-"""Processor time and peak memory of the local attention: in pieces, as the trainer takes it, beside
-one padded batch with one mask, as it was before.
+"""Processor time and peak memory of the local attention: in pieces, as the trainer computes it, and
+as one padded batch with one mask, as before.
 
     .venv/bin/python benchmarks/attention.py [--threads 1]
 
 Forward and backward of one layer, float32, 9 heads of 64 numbers in 3 groups (SmolLM2's), each way
-in a process of its own. The memory is what the process's resident peak rises by from the moment the
-queries, keys and values are there. Shared: a prompt of 400 tokens with 8 responses of 50 to 750;
-unequal: sequences of 2,000 tokens down to 260; short: what is padded both ways.
+in its own process. The memory is the rise of the process's resident peak after the queries, keys
+and values exist. Shared: a prompt of 400 tokens with 8 responses of 50 to 750; unequal: sequences
+of 2,000 tokens down to 260; short: units that are padded both ways.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure(way: str, case: str, threads: int) -> None:
     total = sum(prompt + sum(responses) for prompt, responses in units)
     tensors = [torch.randn(total, n, SIZE).requires_grad_() for n in (HEADS, GROUPS, GROUPS)]
     upstream = torch.randn(total, HEADS, SIZE)
-    if way == "padded":  # one batch of all units, whatever their lengths
+    if way == "padded":  # one batch of all units, of any length
         segments.SHORT = 2**30
     scoring = segments.Scoring(window=None, scale=SIZE**-0.5, softcap=None)
     before, times = peak(), []

@@ -1,11 +1,11 @@
-"""What it costs to find a clamped set over ranks: four rounds and one question to the device, or
-counting alone, which is what is left to do where the host may not ask.
+"""The cost of finding a clamped set over ranks: four rounds and one wait of the host, or counting
+alone, the only way if the host must not wait.
 
     PYTHONPATH=benchmarks:tests .venv/bin/python benchmarks/clamped_set.py [TOKENS]
 
 Two ranks, V = 151,936, one third dropped, normal logits (of deviation 2, rounded to bfloat16 or
-not). Of one forward: rows that the four rounds leave to the search, collectives, bytes a token that
-each rank sends, questions of the host to the device (``syncs.Syncs``), processor time a token.
+not). Of one forward: rows that the four rounds leave to the search, collectives, bytes per token
+that each rank sends, waits of the host for the device (``syncs.Syncs``), processor time per token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measured(rank: int, ranks: int, tokens: int) -> list[tuple[Any, ...]]:
     in_rounds, counted_out = sharded._block, sharded._counted_out
 
     def nothing_done(*args: Any) -> tuple[torch.Tensor, ...]:
-        """As if the rounds, and their collectives, were not there."""
+        """Skip the rounds and their collectives."""
         x, target = args[1], args[2]
         columns = [target.new_zeros(len(x)) for _ in range(6)]
         cut = torch.zeros(len(x), dtype=torch.int32)
@@ -80,7 +80,7 @@ def measured(rank: int, ranks: int, tokens: int) -> list[tuple[Any, ...]]:
 
 def main() -> None:
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
-    print(f"{tokens} tokens  rows left  collectives  bytes a token  questions  us a token")
+    print(f"{tokens} tokens  rows left  collectives  bytes a token  waits  us a token")
     for dtype, name, counts, asked, spent in run_ranks(measured, 2, tokens)[0]:
         each = counts["bytes"] / tokens
         print(

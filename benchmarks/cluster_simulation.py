@@ -3,14 +3,14 @@
     .venv/bin/python benchmarks/cluster_simulation.py [--model Qwen2.5-7B-Instruct] [--run RUN_DIR]
     .venv/bin/python benchmarks/cluster_simulation.py --check RUN_DIR
 
-A simulation, not a measurement: engines decode in batches whose cost is read from the GPU's data
-sheet, the trainer multiplies at a given MFU, and events (a response ends, an update, a pause)
-follow one another. Lengths are those that RUN_DIR recorded (``samples/``), stretched so that the
-longest is ``--longest``, or lognormal, cut there. Not counted: reading the prompts, grading, and
-what an update costs the engines' caches. An engine counts as busy while it has one request.
+A simulation, not a measurement: engines decode in batches whose cost follows from the GPU's data
+sheet, the trainer computes at a given MFU, and events (a response ends, an update, a pause) follow
+one another. Lengths are those that RUN_DIR recorded (``samples/``), stretched so that the longest
+is ``--longest``, or lognormal, cut there. Not counted: the prompts' forward pass, grading, and the
+cost of an update for the engines' caches. An engine counts as busy while it has one request.
 
-``--check`` fits the engine's two constants to every other step of a real run, and compares what
-they say of the rest with what was measured.
+``--check`` fits the engine's two constants to every other step of a real run, and compares their
+prediction for the other steps with the measurement.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from simulated_engines import Decoding, Engine, Machine
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
 MODES = ("serial", "one step off", "in flight")
-SHARES = tuple(n / 8 for n in range(1, 8))  # of the GPUs that sample: the best is taken
+SHARES = tuple(n / 8 for n in range(1, 8))  # of the GPUs, for sampling; the fastest is used
 WARM, LAST = 2, 1  # steps at the beginning and at the end that are not counted
 
 
@@ -59,19 +59,19 @@ def simulate(
     """Run all steps.
 
     Args:
-        mode: ``serial``: step t is sampled by version t. ``one step off``: while t - 1 is trained
-            on; an update waits for the end of what is being sampled. ``in flight``: by version
-            t - 1 or t, as soon as that is there; an update interrupts.
+        mode: ``serial``: version t samples step t. ``one step off``: step t is sampled while t - 1
+            is trained on; an update waits until the sampling ends. ``in flight``: version t - 1 or
+            t samples it, as soon as there is one; an update interrupts.
         steps: of each, (prompt, response) tokens of its responses.
         train_s: seconds of each step's scoring and updates.
     """
     ahead = 0 if mode == "serial" else 1
     left = [len(step) for step in steps]
     admitted, version, now = 0, 0, 0.0
-    trained_at = math.inf  # when the step that is trained on is done
+    trained_at = math.inf  # when the training on the present step ends
     busy_before, began = 0.0, 0.0
     due = [math.inf] * len(engines)  # when each engine's next response ends
-    coming: list[tuple[float, int]] = []  # the same, soonest first, with some that hold no longer
+    coming: list[tuple[float, int]] = []  # the same, soonest first, including outdated ones
 
     def go_on(place: int, paused: bool = False) -> None:
         """Bring one engine up to ``now``."""
@@ -179,7 +179,7 @@ def draw_steps(options: argparse.Namespace) -> list[list[tuple[int, int]]]:
 
 
 def check(run_dir: Path) -> None:
-    """All of a step's requests begin at once where ``rollout.concurrency`` allows it: iteration i
+    """All of a step's requests begin at once if ``rollout.concurrency`` allows it: iteration i
     has those with i tokens or more, so sampling takes fixed x longest + each x all tokens."""
     points = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
     seconds = {

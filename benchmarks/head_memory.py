@@ -1,11 +1,11 @@
-"""Peak memory of the fused head beside an output layer followed by token_statistics.
+"""Peak memory of the chunked head beside an output layer followed by token_statistics.
 
     python benchmarks/head_memory.py [--tokens 8192] [--vocab 151936] [--hidden 256] ...
 
-Forward and backward of log-prob and clamped entropy in float32, each in a process of its own. The
-memory is what the process's resident peak (ru_maxrss) rose by, from the moment the hidden states
-and the weight were there: logits, their gradient, the gradients of both inputs, temporaries. The
-unfused one may be run with fewer tokens (--unfused-tokens), since its memory grows with them.
+Forward and backward of log-prob and clamped entropy in float32, each in its own process. The memory
+is the rise of the process's resident peak (ru_maxrss) after the hidden states and the weight exist:
+logits, their gradient, the gradients of both inputs, temporaries. The output layer that is not
+chunked may run with fewer tokens (--unfused-tokens), because its memory grows with them.
 """
 
 from __future__ import annotations

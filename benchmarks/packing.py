@@ -1,9 +1,9 @@
-"""What the host does for a step before Megatron sees it: the plan, then each micro-batch.
+"""The host's work for a step before Megatron gets it: the plan, then each micro-batch.
 
     .venv/bin/python benchmarks/packing.py [TOKENS ...]
 
-One core, no ranks. The plan is to grow with the step's tokens, a micro-batch not: it costs the same
-at 400,000 tokens a step and at 6.4 million.
+One core, no ranks. The plan's cost should grow with the step's tokens; a micro-batch's should not:
+it should be the same at 400,000 tokens a step and at 6.4 million.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a request for generation costs the client: processor time, at once and in all.
+"""The client's processor time for a request for generation.
 
     .venv/bin/python benchmarks/request_cost.py [--tokens 256] [REQUESTS ...]
 
-A stand-in server in its own process answers each request after a moment with as many tokens,
-log-probs and weight versions as a response has: alternately in arrays, as our engines do, and in
-JSON, as vLLM's own route does. One Fleet sends all requests. The client's processor time per
-request should be the same for 256 requests and for 8,192.
+A stand-in server in its own process answers each request after a moment with a response's tokens,
+log-probs and weight versions: alternately in arrays, as our engines do, and in JSON, as vLLM's own
+route does. One Fleet sends all requests. The client's processor time per request should be the same
+for 256 requests and for 8,192.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ SmolLM2-135M-Instruct in float32, two threads for each side, AEnt's bonus on in 
     .venv/bin/python benchmarks/side_by_side.py TRL_PYTHON [--turns 6]
 
 TRL_PYTHON: the python of an environment with torch 2.13.0 (CPU), trl 1.16.0, transformers 5.19.0.
-Both are started, one after the other, and stopped (SIGSTOP) after their first step. Then each goes
-on for one step while the other stands still, A B A B, so that a change of the machine's load meets
-both. Of each step: wall time, and the processor time of all processes of that side.
+Both are started, one after the other, and stopped (SIGSTOP) after their first step. Then each does
+one step while the other is stopped, A B A B, so that a change of the machine's load affects both.
+For each step: wall time, and the processor time of all processes of that side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Side:
-    """A training that says how many steps it has done."""
+    """A training run that reports how many steps it has done."""
 
     name: str
     tokens: Callable[[], list[float]]  # of each step that has ended, prompts included
@@ -61,7 +61,7 @@ class Side:
         self._signal(signal.SIGSTOP)
 
     def turn(self) -> None:
-        """Go on for one step."""
+        """Continue for one step."""
         before, begin = self._processor_s(), time.perf_counter()
         steps = len(self.tokens()) + 1
         self._signal(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Engines that decode in batches, as the cluster's simulation has them."""
+"""Engines that decode in batches, for the cluster's simulation."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Engine:
         return self.now + self.decoding.seconds(left, len(self.running), self.context)
 
     def advance(self, now: float, paused: bool = False) -> list[int]:
-        """Go on until ``now``, no further than the next end; the steps of those that end."""
+        """Advance to ``now``, at most to the next end; return the steps of the ended sequences."""
         if self.running and not paused:
             count, seconds = len(self.running), now - self.now
             done = self.decoding.iterations(seconds, count, self.context)

@@ -1,10 +1,10 @@
-"""What it saves to judge each group while others are still written.
+"""The time saved by grading each group while others are still being sampled.
 
     .venv/bin/python benchmarks/streaming.py [--groups 16] [--grader-s 0.2] [--rounds 5]
 
 A stand-in server in a process of its own writes the responses of one step: most take a moment, a
-few take long. Two judge processes sleep for each group. "One after the other" has all responses
-written and then all judged, as before; "streamed" is what a run does. Alternately, in one run; the
+few take long. Two grading processes sleep for each group. "One after the other" has all responses
+sampled and then all graded, as before; "streamed" is what a run does. Alternately, in one run; the
 shortest of each is compared, because both mostly sleep and a busy machine only adds.
 """
 
@@ -71,7 +71,7 @@ def serve(pipe: Connection) -> None:
 
 
 def one_after_the_other(asker: Asker, groups: list[list[Asked]], params: SamplingParams) -> None:
-    """Everything is written, then everything is judged."""
+    """Sample everything, then grade everything."""
     wanted = [one for group in groups for one in group]
     completions = asker.fleet.generate_sync(asker._requests(wanted, params))
     texts = [asker.tokenizer.decode(completion.token_ids) for completion in completions]

@@ -1,9 +1,10 @@
-"""What the host would wait for on a GPU, counted on a CPU; and what a step costs by its size.
+"""The host's waits for a GPU, counted on a CPU; and the cost of a step by its size.
 
     PYTHONPATH=benchmarks:tests .venv/bin/python benchmarks/syncs.py [TOKENS ...]
 
-One rank, a tiny model, steps of several sizes in one run: the waits are to depend on neither the
-micro-batches nor the layers, the time to be linear in the tokens. ``Syncs`` says what is counted.
+One rank, a tiny model, steps of several sizes in one run. The waits should depend on neither the
+micro-batches nor the layers, and the time should be linear in the tokens. ``Syncs`` says what is
+counted.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ ASK = {
 class Syncs(TorchFunctionMode):
     """Counts, by file, function and operation, what makes the host wait for a GPU.
 
-    It tells a tensor that would lie on the host from one that would lie on the device: on the host
-    are those of ``host``, what is made without a ``device`` (code for GPUs must say one) and what
-    is computed from such tensors alone; ``to`` brings them to the device. Counted are operations of
-    ``ASK`` on a device's tensor, a copy of it to the CPU, and indexing by a mask. What torch's C++
-    asks inside an operation is not seen.
+    It distinguishes tensors that would be on the host from those on the device. On the host are
+    those of ``host``, those created without a ``device`` (code for GPUs must name one), and results
+    of such tensors alone; ``to`` moves them to the device. It counts operations of ``ASK`` on a
+    device's tensor, copies of it to the CPU, and indexing by a mask. Waits inside torch's C++
+    operations are not seen.
     """
 
     def __init__(self, host: Iterable[Any] = ()) -> None:
@@ -92,7 +93,7 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
 
 
 def _caller() -> tuple[str, str]:
-    """File and function of the code that has asked torch."""
+    """File and function of the code that called torch."""
     frame = sys._getframe(2)
     ours = ("/torch/", "megatron_cpu.py")  # modes and wrappers on the way here
     while any(part in frame.f_code.co_filename for part in ours) and frame.f_back is not None:
@@ -101,7 +102,7 @@ def _caller() -> tuple[str, str]:
 
 
 def host_tensors(mini_batch: Any) -> list[Tensor]:
-    """Of a mini-batch, all of which lies on the host."""
+    """The tensors of a mini-batch, all of which are on the host."""
     found, left = [], [mini_batch]
     while left:
         value = left.pop()

@@ -1,6 +1,6 @@
 """TRL's GRPO trainer on this machine: steps of 32 samples of 32 new tokens.
 
-Run by benchmarks/side_by_side.py in an environment of its own (TRL is no dependency of aent):
+Run by benchmarks/side_by_side.py in its own environment (aent does not depend on TRL):
     python trl_step.py MODEL_FOLDER STEPS FILE
 When a step ends, FILE gets a line: its number of tokens, prompts included.
 """
@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class StepEnds(TrainerCallback):
-    """Tells of each step when it ends."""
+    """Records each step when it ends."""
 
     def __init__(self, path: str, tokens: list[int]) -> None:
         self.path, self.tokens = path, tokens

@@ -1,11 +1,11 @@
-"""What a weight update costs, through shared memory and by network, interleaved in one run.
+"""The cost of a weight update, through shared memory and by network, interleaved in one run.
 
     .venv/bin/python benchmarks/weight_sync.py MODEL_FOLDER [--rounds 5]
 
-A vLLM server on CPUs gets the folder's weights from two processes, each with a half of them as two
-pipeline stages have: by network all of them through the first (the way it was), through memory
-from both. Every update is verified as a run's is. Printed are seconds and processor seconds of all
-processes together, and where they go. MODEL_FOLDER: a Hugging Face folder such as those that a run
+A vLLM server on CPUs gets the folder's weights from two processes, each with half of them, like two
+pipeline stages: by network, all of them through the first (the old way); through memory, from both.
+Every update is verified as in a run. Prints seconds and processor seconds of all processes
+together, and what they were spent on. MODEL_FOLDER: a Hugging Face folder such as those that a run
 keeps in ~/.cache/aent.
 """
 
@@ -64,7 +64,7 @@ def join(rank: int, port: int) -> None:
 
 
 def second_stage(folder: Path, port: int, pipe: Connection) -> None:
-    """The second process: writes, or sends to the first, when it is told to."""
+    """The second process: on request, it writes, or sends to the first."""
     part = halves(folder)[1]
     memory = WeightMemory.make(planned(part))
     join(1, port)
@@ -88,7 +88,7 @@ def through_first(parts: list[Weights]) -> Iterator[tuple[str, Tensor]]:
 
 
 class Timed(WeightSender):
-    """Notes how long the parts of an update take."""
+    """Records how long the parts of an update take."""
 
     def __init__(self, client: EngineClient) -> None:
         super().__init__([client], TransferSettings())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from packaging.requirements import Requirement
 
-# apex's extensions that Megatron and the fused head call
+# apex's extensions that Megatron and the chunked head call
 EXTENSIONS = ("amp_C", "fused_weight_gradient_mlp_cuda")
 
 

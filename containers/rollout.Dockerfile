@@ -5,7 +5,7 @@
 #
 # Pass other package sources as build secrets: see README.md beside this file.
 #
-# Not built on that image yet; `make test-containers` builds it on a base with vLLM for a CPU.
+# Not built on vLLM's image yet; `make test-containers` builds it on a base with vLLM for a CPU.
 ARG BASE_IMAGE=vllm/vllm-openai:v0.32.0
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}

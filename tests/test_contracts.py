@@ -1,5 +1,5 @@
-"""Our calls of what cannot run without a GPU against the committed signatures of the sources
-(``make contracts`` writes them anew), and the images against the versions that those pin."""
+"""Calls that cannot run without a GPU, against the committed signatures of the sources (``make
+contracts`` writes them), and the images, against the versions that those pin."""
 
 from __future__ import annotations
 

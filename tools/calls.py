@@ -27,7 +27,7 @@ MEGATRON = {
         *("TERowParallelLinear", "TEDotProductAttention"),
     ),
 }
-# what the source of a call does not show: the object is made elsewhere, or arguments go by HTTP
+# calls that the source does not show: the object is made elsewhere, or arguments go by HTTP
 TRANSFER = "vllm.distributed.weight_transfer.nccl_common.NCCLWeightTransferInitInfo"
 COMMUNICATOR = "vllm.distributed.device_communicators.pynccl.PyNcclCommunicator"
 OWN = ("broadcast",)  # methods of our subclasses that their bases do not have

@@ -1,12 +1,12 @@
-"""Write ``containers/contracts.json``: the signatures in vLLM, Transformer Engine and apex of what
-we, and Megatron for us, call there, and which versions they pin. ``tests/test_contracts.py`` holds
-our calls against it.
+"""Write ``containers/contracts.json``: the signatures in vLLM, Transformer Engine and apex that
+this project, and Megatron for it, calls, and which versions they pin. ``tests/test_contracts.py``
+checks the calls against it.
 
     python tools/contracts.py [--vllm DIR] [--transformer-engine DIR] [--apex DIR]
 
-The sources are read as text, nothing of them is built or run: vLLM's as it is installed here (a
-build for a CPU has the same), Transformer Engine's from pip, apex's by git at the commit that the
-trainer's image builds; an option names a folder with a package's sources instead.
+The sources are read as text; nothing is built or run. vLLM's are those installed here (a build for
+a CPU has the same), Transformer Engine's come from pip, apex's from git at the commit that the
+trainer's image builds. An option names a folder with a package's sources instead.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-# -- what stands in the sources --------------------------------------------------------------------
+# -- from the sources ------------------------------------------------------------------------------
 
 
 def targets(*packages: str) -> list[str]:
@@ -156,7 +156,7 @@ def _taken(function: Any, sources: Sources, path: Path) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-# -- what we give ----------------------------------------------------------------------------------
+# -- from this project -----------------------------------------------------------------------------
 
 
 def _engines() -> list[EngineSettings]:

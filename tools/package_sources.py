@@ -1,12 +1,12 @@
 """Print, as shell exports, where uv should look for packages on this machine.
 
-uv does not read pip's configuration. So that a machine set up for pip works as it is, this script
-translates pip's settings (files and PIP_* variables) into uv's variables, then asks uv whether
-these sources offer the locked build of torch; if not, it adds PyTorch's public CPU index or what
-AENT_TORCH_INDEX names. A lock file that has torch's default build, with CUDA, can do without the
-CPU build: where none can be had, the default one is taken. Settings in UV_* variables are left as
-they are. What was chosen goes to standard error, for people; the exports, and which build of torch,
-to standard output, for ``tools/install.sh``.
+uv does not read pip's configuration. This script translates pip's settings (files and PIP_*
+variables) into uv's variables, so that a machine set up for pip works unchanged. Then it asks uv
+whether these sources offer the locked build of torch; if not, it adds PyTorch's public CPU index,
+or the one that AENT_TORCH_INDEX names. If the lock file has torch's default build, with CUDA, and
+no CPU build is available, the default build is used. UV_* variables are left unchanged. The choice
+is printed to standard error, for people; the exports, and the build of torch, to standard output,
+for ``tools/install.sh``.
 
 Usage: python package_sources.py UV_PROGRAM LOCK_FILE    (standard library only)
 """
@@ -83,9 +83,9 @@ def choose(
 ) -> tuple[dict[str, str], str]:
     """Return the variables to install with, and one line that says where torch comes from.
 
-    ``problem`` tells why the sources of the given variables do not serve ``pin`` (such as
-    ``torch==2.13.0+cpu``), and is empty where they do. Raises LookupError, naming what was tried,
-    where none does.
+    ``problem`` returns why the sources of the given variables do not offer ``pin`` (such as
+    ``torch==2.13.0+cpu``), or ''. Raises LookupError, naming what was tried, if no source offers
+    it.
     """
     named = environ.get("AENT_TORCH_INDEX")
     if not named and not problem(variables):
@@ -111,8 +111,8 @@ def choose_build(
     """Return the build of torch to install, and what ``choose`` returns for it.
 
     ``locked`` is the lock's, ``torch==2.13.0+cpu``, or ``torch==2.13.0``, which has CUDA: then the
-    CPU build of that version is preferred, but where ``AENT_TORCH_INDEX`` is set, needed.
-    ``problem`` is asked of a build too. Raises LookupError, as ``choose``.
+    CPU build of that version is preferred, and required if ``AENT_TORCH_INDEX`` is set. ``problem``
+    also gets the build. Raises LookupError, as ``choose``.
     """
     cpu = locked if locked.endswith("+cpu") else f"{locked}+cpu"
     try:

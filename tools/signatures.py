@@ -27,10 +27,10 @@ class Sources:
     package: str
 
     def signature(self, dotted: str) -> str:
-        """``(a, b=..., *, c)`` of a function, of a class (its making) or a method of it, without
-        self; of a module, and of what comes from a package whose sources these are not, that.
+        """``(a, b=..., *, c)`` of a function, of a class's constructor, or of a method, without
+        self; for a module, or a name from another package, a word that says so.
 
-        Raises LookupError where there is none.
+        Raises LookupError if there is none.
         """
         if self.module(dotted) is not None:
             return "module"

@@ -1,7 +1,7 @@
 """Check this machine's GPU: ``tools/gpu_check.sh --help``. Standard library only.
 
-Each section is a process of its own with a deadline: what crashes or hangs takes nothing else
-along. The report is written anew after each. Exit codes: 0 everything passed, 1 a check failed or a
+Each section is its own process with a deadline, so a section that crashes or hangs ends no other.
+The report is written again after each. Exit codes: 0 everything passed, 1 a check failed or a
 section did not end by itself, 2 there is no usable GPU.
 """
 
@@ -31,8 +31,8 @@ LAST_LINES = 300  # characters of a section's own words in the report
 
 @dataclass(frozen=True)
 class Planned:
-    """A section: its module, the words it is given, how long it may take, and whether it may be
-    left out for want of time."""
+    """A section: its module, its arguments, how long it may take, and whether it may be left out if
+    the time is used up."""
 
     name: str
     module: str
@@ -42,16 +42,16 @@ class Planned:
 
 
 def plan(rehearse: bool) -> list[Planned]:
-    """Kernels first; then the trainer; then what may be left out."""
+    """Kernels first; then the trainer; then the section that may be left out."""
     tokens, vocabularies = ("2", ("2200",)) if rehearse else ("8192", ("131072", "151936"))
     dtypes = ("bf16",) if rehearse else ("bf16", "fp32")
-    patience = 10 if rehearse else 1  # its interpreter is slow, and nobody pays for the machine
+    patience = 10 if rehearse else 1  # Triton's interpreter is slow
     cases = [(dtype, tokens, v) for v in vocabularies for dtype in dtypes]
     kernels = [
         Planned(f"kernels {d} {n} x {v}", "gpu_check.kernels", (d, n, v), 60 * patience)
         for d, n, v in cases
     ]
-    # a section of one's own goes here: its module calls section.of_command_line
+    # add your own section here: its module calls section.of_command_line
     return [
         *kernels,
         Planned("trainer", "gpu_check.training", (), 110 * patience),
@@ -104,11 +104,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def environment_of(rehearse: bool, scratch: str) -> dict[str, str]:
-    """Of the sections: this checkout's package, tests and checks; no network is asked for."""
+    """The sections' environment: this checkout's package, tests and checks; no network."""
     paths = [str(ROOT / part) for part in ("benchmarks", "pipeline", "tests")]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": scratch}
-    environment["NVIDIA_TF32_OVERRIDE"] = "0"  # fp32 is fp32, also where an image says otherwise
+    environment["NVIDIA_TF32_OVERRIDE"] = "0"  # fp32 is fp32, despite the image
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     if rehearse:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -116,7 +116,7 @@ def environment_of(rehearse: bool, scratch: str) -> dict[str, str]:
 
 
 def probe(rehearse: bool, environment: dict[str, str]) -> dict[str, str] | str:
-    """What this machine is, or why it cannot be used."""
+    """A description of this machine, or the reason why it cannot be used."""
     command = [sys.executable, "-m", "gpu_check.probe", *["--rehearse"] * rehearse]
     try:
         done = subprocess.run(
@@ -165,7 +165,7 @@ def run(
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # it ends with all that it has started
+            start_new_session=True,  # it ends with everything it started
         )
         try:
             code = process.wait(timeout=seconds)

@@ -1,5 +1,5 @@
 """The local attention and its masks, by sdpa and by flex: forward and gradients against float64,
-and which of torch's kernels it gets."""
+and which of torch's kernels are used."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check(
     by_flex: bool,
 ) -> None:
     """One row: errors, milliseconds of a second run, and torch's kernels. No gradients of
-    flex_attention where there is no GPU: torch has none there."""
+    flex_attention without a GPU: torch has none there."""
     facts = dataclasses.replace(
         read(tiny_qwen2.CONFIG, ""),
         attention=(LayerAttention(window, rope=None),),

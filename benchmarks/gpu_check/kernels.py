@@ -1,4 +1,4 @@
-"""One case of the kernels in a process of its own: ``DTYPE TOKENS VOCABULARY``."""
+"""One case of the kernels in its own process: ``DTYPE TOKENS VOCABULARY``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is, as JSON; if it cannot be used, one line on standard error, exit code 1."""
+"""Describe this machine as JSON; if it cannot be used, one line on stderr and exit code 1."""
 
 from __future__ import annotations
 

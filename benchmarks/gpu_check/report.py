@@ -50,8 +50,8 @@ def verdict(rows: list[Row]) -> str:
 
 
 def write(folder: Path, rows: list[Row], facts: dict[str, Any]) -> None:
-    """gpu-check.md and gpu-check.json, each whole or not there. In the JSON a number that is NaN or
-    infinite is a string."""
+    """Write gpu-check.md and gpu-check.json, each complete or absent. In the JSON a number that is
+    NaN or infinite is a string."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"facts": facts, "rows": [_plain(asdict(row)) for row in rows]}
     texts = {"md": text_of(rows, facts), "json": json.dumps(content, indent=1, allow_nan=False)}

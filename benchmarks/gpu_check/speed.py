@@ -1,4 +1,4 @@
-"""How long forward and backward take, beside a copy on the device and what people pay anyway."""
+"""Time of forward and backward, beside a copy on the device and the usual alternatives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 10  # 1 in a rehearsal
 SECONDS = 3.0  # after which no further round of a contender begins
 PASSES = 3  # over the logits that a forward and a backward need: read, read, write
 OURS = "ours"
-# other sizes for the kernels than those in use, which were reasoned without a GPU
+# other sizes for the kernels than the present ones, which were chosen without a GPU
 SIZES = (("ROWS", 2048), ("ROWS", 8192), ("BLOCK", 1024), ("BLOCK", 4096))
 
 Seconds = tuple[float, float]  # of a forward, of a backward
@@ -62,7 +62,7 @@ def measure(section: Section, logits: Tensor, targets: Tensor) -> None:
 
 
 def place(name: str) -> int:
-    """The yardstick first, then ours: the time may end before the others."""
+    """The copy first, then ours: the time may be used up before the others."""
     return 0 if name == "cross-entropy" else 1 if name.startswith(OURS) else 2
 
 
@@ -75,7 +75,7 @@ def row(
     floor: float,
     peak: int,
 ) -> Row:
-    """What a contender took, in milliseconds and in shares of the two yardsticks."""
+    """A contender's time, in milliseconds and relative to copy and cross-entropy."""
     rate = PASSES * logits.nbytes / sum(times)
     return Row(
         section.name,
@@ -101,8 +101,9 @@ def copy_rate(logits: Tensor) -> float:
 def timed(
     loss: Callable[[Tensor, Tensor], Tensor], leaf: Tensor, logits: Tensor, targets: Tensor
 ) -> tuple[Seconds, int]:
-    """Medians of forward and backward, each until the device is done; and the bytes at their peak
-    beyond the logits. ``leaf`` gets the logits again each time: some write the gradient there."""
+    """Medians of forward and backward, each until the device is idle; and the peak in bytes beyond
+    the logits. ``leaf`` gets the logits again each time, because some contenders write the gradient
+    there."""
     results: list[Tensor] = []
 
     def forward() -> None:
@@ -155,7 +156,7 @@ def other_size(
             times, _ = timed(bench.ours(0.33, False, None), leaf, logits, targets)
         measured = {"forward ms": times[0] * 1e3, "backward ms": times[1] * 1e3}
         section.add(Row(section.name, what, measured))
-    except Exception as error:  # of a size that is not in use: no fault of ours
+    except Exception as error:  # of a size that aent does not use: not a failure
         section.skip(what, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     finally:
         setattr(triton_path, name, before)

@@ -75,10 +75,10 @@ def check(section: Section, path: Path, dtype: str) -> None:
 
 
 def wrong_weights(trainer: Trainer, reference: torch.nn.Module) -> int:
-    """How many exported weights have no such name or shape, are not finite, or are missing."""
+    """Number of exported weights with a wrong name or shape, not finite, or missing."""
     wanted = {name: value.shape for name, value in reference.named_parameters()}
     wrong = 0
-    for name, value in trainer.export():  # each is there until the next comes
+    for name, value in trainer.export():  # each is valid until the next one
         wrong += wanted.pop(name, None) != value.shape or not bool(value.isfinite().all())
     return wrong + len(wanted)
 
@@ -112,7 +112,7 @@ def first_step(
 def step(
     section: Section, trainer: Trainer, mini: MiniBatch, dtype: str, number: int
 ) -> MinibatchResult:
-    """One optimizer step, and a row that says what came of it."""
+    """One optimizer step, and a row with its result."""
     began = time.monotonic()
     result = trainer.train_minibatch(mini, COEFFICIENT)
     seconds = time.monotonic() - began

@@ -1,8 +1,8 @@
-"""The packages that a bare GPU machine lacks, carried there as wheels.
+"""The packages that a bare GPU machine lacks, as wheels to take along.
 
-``python -m gpu_check.wheels``, where there is a network (``make gpu-check-wheels``), downloads
-those of the lock file for Python 3.12 on x86-64 Linux. torch, triton and numpy have to be on the
-machine. Standard library only.
+``python -m gpu_check.wheels`` (``make gpu-check-wheels``), on a machine with a network, downloads
+the lock file's versions for Python 3.12 on x86-64 Linux. The GPU machine must have torch, triton
+and numpy. Standard library only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PACKAGES = [
 # in no lock file: a yardstick of the kernels
 YARDSTICKS = ("liger-kernel==0.8.5",)
 PYTHON = "3.12"
-# pip wants each tag by its name
+# pip requires each tag by its name
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (34, 31, 28, 27, 24, 17)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
 
@@ -48,17 +48,17 @@ def pinned(lock: str, names: Sequence[str]) -> list[str]:
 
 
 def lock_file() -> Path:
-    """The lock for the wheels' Python where there is one, else the one that there is."""
+    """The lock for the wheels' Python if there is one, else the only lock."""
     locks = ROOT / "containers" / "locks"
     for_python = locks / f"cpu-py{PYTHON.replace('.', '')}.lock.txt"
     return for_python if for_python.exists() else locks / "cpu.lock.txt"
 
 
 def download(folder: Path) -> int:
-    """Fill the folder anew; bytes of what is in it.
+    """Fill the folder again; return the bytes of its files.
 
     Raises:
-        ValueError: if the wheels are larger together than can be carried.
+        ValueError: if the wheels together exceed the limit.
         subprocess.CalledProcessError: if pip did not get one (its own words are on the screen).
     """
     wanted = [*pinned(lock_file().read_text(), PACKAGES), *YARDSTICKS]
@@ -76,7 +76,7 @@ def download(folder: Path) -> int:
 
 
 def unpack(folder: Path, site: Path) -> str:
-    """Install the folder's wheels into ``site``, without network; why not, or nothing."""
+    """Install the folder's wheels into ``site``, without a network; return why it failed, or ''."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", f"--target={site}"]
     command += sorted(str(wheel) for wheel in folder.glob("*.whl"))

@@ -57,7 +57,7 @@ def test_the_bonus_is_the_coefficient() -> None:
 
 
 def test_the_upper_bound_alone_is_moved() -> None:
-    """Ratios 2.23 (A 1), 1.11, 2.01 (A 2), .74 (A -.5), 1.22; bounds .8 and 1.3 or 2.08."""
+    """Ratios 2.23 (A 1), 1.11, 2.01 (A 2), 0.74 (A -0.5), 1.22; bounds 0.8 and 1.3 or 2.08."""
     found = driven("upper_clip", 0.6)
     assert found.bonus == 0
     loss, gradient, clipped = loss_of(found.terms)
@@ -88,7 +88,7 @@ def test_the_bonus_gets_its_share_of_both_pulls() -> None:
 
 
 def test_ratios_are_fp32_whatever_the_logits_are() -> None:
-    """bf16 has 8 bits: a log-prob of -2 would be known to .008, and a clip at 1.2 hit by chance."""
+    """bf16 has 8 bits: a log-prob of -2 would be known to 0.008; a clip at 1.2 is hit by chance."""
     logits = torch.randn(5, 40).bfloat16()
     of = token_statistics(logits, torch.arange(5), drop_fraction=0.3)
     assert of.log_prob.dtype == torch.float32

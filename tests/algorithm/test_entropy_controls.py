@@ -81,7 +81,7 @@ def test_clip_cov_drops_some_tokens_between_the_bounds():
     for number in range(30):
         drawn = weight(number)
         assert drawn == weight(number)  # a step executed again drops the same
-        assert sorted(drawn) == [0.0] * 2 + [1.0] * 8  # int(.25 * 10)
+        assert sorted(drawn) == [0.0] * 2 + [1.0] * 8  # int(0.25 * 10)
         seen |= {i for i, w in enumerate(drawn) if w == 0}
     assert seen == between
 
@@ -121,7 +121,7 @@ def test_entropy_advantage_adds_at_most_a_share_of_the_advantage():
 
 
 def test_response_entropy_advantage_by_hand():
-    per_response = [0.2, 0.6, 0.1, 2.9]  # means of the groups: .4, 1.5
+    per_response = [0.2, 0.6, 0.1, 2.9]  # means of the groups: 0.4, 1.5
     step = make_step().scored(
         entropies=[h for h, n in zip(per_response, LENGTHS) for _ in range(n)]
     )
@@ -179,7 +179,7 @@ def with_reference(step: Step) -> Step:
 def test_advantage_kl_weighs_the_reference_by_what_a_response_lacks():
     step = with_reference(make_step())
     after = applied(step, {"kind": "advantage_kl"})
-    each = [max(0.0, 0.6 - a) for a in ADVANTAGES]  # 0, 1.6, .1, 1.1
+    each = [max(0.0, 0.6 - a) for a in ADVANTAGES]  # 0, 1.6, 0.1, 1.1
     assert step.response(after.terms.reference.weight) == pytest.approx(each)
     assert torch.equal(after.terms.reference.logprobs, step.terms.reference.logprobs)
 

@@ -30,7 +30,7 @@ def held_at(entropy: float) -> Step:
         (0.75, 0, lambda a: a > 0),
         (0.45, 0, lambda a: a < 0),
         (0.6, 0, lambda a: True),
-        (0.6, 9, lambda a: a > 0),  # the band has come from [.5, .7] to [.25, .35]
+        (0.6, 9, lambda a: a > 0),  # the band has come from [0.5, 0.7] to [0.25, 0.35]
         (0.3, 9, lambda a: True),
     ],
 )

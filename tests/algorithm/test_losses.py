@@ -120,7 +120,7 @@ def test_cispo_clips_the_weight_and_no_gradient(clip_low):
         assert bool(result.clipped[i]) == (weight != math.exp(p - q))
 
 
-SEQUENCE = torch.tensor([0, 1, 1, 0, 2, 1])  # tokens of a response need not be neighbours
+SEQUENCE = torch.tensor([0, 1, 1, 0, 2, 1])  # tokens of a response need not be neighbors
 
 
 def gspo_objective(log_prob: torch.Tensor, advantage: list[float], s: AlgorithmSection):

@@ -55,11 +55,11 @@ def test_a_policy_without_entropy_keeps_its_temperature():
 
 
 def test_budget_goes_to_questions_that_went_worse():
-    """By hand: of 5 known questions, ranks of 10, 11, 12, 13 are .8, 0, .2, .6 (mean rewards 0, 1,
-    .75, .25)."""
+    """By hand: of 5 known questions, ranks of 10, 11, 12, 13 are 0.8, 0, 0.2, 0.6 (mean rewards 0,
+    1, 0.75, 0.25)."""
     means = {10: 0.0, 11: 1.0, 12: 0.75, 13: 0.25, 14: 0.5}
     counts = allocate([8] * 4, [10, 11, 12, 13], means, 4, 12)
-    # 4 + floor(16 x (.5, 0, .125, .375)) = 12, 4, 6, 10
+    # 4 + floor(16 x (0.5, 0, 0.125, 0.375)) = 12, 4, 6, 10
     assert counts == [12, 4, 6, 10]
     assert allocate([8] * 4, [10, 11, 12, 13], means, 4, 11) == [11, 4, 6, 11]  # the rest: hardest
     assert allocate([8, 8, 8], [99, 10, 98], means, 4, 12) == [8, 8, 8]  # one known: its own
@@ -70,7 +70,7 @@ def test_budget_goes_to_questions_that_went_worse():
 def test_rewards_of_each_question_are_kept():
     recipe = recipe_of({"kind": "rollout_budget", "low": 2, "high": 12})
     memory = steps_of(recipe, 3)[-1][1]
-    # items 0 and 1 got (1, 0) and (.25, .25) a step
+    # items 0 and 1 got (1, 0) and (0.25, 0.25) a step
     assert memory["rollout_budget"]["rewards"] == {"0": [3.0, 6], "1": [1.5, 6]}
     assert entropy_controls.plan(recipe, memory).samples([0, 1, 5]) == [4, 12, 8]
     assert entropy_controls.plan(recipe, {}).samples([0, 1, 5]) == [8, 8, 8]
@@ -118,7 +118,7 @@ def test_rerolled_responses_learn_with_advantage_one_in_place_of_others():
     [
         (["4", "5", "4", None], [1, 0, 1, 0]),
         (["5", "4", "4", "5"], [1, 0, 0, 1]),  # even: the first
-        ([None, None, "7"], [0, 0, 1]),  # no answer is no vote
+        ([None, None, "7"], [0, 0, 1]),  # no answer, no vote
         ([None, None], [0, 0]),
     ],
 )

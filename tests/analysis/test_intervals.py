@@ -133,6 +133,6 @@ def test_what_is_said_of_a_difference():
 def test_where_a_run_ends_and_when_it_got_there():
     rewards = {step: step / 10 for step in range(8)}
     assert last_quarter(rewards) == pytest.approx(0.65)
-    assert first_reach(rewards, 0.35, window=2) == 4  # (.3 + .4) / 2
+    assert first_reach(rewards, 0.35, window=2) == 4  # (0.3 + 0.4) / 2
     assert first_reach(rewards, 0.0, window=4) == 3  # no mean of four before
     assert first_reach(rewards, 0.7, window=2) is None

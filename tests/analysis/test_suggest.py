@@ -23,7 +23,7 @@ def aent(*arguments: object):
 
 
 def relaxing(steps: int, begin: float, end: float) -> list[float]:
-    """An entropy that goes from ``begin`` to ``end``, a tenth of the way a step; noise of .02."""
+    """An entropy that goes from ``begin`` to ``end``, a tenth of the way a step; noise of 0.02."""
     entropy, rng, seen = begin, random.Random(0), []
     for _ in range(steps):
         seen.append(max(0.0, entropy + rng.gauss(0, 0.02)))
@@ -126,7 +126,7 @@ def recorded_run(folder: Path, steps: list[plant.Step]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [2e-4, 5e-4, 1e-3])
 def test_the_proposal_holds_the_policy_that_it_was_made_for(tmp_path, learning_rate):
-    """In closed loop: without a bonus the entropy is below .1 nats within twenty steps; under the
+    """In closed loop: without a bonus the entropy is below 0.1 nats within twenty steps; under the
     proposal it stays near its target, and the coefficient inside its box."""
     alone = plant.simulate(ControllerSettings("constant", 0.0), 6, 20, learning_rate)
     assert alone[-1].entropy < 0.1

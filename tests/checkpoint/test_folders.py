@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what makes it refuse. The trainer's part is only files
+"""The checkpoint from which a run continues, and when it refuses. The trainer's part is only files
 here; tests/trainer/test_state.py and tests/e2e/test_resume.py have the real one."""
 
 from __future__ import annotations

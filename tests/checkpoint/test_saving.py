@@ -13,7 +13,7 @@ from wording import assert_names
 
 
 class NotToBePickled(RuntimeError):
-    """As errors are that hold a handle of what failed."""
+    """Like an error that holds a handle of the failed object."""
 
     def __reduce__(self) -> None:  # type: ignore[override]
         raise TypeError("cannot pickle it")

@@ -1,4 +1,4 @@
-"""What cannot be had with trainer and engines on the same GPUs."""
+"""Settings that do not work with trainer and engines on the same GPUs."""
 
 import pytest
 

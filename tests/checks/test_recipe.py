@@ -507,7 +507,7 @@ def test_faults_of_the_run_folder(recipe, tmp_path):
     assert_names(taken, "run_dir", run)
     assert "--resume" not in taken
     assert check(recipe(), machine=False) == []
-    assert check(recipe("resume=auto")) == [taken]  # whatever it is, it is no run
+    assert check(recipe("resume=auto")) == [taken]  # it is not a run
     (file,) = check(recipe(f"run_dir={run}/a"))
     assert_names(file, "run_dir", f"{run}/a")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aent.checks.recipe import check
-from aent.cli import doctor
+from aent.cli import doctor, machine, recipe_problems
 from aent.recipe.schema import Recipe
 from aent.runtime import megatron, probe
 from aent.runtime.environment import installed_version
@@ -48,7 +48,7 @@ def recipe(tmp_path: Path, **sections: object) -> Recipe:
 
 
 def reasons(a_recipe: Recipe, found: Findings | None = None) -> str:
-    return "\n".join(doctor.problems(a_recipe, found or findings(), check(a_recipe)))
+    return "\n".join(recipe_problems.problems(a_recipe, found or findings(), check(a_recipe)))
 
 
 def test_a_recipe_that_fits_has_no_reasons(tmp_path):
@@ -97,7 +97,7 @@ def test_vllm_for_gpus_is_refused_on_a_cpu(tmp_path):
 
 
 def test_a_library_that_vllm_lacks_on_a_cpu_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "VLLM_CPU_LIBRARY", "libnot-here.so.1")
+    monkeypatch.setattr(machine, "VLLM_CPU_LIBRARY", "libnot-here.so.1")
     assert_names(reasons(recipe(tmp_path)), "libnot-here.so.1")
     elsewhere = {"urls": ["http://127.0.0.1:9"], "engines": 0}
     rollout = {"max_prompt_tokens": 32, "max_response_tokens": 16, **elsewhere}
@@ -173,7 +173,7 @@ def test_the_driver_is_named(monkeypatch, tmp_path):
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     one = "NVIDIA H200, 143771 MiB, driver 570.12"
-    assert doctor.driver_gpus() == f"{one}; {one}"
+    assert machine.driver_gpus() == f"{one}; {one}"
 
 
 def test_an_import_that_dies_or_hangs_costs_only_itself():

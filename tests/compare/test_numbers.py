@@ -19,7 +19,7 @@ def run_of(low: float, high: float) -> Any:
 
 
 def test_a_target_counts_as_held_in_an_interval_around_it() -> None:
-    """[.3, .8] around .5; without, no run with a target would have a step in its band."""
+    """[0.3, 0.8] around 0.5; without, no run with a target would have a step in its band."""
     assert numbers.share_in_band(run_of(0.5, 0.5), None) == pytest.approx(2 / 3)
     assert numbers.band(run_of(0.5, 0.5)) == pytest.approx((0.3, 0.8))
     assert numbers.share_in_band(run_of(0.5, 0.9), None) == pytest.approx(1 / 3)

@@ -58,7 +58,7 @@ def test_how_sure_an_entropy_is_and_what_was_predicted_of_it(tables):
     assert row["entropy, nats"] == f"{fmean(entropy('held', s) for s in last):.3f}"
     assert row["noise of a step"] == "0.100"
     assert row["distinct answers"] == "4.000 [3.000, 5.000]"
-    assert row["predicted and realised"] == "1.000"  # both fall as exp(-step / 4)
+    assert row["predicted and observed"] == "1.000"  # both fall as exp(-step / 4)
 
 
 def test_pass_at_k_of_the_last_evaluation(tables, found):

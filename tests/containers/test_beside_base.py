@@ -1,5 +1,5 @@
 """containers/beside_base.sh on stand-ins for the packages of NVIDIA's image, with their names and
-kind of versions: what is there stays, the rest is the lock's."""
+kind of versions: installed packages stay, all others are the lock's."""
 
 from __future__ import annotations
 

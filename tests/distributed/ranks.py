@@ -56,7 +56,7 @@ def run_ranks(
     """Call ``fn(rank, world_size, *args)`` on every rank of a gloo group; return results by rank.
 
     ``fn`` must be importable (a module-level function) and return picklable data without tensors
-    (use ``.tolist()`` or ``.numpy()``). The default process group is initialised before the call.
+    (use ``.tolist()`` or ``.numpy()``). The default process group is initialized before the call.
     Raises RuntimeError with the first failing rank's traceback, or after ``timeout`` seconds.
     """
     ctx = server()

@@ -1,5 +1,5 @@
 """One run in parts (stopped by SIGUSR1, killed, damaged) against the same run in one. The last part
-writes its checkpoints while it goes on."""
+writes its checkpoints while it continues."""
 
 from __future__ import annotations
 

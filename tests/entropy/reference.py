@@ -78,7 +78,7 @@ def make_logits(
         x[torch.arange(rows), torch.randint(0, vocab, (rows,), generator=g)] = 1e4
     elif style == "tiny":  # logits within a few units in the last place of one another
         x = 1 + x * 3 * torch.finfo(dtype).eps
-    elif style == "sorted":  # neighbours are correlated: samples and shards differ from the whole
+    elif style == "sorted":  # neighbors are correlated: samples and shards differ from the whole
         x = x.sort(dim=1).values
     if masked:
         hide = torch.rand(rows, vocab, generator=g) < 0.3

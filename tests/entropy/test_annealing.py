@@ -29,7 +29,7 @@ def test_the_aim_goes_linearly_to_its_share_and_stays(settings: ControllerSettin
 
 
 def test_the_law_sees_the_moved_aim() -> None:
-    """At .26 nats, below [.3, .5] by .04 at first; over [.15, .25] by .01 in the end."""
+    """At 0.26 nats, below [0.3, 0.5] by 0.04 at first; over [0.15, 0.25] by 0.01 in the end."""
     reports, _ = run(annealed(replace(BAND, min=0, max=1)), [0.26] * 5)
     assert [r.error for r in reports] == pytest.approx([-0.04, -0.0025, 0, 0, 0.01])
     assert [r.move for r in reports] == pytest.approx([0.004, 0.00025, 0, 0, -0.001])

@@ -58,7 +58,7 @@ def run(
 
 
 def test_band_follows_the_formula() -> None:
-    # .01 - .1*(.25-.3) = .015; inside: stays; .015 - .1*(.6-.5) = .005; clipped to 0; back up
+    # 0.01 - 0.1*(0.25-0.3) = 0.015; inside: stays; 0.015 - 0.1*(0.6-0.5) = 0.005; clipped to 0; up
     reports, state = run(BAND, [0.25, 0.4, 0.6, 0.9, 0.25])
     assert [r.coefficient for r in reports] == pytest.approx([0.01, 0.015, 0.015, 0.005, 0.0])
     after = [r.next_coefficient for r in reports]
@@ -155,7 +155,7 @@ def test_who_needs_controllers_alone_does_not_import_torch() -> None:
 
 
 def test_an_automatic_band_is_measured_first() -> None:
-    """Reference (2 + 4) / 2 = 3: the band is [.75, 1.5]; NaN counts for nothing."""
+    """Reference (2 + 4) / 2 = 3: the band is [0.75, 1.5]; NaN counts for nothing."""
     entropies: list[float | None] = [2.0, None, 4.0, 0.65, 1.0, 1.6]
     reports, _ = run(AUTOMATIC, entropies)
     assert [math.isnan(r.low) for r in reports] == [True] * 3 + [False] * 3
@@ -190,7 +190,7 @@ def test_a_reference_asked_for_shorter_after_a_resume_is_what_was_measured() -> 
 
 def test_proportional_integral_is_the_sum_of_both_parts() -> None:
     reports, state = run(PI, [0.3, 0.4])
-    # errors -.2, -.1: integral .01 + .02*.2 = .014, + .02*.1 = .016
+    # errors -0.2, -0.1: integral 0.01 + 0.02*0.2 = 0.014, + 0.02*0.1 = 0.016
     assert reports[0].next_coefficient == pytest.approx(0.014 + 0.05 * 0.2)
     assert reports[1].next_coefficient == pytest.approx(0.016 + 0.05 * 0.1)
     assert state.memory == {"integral": pytest.approx(0.016)}
@@ -312,8 +312,8 @@ def test_no_measurement_changes_nothing_but_the_step(
 def closed_loop(
     controller: ControllerSettings, pull: list[float], gain: float = 4.0
 ) -> list[ControllerReport]:
-    """A policy whose entropy relaxes (a fifth of the way a step) to gain * coefficient - pull + .5:
-    learning pulls it down, the bonus up."""
+    """A policy whose entropy relaxes (a fifth of the way a step) to gain * coefficient - pull +
+    0.5: learning pulls it down, the bonus up."""
     entropy, state, reports = 0.5, initial_state(controller), []
     for force in pull:
         entropy += 0.2 * (gain * state.coefficient + 0.5 - force - entropy)

@@ -36,7 +36,7 @@ def run(
 
 
 def noisy(steps: int, seed: int = 0) -> np.ndarray:
-    """An entropy that falls from 3 to .2 nats, with noise by factors."""
+    """An entropy that falls from 3 to 0.2 nats, with noise by factors."""
     noise = np.random.default_rng(seed).normal(0, 0.2, steps)
     return np.exp(np.linspace(math.log(3), math.log(0.2), steps) + noise)
 

@@ -36,7 +36,7 @@ def by_autograd(logits: Tensor) -> Tensor:
 def test_statistics(inplace: bool, settings: dict) -> None:
     settings = settings | {"vocab_size": VOCAB}
     logits, other = make(ROWS, COLUMNS), make(ROWS, COLUMNS)
-    product = logits * 1  # a graph's logits, which nobody reads again
+    product = logits * 1  # a graph's logits, which are not read again
     got = token_statistics(product, TARGETS, softcap=SOFTCAP, inplace_backward=inplace, **settings)
     want = token_statistics(by_autograd(other), TARGETS, **settings)
     assert torch.equal(got.kept_mass, want.kept_mass)

@@ -136,7 +136,7 @@ def test_a_sample_that_misleads_leaves_the_set_exact(backend: str) -> None:
     logits = torch.randn(4, vocab)
     if backend == "torch":  # it takes every fifth
         logits[:, ::5] += 100
-    else:  # runs of 16 neighbours, 512 of them evenly spread
+    else:  # runs of 16 neighbors, 512 of them evenly spread
         starts = torch.arange(512) * (vocab - 16) // 511
         logits[:, (starts[:, None] + torch.arange(16)).flatten()] += 100
     logits[2:] *= -1

@@ -118,10 +118,10 @@ class Live(TorchDispatchMode):
                 self.sizes[id(storage)] = storage.data_ptr(), storage.nbytes()
                 weakref.finalize(storage, self.sizes.pop, id(storage), None)
         if self.now > self.most:
-            gc.collect()  # what only a cycle still holds is there or not, as it happens
+            gc.collect()  # whether a tensor in a cycle still exists is chance
             for _ in range(20 if torch.distributed.get_world_size() > 1 else 0):
                 if self.now > self.most:
-                    time.sleep(0.001)  # gloo's thread lets go of a tensor after it was sent
+                    time.sleep(0.001)  # gloo's thread frees a tensor only after it was sent
             self.most = max(self.most, self.now)
         return result
 

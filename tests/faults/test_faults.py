@@ -1,9 +1,10 @@
 """``make test-faults``: the launcher is killed as a phase begins; no process survives; the resumed
-run is the undisturbed one to the last bit.
+run equals the undisturbed one, bit for bit.
 
-One run is killed again and again, at the next phase each time: every start but the first goes on
-from what a kill has left, and does the phase at which it happened. What it does anew is compared
-with the journal there and then (by the tracker), and all of it with the undisturbed run at the end.
+One run is killed repeatedly, each time at the next phase. Every start but the first continues from
+the state that a kill left, and repeats the phase in which it happened. The tracker compares
+repeated steps with the journal at once, and the test compares everything with the undisturbed run
+at the end.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ MAX_LENGTH = 320
 
 
 def make(seed: int, tied: bool = False) -> Qwen2ForCausalLM:
-    """A randomly initialised model whose policy is far from uniform."""
+    """A randomly initialized model whose policy is far from uniform."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=VOCABULARY,

@@ -1,5 +1,6 @@
-"""A stand-in for an engine that can sleep, which vLLM's on a CPU cannot: it refuses whatever would
-touch memory that is not there, as a GPU would, and knows the order in which it comes back."""
+"""A stand-in for an engine that can sleep, which vLLM's on a CPU cannot. Like a GPU, it refuses
+calls that would touch memory that is not there, and it checks the order in which the memory comes
+back."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class SleepyEngine:
     awake: frozenset[str] = BOTH
     paused: bool = False
     updating: bool = False
-    weights: dict[str, Tensor] | None = field(default_factory=dict)  # None: nobody has sent them
+    weights: dict[str, Tensor] | None = field(default_factory=dict)  # None: not sent
     version: str = "default"
     memories: list[OpenedMemory] = field(default_factory=list)
     received: Checksums = field(default_factory=Checksums)

@@ -105,7 +105,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_only_a_server_that_knows_the_token_is_the_engine(tmp_path: Path, knows: bool) -> None:
-    """Whoever else has come to its address is healthy too, and gets no token."""
+    """Another server at its address is healthy too, and gets no token."""
     own = settings(tmp_path)
     assert own.token_path is not None
     token = registry.read_token(own.token_path)

@@ -60,7 +60,7 @@ def test_a_real_server_wakes_in_two_parts_and_answers_again(served: Served) -> N
 
 def test_an_engine_that_does_not_sleep_is_named() -> None:
     async def scenario(url: str) -> None:
-        with pytest.raises(EngineError, match=f"{url} does not sleep"):
+        with pytest.raises(EngineError, match=f"{url} did not fall asleep"):
             await sleep.fall_asleep([EngineClient(url)], sleep.DROP_WEIGHTS, TIMEOUT_S)
 
     with standing_in(lambda path, sent: (200, {"is_sleeping": False})) as server:
@@ -73,7 +73,7 @@ def test_an_update_out_of_order_is_refused_by_the_stand_in(asleep: bool) -> None
 
     async def scenario(engine: SleepyEngine, client: EngineClient) -> None:
         sender = WeightSender([client], TransferSettings(timeout_s=TIMEOUT_S, asleep=asleep))
-        if asleep:  # nobody has sent it to sleep: the cache is in the way
+        if asleep:  # it was not sent to sleep: the cache takes the room
             with pytest.raises(EngineError, match="awake"):
                 await sender.begin()
             return
@@ -122,7 +122,7 @@ def source(file: str, name: str) -> str:
             "Executor.wake_up",
             ["if tag not in self.sleeping_tags", "self.sleeping_tags.remove(tag)"],
         ),
-        # requests are given up before, and answered again after the last part alone
+        # requests are aborted before, and answered again only after the last part
         (
             "v1/engine/core.py",
             "EngineCore.sleep",
@@ -136,7 +136,7 @@ def source(file: str, name: str) -> str:
                 "if fully_awake:\n        self.resume_scheduler()",
             ],
         ),
-        # weights are kept at level 1 alone; buffers, which nobody sends, at level 2 too
+        # weights are kept only at level 1; buffers, which are not sent, also at level 2
         (
             "device_allocator/sleep_mode_backend.py",
             "CuMemBackend.suspend",
@@ -157,7 +157,7 @@ def source(file: str, name: str) -> str:
             "CuMemAllocator.wake_up",
             ["data.tag in tags", "create_and_map(handle)"],
         ),
-        # the mode has to be asked for at the start; new weights are copied into the same memory
+        # the mode must be set at the start; new weights are copied into the same memory
         (
             "v1/worker/gpu_worker.py",
             "Worker._maybe_get_memory_pool_context",

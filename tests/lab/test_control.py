@@ -96,7 +96,7 @@ def test_the_statistics_by_hand() -> None:
     found = control.held(steps_of([9.0] * 20 + [0.5] * 10 + [1.0] * 10), LOG_PI)
     assert found.in_band == 0.5
     assert found.log_error == pytest.approx(math.log(2) / math.sqrt(2))
-    # of the eleven means of ten steps, those with at most two steps at 1 nat: .5, .55, .6
+    # of the eleven means of ten steps, those with at most two steps at 1 nat: 0.5, 0.55, 0.6
     assert found.means_near == pytest.approx(3 / 11)
     assert found.noise == pytest.approx(0.1)
     assert found.reward == 0.5
@@ -110,7 +110,7 @@ def test_an_aim_that_is_annealed_is_followed() -> None:
     found = control.held(steps_of(on_it), settings)
     assert (found.in_band, found.means_near) == (1, 1)
     assert found.log_error == pytest.approx(0, abs=1e-12)
-    # .425 nats leave [.3, .8] times the factor where that is below .53: in the last two steps
+    # 0.425 nats leave [0.3, 0.8] times the factor where that is below 0.53: in the last two steps
     assert control.held(steps_of([0.425] * 40), settings).in_band == 0.9
 
 

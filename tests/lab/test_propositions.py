@@ -27,7 +27,7 @@ def test_proposition_1_the_values_gradient_is_at_most_twice_the_entropy() -> Non
     """Without a bonus the entropy vanishes, and with it the gradient: a wrong answer stays.
 
     Checked throughout while 100,000 actions collapse onto the decoy, and again with a decoy that is
-    as good as the answers, which comes five times nearer to the bound.
+    worth as much as the answers, which is five times nearer to the bound.
     """
     tasks = [Task(15), Task(1), Task(15, decoy_reward=1.0), Task(1, decoy_reward=1.0)]
     policies = draw(tasks, [0, 1, 2, 3])
@@ -46,7 +46,7 @@ def test_proposition_1_the_values_gradient_is_at_most_twice_the_entropy() -> Non
 
 
 def value(logits: Tensor, reward: Tensor, goes_on: Tensor, coefficient: float) -> Tensor:
-    """V + coefficient * entropy of the answers: what the full bonus maximises, backward in time."""
+    """V + coefficient * entropy of the answers: what the full bonus maximizes, backward in time."""
     following = torch.zeros((), dtype=torch.float64)
     for state in reversed(range(len(logits))):
         log_p = logits[state].log_softmax(dim=-1)
@@ -62,7 +62,7 @@ def reached(p: Tensor, goes_on: Tensor) -> Tensor:
 
 
 def best_policy(reward: Tensor, goes_on: Tensor, coefficient: float) -> Tensor:
-    """[H, actions]: probabilities that maximise ``value``, by soft value iteration."""
+    """[H, actions]: probabilities that maximize ``value``, by soft value iteration."""
     following, rows = torch.zeros((), dtype=torch.float64), []
     for state in reversed(range(len(reward))):
         scaled = (reward[state] + goes_on[state] * following) / coefficient
@@ -76,11 +76,11 @@ def test_proposition_2_the_full_bonus_costs_what_it_says() -> None:
     the gradient of V + lambda * entropy.
 
     C here is ours, the paper's could not be had: C = min over states of d^2 min_a p^2 / d*, d the
-    state's probability of being visited, d* that under the best policy of the regularised problem.
+    state's probability of being visited, d* that under the best policy of the regularized problem.
     It is Mei et al.'s argument (arXiv 2005.06392, lemma 15) with the states kept apart: the gap in
-    the regularised value is at most the sum over states of d* lambda KL(p || softmax(Q/lambda)), a
+    the regularized value is at most the sum over states of d* lambda KL(p || softmax(Q/lambda)), a
     KL is at most half the squared largest difference of logits, here A/lambda, and the gradient
-    has the entries d p A. The second term is the entropy that the regularised optimum may gain over
+    has the entries d p A. The second term is the entropy that the regularized optimum may gain over
     the policy that is uniform over the optimal answers.
     """
     task = Task(optimal=3, actions=40, plausible=20, spread=2.0)
@@ -108,5 +108,5 @@ def test_proposition_2_the_full_bonus_costs_what_it_says() -> None:
             assert (most - now).item() <= first + 1e-12
             gap = 1.0 - value(p.log(), reward, goes_on, 0.0).item()
             assert gap <= first + bias
-        assert first < 1e-6  # at the best policy of the regularised problem, where the bias is all
+        assert first < 1e-6  # at the best policy of the regularized problem, where the bias is all
         assert gap > 0

@@ -1,4 +1,4 @@
-"""Model folders for tests of what reads config.json and the headers of weights only."""
+"""Model folders for tests of code that reads only config.json and the headers of weights."""
 
 from __future__ import annotations
 

@@ -173,6 +173,6 @@ def test_conversion_agrees_with_transformers_own():
 
 
 def test_rotary_rows_are_reordered():
-    # one head of 4 rows: GGUF's neighbours (0, 1), (2, 3) become halves (0, 2), (1, 3)
+    # one head of 4 rows: GGUF's neighbors (0, 1), (2, 3) become halves (0, 2), (1, 3)
     weight = np.arange(8.0).reshape(4, 2)
     assert smollm2.split_halves(weight, 1).tolist() == weight[[0, 2, 1, 3]].tolist()

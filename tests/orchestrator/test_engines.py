@@ -81,8 +81,8 @@ def test_weights_go_again_once_to_an_engine_that_is_well(engines: Engines) -> No
 
 
 def test_weights_wait_until_what_was_sampled_before_is_final(engines: Engines) -> None:
-    """Whoever writes it holds the same lock. Weights that are sent again do not wait for
-    themselves, and it is held until they are proven."""
+    """The writer of the samples holds the same lock. Weights that are sent again do not wait for
+    themselves, and the lock is held until they are proven."""
     engines.sender = Sender(TransientError("the connection broke"))
     with engines.unproven:
         pending = WorkerThread("sends").submit(lambda: engines.push(iter(()), 1))

@@ -39,7 +39,7 @@ def rollout() -> Rollout:
 
 @pytest.fixture
 def record(rollout: Rollout) -> TokenRecord:
-    """Of two mini-batches, a group each; entropies are .1, .2, ... in the batch's order."""
+    """Of two mini-batches, a group each; entropies are 0.1, 0.2, ... in the batch's order."""
     batch = Batch.from_samples(rollout.samples, 1.0)
     number = torch.cumsum(batch.loss_mask, 0) * batch.loss_mask
 
@@ -114,7 +114,7 @@ def test_a_change_is_split_into_the_same_and_other_tokens() -> None:
 
 
 def test_the_standard_error_is_over_prompts(record: TokenRecord) -> None:
-    """Prompt 0 has entropies .1, .2, .3, prompt 1 has .4 to .7; their mean is .4."""
+    """Prompt 0 has entropies 0.1, 0.2, 0.3, prompt 1 has 0.4 to 0.7; their mean is 0.4."""
     sums = (-0.6, 0.6)
     want = math.sqrt(2 * sum(s**2 for s in sums)) / 7
     assert standard_error(record) == pytest.approx(want, rel=1e-6)

@@ -1,5 +1,5 @@
 """Trainer and engines on the same GPUs, in turns: two real ranks, and a stand-in for the engine
-that refuses every call which comes out of order."""
+that refuses every call out of order."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_two_steps(tmp_path: Path) -> None:
             assert out[f"goes on {version}"] is False
             assert out[f"train {version}"] == (["sleep 2"], True, False)
         assert out["stopping"] == (True, False)
-        assert out["stopped"] == (["sleep 2"], True)  # nobody wakes them for a run that stops
+        assert out["stopped"] == (["sleep 2"], True)  # a run that stops does not wake them
         assert out["timed"] == (True, True)  # as part of a checkpoint
 
 

@@ -106,7 +106,7 @@ def test_exit_code_and_last_lines(tmp_path: Path) -> None:
     assert_names(child.describe_exit(), "code 1")
     assert sorted(child.tail(2).splitlines()) == ["line 4", "the reason"]
     assert tail_of(tmp_path / "absent", 3) == ""
-    assert tail_of(tmp_path, 3) == ""  # a folder: the message that wants it goes without
+    assert tail_of(tmp_path, 3) == ""  # a folder: the message has no lines
 
 
 def test_of_a_long_log_only_the_end_is_read(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A Slurm cluster of several nodes on this one machine: real daemons, gone when the test is.
 
-Everything lives in Linux namespaces below one process, the cluster's init. It has a network of its
-own (so the addresses and ports below are nobody else's), its own process ids and mounts; each node
-is another such set inside, joined to the others by a bridge. When init ends, and it ends with
-whoever started it, the kernel takes every daemon, job, network link and mount away.
+Everything lives in Linux namespaces below one process, the cluster's init. It has its
+own network (so no other program uses the addresses and ports below), process ids and mounts; each
+node is another such set inside, joined to the others by a bridge. When init ends, and it ends with
+its starter, the kernel removes every daemon, job, network link and mount.
 
 Needs root and the Debian packages in ``PACKAGES``.
 """

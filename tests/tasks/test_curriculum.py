@@ -43,7 +43,7 @@ def test_where_too_few_wait_the_nearest_to_the_window_come_first() -> None:
     record = {i: Tried(1, 9 - i, s) for i, s in enumerate(success)}
     waiting, resting = order(record)
     assert waiting == [5]
-    # .15, then .1 and .9 (to rounding) in either order, .95; of 0 and 1 the one asked longest ago
+    # 0.15, then 0.1 and 0.9 (to rounding) in either order, 0.95; of 0 and 1 the older one
     assert resting[0] == 2
     assert set(resting[1:3]) == {4, 6}
     assert resting[3:] == [3, 7, 1, 0]
@@ -69,7 +69,7 @@ def test_a_share_of_the_step_is_replayed_those_asked_longest_ago() -> None:
     assert set(waiting[2:6]) == {4, 5, 6, 7}
     assert waiting[6:] == [0]
     assert resting == [3]
-    assert order(record, places=4, replay=0.2)[0][:4] != waiting[:4]  # .8 of a question is none
+    assert order(record, places=4, replay=0.2)[0][:4] != waiting[:4]  # 0.8 of a question is none
     assert order({}, places=4, replay=1.0)[0][:4]  # nothing to replay yet
 
 

@@ -125,7 +125,7 @@ def test_the_mlflow_that_is_installed_is_the_one_that_this_was_written_for() -> 
     assert trace_id("r", 0, 0) == TRACE_REQUEST_ID_PREFIX + trace_id("r", 0, 0)[-32:]
 
 
-# -- servers that cannot be had any more, or not in time
+# -- old servers, and servers that do not answer in time
 
 
 @dataclass

@@ -130,7 +130,7 @@ def expected_from_logits(
 
 
 def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
-    """[N] of tempered logits [N, V]: renormalised on the smallest set that reaches top_p."""
+    """[N] of tempered logits [N, V]: renormalized on the smallest set that reaches top_p."""
     ordered = z.sort(dim=1, descending=True).values
     p = ordered.softmax(dim=1)
     before = p.cumsum(dim=1) - p
@@ -140,8 +140,8 @@ def nucleus_entropies(z: Tensor, settings: NucleusAnchor) -> Tensor:
 
 
 def proxy_divergences(log_p: Tensor, targets: Tensor, ratio: float) -> Tensor:
-    """[N] of log-probs [N, V]: sum of q log(q / p), q a constant: p without what has less than
-    ratio times the largest probability; 0 where that is the target."""
+    """[N] of log-probs [N, V]: sum of q log(q / p), with q a constant: p without the tokens that
+    have less than ratio times the largest probability; 0 if the target is one of these."""
     p = log_p.detach().exp()
     noise = p < ratio * p.amax(dim=1, keepdim=True)
     q = p.masked_fill(noise, 0)

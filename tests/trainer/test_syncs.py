@@ -17,7 +17,7 @@ from syncs import Syncs, host_tensors
 from trainer import tiny
 
 CPU_ALONE = (
-    ("sharded.py", "_trimmed", "__int__"),  # where tensors lie on a CPU, says its docstring
+    ("sharded.py", "_trimmed", "__int__"),  # only on a CPU: see its docstring
     ("random.py", "fork", "item"),  # Megatron compares two states of the CPU's generator
 )
 LENGTHS = [(3, 9), (11, 2), (5, 17), (8, 8), (2, 21), (6, 5)]  # 97 tokens
@@ -44,15 +44,14 @@ def test_what_is_counted() -> None:
 LAYOUTS: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {
     "one": ((1, 1, 1), {}),
     "tensor 2": ((2, 1, 1), {}),
-    "tensor 2, fused head": ((2, 1, 1), {"fused_head": True, "sequence_parallel": True}),
+    "tensor 2, chunked head": ((2, 1, 1), {"fused_head": True, "sequence_parallel": True}),
     "context 2": ((1, 2, 1), {}),
     "pipeline 2": ((1, 1, 2), {}),
 }
 
 
 def counted(rank: int, _world: int, folder: str) -> dict[str, dict[int, Counter]]:
-    """By layout and by how many micro-batches a step has: what was waited for in scoring and in an
-    update."""
+    """By layout and number of micro-batches: the waits in scoring and in an update."""
     from aent.trainer import loss
     from aent.trainer.trainer import Trainer
 
@@ -83,15 +82,15 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_ranks(counted, 2, str(folder))
 
 
-# what a micro-batch more waits for, on each rank: which rows are left for the search, once in each
-# call with several tensor-parallel ranks (of its tokens, and of those whose gradient is measured);
-# the shapes that Megatron's stages tell one another, forwards in scoring and in training
+# the waits of one more micro-batch, on each rank: for the rows that are left for the search, once
+# in each call with several tensor-parallel ranks (for its tokens, and for those whose gradient is
+# measured); for the shapes that Megatron's stages send one another, in scoring and in training
 SEARCH, CHUNKED = ("sharded.py", "forward", "nonzero"), ("head.py", "forward", "tolist")
 SHAPES = ("p2p_communication.py", "_communicate_shapes", "tolist")
 EACH: dict[str, list[dict[tuple[str, str, str], int]]] = {
     "one": [{}],
     "tensor 2": [{SEARCH: 2}] * 2,
-    "tensor 2, fused head": [{CHUNKED: 1, SEARCH: 1}] * 2,
+    "tensor 2, chunked head": [{CHUNKED: 1, SEARCH: 1}] * 2,
     "context 2": [{}] * 2,
     "pipeline 2": [{SHAPES: 1}, {SHAPES: 2}],
 }

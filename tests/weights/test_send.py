@@ -161,7 +161,7 @@ class StandInEngine:
 
 
 class Reconnecting(WeightSender):
-    """Has a group whenever it wants one."""
+    """Always connects at once."""
 
     async def connect(self) -> None:
         self.transport = Connecting(lambda: True)

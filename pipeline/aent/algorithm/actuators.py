@@ -69,8 +69,8 @@ def advantage_zeta(coefficient: float, step: Step) -> Driven:
 
 
 def gradient_share(coefficient: float, step: Step) -> Driven:
-    """The bonus, with the coefficient lambda at which its pull on the logits is this share of both
-    pulls: s = lambda ||dH|| / (lambda ||dH|| + ||dL||). 0 as long as nothing has been measured.
+    """The bonus, with the coefficient lambda at which its gradient on the logits is this share of
+    both norms: s = lambda ||dH|| / (lambda ||dH|| + ||dL||). 0 until something was measured.
 
     Certainty: ours; no publication has it.
     """

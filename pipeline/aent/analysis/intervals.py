@@ -35,9 +35,9 @@ class Difference:
         return len(self.means)
 
     def verdict(self, p: float) -> str:
-        """``higher`` or ``lower`` where interval and sign flips agree; else why neither is said.
+        """``higher`` or ``lower`` if interval and sign flips agree; else why neither holds.
 
-        p: corrected for the number of differences that are looked at."""
+        p: corrected for the number of differences."""
         if self.low <= 0 <= self.high:
             return "cannot be told apart"
         word = "higher" if self.mean > 0 else "lower"
@@ -87,7 +87,7 @@ def bootstrap(
 def sign_flips(differences: Sequence[float]) -> float:
     """Two-sided p-value of a mean difference this large if each seed's sign were a coin flip.
 
-    Fisher's paired randomisation test: the share of all sign assignments whose mean is at least as
+    Fisher's paired randomization test: the share of all sign assignments whose mean is at least as
     far from 0 (beyond ``EXACT_SEEDS`` seeds, of ``DRAWS`` random ones and the observed one). It
     assumes nothing about the spread, and cannot be smaller than ``least_p``.
     """

@@ -1,6 +1,6 @@
 """``aent replay``: what a controller would have done with recorded entropy.
 
-Another controller would have changed the policy and so its entropy. This is not modelled, and the
+Another controller would have changed the policy and so its entropy. This is not modeled, and the
 command says so.
 """
 

@@ -22,26 +22,26 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
         )
     if rollout.max_staleness:
         yield (
-            f"rollout.max_staleness={rollout.max_staleness} cannot be had with {COLOCATED}: the "
+            f"rollout.max_staleness={rollout.max_staleness} does not work with {COLOCATED}: the "
             "engines sleep while a step is trained on, so nothing is sampled ahead"
         )
     if rollout.spare_engines > 0:
         yield (
-            f"rollout.min_engines={rollout.min_engines} cannot be had with {COLOCATED}: a lost "
+            f"rollout.min_engines={rollout.min_engines} does not work with {COLOCATED}: a lost "
             "engine cannot be started again on a GPU that the trainer uses"
         )
     if rollout.transfer_backend != "auto":
         yield (
-            f"rollout.transfer_backend={rollout.transfer_backend} cannot be had with {COLOCATED}: "
+            f"rollout.transfer_backend={rollout.transfer_backend} does not work with {COLOCATED}: "
             "weights pass through the node's memory, as NCCL refuses two processes on one GPU"
         )
     if recipe.trainer.optimizer.megatron.get("optimizer_cpu_offload"):
         yield (
-            f"trainer.optimizer.megatron.optimizer_cpu_offload cannot be had with {COLOCATED}, "
+            f"trainer.optimizer.megatron.optimizer_cpu_offload does not work with {COLOCATED}, "
             "which moves the optimizer to host memory and back itself"
         )
     if (machine and device_kind() == "cpu") or not (machine or recipe.cluster.gpus_per_node):
         yield (
             f"{COLOCATED} is for GPUs, and there is none: processes on a CPU share its memory "
-            "anyway, and vLLM's engines on a CPU do not give theirs back"
+            "anyway, and vLLM's engines on a CPU do not release theirs"
         )

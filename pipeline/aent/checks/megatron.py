@@ -118,7 +118,8 @@ def faults(recipe: Recipe) -> Iterator[str]:
 
 
 def machine_faults(recipe: Recipe) -> Iterator[str]:
-    """What this machine lacks for such an entry, and Megatron would report in a rank."""
+    """One sentence for each thing that an entry needs and this machine lacks, which Megatron would
+    only report in a rank."""
     small = recipe.trainer.optimizer.megatron.get("use_precision_aware_optimizer")
     if small and importlib.util.find_spec("transformer_engine") is None:
         yield (

@@ -1,4 +1,4 @@
-"""Whether a recipe's ranks and engines fit the memory of their GPUs: what cannot, and what may
+"""Whether a recipe's ranks and engines fit the memory of their GPUs: certainly not, or perhaps
 not."""
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from aent.runtime import environment
 
 
 def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
-    """One sentence per fault, as ``checks.recipe``, of a recipe that has no other: what cannot fit
-    (``estimate.card.faults``)."""
+    """One sentence for each part that cannot fit (``estimate.card.faults``), for a recipe without
+    other faults."""
     if (found := _size(recipe, machine)) is not None:
         yield from card.faults(recipe, *found)
 
 
 def doubts(recipe: Recipe, machine: bool) -> Iterator[str]:
-    """One sentence for what may not fit, of a recipe without faults."""
+    """One sentence for each part that may not fit, for a recipe without faults."""
     if (found := _size(recipe, machine)) is not None:
         yield from card.doubts(recipe, *found)
 
 
 def _size(recipe: Recipe, machine: bool) -> tuple[int, str] | None:
-    """Bytes of a GPU, and who says so. The GPUs are those of this machine, its largest where not
-    all are needed; without ``machine`` those of the recipe's job, by ``cluster.gpu_memory_gib``.
-    None without GPUs, or if the model's sizes are not known."""
+    """(bytes of a GPU, the source of that number). The GPUs are those of this machine (its largest
+    ones if not all are needed); without ``machine``, those of the recipe's job, by
+    ``cluster.gpu_memory_gib``. None without GPUs, or if the model's sizes are not known."""
     if not are_known(recipe.model):
         return None
     if machine:

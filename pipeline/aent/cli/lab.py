@@ -58,7 +58,7 @@ def control(
     fields: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Its fields: target=.5 ramp_steps=30 ... (default: initial=.1).",
+            help="Its fields: target=0.5 ramp_steps=30 ... (default: initial=0.1).",
             metavar="[key=value]...",
         ),
     ] = None,
@@ -88,7 +88,7 @@ def control(
     The policy is that of the compare recipes, in one process: about ten seconds for each seed. With
     --run it is a model fitted to your own run, which takes no time.
 
-    Example: aent lab control log_pi target=.5 --seeds 4
+    Example: aent lab control log_pi target=0.5 --seeds 4
     """
     from aent.checks.controls import driven
     from aent.entropy.controllers import ControllerSettings, faults
@@ -149,7 +149,7 @@ def bandit(
     arms: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: none, full, a dropped fraction (.33), top_k=K; @X sets a "
+            help="Separated by commas: none, full, a dropped fraction (0.33), top_k=K; @X sets a "
             "constant coefficient. The others are compared with the first."
         ),
     ] = "full,.33,top_k=100",
@@ -170,7 +170,7 @@ def bandit(
 
     A bandit: 49,152 tokens, one question, answers of one token; about 45 seconds for each run.
 
-    Example: aent lab bandit --arms full,.33 --seeds 2
+    Example: aent lab bandit --arms full,0.33 --seeds 2
     """
     from rich.console import Console
     from rich.progress import track

@@ -36,14 +36,14 @@ def replay(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Changes of the controller: controller.high=.9 ...", metavar="[key=value]..."
+            help="Changes of the controller: controller.high=0.9 ...", metavar="[key=value]..."
         ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curves (PNG).")] = None,
 ) -> None:
     """Print the coefficients (CSV) that a controller computes from recorded entropy.
 
-    Example: aent replay runs/mine controller.step_size=.4
+    Example: aent replay runs/mine controller.step_size=0.4
     """
     from aent.analysis.replay import run
 

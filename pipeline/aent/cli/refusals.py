@@ -22,7 +22,7 @@ def refuse(faults: Iterable[str]) -> NoReturn:
 
 
 def warn(doubts: Iterable[str]) -> None:
-    """Print each doubt once, on stderr as ``refuse`` does; the command goes on."""
+    """Print each doubt once, on stderr as ``refuse`` does; the command continues."""
     for doubt in dict.fromkeys(doubts):
         print(f"aent: warning: {redacted(doubt)}", file=sys.stderr)
 

@@ -19,7 +19,7 @@ LEGEND_ROW = 18
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
-    """A colour for each arm; more than eight share them."""
+    """A color for each arm; more than eight share them."""
     return {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
 
 

@@ -167,7 +167,7 @@ def _difference_table(differences: Sequence[_Compared], baseline: str) -> Table:
         rows,
         "Reward: mean of the last quarter of the steps. Interval: paired bootstrap over seeds and, "
         "of pass@k, over each seed's questions (percentiles of 10,000 draws). p: sign flips of the "
-        "seeds' differences (Fisher's randomisation test), two-sided. Corrected p: for the number "
+        "seeds' differences (Fisher's randomization test), two-sided. Corrected p: for the number "
         "of differences in this table (step-down maxT of Westfall and Young: a seed has one sign "
         "for all of its differences). A verdict without a reserve needs both: an interval without "
         f"0 and a corrected p <= {LEVEL:g}.",

@@ -89,7 +89,7 @@ def entropy_table(comparison: Comparison, arms: Sequence[str]) -> Table:
             known(numbers.prediction(run) for run in runs),
         ]
         rows.append([arm, *cells])
-    head = ["arm", "entropy, nats", "noise of a step", "distinct answers", "predicted and realised"]
+    head = ["arm", "entropy, nats", "noise of a step", "distinct answers", "predicted and observed"]
     return Table(
         "Entropy",
         head,

@@ -11,7 +11,7 @@ class Sample:
 
     prompt_ids: list[int]
     response_ids: list[int]
-    logprobs: list[float]  # of the behaviour policy (tempered), one per response token
+    logprobs: list[float]  # of the rollout policy (tempered), one per response token
     versions: list[int]  # weight version that wrote each response token
     finish_reason: str  # "stop" (end of sequence) or "length" (truncated)
     group: int  # the same for all responses to one prompt of a step

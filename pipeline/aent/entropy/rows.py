@@ -71,7 +71,7 @@ def forward_rows(
         x: [N, V_local], this rank's block; columns from ``shard.width`` on are padding.
         targets: [N] int64 global ids, IGNORED or INVALID.
         k: in [1, shard.vocab_size].
-        unsettled: as in ``sharded.forward``; nothing is appended where no row can be left.
+        unsettled: as in ``sharded.forward``; nothing is appended if no row can be left.
 
     Collective over ``shard.group``; builds no graph; keeps no reference to ``x``.
     """
@@ -132,7 +132,7 @@ def backward_rows(
     softcap: float | None = None,
 ) -> None:
     """Write the gradient with respect to ``x`` into ``out``, which may be ``x`` itself; with
-    ``softcap`` that with respect to what ``capped`` made ``x`` of.
+    ``softcap``, the gradient with respect to the logits before ``capped``.
 
     x, targets, saved: as in ``forward_rows``. g_*: [N] upstream gradients, None for zero. out:
     [N, V_local] of x's dtype; padding columns get 0. Not collective.
@@ -182,8 +182,8 @@ def capped(logits: Tensor, softcap: float) -> Tensor:
 
 
 def bounded(logits: Tensor, softcap: float | None) -> Tensor:
-    """The same out of place and differentiable; the logits themselves without a bound. Raises
-    ValueError for what is none."""
+    """The same out of place and differentiable; without a bound, the logits themselves. Raises
+    ValueError for an invalid bound."""
     check_softcap(softcap)
     return logits if softcap is None else (logits / softcap).tanh() * softcap
 
@@ -198,7 +198,7 @@ def _own_target_logits(x: Tensor, targets: Tensor, shard: VocabShard) -> Tensor:
 
 
 def _local_targets(targets: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Return each target's column in this block (0 where it has none), and whether it has one."""
+    """Return each target's column in this block (0 if it has none), and whether it has one."""
     column = targets - shard.start
     owned = (column >= 0) & (column < shard.width)
     return torch.where(owned, column, 0), owned

@@ -10,13 +10,13 @@ bracket per token, whose ends are floating-point numbers seen as integers in the
 
 1. a sample of each shard proposes a narrow bracket, its counts prove or refute it;
 2. a pivot interpolated by rank between the ends narrows it;
-3. where a few of these did not settle it, the ends move onto the nearest logits, by which ties and
-   gaps end the search rather than prolong it, and every second pivot bisects the integers, which
-   bounds the number of rounds whatever the distribution.
+3. if a few of these did not settle it, the ends move onto the nearest logits, so that ties and gaps
+   end the search rather than prolong it, and every second pivot bisects the integers, which bounds
+   the number of rounds for any distribution.
 
-It ends where a count equals K, or where one value is left, whose ties are cut by token id. It is
-what every other way falls back on: the backends (kernels/) and, over ranks, sharded.py select among
-the few logits inside a bracket, and the rows in which a bracket or a buffer fails them come here.
+It ends when a count equals K, or when one value is left, whose ties are cut by token id. Every
+other way falls back on it: the backends (kernels/) and, over ranks, sharded.py select among the few
+logits inside a bracket, and rows for which the bracket or a buffer is too small are searched here.
 The authors of the method (AEnt, arXiv 2509.03493) define the same set up to ties.
 """
 
@@ -85,7 +85,7 @@ class _Search:
 
     low, high: int64 [N] keys. count_low, count_high: int64 [N], logits >= low (at least K of them)
     and >= high (fewer than K). All of it is the same on every rank; a row is settled when
-    count_low is K, or when low and high are neighbours.
+    count_low is K, or when low and high are neighbors.
     """
 
     def __init__(self, x: Tensor, dtype: torch.dtype, k: int, shard: VocabShard) -> None:
@@ -120,7 +120,7 @@ class _Search:
         return rows[(self.count_low[rows] != self.k) & (high > low + 1)]
 
     def _take(self, rows: Tensor, pivots: Tensor) -> None:
-        """Let each pivot inside its row's bracket become one of the ends, as its count tells."""
+        """Make each pivot inside its row's bracket one of the ends, according to its count."""
         counts = self.shard.all_reduce(self._count_at_least(rows, pivots))
         low, high = self.low[rows], self.high[rows]
         inside = (pivots > low) & (pivots < high)
@@ -207,8 +207,8 @@ def propose(x: Tensor, share: float, sample_size: int = SAMPLE_SIZE) -> Tensor:
 
 
 def sample_ranks(size: int, share: float) -> tuple[int, int]:
-    """Between which places of a sorted sample, from the top, the quantile of the whole lies but for
-    one time in two thousand; beyond the sample's ends where it may be there."""
+    """The places of a sorted sample, from the top, between which the whole's quantile lies, except
+    one time in two thousand; a place may lie beyond the sample's ends."""
     margin = 3.5 * (size * share * (1 - share)) ** 0.5 + 2
     return int(size * share - margin), int(size * share + margin)
 
@@ -219,7 +219,7 @@ def _nth_largest(values: Tensor, n: int) -> Tensor:
 
 
 def _tie_cut(x: Tensor, threshold: Tensor, wanted: Tensor, shard: VocabShard) -> Tensor:
-    """Return this rank's cut of rows of which ``wanted`` ties (int64 [N], over all ranks) stay."""
+    """Return this rank's cut of rows that keep ``wanted`` ties (int64 [N], over all ranks)."""
     blocks = _tie_blocks(x, threshold)
     ties = torch.zeros(shard.ranks, x.shape[0], dtype=torch.int64, device=x.device)
     ties[shard.rank] = blocks.sum(dim=(1, 2)).long()

@@ -17,8 +17,8 @@ class VocabShard:
     block being padding. vocab_size: real tokens over all ranks. group: the ranks that share the
     vocabulary, None for one rank alone. columns: of the block, padding included, if they are known.
 
-    ``locate`` makes one with a collective, for which the host waits; whoever asks for statistics of
-    the same block again and again gives it in place of the group (``tp_group``).
+    ``locate`` makes one with a collective, for which the host waits. If you need statistics of the
+    same block repeatedly, pass the result in place of the group (``tp_group``).
     """
 
     start: int
@@ -36,10 +36,10 @@ class VocabShard:
         device: torch.device,
     ) -> VocabShard:
         """Find the block from the number of ``columns`` on each rank (one tiny collective). A block
-        that was located before, in place of the group, comes back as it is.
+        given in place of the group is returned unchanged.
 
-        Raises ValueError, on every rank, if ``vocab_size`` is not in [1, columns over all ranks] or
-        a rank has no columns; if a located block is not of these.
+        Raises ValueError, on every rank, if ``vocab_size`` is not in [1, columns over all ranks],
+        if a rank has no columns, or if a given block has other columns.
         """
         if isinstance(group, VocabShard):
             return group._checked(columns, vocab_size)

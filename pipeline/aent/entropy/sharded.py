@@ -11,16 +11,16 @@
 4. Every rank gathers every rank's sums and up to SLOTS of the logits left, 4 * (9 + SLOTS) bytes
    a token and rank, and finishes alone, in the same order as all others.
 
-The sums of squares, where they are asked for, travel with the others: 12 bytes a token and rank.
+The sums of squares, if requested, are sent with the others: 12 bytes a token and rank.
 
 Together 404 + 68 t bytes a token for t ranks (more for float64), under 1 KB up to t = 8. The bucket
 of a logit grows with it whatever the rounding, so the selection is exact. Rows whose interval
 missed, whose buffers were too small, or in which more than SLOTS different logits of a shard are
-left (heavily clumped ones) are counted out by selection.search, with rounds of their own. Rows are
+left (heavily clumped ones) are searched by selection.search, with rounds of their own. Rows are
 taken in blocks, so that the candidates stay below some 64 MB. Which rows are left for the search is
-the one thing the host asks the device, once for all blocks; the chunked head asks once for all its
-chunks. To search without asking, every row would have to take the rounds that the slowest possible
-one needs: docs/performance.md has the price.
+the one thing for which the host waits, once for all blocks; the chunked head waits once for all its
+chunks. To search without that wait, every row would need as many rounds as the slowest possible
+one: docs/performance.md has the cost.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Rows(NamedTuple):
 
     target: Tensor  # inner: the target's logit
     sums: Sums
-    threshold: Tensor | None  # None where nothing is clamped
+    threshold: Tensor | None  # None if nothing is clamped
     cut: Tensor | None  # this rank's own; the rest is the same on every rank
 
 
@@ -76,8 +76,8 @@ def forward(
         target: inner [N], the target's logit on the rank that has it, 0 on the others.
         k: in [1, shard.vocab_size]; the latter clamps nothing and takes the last round alone.
         squares: whether ``Sums.squares`` are wanted.
-        unsettled: None: rows that are left are counted out. A list: they are not, the host asks for
-            nothing, and bool [N] is appended, True where what is returned of a row is wrong.
+        unsettled: None: rows that are left are searched by counting. A list: they are not searched,
+            the host waits for nothing, and bool [N] is appended: True if a row's result is wrong.
     """
     if k == shard.vocab_size:
         sums = backend.scan(x, temperature, None, None, 0, squares).sums
@@ -174,7 +174,7 @@ def _buckets(scan: Scan, low: Tensor, high: Tensor, ends: Tensor) -> Tensor:
     low, high = torch.maximum(low, -ends[3]), torch.minimum(high, ends[2])
     scale = BUCKETS * BUCKETS / (high - low)
     scale = torch.where(scale.isfinite() & (scale > 0), scale, 0)[:, None]
-    # nan_to_num: 0 * inf where the scale is 0, which is one bucket for all
+    # nan_to_num: 0 * inf if the scale is 0, which is one bucket for all
     place = (scan.values - low[:, None]).mul_(scale).nan_to_num_(0)
     place = place.clamp_(0, BUCKETS * BUCKETS - 1).int()
     return torch.where(_valid(scan, place.shape[1]), place, -BUCKETS)

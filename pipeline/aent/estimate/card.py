@@ -53,15 +53,15 @@ def card(memory: RankMemory, layout: ParallelLayout) -> Card:
 
 
 def resting(memory: RankMemory, layout: ParallelLayout) -> Card:
-    """What a rank keeps on a card that it shares with an engine, while that has its turn: weights,
-    and one whole tensor on its way to the engines."""
+    """The memory that a rank keeps on a card that it shares with an engine, during the engine's
+    turn: weights, and one whole tensor on its way to the engines."""
     kept = memory.weights + memory.export + PROBE_BYTES
     full = card(memory, layout)
     return replace(full, allocated=kept, fragmentation=int(FRAGMENTED * kept))
 
 
 def most_resting(estimate: MemoryEstimate, layout: ParallelLayout) -> int:
-    """Bytes, of the rank that keeps most (``resting``)."""
+    """The largest ``resting`` of all ranks, bytes."""
     return max(resting(rank, layout).total for rank in estimate.per_rank)
 
 
@@ -77,7 +77,7 @@ class EngineCard:
 
     @property
     def cache(self) -> int:
-        """What is left for the key-value cache; below 0 where the weights do not fit."""
+        """Bytes left for the key-value cache; below 0 if the weights do not fit."""
         return self.usable - self.weights - self.transfer - self.worker
 
     @property
@@ -92,8 +92,8 @@ class EngineCard:
 
 
 def engine_card(recipe: Recipe, size: int) -> EngineCard:
-    """Of an engine on cards of ``size`` bytes. Key-value heads that are fewer than the cards are
-    there on each of them."""
+    """The memory of an engine on cards of ``size`` bytes. If there are fewer key-value heads than
+    cards, each card has one."""
     facts, rollout = model_facts(recipe.model), recipe.rollout
     cards, element = rollout.engine.tensor_parallel, element_bytes(recipe)
     heads = -(-facts.kv_groups // cards)
@@ -111,11 +111,11 @@ def engine_card(recipe: Recipe, size: int) -> EngineCard:
 
 
 def faults(recipe: Recipe, size: int, says: str = "nvidia-smi") -> Iterator[str]:
-    """One sentence for a trainer that does not fit cards of ``size`` bytes by what is counted
-    (``RankMemory.counted``), without any assumption; the same for engines, by their weights and the
-    cache of one sequence, and for one on the ranks' cards, by all that a rank keeps there.
+    """One sentence for a trainer whose counted parts (``RankMemory.counted``) alone do not fit
+    cards of ``size`` bytes; the same for an engine, by its weights and the cache of one sequence,
+    and for an engine on the ranks' cards, beside everything that a rank keeps there.
 
-    recipe: one that is checked, of a model whose sizes are known. says: where the size is from.
+    recipe: checked, with a model whose sizes are known. says: the source of the size.
     """
     memory, layout = estimate(recipe), ParallelLayout.of(recipe.trainer)
     rank, fullest = max(enumerate(memory.per_rank), key=lambda each: each[1].counted)

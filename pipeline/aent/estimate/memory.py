@@ -17,13 +17,13 @@ swap           the policy, while the frozen reference is in its place
 gathering      the optimizer's state on its way into a checkpoint, on a card
 =============  ==================================================================================
 
-In host memory, whatever computes: the libraries (process), a frozen reference, an offloaded
-optimizer, and a checkpoint that is saved or read. Where no card computes, each stage's first rank
-has the stage's tensors in shared memory for engines to read (shared). With engines on the trainer's
-cards (``rollout.placement: colocated``) it has so as well, and the optimizer is in pinned memory
-while they sample (parked). On a card training, export, swap and gathering do not meet: the largest
-of them counts (``RankMemory.allocated``); what a card takes besides is assumed (``estimate.card``).
-Without a card everything is host memory, and all lines count.
+Always in host memory: the libraries (process), a frozen reference, an offloaded optimizer, and a
+checkpoint that is saved or read. Without a card, each stage's first rank has the stage's tensors in
+shared memory for engines to read (shared). The same holds with engines on the trainer's cards
+(``rollout.placement: colocated``), and the optimizer is in pinned memory while they sample
+(parked). On a card, training, export, swap and gathering happen one after the other, so only the
+largest of them counts (``RankMemory.allocated``); the rest of a card's use is assumed
+(``estimate.card``). Without a card everything is host memory, and all lines count.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ENGINE_BYTES = int(2.0 * GIB)
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one trainer rank: where it computes, then in host memory."""
+    """Bytes of one trainer rank: on its device, then in host memory."""
 
     weights: int
     gradients: int
@@ -86,12 +86,12 @@ class RankMemory:
 
     @property
     def host(self) -> int:
-        """Host memory where a card computes."""
+        """Host memory if a card computes."""
         return self.reference + self.offloaded + self.checkpoint + self.parked + self.process
 
     @property
     def total(self) -> int:
-        """Host memory where no card computes; nothing is gathered by way of one."""
+        """Host memory without a card, where nothing is gathered through one."""
         return sum(getattr(self, f.name) for f in fields(self)) - self.gathering
 
 

@@ -148,5 +148,5 @@ def entropy_of(logprobs: Sequence[float]) -> float:
 
 
 def version_of(label: str) -> int:
-    """The weight version that an engine's ``label`` stands for."""
+    """The weight version that an engine's ``label`` means."""
     return INITIAL_VERSION if label == VLLM_INITIAL_VERSION else int(label)

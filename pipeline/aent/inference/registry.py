@@ -79,8 +79,8 @@ def give_up(run_dir: Path, url: str) -> None:
                 path.with_suffix(".lost").write_text(url)
         except OSError as error:
             log.warning(
-                f"aent: {path.with_suffix('.lost')} cannot be written ({error}): nobody starts the "
-                f"engine {url} again"
+                f"aent: {path.with_suffix('.lost')} cannot be written ({error}): engine "
+                f"{url} is not restarted"
             )
 
 

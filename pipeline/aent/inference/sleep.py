@@ -22,9 +22,9 @@ PARTS: tuple[Part, ...] = ("weights", "kv_cache")  # in the order in which they 
 
 
 async def fall_asleep(clients: Sequence[EngineClient], level: Level, timeout_s: float) -> None:
-    """Have every engine sleep; requests that it still has are given up.
+    """Have every engine sleep; requests that it still has are aborted.
 
-    Raises EngineError where one does not, or does not answer within ``timeout_s``.
+    Raises EngineError if one does not, or does not answer within ``timeout_s``.
     """
     calls = [
         c.call("POST", "/sleep", params={"level": level, "mode": "abort"}, timeout_s=timeout_s)
@@ -34,14 +34,14 @@ async def fall_asleep(clients: Sequence[EngineClient], level: Level, timeout_s: 
     asked = [c.value("GET", "/is_sleeping", "is_sleeping", timeout_s=timeout_s) for c in clients]
     for client, sleeps in zip(clients, await asyncio.gather(*asked)):
         if sleeps is not True:
-            raise client.error(" does not sleep, although it was told to")
+            raise client.error(" did not fall asleep when asked to")
 
 
 async def wake(clients: Sequence[EngineClient], part: Part, timeout_s: float) -> None:
     """Have every engine take back the memory of this part: first the weights', then the cache's. It
     does nothing for a part that is awake.
 
-    Raises EngineError where one is not awake after the second part, or does not answer within
+    Raises EngineError if one is not awake after the second part, or does not answer within
     ``timeout_s``.
     """
     calls = [

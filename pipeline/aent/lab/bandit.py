@@ -43,7 +43,7 @@ class Arm:
 
     @staticmethod
     def parse(text: str) -> Arm:
-        """Parse ``none``, ``full``, a dropped fraction (.33) or ``top_k=K``; with ``@X`` the
+        """Parse ``none``, ``full``, a dropped fraction (0.33) or ``top_k=K``; with ``@X`` the
         coefficient is X throughout. Raises ValueError naming the arm."""
         paid, _, constant = text.partition("@")
         try:
@@ -63,7 +63,7 @@ class Arm:
             return Arm(text, drop_fraction=fraction, constant=value)
         except ValueError:
             raise ValueError(
-                f"{text!r} is not an arm: use none, full, a dropped fraction below 1 (.33) or "
+                f"{text!r} is not an arm: use none, full, a dropped fraction below 1 (0.33) or "
                 "top_k=K, with @X for a constant coefficient"
             ) from None
 

@@ -220,9 +220,9 @@ def _entropy(policies: Policies, mask: Bools) -> tuple[Floats, Floats, Floats]:
     """One action's probability under the policy renormalized on ``mask``, the entropy of that
     policy, and its derivative with respect to one action's logit: [R, H, C], [R, H], [R, H, C]."""
     logits = np.where(mask, policies.logits, -np.inf)
-    unnormalised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    total = (policies.size * unnormalised).sum(axis=-1, keepdims=True)
-    p = unnormalised / total
+    unnormalized = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    total = (policies.size * unnormalized).sum(axis=-1, keepdims=True)
+    p = unnormalized / total
     log_p = np.where(p > 0, np.log(np.where(p > 0, p, 1.0)), 0.0)
     entropy = -(policies.size * p * log_p).sum(axis=-1)
     return p, entropy, -p * (log_p + entropy[..., None])

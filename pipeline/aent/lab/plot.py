@@ -125,7 +125,7 @@ def draw_control(
 
 def draw_bandit(runs: dict[tuple[str, int], list[Answer]], path: Path) -> None:
     """Write full entropy, coefficient and reward of every run against steps to ``path`` (PNG), a
-    colour for each arm."""
+    color for each arm."""
     figure = _figure(8, 7.5)
     axes = figure.subplots(3, 1, sharex=True)
     names = list(dict.fromkeys(arm for arm, _ in runs))

@@ -30,7 +30,7 @@ DRIVEN = {
     "bonus; measured: {which}",
     "advantage_zeta": "advantages x (1 -+ coefficient x log-prob), REPO-R; no bonus; measured: "
     "{which}",
-    "gradient_share": "entropy bonus, whose share of the pull on the logits is the coefficient: on "
+    "gradient_share": "entropy bonus, whose share of the logits' gradient is the coefficient: on "
     "{which}",
 }
 

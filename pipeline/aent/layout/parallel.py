@@ -96,7 +96,7 @@ class ParallelLayout:
         return range(first, first + getattr(self, dimension) * stride, stride)
 
     def _stride(self, dimension: str) -> int:
-        """Distance between the numbers of neighbouring ranks along a dimension."""
+        """Distance between the numbers of neighboring ranks along a dimension."""
         strides = {
             "tensor": 1,
             "context": self.tensor,

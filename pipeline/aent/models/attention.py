@@ -9,19 +9,19 @@ from aent.recipe.schema import Recipe
 from aent.runtime import environment
 from aent.runtime.environment import Attention
 
-# of torch's attention (``trainer.segments``), for whoever estimates memory without torch
+# of torch's attention (``trainer.segments``); here, because the memory estimate imports no torch
 SHORT = 256  # tokens of a unit, up to which units are computed together, padded to the longest
 ROWS = 512  # queries that a mask is made for at once
 
 
 def attention_of(recipe: Recipe, facts: ModelFacts) -> Attention:
-    """``trainer.attention``; of ``auto`` what it stands for here."""
+    """The attention that computes the model here: ``trainer.attention``, with ``auto`` resolved."""
     suits = next(_not_in_transformer_engine(recipe, facts), None) is None
     return environment.attention_implementation(recipe.trainer.attention, suits=suits)
 
 
 def why_not_transformer_engine(recipe: Recipe, facts: ModelFacts) -> str:
-    """Why ``auto`` does not take it here; empty where it does."""
+    """Why ``auto`` does not choose Transformer Engine here; empty if it does."""
     missing = environment.why_not("transformer_engine")
     return missing or next(_not_in_transformer_engine(recipe, facts), "")
 
@@ -58,7 +58,7 @@ def _not_in_transformer_engine(recipe: Recipe, facts: ModelFacts) -> Iterator[st
         )
     if recipe.trainer.context_parallel > 1 and facts.windows:
         yield (
-            f"{where} has no sliding window (sliding_window={facts.windows[0]}) where ranks share "
+            f"{where} has no sliding window (sliding_window={facts.windows[0]}) if ranks share "
             f"sequences (trainer.context_parallel={recipe.trainer.context_parallel}): sdpa and "
             "flex have"
         )

@@ -41,7 +41,7 @@ class ForwardFlops:
         )
 
     def of_unit(self, prompt: int, responses: Sequence[int]) -> int:
-        """Of one prompt, computed once, and its responses.
+        """FLOPs of one prompt, computed once, and its responses.
 
         Args:
             prompt: its tokens. responses: tokens of each, all of which are predicted.
@@ -55,9 +55,9 @@ class ForwardFlops:
 
 
 def attending_pairs(prompt: int, responses: Sequence[int], window: int | None = None) -> int:
-    """How many pairs (token, itself or a token before it) there are in one layer: every response
-    sees the prompt and itself, no other response; with a window, each token the last ``window``
-    ones alone, itself included."""
+    """Number of pairs (token, itself or an earlier token) in one layer: a response sees the prompt
+    and itself, but no other response. With a window, a token sees only the last ``window`` tokens,
+    itself included."""
 
     def until(length: int) -> int:
         full = length if window is None else min(length, window)

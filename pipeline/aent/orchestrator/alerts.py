@@ -140,7 +140,7 @@ def _reward_fault(values: Mapping[str, float]) -> str | None:
     if errors <= UNJUDGED * responses:
         return None
     return (
-        f"{errors:.0f} of {responses:.0f} responses could not be judged (a grader failed, or "
+        f"{errors:.0f} of {responses:.0f} responses could not be graded (a grader failed, or "
         "returned no finite number): they get reward 0"
     )
 

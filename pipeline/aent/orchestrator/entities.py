@@ -18,7 +18,7 @@ from aent.tracking.policies import SavedPolicy
 from aent.tracking.traced import Traced, TracedGrade, TracedStep, spread
 from aent.tracking.tracker import Tracker
 
-# fields of the recipe's task that say how answers are judged, not where questions are from
+# fields of the recipe's task that say how answers are graded, not where questions are from
 JUDGING = {
     "graders", "finished_only", "judge_processes", "judge_timeout_s", "judge_memory_gib",
     "system_prompt", "template",

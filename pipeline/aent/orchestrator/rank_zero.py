@@ -1,4 +1,4 @@
-"""What rank 0 has besides its part of the policy: engines, judges, MLflow, the display."""
+"""What rank 0 has besides its part of the policy: engines, graders, MLflow, the display."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RankZero:
         progress: Callable[[], None],
         offer: Offer,
     ) -> RankZero:
-        """Start judges and tracking, load the task, and wait for the engines."""
+        """Start graders and tracking, load the task, and wait for the engines."""
         with ExitStack() as opened:
             judge = opened.enter_context(JudgePool(recipe.task))
             folder = resume.chosen(run_dir)

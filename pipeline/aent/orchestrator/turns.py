@@ -35,11 +35,11 @@ Turn = Literal["trainer", "weights", "engines"]
 
 @dataclass
 class Turns:
-    """On every rank; every method is collective. Nothing happens where ``offload`` is None: the
-    engines have GPUs of their own.
+    """On every rank; every method is collective. If ``offload`` is None, the engines have GPUs of
+    their own, and nothing happens.
 
-    Raises RuntimeError for a turn out of order; EngineError on rank 0, RankZeroFailed elsewhere,
-    where an engine does not do its part.
+    Raises RuntimeError for a turn out of order. If an engine fails to sleep or wake, raises
+    EngineError on rank 0 and RankZeroFailed elsewhere.
     """
 
     phases: Phases
@@ -60,7 +60,7 @@ class Turns:
             self._next("weights", "engines")
 
     def to_trainer(self) -> None:
-        """The engines have sampled what they were asked for."""
+        """The engines have sampled every requested response."""
         if self.offload is None:
             return
         self._next("engines", "trainer")
@@ -68,9 +68,8 @@ class Turns:
 
     @contextmanager
     def lent(self, *, goes_on: bool = True) -> Iterator[None]:
-        """The trainer's turn for the length of the block, a checkpoint, after which the engines go
-        on with the weights that they have. Without ``goes_on`` the run stops here: nobody asks
-        them any more, and they sleep on."""
+        """Give the trainer the GPUs for this block, a checkpoint. Then the engines continue with
+        the weights that they have. Without ``goes_on`` the run stops here, and they stay asleep."""
         if self.offload is None:
             yield
             return

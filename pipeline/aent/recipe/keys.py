@@ -31,7 +31,7 @@ def check_key(key: str, said: str) -> None:
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value under a dotted key, in place of whatever stands there."""
+    """Set the value under a dotted key, in place of the present one."""
     *sections, last = key.split(".")
     for part in sections:
         if not isinstance(data.get(part), dict):
@@ -57,7 +57,7 @@ def known_keys(owner: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[st
             yield from known_keys(inner, f"{prefix}{field}.")
 
 
-# lists whose items are told apart by their kind
+# lists whose items differ by kind
 _LISTS: dict[str, dict[str, Any]] = {
     "entropy_controls": controls.KINDS,
     "task.graders": graders.KINDS,
@@ -68,7 +68,7 @@ def nearest(parent: str, name: str) -> str:
     """A hint: what a field of an earlier version is called now, or the nearest key beside the
     unknown one, else anywhere in the schema.
 
-    In a list of kinds, where ``parent`` ends with the kind, beside is all there is.
+    In a list of kinds, whose ``parent`` ends with the kind, only keys beside it are known.
     """
     if f"{parent}.{name}" in RENAMED:
         return f" (it is {RENAMED[f'{parent}.{name}']})"

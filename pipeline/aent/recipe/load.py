@@ -1,7 +1,7 @@
 """From a YAML file and overrides to a Recipe, and back; every fault is one sentence.
 
-Types are strict: a truth value for a number, or a number for a text, is a wrong type. What YAML is
-read, ``yaml_text`` says.
+Types are strict: a truth value for a number, or a number for a text, is a wrong type. ``yaml_text``
+says which YAML is read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Scalar = str | int | float | bool | None
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at ``path`` and apply overrides ``key.sub=value``, left to right.
 
-    An override's value is YAML and replaces what the file says: a whole section, where the key
-    names one.
+    An override's value is YAML and replaces the file's: a whole section, if the key names
+    one.
 
     Raises:
         RecipeError: with one line per fault; nothing is written in any case.
@@ -73,8 +73,8 @@ def resolve(data: dict[str, Any], source: str, overrides: Sequence[str] = ()) ->
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every field written out; ``load`` makes an equal one of it, but
-    for the password of ``tracking.uri``, which is hidden."""
+    """The resolved recipe as YAML, every field written out. ``load`` makes an equal recipe from it,
+    except for the password of ``tracking.uri``, which is hidden."""
     return yaml.dump(_shown_values(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -102,7 +102,7 @@ def flatten(recipe: Recipe) -> dict[str, Scalar]:
 def _read(path: Path) -> dict[str, Any]:
     """The recipe in a file, which may be written as changes of another one.
 
-    ``base`` names that other file, beside this one, which stands for itself (one level only);
+    ``base`` names that other file, beside this one, which has no ``base`` of its own;
     ``change`` has what would be overrides on the command line, dotted keys and their values.
     """
     data = _mapping(path)
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
     base, change = data["base"], data.get("change", {})
     others = sorted(str(key) for key in data if key not in ("base", "change"))
     if others:
-        raise RecipeError(f"{path}: beside base only change may stand, not {', '.join(others)}")
+        raise RecipeError(f"{path}: beside base only change is allowed, not {', '.join(others)}")
     if not isinstance(base, str) or not isinstance(change, dict):
         raise RecipeError(f"{path}: base must be a file's name and change a mapping")
     try:
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
     except RecipeError as error:
         raise RecipeError(f"{path}: base: {error}") from error
     if "base" in whole:
-        raise RecipeError(f"{path}: base: {base} has a base itself; one level is all there is")
+        raise RecipeError(f"{path}: base: {base} has a base itself; only one level is possible")
     for key, value in change.items():
         check_key(str(key), f"{path}: change")
         put(whole, str(key), value)
@@ -142,7 +142,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _unrepresentable(data: Any) -> Iterator[tuple[str, str]]:
-    """(path, fault) of keys that are no text, numbers that are not finite, and loops."""
+    """(path, fault) of keys that are not text, numbers that are not finite, and loops."""
     open_ids: set[int] = set()
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -163,7 +163,7 @@ def _unrepresentable(data: Any) -> Iterator[tuple[str, str]]:
             elif isinstance(key, str):
                 yield from walk(f"{prefix}.{key}" if prefix else key, inner)
             else:
-                yield prefix, f"{prefix or 'the recipe'} has a key that is no text: {shown(key)}"
+                yield prefix, f"{prefix or 'the recipe'} has a key that is not text: {shown(key)}"
         open_ids.discard(id(value))
 
     yield from walk("", data)

@@ -66,7 +66,7 @@ class TrackingSection(Section):
 
 
 class ProfileSection(Section):
-    """A close look at single steps, and what the trainer's speed is held against."""
+    """Profiles of single steps, and the peak speed for MFU."""
 
     RESUME: ClassVar[Resume] = "free"
     steps: tuple[int, ...] = ()
@@ -82,7 +82,7 @@ class ProfileSection(Section):
 
 class AlertsSection(Section):
     """Alerts in the log, as tags of the MLflow run and in `aent status` (docs/tracking.md). A
-    reward that is not finite always gives one; 0 turns the others off."""
+    reward that is not finite always gives an alert; 0 turns the others off."""
 
     RESUME: ClassVar[Resume] = "free"
     at_bound_steps: int = Field(20, ge=0)
@@ -95,7 +95,7 @@ class AlertsSection(Section):
 
 
 class ClusterSection(Section):
-    """The Slurm job that `aent slurm` makes of a recipe; everything else ignores it."""
+    """The Slurm job that `aent slurm` makes from a recipe; all other commands ignore it."""
 
     RESUME: ClassVar[Resume] = "free"
     nodes: int = Field(1, ge=1)

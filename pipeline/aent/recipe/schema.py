@@ -135,8 +135,8 @@ class RolloutSection(Section):
     """DAPO's dynamic sampling: prompts whose responses all got the same reward are replaced, by at
     most this many others in a step. 0: off."""
     max_staleness: int = Field(0, ge=0)
-    """How many steps are sampled ahead while one is trained on; so many updates old may the weights
-    of a token be. 0: sample, then train."""
+    """Steps that are sampled ahead while one is trained on. The weights that sample a token may be
+    this many updates old. 0: sample, then train."""
     engines: int = mark(1, "free", ge=0)
     """vLLM servers started on this machine; 0 together with urls."""
     urls: tuple[str, ...] = mark((), "free")

@@ -12,8 +12,8 @@ from aent.recipe.section import Section
 
 
 class ColumnsSection(Section):
-    """The columns of a file of questions; a dot leads into a column of mappings, as in verl's
-    ``reward_model.ground_truth``."""
+    """The columns of a file of questions; a dot selects a key in a column of mappings, as in
+    verl's ``reward_model.ground_truth``."""
 
     question: str = "question"
     """Column of the prompts: texts, or lists of messages (a system message, earlier turns, the
@@ -60,11 +60,11 @@ class CurriculumSection(Section):
     its responses that were right."""
 
     low: float = Field(0.0, ge=0, le=1)
-    """Questions with a success of at least this are asked again; the others rest."""
+    """Lowest success with which a question is asked again; the others rest."""
     high: float = Field(1.0, ge=0, le=1)
-    """Questions with a success of at most this are asked again."""
+    """Highest success with which a question is asked again."""
     retry_after: int | None = Field(None, ge=1)
-    """Steps that they rest; default: permanently."""
+    """Steps that a resting question rests; default: until the end."""
     order: Literal["shuffled", "easy_first", "hard_first"] = "shuffled"
     """Order among questions asked equally often."""
     replay: float = Field(0.0, ge=0, le=1)

@@ -135,7 +135,7 @@ class OptimizerSection(Section):
     distributed: bool = False
     """Megatron's distributed optimizer: states sharded over data-parallel ranks."""
     megatron: dict[str, Any] = mark({}, "warn")
-    """Further fields of Megatron's OptimizerConfig by their names, a dtype by its own:
+    """Further fields of Megatron's OptimizerConfig by their names, a dtype by its name:
     {use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16}. Fields that the run sets itself
     are refused."""
 
@@ -176,7 +176,7 @@ class TrainerSection(Section):
     attention: Literal["auto", "transformer_engine", "sdpa", "flex"] = mark("auto", "free")
     """transformer_engine: its layers; sdpa, flex: Megatron's local layers with torch's
     scaled_dot_product_attention or flex_attention, the latter on GPUs only. auto:
-    transformer_engine where it is installed and computes the model (bfloat16, without
+    transformer_engine if it is installed and computes the model (bfloat16, without
     share_prompts, or windows with context_parallel), else sdpa."""
     fused_head: bool = mark(False, "free")
     """The chunked head: compute the output layer and the loss for some tokens at a time, twice,

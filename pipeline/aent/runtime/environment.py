@@ -66,8 +66,8 @@ def torch_is_for_gpus() -> bool:
 
 
 def gpu_memory_bytes(used: int) -> int | None:
-    """Memory of the smallest of the ``used`` largest GPUs here, by nvidia-smi; None where torch
-    computes on a CPU, or, with a warning, where nvidia-smi does not say."""
+    """Memory of the smallest of the ``used`` largest GPUs here, by nvidia-smi; None if torch
+    computes on a CPU, or, with a warning, if nvidia-smi does not report it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hidden or shutil.which("nvidia-smi") is None or not torch_is_for_gpus():
         return None
@@ -77,7 +77,7 @@ def gpu_memory_bytes(used: int) -> int | None:
         sizes = sorted(map(int, answer.stdout.splitlines()), reverse=True)
         return min(sizes[:used]) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        log.warning(f"aent: whether the GPUs' memory is enough is not checked: {error}")
+        log.warning(f"aent: the size of the GPUs' memory is not checked: {error}")
         return None
 
 

@@ -1,4 +1,4 @@
-"""Modules imported without what nobody here uses of their packages: it takes most of the time."""
+"""Imports modules without the unused rest of their packages, which takes most of the time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def bare(package: str) -> None:
     """Make a package's modules importable without running the package's own ``__init__``.
 
-    Nothing is done where the package is imported already. Raises ModuleNotFoundError where it is
-    not installed.
+    Does nothing if the package is imported already. Raises ModuleNotFoundError if it is not
+    installed.
     """
     if package not in sys.modules:
         spec = importlib.util.find_spec(package)
@@ -23,7 +23,7 @@ def bare(package: str) -> None:
 
 @contextmanager
 def without(package: str) -> Iterator[None]:
-    """Let a package look as if it were not installed."""
+    """Make a package look as if it were not installed."""
     before = sys.modules.get(package)
     sys.modules[package] = None  # type: ignore[assignment]
     try:

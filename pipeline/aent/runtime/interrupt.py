@@ -1,4 +1,4 @@
-"""Ending what an event loop of another thread is doing."""
+"""Cancels tasks in another thread's event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Interrupt:
-    """When called, it cancels the tasks that are in ``possible``, and later ones as they enter."""
+    """A call cancels the tasks that are inside ``possible``, and later ones as they enter it."""
 
     _called: bool = False
     _inside: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = field(default_factory=list)
@@ -20,12 +20,12 @@ class Interrupt:
     def __call__(self) -> None:
         self._called = True
         for loop, task in list(self._inside):
-            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(task.cancel)
 
     @contextmanager
     def possible(self) -> Iterator[None]:
-        """Of the task that runs this block. Raises asyncio.CancelledError."""
+        """Let a call cancel the task that runs this block. Raises asyncio.CancelledError."""
         task = asyncio.current_task()
         assert task is not None
         mine = (asyncio.get_running_loop(), task)

@@ -32,7 +32,7 @@ def own_address() -> str:
         address = f"nothing ({error})"
     if not _is_address(address) or ipaddress.ip_address(address).is_loopback:
         raise OSError(
-            f"the host name {name} stands for {address}, which other machines cannot reach: set "
+            f"the host name {name} resolves to {address}, which other machines cannot reach: set "
             f"{INTERFACE_VARIABLE} to the interface between the nodes"
         )
     return address

@@ -1,13 +1,13 @@
 """Where a rank is, and how long it takes: wall time per phase of a step, and a heartbeat file.
 
-``run_dir/heartbeats/rank0.json`` says {"step": 3, "phase": "train", "since": seconds since 1970};
-it is written when a phase begins, and whole at any time. A thread of the rank renews its time of
-modification, whatever the rank waits for, and adds "stuck_s" when the phase has got no further for
-longer than its deadline. By the rank's own monotonic clock, which stands still while a machine is
-suspended; so that whoever watches (``runtime.heartbeats``) need not compare clocks.
+``run_dir/heartbeats/rank0.json`` is {"step": 3, "phase": "train", "since": seconds since 1970}. It
+is replaced as a whole when a phase begins. A thread of the rank renews its time of modification,
+whatever the rank waits for, and adds "stuck_s" if the phase has made no progress for longer than
+its deadline. That time is by the rank's own monotonic clock, which stops while a machine is
+suspended, so the watcher (``runtime.heartbeats``) need not compare clocks.
 
-A beat that cannot be written (a full disk, a file system that fails now and then) is told once and
-tried again: the rank lives, whatever becomes of a file.
+A heartbeat that cannot be written (a full disk, a file system that sometimes fails) is reported
+once and retried: it does not end the rank.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class Phases:
     """Seconds per named phase since the last ``take``."""
 
     heartbeat: Path  # the file; its folder exists
-    deadline_s: float  # without progress in a phase, after which the rank is stuck
-    step: int = 0  # that the phases belong to
+    deadline_s: float  # time without progress in a phase after which the rank is stuck
+    step: int = 0  # of the phases
     timeline: Timeline = field(default_factory=Timeline)
     # a phase's range, for a profiler of this step
     around: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
     seconds: dict[str, float] = field(default_factory=dict)
-    _place: dict[str, object] = field(default_factory=dict)  # what the file says
-    _progress: float = field(default_factory=time.monotonic)  # when there was some
+    _place: dict[str, object] = field(default_factory=dict)  # the file's content
+    _progress: float = field(default_factory=time.monotonic)  # time of the last progress
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _began: float = 0.0  # when the rank did, until its first phase has begun
-    _written: bool = False  # the file says where the rank is
-    _told: bool = False  # that it cannot be written
+    _began: float = 0.0  # when the rank began; 0 after its first phase has begun
+    _written: bool = False  # whether the file has the present phase
+    _told: bool = False  # whether a failure to write was reported
 
     @staticmethod
     def of(run_dir: Path, rank: int, deadline_s: float) -> Phases:
-        """Those of a rank that begins."""
+        """The phases of a rank that begins."""
         file = heartbeats.file_of(run_dir, rank)
         phases = Phases(file, deadline_s, timeline=Timeline(timeline.file_of(run_dir, rank)))
         phases._began = time.time()
@@ -81,13 +81,13 @@ class Phases:
             self._beat()
 
     def progress(self) -> None:
-        """The phase gets on (a response has come, a tensor was sent): its deadline counts anew."""
+        """The phase made progress (a response came, a tensor was sent): its deadline restarts."""
         self._progress = time.monotonic()
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Renew the file from a thread; after an end without an error it is gone, if it can be
-        removed."""
+        """Renew the file from a thread. If the block ends without an error, the file is removed (if
+        it can be)."""
         over = threading.Event()
 
         def beat() -> None:
@@ -113,8 +113,8 @@ class Phases:
             self._tell(error)
 
     def _beat(self) -> None:
-        """Renew the file's time, and write it where it does not say yet where the rank is. A rank
-        that is stuck and cannot say so shows no sign of life either."""
+        """Renew the file's time; write the file if it lacks the present phase. A rank that is stuck
+        and cannot report it shows no sign of life either."""
         try:
             if not self._written:
                 self.heartbeat.parent.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ class Phases:
                 self._renew_only()
 
     def _renew_only(self) -> None:
-        """The file of an earlier phase, for a sign of life; made anew where it is gone."""
+        """Renew the file of an earlier phase, as a sign of life; create it if it is gone."""
         try:
             self.heartbeat.touch()
         except OSError as error:
@@ -138,4 +138,4 @@ class Phases:
     def _tell(self, error: OSError) -> None:
         if not self._told:
             self._told = True
-            log.warning(f"aent: {self.heartbeat}: {error} (the rank goes on)")
+            log.warning(f"aent: {self.heartbeat}: {error} (the rank continues)")

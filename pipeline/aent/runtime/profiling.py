@@ -1,9 +1,9 @@
-"""A close look at single steps: ``profile`` of the recipe.
+"""Profiles of single steps: the recipe's section ``profile``.
 
 torch.profiler writes ``run_dir/profiles/step_N_rankR.json.gz``, which https://ui.perfetto.dev
-opens, with the phases of the step as ranges around torch's operators; on a GPU they are NVTX ranges
-besides, which Nsight Systems shows. A GPU has not run it. What cannot be written costs the trace,
-not the run.
+opens, with the phases of the step as ranges around torch's operators. On a GPU they are also NVTX
+ranges, which Nsight Systems shows (not run on a GPU). If a trace cannot be written, the run
+continues without it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ REPEATS = 8
 
 
 def finished(run_dir: Path) -> list[Path]:
-    """The traces that are whole."""
+    """The complete traces."""
     return sorted(run_dir.glob(f"{FOLDER}/step_*.json.gz"))
 
 
 class Profiler:
-    """Of one rank: records a trace of each step that the recipe names."""
+    """Records a trace of each step that the recipe names, on one rank."""
 
     def __init__(self, settings: ProfileSection, run_dir: Path, phases: Phases, rank: int) -> None:
         self._steps = frozenset(settings.steps) if rank in settings.ranks else frozenset()
@@ -43,7 +43,7 @@ class Profiler:
         self._path = Path()
 
     def at(self, step: int) -> None:
-        """This step begins: that of the step before ends, if it was recorded."""
+        """This step begins; the trace of the step before ends, if there is one."""
         self.end()
         if step not in self._steps:
             return
@@ -69,19 +69,19 @@ class Profiler:
             running.export_chrome_trace(str(partial))
             os.replace(partial, self._path)
         except (OSError, RuntimeError) as error:
-            log.warning(f"aent: {self._path}: {error} (the rank goes on without this trace)")
+            log.warning(f"aent: {self._path}: {error} (the rank continues without this trace)")
 
 
 @contextmanager
 def _range(name: str) -> Iterator[None]:
-    """A phase, for whoever looks at the operators in it."""
+    """Mark a phase in the trace."""
     nvtx = torch.cuda.nvtx.range(name) if torch.cuda.is_available() else nullcontext()
     with nvtx, record_function(name):
         yield
 
 
 def peak_flops(settings: ProfileSection, dtype: torch.dtype) -> float | None:
-    """FLOP/s of all ranks together at their best; None where the recipe does not ask. Collective.
+    """Peak FLOP/s of all ranks together; None if the recipe does not ask for it. Collective.
 
     Measured: the fastest of ``REPEATS`` products of two square matrices, on all ranks at once.
     """
@@ -100,7 +100,7 @@ def peak_flops(settings: ProfileSection, dtype: torch.dtype) -> float | None:
 
 
 def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    """That a product takes."""
+    """Seconds that one product takes."""
     on_gpu = left.is_cuda
     if on_gpu:
         torch.cuda.synchronize()

@@ -26,8 +26,8 @@ def file_of(run_dir: Path, rank: int) -> Path:
 
 @dataclass
 class _Thinned:
-    """Events of one name: all of them, or where they are more than ``LIMIT`` every second, fourth
-    ... of them, so that those which end late are shown too."""
+    """Events of one name: all of them, or if there are more than ``LIMIT`` every second, fourth
+    ... of them, so that late ones are shown too."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
     every: int = 1
@@ -91,4 +91,4 @@ class Timeline:
         except OSError as error:
             if not self._told:
                 self._told = True
-                log.warning(f"aent: {self._path}: {error} (the rank goes on)")
+                log.warning(f"aent: {self._path}: {error} (the rank continues)")

@@ -1,7 +1,7 @@
-"""The one way to sample: questions to the engines, their responses to the judges, each group as
-soon as it is complete.
+"""The only way to sample: sends questions to the engines and responses to the graders, each group
+as soon as it is complete.
 
-Training, held-out questions and suites differ in which questions they ask, how often, by which
+Training, held-out questions and suites differ in which questions they ask, how often, with which
 seeds, and in what they keep.
 """
 
@@ -35,7 +35,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Asked:
-    """A response that is wanted: same weights, same prompt, same seed, the same tokens up to the
+    """A requested response. The same weights, prompt and seed give the same tokens, up to the
     engine's rounding."""
 
     question: Question
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, read and judged."""
+    """A response, decoded and graded."""
 
     question: Question
     completion: Completion
@@ -54,7 +54,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """How many the response has."""
+        """Number of the response's tokens."""
         return len(self.completion.token_ids)
 
     @property
@@ -63,20 +63,20 @@ class Answer:
         return self.completion.finish_reason == "length"
 
 
-Group = Sequence[Asked]  # responses that are judged together
-# gets the place of a group and its answers; returns further groups that are wanted
+Group = Sequence[Asked]  # responses that are graded together
+# gets the place of a group and its answers; returns further groups to sample
 Take = Callable[[int, list[Answer]], Sequence[Group]]
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Engines, tokenizer and judges; for any thread."""
+    """Engines, tokenizer and graders; for any thread."""
 
     fleet: Fleet
     tokenizer: Tokenizer
     judge: JudgePool
-    progress: Callable[[], None] = lambda: None  # called at every sign of it
-    interrupt: Interrupt = field(default_factory=Interrupt)  # ends what other threads ask
+    progress: Callable[[], None] = lambda: None  # called at every sign of progress
+    interrupt: Interrupt = field(default_factory=Interrupt)  # cancels the requests of other threads
 
     def ask(
         self,
@@ -85,19 +85,19 @@ class Asker:
         take: Take = lambda place, answers: (),
         forks: tuple[int, int] | None = None,
     ) -> list[list[Answer]]:
-        """Have every response written, and each group judged while others are still written.
+        """Sample every response, and grade each group while others are still being sampled.
 
         Args:
-            take: called for every group, in the order in which they end, one at a time, in a thread
-                that is not the event loop's; further groups have the places behind all before.
+            take: called for every group, in the order in which they end, one at a time, in another
+                thread than the event loop's; further groups get the next places.
             forks: (tokens at which others branch off, branches at each): a group's responses are
                 trees, see ``generate_forked``.
 
         Returns:
             The answers of each group, in the order of its responses; further groups at the end.
 
-        Raises EngineError as ``Fleet.open`` does, what judges and ``take`` raise, and
-        asyncio.CancelledError where ``interrupt`` is called.
+        Raises EngineError as ``Fleet.open`` does, what graders and ``take`` raise, and
+        asyncio.CancelledError if ``interrupt`` is called.
         """
         return asyncio.run(self._ask(groups, params, take, forks)) if groups else []
 
@@ -142,7 +142,7 @@ class Asker:
         params: SamplingParams,
         forks: tuple[int, int] | None,
     ) -> list[Answer]:
-        """A group, written and judged."""
+        """A group, sampled and graded."""
 
         async def generate(requests: Sequence[GenerationRequest]) -> list[Completion]:
             return await asyncio.gather(*map(submit, requests))

@@ -45,16 +45,17 @@ def ordered(
 ) -> Order:
     """The order in which ``questions`` would be asked in ``step``, of which there are ``places``.
 
-    First those to be replayed, the ones asked longest ago at their head (among them those whose
-    success is nearest to one half, where responses differ most); then by how often they were asked,
-    as epochs would have it, among equals as ``settings.order`` says. Those that rest come last, the
-    nearest to the window first. What is left equal is in a random order of the step's own.
+    First come the replayed ones, beginning with those asked longest ago (among these, with those
+    whose success is nearest to one half, where responses differ most). The others follow by how
+    often they were asked, as in epochs, and among equals by ``settings.order``. Resting questions
+    come last, those nearest to the window first. Remaining ties are in a random order that depends
+    on the step.
     """
     shuffled = random.Random(f"{seed}/{step}").sample(questions, len(questions))
     waiting = [q for q in shuffled if not rests(record.get(q.index), settings, step)]
     again = [q for q in waiting if q.index in record]
     again.sort(key=lambda q: (record[q.index].step, abs(_success(record[q.index]) - 0.5)))
-    # times .1 ten is one, whatever binary fractions make of it
+    # 10 x 0.1 is 1, despite binary fractions
     replayed = again[: int(places * settings.replay + 1e-9)]
     taken = {q.index for q in replayed}
 
@@ -90,7 +91,7 @@ def _distance(known: Tried, settings: CurriculumSection) -> float:
 
 
 def learnt(record: Record, step: int, outcomes: Mapping[int, tuple[int, int]]) -> Record:
-    """The record after ``step``. outcomes: (right responses, responses that were judged) of each
+    """The record after ``step``. outcomes: (right responses, graded responses) of each
     question that was asked, by its index."""
     after = dict(record)
     for index, (right, judged) in outcomes.items():

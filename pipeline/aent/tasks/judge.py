@@ -1,7 +1,7 @@
-"""Judges: graders in worker processes that can be killed.
+"""Graders in worker processes that can be killed.
 
-An answer that hangs a grader or makes it throw costs that answer only: it gets reward 0, its
-verdict says why, and the worker that hung is killed and replaced.
+An answer that makes a grader hang or raise costs only itself: it gets reward 0, its verdict says
+why, and a worker that hung is killed and replaced.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from aent.tasks.mixture import appointed
 
 
 class JudgePool:
-    """Worker processes that judge answers; they die with this process, and what they have started
-    when they are killed. Any thread may have answers judged, several at once.
+    """Worker processes that grade answers. They die with this process, and their own children die
+    when they are killed. Several threads may have answers graded at once.
     """
 
     def __init__(self, section: TaskSection) -> None:
-        """Start the workers; they import their graders while the caller goes on."""
+        """Start the workers; they import their graders while the caller continues."""
         self._judges = appointed(section)
         graders = [judge.grader for judge in self._judges]
         settings = Settings(
@@ -58,7 +58,7 @@ class JudgePool:
         on_progress: Callable[[], None] = lambda: None,
     ) -> Future[list[Verdict]]:
         """``judge``, without waiting. ``on_progress`` is called in the pool's thread, at each
-        response (or group of them) that is judged; what it raises is the call's error."""
+        response (or group of them) that is graded; if it raises, that is the call's error."""
         if len(questions) != len(responses):
             raise ValueError(f"{len(questions)} questions, {len(responses)} responses")
         units: list[Unit] = []
@@ -76,7 +76,7 @@ class JudgePool:
 
         def put_together(judged: Future[list[Outcome]]) -> None:
             if not verdicts.set_running_or_notify_cancel():
-                return  # nobody waits for them any more
+                return  # the caller no longer waits for them
             try:
                 found = self._verdicts(questions, units, places, judged.result())
             except BaseException as error:
@@ -94,8 +94,8 @@ class JudgePool:
         places: Sequence[Sequence[int]],
         outcomes: Sequence[Outcome],
     ) -> list[Verdict]:
-        """What the graders say of the response to each question, of the outcomes of units that have
-        the responses at these places."""
+        """The verdict on the response to each question, from the outcomes of units that have the
+        responses at these places."""
         grades: list[list[Grade]] = [[] for _ in questions]
         for unit, group, outcome in zip(units, places, outcomes):
             name = self._judges[unit.grader].grader.name
@@ -111,8 +111,8 @@ class JudgePool:
 
     def unreadable(self, questions: Sequence[Question], kind: str) -> list[Question]:
         """The questions whose reference the grader of this kind cannot read; raises as ``judge``.
-        One that takes it too long, or at which its process died, is not among them: that is the
-        machine's affair, and a run that is resumed must find the same ones."""
+        A question that took too long, or at which its process died, is not among them: that
+        depends on the machine, and a resumed run must find the same ones."""
         grader = next(i for i, judge in enumerate(self._judges) if judge.grader.kind == kind)
         units = [Unit(i, grader, question, ()) for i, question in enumerate(questions)]
         passing = ("", "timeout")
@@ -125,15 +125,15 @@ class JudgePool:
         ]
 
     def facts(self) -> list[Facts]:
-        """What is known of each grader, when a worker has imported them; raises as ``judge``."""
+        """The facts of each grader, once a worker has imported them; raises as ``judge``."""
         return self._processes.facts().result()
 
     def draw_on(self, timeline: Timeline) -> None:
-        """Note there when each answer was judged."""
+        """Record in it when each answer was graded."""
         self._processes.timeline = timeline
 
     def close(self) -> None:
-        """End the workers. A closed pool judges nothing more: whoever waits gets RuntimeError."""
+        """End the workers. A closed pool grades nothing more: waiting callers get RuntimeError."""
         self._processes.close()
 
     def __enter__(self) -> JudgePool:
@@ -144,7 +144,7 @@ class JudgePool:
 
 
 def _groups(questions: Sequence[Question], chosen: Sequence[int], whole: bool) -> list[list[int]]:
-    """Those of the chosen places whose responses are judged together: each alone, or all to one
+    """The chosen places whose responses are graded together: each alone, or all to one
     question."""
     if not whole:
         return [[place] for place in chosen]

@@ -1,4 +1,4 @@
-"""The worker processes of judges, and the thread that hands them what is to be judged."""
+"""The graders' worker processes, and the thread that gives them responses to grade."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aent.runtime.timeline import JUDGES, Timeline
 from aent.tasks.judge_worker import Facts, Outcome, Settings, Unit
 
 START_TIMEOUT_S = 120.0  # of a worker: some graders import for ten seconds
-DIED = "exception: the judge process died"
+DIED = "exception: the grading process died"
 GRACE_S = 2.0  # for an asynchronous grader's own time limit, which costs one answer only
 
 
@@ -32,15 +32,15 @@ GRACE_S = 2.0  # for an asynchronous grader's own time limit, which costs one an
 class _Worker:
     process: subprocess.Popen
     pipe: Connection
-    deadline: float  # of its start, then of the units it judges
-    started: float = 0.0  # those units
+    deadline: float  # of its start, then of the units it grades
+    started: float = 0.0  # when it got those units
     ready: bool = False
-    units: list[Unit] = field(default_factory=list)  # those it judges
+    units: list[Unit] = field(default_factory=list)  # those it grades
 
 
 @dataclass
 class _Order:
-    """Units that one call wants judged."""
+    """The units that one call wants graded."""
 
     units: list[Unit]  # numbered within the pool
     on_progress: Callable[[], None]
@@ -48,7 +48,7 @@ class _Order:
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # by number
 
     def note(self, number: int, outcome: Outcome) -> None:
-        """A unit of it has been judged."""
+        """One of its units has been graded."""
         self.outcomes[number] = outcome
         try:
             self.on_progress()
@@ -58,7 +58,7 @@ class _Order:
             self.end()
 
     def end(self) -> None:
-        """All of its units are judged."""
+        """All of its units are graded."""
         if not self.done.done():
             self.done.set_result([self.outcomes[unit.number] for unit in self.units])
 
@@ -68,25 +68,25 @@ class _Order:
 
 
 class JudgeProcesses:
-    """A thread of its own starts the workers (the kernel ends a worker with the thread that started
-    it) and hands them what any other thread wants judged, several orders at once, the first first.
+    """Its thread starts the workers (the kernel ends a worker with the thread that started it), and
+    gives them the units of any other thread's orders, in the order of arrival.
     """
 
     def __init__(self, settings: Settings, processes: int) -> None:
         self._settings = settings
-        self.timeline = Timeline()  # of what they judge
+        self.timeline = Timeline()  # of their work
         self._facts: Future[list[Facts]] = Future()
         self._numbers = itertools.count()
         self._workers: list[_Worker] = []
         self._waiting: deque[Unit] = deque()
         self._alone: set[int] = set()  # numbers of units that shared a worker with one that hung
         self._orders: dict[int, _Order] = {}  # under way, by the number of each of their units
-        self._awaited = False  # somebody waits for the workers, or has
-        # from other threads: orders, and None for the end; the pipe wakes the pool's own
+        self._awaited = False  # whether a caller waits, or has waited, for the workers
+        # from other threads: orders, and None for the end; the pipe wakes the pool's own thread
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._wake, self._woken = multiprocessing.Pipe()
-        self._lock = threading.Lock()  # of what follows, and of the inbox's end
-        self._error: BaseException | None = None  # why nothing is judged any more
+        self._lock = threading.Lock()  # guards the fields below, and the inbox's end
+        self._error: BaseException | None = None  # why nothing is graded any more
         started = threading.Event()
         self._thread = threading.Thread(
             target=self._serve, args=(processes, started), name="judges", daemon=True
@@ -97,8 +97,8 @@ class JudgeProcesses:
     def judge(
         self, units: Sequence[Unit], on_progress: Callable[[], None]
     ) -> Future[list[Outcome]]:
-        """The outcomes of the units, whose numbers are given here. Errors, of the future or raised:
-        ``JudgePool.judge``'s, and what ``on_progress`` raises in the pool's thread."""
+        """The outcomes of the units, which are numbered here. Raises, or sets on the future, the
+        errors of ``JudgePool.judge``, and those of ``on_progress`` in the pool's thread."""
         order = _Order([replace(u, number=next(self._numbers)) for u in units], on_progress)
         with self._lock:
             if self._error is not None:
@@ -107,15 +107,15 @@ class JudgeProcesses:
         return order.done
 
     def facts(self) -> Future[list[Facts]]:
-        """What is known of each grader, when a worker has imported them."""
+        """The facts of each grader, once a worker has imported them."""
         self.judge([], lambda: None)
         return self._facts
 
     def close(self) -> None:
-        """End the workers, and what is under way by RuntimeError."""
+        """End the workers; orders in progress get RuntimeError."""
         with self._lock:
             if self._error is None:
-                self._error = RuntimeError("the judges are closed")
+                self._error = RuntimeError("the graders' processes are closed")
             self._put(None)
         self._thread.join()
 
@@ -145,7 +145,7 @@ class JudgeProcesses:
             self._fail()
 
     def _fail(self) -> None:
-        """Tell everybody who waits that nothing is judged any more."""
+        """Report the error to every caller that still waits."""
         with self._lock:
             assert self._error is not None
             left = {id(order): order for order in self._orders.values()}
@@ -160,7 +160,7 @@ class JudgeProcesses:
             self._woken.close()
 
     def _take_orders(self) -> bool:
-        """Take in what is wanted; whether the pool goes on."""
+        """Take the orders that have arrived; return whether the pool continues."""
         while not self._inbox.empty():
             order = self._inbox.get()
             if order is None:
@@ -178,9 +178,9 @@ class JudgeProcesses:
                 self._hand(worker)
 
     def _await_answers(self) -> None:
-        """Wait for a worker, or for something new that is wanted."""
+        """Wait for a worker or a new order."""
         busy = [w for w in self._workers if w.units or not w.ready]
-        # a start that nobody waits for may take its time
+        # a start that no caller waits for has no deadline
         soonest = min((w.deadline for w in busy if w.ready or self._awaited), default=None)
         patience = None if soonest is None else max(0.0, soonest - time.monotonic())
         wait([self._woken, *(w.pipe for w in busy)], patience)
@@ -206,15 +206,15 @@ class JudgeProcesses:
                 [sys.executable, "-W", "ignore", "-m", "aent.tasks.judge_worker", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a library prints is no result
+                stdout=2,  # what a library prints is not a result
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         ours.send(self._settings)
         return _Worker(process, ours, time.monotonic() + START_TIMEOUT_S)
 
     def _hand(self, worker: _Worker) -> None:
-        """Give an idle worker the next unit, or several of an asynchronous grader; if it is dead,
-        another one starts."""
+        """Give an idle worker the next unit, or several of an asynchronous grader. A dead worker is
+        replaced."""
         waiting, alone = self._waiting, self._alone
         job = [waiting[0]]
         grader = job[0].grader
@@ -238,20 +238,20 @@ class JudgeProcesses:
         worker.deadline = worker.started + limit
 
     def _look(self, worker: _Worker) -> dict[int, Outcome | None]:
-        """What became of a busy worker's units, by number; None: to be judged again, alone."""
+        """The outcomes of a busy worker's units, by number; None: to be graded again, alone."""
         if worker.pipe.poll():
             return self._receive(worker)
         if time.monotonic() < worker.deadline or not (worker.ready or self._awaited):
             return {}
         if not worker.ready:
             raise TimeoutError(
-                f"a judge process (task.graders) did not start within {START_TIMEOUT_S:.0f} s"
+                f"a grading process (task.graders) did not start within {START_TIMEOUT_S:.0f} s"
             )
         self._replace(worker)
         return _lost(worker, "timeout")
 
     def _receive(self, worker: _Worker) -> dict[int, Outcome | None]:
-        """Read a message of ``worker``: it is ready, it has judged, or (end of file) it is dead."""
+        """Read a message of ``worker``: it is ready, it has graded, or (end of file) it is dead."""
         try:
             message = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -261,7 +261,7 @@ class JudgeProcesses:
             code = worker.process.returncode
             if not worker.ready:
                 raise RuntimeError(
-                    f"a judge process (task.graders) died while it started (exit code {code})"
+                    f"a grading process (task.graders) died while it started (exit code {code})"
                 ) from None
             return _lost(worker, f"{DIED} (exit code {code})")
         if worker.ready:
@@ -281,7 +281,7 @@ class JudgeProcesses:
 
 
 def _lost(worker: _Worker, error: str) -> dict[int, Outcome | None]:
-    """Units whose worker is gone. Of several nobody knows which one it was."""
+    """The units of a lost worker. If there were several, it is unknown which one ended it."""
     one = Outcome([], error, time.monotonic() - worker.started)
     return {unit.number: one if len(worker.units) == 1 else None for unit in worker.units}
 

@@ -58,7 +58,7 @@ METRICS = (
     Metric("curriculum/repeated_share", "share", CURRICULUM, "Questions of this step that were asked before"),
     Metric("curriculum/outside_share", "share", CURRICULUM, "Questions of this step that lie outside the window, asked because too few lay in it"),
     Metric("response/length_mean, response/length_max", "tokens", STEP, "Length of the responses"),
-    Metric("response/distinct_answers", "answers", STEP, "Different answers among the responses to a prompt, as the verifier reads them; mean over prompts"),
+    Metric("response/distinct_answers", "answers", STEP, "Different answers among the responses to a prompt, as the grader reads them; mean over prompts"),
     Metric("response/truncated_share", "share", STEP, "Responses cut off by `rollout.max_response_tokens`"),
     Metric("policy/entropy", "nats per token", STEP, "Entropy over the whole vocabulary of the policy at its sampling temperature"),
     Metric("policy/clamped_entropy", "nats per token", STEP, "Entropy of the policy renormalized on its kept tokens ([clamped-entropy.md](clamped-entropy.md))"),
@@ -103,10 +103,10 @@ METRICS = (
     Metric("control/entropy_budget/factor", "factor", BUDGET, "Factor on the tokens that lower the entropy"),
     Metric("control/entropy_budget/bonus", "nats per unit step", BUDGET, "By how much a bonus of coefficient 1 would raise the mean entropy"),
     Metric("gradient/policy, gradient/entropy", "norm", STEP, "Norm of each term's gradient with respect to the logits; the entropy's at coefficient 1"),
-    Metric("gradient/bonus_share", "share", STEP, "The bonus's part of the pull on the logits: `controller/bonus` x `gradient/entropy` / (that + `gradient/policy`)"),
+    Metric("gradient/bonus_share", "share", STEP, "The bonus's share of the gradient on the logits: `controller/bonus` x `gradient/entropy` / (that + `gradient/policy`)"),
     Metric("gradient/product", "product", STEP, "Scalar product of the two gradients, <dL, dH>; positive if the policy loss lowers the entropy"),
     Metric("gradient/predicted_policy, gradient/predicted_bonus", "nats per unit step", STEP, "Change of the mean entropy, to first order, if the logits took a step of length 1 against each term's gradient: -<dL, dH> and `controller/bonus` x ‖dH‖². Compare them with `entropy/change`, which differs by the optimizer's scale"),
-    Metric("gradient/neutral_coefficient", "lambda", STEP, "Coefficient at which bonus and policy loss would leave the entropy where it is, to first order (below)"),
+    Metric("gradient/neutral_coefficient", "lambda", STEP, "Coefficient at which bonus and policy loss would not change the entropy, to first order (below)"),
     Metric("memory/rank_N_peak_gib", "GiB", "after the last step", "Most memory that rank N held (resident memory on a CPU, torch's allocator on a GPU), to be compared with the estimate of `--dry-run`. The policy is saved after that, so its saving is not included"),
     Metric("time/PHASE", "s", STEP, "Wall time of `sample`, `score`, `train` and `sync`, and of the step before: `record`, `evaluate`, `checkpoint` (written and hashed; only copied with `checkpoint.asynchronous`), `publish` (renamed)"),
     Metric("time/total", "s", STEP, "Wall time of the step: the sum of its phases"),
@@ -150,7 +150,7 @@ HEAD = """# What a run records
 One value per step and metric (steps count from 0), written to `journal.jsonl` in the run's folder
 and sent to MLflow. Means over tokens are over every response token of the step. `aent metrics
 --markdown` writes this page; in a terminal, `aent metrics policy/entropy` explains one metric.
-A word in capitals stands for any name.
+A word in capitals means any name.
 """
 
 FOOT = """## How to read `gradient/`
@@ -161,18 +161,18 @@ tokens carry most of the policy's gradient. The sample is drawn anew for each up
 mini-batches the norms are root mean squares. (Measured with SmolLM2, 49,152 columns: 39 ms of one
 core for a micro-batch of 128 response tokens, four of which make a step of 12 s.)
 
-The norms say how hard the two terms pull; `gradient/product` says if they pull the same way. Plain
-gradient steps on the logits would leave the entropy where it is at the neutral coefficient,
-<dL, dH> / ‖dH‖²: below it learning lowers the entropy, above it the bonus raises it. Numerator and
-denominator are averaged over updates (weight 0.9 on the past).
+The norms are the sizes of the two gradients; `gradient/product` says whether they have the same
+direction. At the neutral coefficient, <dL, dH> / ‖dH‖², plain gradient steps on the logits would
+not change the entropy: below it, learning lowers the entropy; above it, the bonus raises it.
+Numerator and denominator are averaged over updates (weight 0.9 on the past).
 
 ## How to read `entropy/change`
 
 `entropy/change_same` and `entropy/change_other` are Oaxaca's decomposition. A class of tokens has
 shares w, w' and mean entropies h, h' in the step before and in this one. The first part is the sum
 over classes of (w + w') / 2 (h' - h), the second that of (h + h') / 2 (w' - w); together they are
-the change. If answers become short, they lose words and keep digits: the entropy moves though no
-token became more certain, and only the second part shows it.
+the change. If answers become short, they lose words and keep digits: the entropy changes although
+no token became more certain, and only the second part shows it.
 
 Pages and tables of single responses, parameters and artifacts: [tracking.md](tracking.md). What the
 controller does with these numbers: [controllers.md](controllers.md).

@@ -7,7 +7,6 @@ journal and is sent in order when MLflow answers again; training never stops for
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -29,6 +28,7 @@ from aent.tracking.journal import JOURNAL_FILE, Entity, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
 from aent.tracking.sender import Sender
 from aent.tracking.store import RUN_ID_FILE, known_run_id
+from aent.tracking.tables import as_table
 from aent.tracking.uploads import FIGURE_FILE, Uploader
 
 Table = Literal["samples", "heldout"]  # in training; of an evaluation
@@ -110,7 +110,7 @@ class Tracker:
         There is one table per step, in ``run_dir/FOLDER`` and among MLflow's artifacts.
         """
         name = f"{folder}/step_{step:06d}.json"
-        self._keep(File(journal.now(), name, folder), name, lambda: _table(rows))
+        self._keep(File(journal.now(), name, folder), name, lambda: as_table(rows))
 
     def log_page(self, step: int, make: Callable[[], str]) -> None:
         """Record a step's HTML page, in ``run_dir/tokens`` and among MLflow's artifacts."""
@@ -296,14 +296,3 @@ class Tracker:
 def _write_new(path: Path, make: Callable[[], str]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(make(), encoding="utf-8")
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows in the format of MLflow's tables (columns, data); NaN becomes null."""
-    columns = list(rows[0]) if rows else []
-    data = [[_json_value(row[c]) for c in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data})
-
-
-def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,12 @@
 """The optimizer's tensors in host memory, and no gradients, while engines have the trainer's GPU.
 
-Megatron's own ``offload_to_cpu`` of an optimizer gives the tensors new storages: with float32
+Megatron's own ``offload_to_cpu`` of an optimizer gives the tensors new storages. With float32
 weights the main parameters are views of the model's, and would no longer be. Here the storages stay
-what they are and lose their memory for a while, so that every view of them is right afterwards.
-Gradients are Megatron's own affair (``offload_grad_buffers``): it frees them, and each update
-begins by setting them to zero.
+the same and only lose their memory for a while, so that every view of them is valid afterwards.
+Megatron frees the gradients itself (``offload_grad_buffers``), and each update begins by setting
+them to zero.
 
-On a GPU this has not run; on a CPU it is the same code without pinned memory.
+This has not run on a GPU; on a CPU the same code runs without pinned memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK_BYTES = 2**28
 
 
 class Offload:
-    """What a rank's optimizer has on the device where it computes."""
+    """The tensors of a rank's optimizer, on its device or in host memory."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class Sums:
     clamped_entropy: float  # nats, over the clamped set
     kept_mass: float
     clip_fraction: float  # number of clipped tokens
-    kl_behaviour: float  # k3 estimate of KL(behaviour || policy), nats
+    kl_behaviour: float  # k3 estimate of KL(rollout policy || policy), nats
     kl_reference: float  # k3 estimate, 0 without a reference
     invalid_rows: float  # number of tokens with NaN or +inf among their logits
     # of the gradients with respect to the logits (gradient_share.py), the entropy's at coefficient

@@ -101,7 +101,7 @@ def _begin(source: Path, target: Path, partial: Path) -> None:
 
 def _write(exporter: Exporter, files: list[WeightFile], partial: Path) -> None:
     """Write this stage's weight files. The ranks of a stage iterate over all of its parameters even
-    if a file fails: the error is raised at the end, so that nobody waits for a rank that has left.
+    if a file fails: the error is raised at the end, so that no rank waits for one that has left.
     Other copies of the weights take no part."""
     mine = iter(file for file in files if file.stage == exporter.place.pipeline)
     error: Exception | None = None

@@ -131,7 +131,7 @@ class WeightMemory:
         return WeightMemory(address, _Mapped(memory, layout))
 
     def close(self) -> None:
-        """Close it: nobody can open it any more, and it is freed with its last reader."""
+        """Close it: no process can open it any more, and it is freed with its last reader."""
         os.close(self.address.descriptor)
         self.mapped.words.release()
         self.mapped.memory.close()

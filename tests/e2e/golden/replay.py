@@ -1,9 +1,9 @@
-"""Runs that were recorded once, repeated from their rollouts: what a refactoring must not change.
+"""Recorded runs, repeated from their rollouts: a refactoring must not change their numbers.
 
-``recorded/NAME/`` is the start of a run: the checkpoint that it goes on from, the rollouts of the
-steps after it. ``expected.json`` has what the steps gave. All of it was written by the code before
-the refactoring (commit ab89874), but for ``gradient/*``: since then each update measures tokens of
-its own. A change that is *meant* to change numbers records anew:
+``recorded/NAME/`` is the start of a run: the checkpoint from which it continues, and the rollouts
+of the steps after it. ``expected.json`` has the results of the steps. All of it was written by the
+code before the refactoring (commit ab89874), except ``gradient/*``: since then each update measures
+its own tokens. If a change is *meant* to change numbers, record them again:
 ``PYTHONPATH=tests .venv/bin/python -m e2e.golden.replay``.
 """
 
@@ -73,7 +73,7 @@ def replay(case: Case, folder: Path, engine: Sequence[str]) -> dict[str, Any]:
 
 
 def series(run_dir: Path) -> dict[str, list[float]]:
-    """{metric: its value of each step}, of what the trainer computed."""
+    """{metric: its value in each step}, for the trainer's own metrics."""
     found: dict[str, list[float]] = {}
     for line in (run_dir / "journal.jsonl").read_text().splitlines():
         point = json.loads(line)

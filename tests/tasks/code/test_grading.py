@@ -1,4 +1,4 @@
-"""Programs judged by their tests, in the judges' processes, here and at a service."""
+"""Programs graded by their tests, in the grading processes, here and at a service."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def difficulty_coefficient(
     of the prompt's responses, bounded to [0, 1]: harder prompts get a larger bonus.
 
     Its other parts are a controller: lambda <- max(0, lambda + step_size (tau H_0 - H)) is
-    ``automatic_band`` with low_fraction = high_fraction = tau (.4), reference_steps 1, initial 0.
+    ``automatic_band`` with low_fraction = high_fraction = tau (0.4), reference_steps 1, initial 0.
 
     Certainty: AER-style. That the coefficient falls with the success rate is from memory; we have
     not seen the formulas. 1 - g is the simplest such weight, and ours.

@@ -60,8 +60,8 @@ def probability_push(terms: LossTerms, settings: ProbabilityPush, context: Conte
     entropy is too low, the policy becomes less certain of its likely tokens; if it is too high,
     more.
 
-    Certainty: as in its public code, which was read in part (the paper speaks of the weights of
-    positive and negative samples); that likely is above .95 is from memory. That code controls once
+    Certainty: as in its public code, which was read in part (the paper weights positive and
+    negative samples); that likely means above 0.95 is from memory. That code controls once
     a micro-batch, by the log-probs in training, and adds to I with each; here it is once a step, by
     the old ones. Its mean over the likely tokens is the recipe's aggregation of them here, divided
     by the step's share of likely tokens: for ``token_mean`` the same.
@@ -114,7 +114,7 @@ def kept_gradient(terms: LossTerms, settings: KeptGradient, context: Context) ->
     the loss, beta ``low`` where r < 1 - eps and A < 0, ``high`` where r > 1 + eps and A > 0: the
     gradient beta (1 +- eps) A of its log-prob instead of none.
 
-    Certainty: as in its public code (read); its betas are .25 and 1.
+    Certainty: as in its public code (read); its betas are 0.25 and 1.
     """
     mask = context.batch.loss_mask.float()
     kept = ClippedGradient(low=settings.low * mask, high=settings.high * mask)

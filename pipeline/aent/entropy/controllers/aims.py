@@ -69,7 +69,7 @@ def approach(
 def annealing(settings: SettingValues, step: int) -> float:
     """The factor on the aim of this step, from 1 to ``anneal_to`` in ``anneal_steps`` steps, on a
     straight line and then constant (Entrocraft, arXiv 2604.26326, which found a linear schedule of
-    its band best; there from .6 to .4 nats, or .7 to .5, over the run)."""
+    its band best; there from 0.6 to 0.4 nats, or 0.7 to 0.5, over the run)."""
     if settings.anneal_to is None or settings.anneal_steps is None:
         return 1.0
     return 1 + (settings.anneal_to - 1) * min(1.0, step / settings.anneal_steps)

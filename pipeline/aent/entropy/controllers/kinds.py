@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
         aims.target,
         laws.fixed_step_below_target,
         ("target", "step_size", "min", "max"),
-        "+{step_size:g} below {target:g} nats, -{step_size:g} above, where it is not applied (0)",
+        "+{step_size:g} below {target:g} nats, -{step_size:g} above, while 0 is applied",
     ),
     "log_pi": Kind(
         aims.approach,

@@ -22,8 +22,8 @@ _forced: str | None = None
 def choose(x: Tensor) -> Backend:
     """Return the backend for x [N, width].
 
-    The C library on a CPU that has one, Triton on a GPU where it is installed (not run on one yet),
-    torch's operations otherwise.
+    The C library on a CPU that has one, Triton on a GPU if it is installed (not run on one yet),
+    else torch's operations.
     """
     from aent.entropy.kernels import c_path, torch_path
 

@@ -15,7 +15,7 @@ running fp32 sum loses small terms.
 
 forward(x, k, temperature, squares) -> Sums, threshold, cut
     One rank alone. threshold: inner [N], a value t such that the k kept columns are those with
-    x > t, and those with x == t and column <= cut; 1 <= k < width. cut: int32 [N]; NO_CUT where
+    x > t, and those with x == t and column <= cut; 1 <= k < width. cut: int32 [N]; NO_CUT if
     all ties are kept. kept_total and kept_weighted are over the kept columns.
 
 propose(x, share) -> inner [4, N]
@@ -23,11 +23,11 @@ propose(x, share) -> inner [4, N]
     of the whole vocabulary) of the logits above it: high, -low, and the sample's largest and
     negated smallest finite values. A maximum over shards makes them one interval for all. A block
     too narrow for a sample (fewer than 1024 columns) gives -inf for the first two, and -inf for all
-    where it has no finite value.
+    if it has no finite value.
 
 scan(x, temperature, low, high, capacity, squares) -> Scan
     One pass over x. kept_total and kept_weighted are over the columns with x > high. low, high:
-    inner [N], or both None where nothing is clamped (then kept sums, counts and candidates are
+    inner [N], or both None if nothing is clamped (then kept sums, counts and candidates are
     left out).
 
 backward(x, out, rows, temperature, start) -> None

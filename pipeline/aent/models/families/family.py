@@ -38,15 +38,15 @@ _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Family:
-    """A decoder with RMSNorm, grouped queries, rotary embedding over whole heads and a gated
-    feed-forward; what differs between such families."""
+    """The differences between families of decoders with RMSNorm, grouped queries, rotary embedding
+    over whole heads and a gated feed-forward."""
 
     model_type: str
     architecture: str  # the class of transformers that is trained, and served by vLLM
-    # around attention and feed-forward: in front of each, behind each (before it is added), or both
+    # of attention and feed-forward: before each, after each (before it is added), or both
     norms: Literal["before", "after", "around"] = "before"
     unit_offset: bool = False  # a norm scales by 1 + its weight
-    norm_eps: float = 1e-6  # where config.json does not say
+    norm_eps: float = 1e-6  # if config.json does not say
     qkv_bias: bool = False  # of the query, key and value projections
     fused: bool = False  # query, key and value stored as one matrix, gate and up as another
     # RMSNorm of queries and of keys, before the rotation: over each head, or over all together
@@ -56,21 +56,21 @@ class Family:
     window: Literal[
         "none", "all_layers", "upper_layers", "unrotated_layers", "alternating", "pattern"
     ] = "none"
-    window_size: int | None = 4096  # where config.json does not say
+    window_size: int | None = 4096  # if config.json does not say
     serves_mixed_windows: bool = True  # vLLM does, with a window in some layers only
-    key_value_heads: int | None = None  # where config.json does not say; None: as many as heads
-    head_dim: int | None = None  # where config.json does not say; None: hidden size / heads
-    tied: bool = False  # embeddings, where config.json does not say
+    key_value_heads: int | None = None  # if config.json does not say; None: as many as heads
+    head_dim: int | None = None  # if config.json does not say; None: hidden size / heads
+    tied: bool = False  # embeddings, if config.json does not say
     ropes: tuple[str, ...] = ("default", "linear", "dynamic", "yarn", "llama3")  # of ``ROPES``
-    theta: float = 10000.0  # base of the rotation, where config.json does not say
+    theta: float = 10000.0  # base of the rotation, if config.json does not say
     window_theta: float | None = None  # the same of layers with a window, if they have their own
     unrotated_layers: bool = False  # as no_rope_layers and no_rope_layer_interval have them
-    # numbers of config.json that are computed with -> what transformers takes where it does not
-    # say; one that may be null there is ``optional``
+    # numbers in config.json that the computation uses -> transformers' default; one that may be
+    # null there is ``optional``
     numbers: Mapping[str, float | None] = field(default_factory=lambda: _NO_OPTIONS)
     optional: frozenset[str] = frozenset()
-    # configuration values that change the computation -> those that are computed, the first of
-    # them being what transformers takes where config.json does not say
+    # options that change the computation -> the values that are supported; the first one is
+    # transformers' default
     computed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NO_OPTIONS)
 
     @property

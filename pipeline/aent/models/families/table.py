@@ -18,8 +18,8 @@ WINDOWS = {
 }
 NORMS = {
     "before": "",
-    "after": "norms behind attention and feed-forward",
-    "around": "norms in front of and behind attention and feed-forward",
+    "after": "norms after attention and feed-forward",
+    "around": "norms before and after attention and feed-forward",
 }
 QK_NORM = {
     "none": "",

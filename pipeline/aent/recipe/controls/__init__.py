@@ -1,7 +1,7 @@
 """The sections of a recipe's entropy controls.
 
 ``algorithm/entropy_controls/`` says what each one does, where it comes from and how certain our
-reading is. The files here have the names of those there.
+reading is. The files here have the same names.
 """
 
 from __future__ import annotations

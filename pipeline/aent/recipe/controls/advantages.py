@@ -32,7 +32,7 @@ class ResponseEntropyAdvantage(ControlSection):
 
 
 class AdvantageClip(ControlSection):
-    """ETTRL's other advantage reshaping (arXiv 2508.11356): none beyond a bound."""
+    """ETTRL's other advantage reshaping (arXiv 2508.11356): cut at a bound."""
 
     ACTS_ON: ClassVar[Place] = "advantage"
 
@@ -56,11 +56,11 @@ class SurpriseBoost(ControlSection):
     negative: float = Field(1.0, gt=0)
     """Factor of advantages below 0; the paper's variant: 0.9."""
     below: float = Field(0.3, gt=0)
-    """Mean entropy, nats, from which on nothing is changed."""
+    """Mean entropy, nats, above which nothing is changed."""
 
 
 class QuantileBaseline(ControlSection):
-    """QAE (arXiv 2509.22611): advantages over a quantile of the group's rewards, not their mean."""
+    """QAE (arXiv 2509.22611): advantages over a quantile of the group's rewards, not the mean."""
 
     ACTS_ON: ClassVar[Place] = "advantage"
 

@@ -10,7 +10,7 @@ from aent.recipe.controls.section import ControlSection, Place
 
 
 class EntropySmoothing(ControlSection):
-    """EPO (arXiv 2509.22576): a bonus that keeps entropies near the mean of the steps before."""
+    """EPO (arXiv 2509.22576): a bonus that keeps entropies near the mean of earlier steps."""
 
     ACTS_ON: ClassVar[Place] = "coefficient"
 
@@ -19,15 +19,15 @@ class EntropySmoothing(ControlSection):
     strength: float = Field(0.1, gt=0)
     """The paper's alpha."""
     low: float = Field(0.0, ge=0)
-    """Nothing is taken from the bonus above low times the mean entropy of the steps before."""
+    """An entropy below low times the mean entropy of earlier steps is penalized."""
     high: float = Field(2.0, gt=0)
-    """Nothing is taken from the bonus below high times the mean entropy of the steps before."""
+    """An entropy above high times the mean entropy of earlier steps is penalized."""
     growth: float = Field(3.0, ge=0)
     """The paper's gamma: the strength falls from twice alpha towards alpha."""
 
 
 class DifficultyCoefficient(ControlSection):
-    """AER's coefficient per prompt (arXiv 2510.10959): 1 - mean reward times controller's."""
+    """AER's coefficient per prompt (arXiv 2510.10959): the controller's, times 1 - mean reward."""
 
     ACTS_ON: ClassVar[Place] = "coefficient"
 

@@ -10,20 +10,20 @@ from aent.recipe.controls.section import ControlSection, Place
 
 
 class TemperatureSchedule(ControlSection):
-    """E3 (arXiv 2505.18573): a temperature that keeps entropy where it was at the first step."""
+    """E3 (arXiv 2505.18573): a temperature that keeps the entropy at its first value."""
 
     ACTS_ON: ClassVar[Place] = "sampling"
 
     kind: Literal["temperature_schedule"]
     """Selects this section."""
     anneal_share: float = Field(0.4, ge=0, lt=1)
-    """Share of the steps, the last ones, in which the aim falls."""
+    """Share of the steps, at the end of the run, in which the aim falls."""
     anneal_to: float = Field(0.9, gt=0, le=1)
     """Share of the first step's entropy that the aim falls to."""
 
 
 class RolloutBudget(ControlSection):
-    """E3 (arXiv 2505.18573): more responses for the questions that went worse so far."""
+    """E3 (arXiv 2505.18573): more responses for questions with lower rewards so far."""
 
     ACTS_ON: ClassVar[Place] = "sampling"
 

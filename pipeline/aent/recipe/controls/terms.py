@@ -23,7 +23,7 @@ class KlCov(ControlSection):
 
 
 class AdvantageKl(ControlSection):
-    """ADRPO (arXiv 2510.18053): algorithm.kl_coefficient less the advantage, not below 0."""
+    """ADRPO (arXiv 2510.18053): the KL's weight is kl_coefficient - advantage, at least 0."""
 
     ACTS_ON: ClassVar[Place] = "loss term"
 
@@ -32,7 +32,7 @@ class AdvantageKl(ControlSection):
 
 
 class ProbabilityPush(ControlSection):
-    """EntroPIC (arXiv 2511.15248): likely tokens are made likelier or less so, towards a target."""
+    """EntroPIC (arXiv 2511.15248): pushes likely tokens up or down, towards a target entropy."""
 
     ACTS_ON: ClassVar[Place] = "loss term"
 
@@ -49,7 +49,7 @@ class ProbabilityPush(ControlSection):
 
 
 class NucleusAnchor(ControlSection):
-    """SIREN (arXiv 2509.25133): the nuclei's entropy is held where it was at the first step."""
+    """SIREN (arXiv 2509.25133): keeps the nuclei's entropy at its value in the first step."""
 
     ACTS_ON: ClassVar[Place] = "loss term"
 
@@ -58,7 +58,7 @@ class NucleusAnchor(ControlSection):
     top_p: float = Field(0.8, gt=0, lt=1)
     """Probability of the nucleus."""
     top_k: int = Field(10_000, ge=1)
-    """Tokens of a nucleus at most."""
+    """Largest number of tokens in a nucleus."""
     share: float = Field(0.2, gt=0, lt=1)
     """Share of each response's tokens that have the term."""
     coefficient: float = Field(0.005, gt=0)
@@ -79,7 +79,7 @@ class KeptGradient(ControlSection):
 
 
 class LowProbabilityKl(ControlSection):
-    """Lp-Reg (arXiv 2510.03222): unlikely tokens that are no noise are kept from dying out."""
+    """Lp-Reg (arXiv 2510.03222): protects unlikely tokens that are not noise from dying out."""
 
     ACTS_ON: ClassVar[Place] = "loss term"
 
@@ -88,6 +88,6 @@ class LowProbabilityKl(ControlSection):
     share: float = Field(0.01, gt=0, le=1)
     """Share of the response tokens with a negative advantage, the least likely ones."""
     ratio: float = Field(0.02, gt=0, lt=1)
-    """Of the largest probability: a token below it is noise."""
+    """A token below this share of the largest probability is noise."""
     coefficient: float = Field(1.0, gt=0)
     """Coefficient of the term."""

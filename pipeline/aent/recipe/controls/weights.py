@@ -10,7 +10,7 @@ from aent.recipe.controls.section import ControlSection, Place
 
 
 class TopEntropyTokens(ControlSection):
-    """80/20 (arXiv 2506.01939): the policy loss of the most uncertain tokens alone."""
+    """80/20 (arXiv 2506.01939): the policy loss of only the most uncertain tokens."""
 
     ACTS_ON: ClassVar[Place] = "token weight"
 
@@ -39,7 +39,7 @@ class ClipCov(ControlSection):
 
 
 class EntropyRatioClip(ControlSection):
-    """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has left the old one."""
+    """ERC (arXiv 2512.05591): no policy loss for tokens whose entropy has moved too far."""
 
     ACTS_ON: ClassVar[Place] = "gradient gate"
 
@@ -52,7 +52,7 @@ class EntropyRatioClip(ControlSection):
 
 
 class SampleSwitch(ControlSection):
-    """Entrocraft (arXiv 2604.26326): above a band good responses learn alone, below it bad ones."""
+    """Entrocraft (arXiv 2604.26326): trains on good responses above a band, on bad ones below."""
 
     ACTS_ON: ClassVar[Place] = "token weight"
 
@@ -67,7 +67,7 @@ class SampleSwitch(ControlSection):
 
 
 class EntropyChangeWeight(ControlSection):
-    """STEER (arXiv 2510.10150): less weight for tokens that would change the entropy much."""
+    """STEER (arXiv 2510.10150): less weight for tokens that would change the entropy a lot."""
 
     ACTS_ON: ClassVar[Place] = "token weight"
 
@@ -95,7 +95,7 @@ class EntropyChangeMask(ControlSection):
 
 
 class EntropyBudget(ControlSection):
-    """Entropy budget: the policy loss may take no more entropy than its other tokens give."""
+    """Entropy budget: some tokens may lower it no more than the others raise it."""
 
     ACTS_ON: ClassVar[Place] = "token weight"
 
