@@ -61,8 +61,8 @@ class WeightSync:
             )
 
     def _push(self, version: int) -> Batch | None:
-        """Send every weight once, and ask the engines for the probe; returns its text, to be
-        scored. None if an engine was lost meanwhile: the others need all weights again."""
+        """Send every weight once, and begin to ask the engines for the probe; returns its text, to
+        be scored meanwhile. None if an engine was lost meanwhile: the others need all weights again."""
         # collective: every rank iterates over all weights
         weights = self.trainer.export_stage() if self.shared else self.trainer.export()
         if self.memory is not None:
@@ -81,7 +81,7 @@ class WeightSync:
                 if isinstance(outcome, Exception):
                     raise outcome
                 if outcome:
-                    asked.append(zero.engines.ask_probe())
+                    asked.append(zero.engines.begin_probe())
             return bool(asked)
 
         with self.phases.timeline.span("weights"):
