@@ -136,7 +136,7 @@ class Engines:
         return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
 
     def _ask_probe(self) -> dict[str, Seen]:
-        """What each engine says, by its address; one that is lost is dropped. Raises EngineError."""
+        """Each engine's answer, by address; a lost engine is dropped. Raises EngineError."""
 
         async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
             asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)

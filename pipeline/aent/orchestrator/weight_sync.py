@@ -62,7 +62,8 @@ class WeightSync:
 
     def _push(self, version: int) -> Batch | None:
         """Send every weight once, and begin to ask the engines for the probe; returns its text, to
-        be scored meanwhile. None if an engine was lost meanwhile: the others need all weights again."""
+        be scored at the same time. None if an engine was lost: the others need all weights again.
+        """
         # collective: every rank iterates over all weights
         weights = self.trainer.export_stage() if self.shared else self.trainer.export()
         if self.memory is not None:
