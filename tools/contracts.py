@@ -29,7 +29,8 @@ from packaging.requirements import Requirement
 from signatures import Sources, of_extension
 
 from aent.inference.completion import GenerationRequest
-from aent.inference.engine import EngineSettings, environment, own_options
+from aent.inference.engine import EngineSettings, own_options
+from aent.inference.environment import environment
 
 MANIFEST = calls.ROOT / "containers" / "contracts.json"
 TRAINER = (calls.ROOT / "containers" / "trainer.Dockerfile").read_text()
