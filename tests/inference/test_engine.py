@@ -11,7 +11,6 @@ import pytest
 from aent.checks.engines import ON_CPU, OWN_OPTIONS, SAMPLING_AHEAD
 from aent.inference import engine, registry
 from aent.inference.engine import Engine, EngineSettings, own_options
-from aent.inference.environment import environment
 from aent.inference.http import EngineError
 from aent.inference.proof import proof
 from aent.recipe.load import load
@@ -84,7 +83,7 @@ def test_settings_of_other_servers_do_not_enter(
 
 def test_processes_are_forked_on_a_cpu_alone(tmp_path: Path) -> None:
     for device, method in (("cpu", "fork"), ("cuda", "spawn")):
-        env = environment(settings(tmp_path, device=device))
+        env = engine.command(settings(tmp_path, device=device))[1]
         assert env["VLLM_WORKER_MULTIPROC_METHOD"] == method
 
 
@@ -93,7 +92,7 @@ def test_sockets_have_a_short_path_where_tmpdir_is_long(
 ) -> None:
     for folder, base in (("/tmp", None), ("/tmp/" + "x" * 80, "/tmp")):
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        assert environment(settings(tmp_path)).get("VLLM_RPC_BASE_PATH") == base
+        assert engine.command(settings(tmp_path))[1].get("VLLM_RPC_BASE_PATH") == base
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

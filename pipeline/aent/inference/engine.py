@@ -95,7 +95,8 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "aent.inference.server"]
     for name, value in options.items():
         argv += [flag(name, each) for each in (value if isinstance(value, tuple) else (value,))]
-    return argv, environment(settings)
+    s = settings
+    return argv, environment(s.device, s.tensor_parallel, s.gpus, s.cpu_threads, s.token_path)
 
 
 def flag(name: str, value: object) -> str:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 from aent.inference.token_gate import FILE_VARIABLE
 from aent.runtime.children import STARTED_BY
-
-if TYPE_CHECKING:
-    from aent.inference.engine import EngineSettings
 
 SOCKET_PATH = 107  # longest path of a Unix socket, characters (unix(7)) ...
 SOCKET_NAME = 48  # ... of which vLLM's name of a socket in its folder needs this many
@@ -37,32 +36,40 @@ NOT_INHERITED = (
 )
 
 
-def environment(settings: EngineSettings) -> dict[str, str]:
-    """The server's environment: this process's own, without variables meant for other servers."""
-    s = settings
+def environment(
+    device: Literal["cpu", "cuda"],
+    workers: int,
+    gpus: Sequence[int] | None,
+    cpu_threads: int | None,
+    token_path: Path | None,
+) -> dict[str, str]:
+    """The environment of a server with so many workers; the rest as in ``EngineSettings``.
+
+    Raises ValueError if there are not that many GPUs.
+    """
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env |= {
         "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
         "VLLM_PLUGINS": "none",
         # see inference.server
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn" if s.device == "cuda" else "fork",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn" if device == "cuda" else "fork",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
     if len(tempfile.gettempdir()) + SOCKET_NAME > SOCKET_PATH:
         env["VLLM_RPC_BASE_PATH"] = "/tmp"  # for vLLM's sockets; TMPDIR by default
-    if s.token_path is not None:
-        env[FILE_VARIABLE] = str(s.token_path)
-    if s.device == "cuda":
-        if s.gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
+    if token_path is not None:
+        env[FILE_VARIABLE] = str(token_path)
+    if device == "cuda":
+        if gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, gpus))
         return env
     env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
     # vLLM would compile the line that ranks log-probs, which delays the first samples by seconds
     env["TORCH_COMPILE_DISABLE"] = "1"
-    cores = _cores(s.tensor_parallel, s.cpu_threads)
-    if s.tensor_parallel == 1:
+    cores = _cores(workers, cpu_threads)
+    if workers == 1:
         env["OMP_NUM_THREADS"] = str(len(cores[0]))
     else:
         env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, part)) for part in cores)

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -210,6 +211,8 @@ async def choose_way(sender: WeightSender, offer: Offer) -> str:
         return f"{by_network} (rank 0 cannot open every stage's memory: {error})"
     if reason := await sender.share(memories):
         return f"{by_network} ({reason})"
+    if offer.own.address.gpu:
+        return "aent: weights reach each engine by CUDA IPC, from the rank on its GPU"
     return "aent: weights reach the engines through shared memory, from every pipeline stage"
 
 
@@ -260,9 +263,11 @@ def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
 def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
     """How weights travel to these engines, as the recipe says."""
     rollout = recipe.rollout
-    backend = rollout.transfer_backend
-    if backend == "auto":
-        backend = "nccl" if device_kind() == "cuda" else "gloo"
+    backend: Literal["gloo", "nccl"] = "gloo"
+    if rollout.transfer_backend == "nccl" or (
+        rollout.transfer_backend == "auto" and device_kind() == "cuda"
+    ):
+        backend = "nccl"
     together = all(is_local(client.url) for client in fleet.clients)
     return TransferSettings(
         backend=backend,

@@ -65,7 +65,8 @@ class WeightSync:
         be scored at the same time. None if an engine was lost: the others need all weights again.
         """
         # collective: every rank iterates over all weights
-        weights = self.trainer.export_stage() if self.shared else self.trainer.export()
+        copies = self.memory is not None and self.memory.address.gpu != ""
+        weights = self.trainer.export_stage(copies) if self.shared else self.trainer.export()
         if self.memory is not None:
             self.memory.begin()
         sent: list[bool | Exception] = []  # of one element on rank 0, of none elsewhere
@@ -88,7 +89,10 @@ class WeightSync:
         with self.phases.timeline.span("weights"):
             self.zero.meanwhile(push)
             self._go_through(weights)
-        if not self.zero.tell(f"sending weight version {version}", ask):
+        is_sent = self.zero.tell(f"sending weight version {version}", ask)
+        if self.memory is not None:
+            self.memory.leave()
+        if not is_sent:
             return None
         # log-probs of given tokens are those at temperature 1
         batch = Batch.from_samples(asked, temperature=1.0) if asked else None
