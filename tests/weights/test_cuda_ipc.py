@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from aent.weights import cuda_ipc
 from aent.weights.cuda_ipc import Handle
 from aent.weights.manifest import Manifest, TensorSpec
 from aent.weights.memory import ExportError, OpenedMemory, WeightMemory, arriving, offered_by
+from aent.weights.memory_layout import Address
 
 TENSORS = {
     "a": torch.arange(24.0).view(4, 6),
@@ -143,3 +146,38 @@ def test_vllm_opens_it_by_the_same_function_and_place_of_the_device() -> None:
     assert "list_args[6] = device_index" in source
     assert list(inspect.signature(reductions.rebuild_cuda_tensor).parameters)[6] == "storage_device"
     assert "rebuild_cuda_tensor(*list_args)" in source
+
+
+def read(address: Address, pipe: Connection) -> None:
+    """Another process on the same GPU: what it has read of each update."""
+    worker = OpenedMemory.open(address, device=torch.cuda.current_device())
+    for update in (1, 2):
+        pipe.recv()
+        seen = {name: TensorSpec.of(t) for name, t in arriving([worker], update, timeout_s=60.0)}
+        worker.leave()
+        pipe.send(seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", ["", cuda_ipc.EXPANDABLE])
+def test_another_process_on_the_gpu_reads_it(monkeypatch, settings: str) -> None:
+    """Also from an allocator whose segments grow, as a rank's do (`make test-gpu`)."""
+    if not torch.cuda.is_available():
+        pytest.fail("this test needs a GPU that torch can use")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", settings)
+    torch._C._accelerator_setAllocatorSettings(settings or "expandable_segments:False")
+    memory = WeightMemory.make(PLANNED, gpu=cuda_ipc.uuid())
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=read, args=(memory.address, theirs), daemon=True)
+    other.start()
+    for update in (1, 2):
+        new = {name: tensor + update for name, tensor in TENSORS.items()}
+        memory.begin()
+        ours.send(update)
+        memory.write((name, tensor.cuda()) for name, tensor in new.items())
+        assert ours.poll(300)
+        assert ours.recv() == of(new)
+        memory.leave()
+    other.join(60)
+    assert other.exitcode == 0
