@@ -5,7 +5,8 @@
 Three runs, one after the other: serial, both on both cores; serial, the engine pinned to one core
 and the trainer (one rank) to another; ahead by a step (``rollout.max_staleness: 1``), pinned too.
 Means of a step, without the first two and the last, for which nothing is sampled ahead. "bound" is
-max(trainer's work, engine's work) of the same run: what a step would take if nobody waited.
+max(trainer's work, engine's work) of the same run: what a step would take if nobody waited. The
+last line has the step of the third run beside the bound and the step of the second.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
         parser.error(f"it needs two cores and --steps of at least {LEFT_OUT + 2}")
     print(f"load {os.getloadavg()[0]:.1f}; seconds of a step:")
     print("                  step  score+train  sync  engine's work  bound  step/bound", flush=True)
+    steps, bounds = {}, {}
     for way, (staleness, pinned) in WAYS.items():
         sides = ({cores[0]}, {cores[1]}) if pinned else (set(cores), set(cores))
         changes = [*SMALL, *given.overrides, f"steps={given.steps}"]
@@ -58,12 +60,19 @@ def main() -> None:
             means = run(given.recipe, changes, Path(folder), *sides)
         train = means.get("time/score", 0.0) + means["time/train"]
         bound = max(train + means["time/sync"], means["time/engines_busy"])
+        steps[way], bounds[way] = means["time/total"], bound
         print(
             f"{way:16}  {means['time/total']:4.1f}  {train:11.1f}  {means['time/sync']:4.1f}  "
             f"{means['time/engines_busy']:13.1f}  {bound:5.1f}  {means['time/total'] / bound:10.2f}"
             f"   (load {os.getloadavg()[0]:.1f})",
             flush=True,
         )
+    step = steps["ahead, pinned"]
+    print(
+        f"ahead, pinned: {step / bounds['ahead, pinned']:.2f} of its own bound, "
+        f"{step / bounds['serial, pinned']:.2f} of the serial run's bound, "
+        f"{step / steps['serial, pinned']:.2f} of the serial run's step"
+    )
 
 
 def run(

@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 from signatures import Sources, of_extension
 
 from aent.inference.completion import GenerationRequest
-from aent.inference.engine import EngineSettings, environment, own_options
+from aent.inference.engine import EngineSettings, command, own_options
 
 MANIFEST = calls.ROOT / "containers" / "contracts.json"
 TRAINER = (calls.ROOT / "containers" / "trainer.Dockerfile").read_text()
@@ -173,7 +173,7 @@ def given_options() -> set[str]:
 
 def given_variables() -> set[str]:
     """Variables that vLLM itself reads; ``VLLM_RPC_BASE_PATH`` is set if a path is long."""
-    names = {name for settings in _engines() for name in environment(settings)}
+    names = {name for settings in _engines() for name in command(settings)[1]}
     return {name for name in names if name.startswith("VLLM_")} | {"VLLM_RPC_BASE_PATH"}
 
 

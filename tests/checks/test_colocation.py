@@ -42,3 +42,13 @@ def test_each_is_one_sentence(override, names):
     assert_names(fault, "rollout.placement=colocated", *names)
     separate = load(PAPER, [override, "rollout.placement=separate"])
     assert list(colocation.faults(separate, machine=False)) == []
+
+
+def test_cuda_ipc_is_for_gpus_that_are_shared_and_ranks_that_have_the_whole_policy():
+    by_ipc = "rollout.transfer_backend=cuda_ipc"
+    assert list(colocation.faults(load(PAPER, [by_ipc]), machine=False)) == []
+    (fault,) = colocation.faults(load(PAPER, [by_ipc, "rollout.placement=separate"]), machine=False)
+    assert_names(fault, by_ipc, "rollout.placement=colocated")
+    split = [by_ipc, "trainer.tensor_parallel=2", "trainer.data_parallel=4"]
+    (fault,) = colocation.faults(load(PAPER, split), machine=False)
+    assert_names(fault, by_ipc, "trainer.tensor_parallel=1")

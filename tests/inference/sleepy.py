@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from aent.weights.manifest import Checksums
-from aent.weights.memory import Address, OpenedMemory, arriving
+from aent.weights.memory import OpenedMemory, arriving
+from aent.weights.memory_layout import Address
 from inference.stand_in import Answer
 
 BOTH = frozenset(("weights", "kv_cache"))

@@ -83,7 +83,7 @@ def test_settings_of_other_servers_do_not_enter(
 
 def test_processes_are_forked_on_a_cpu_alone(tmp_path: Path) -> None:
     for device, method in (("cpu", "fork"), ("cuda", "spawn")):
-        env = engine.environment(settings(tmp_path, device=device))
+        env = engine.command(settings(tmp_path, device=device))[1]
         assert env["VLLM_WORKER_MULTIPROC_METHOD"] == method
 
 
@@ -92,7 +92,7 @@ def test_sockets_have_a_short_path_where_tmpdir_is_long(
 ) -> None:
     for folder, base in (("/tmp", None), ("/tmp/" + "x" * 80, "/tmp")):
         monkeypatch.setattr(tempfile, "tempdir", folder)
-        assert engine.environment(settings(tmp_path)).get("VLLM_RPC_BASE_PATH") == base
+        assert engine.command(settings(tmp_path))[1].get("VLLM_RPC_BASE_PATH") == base
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:

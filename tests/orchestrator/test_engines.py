@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch
 from aent.data.batch import Batch
 from aent.data.sample import Sample
 from aent.inference import registry
-from aent.inference.client import EngineClient
+from aent.inference.client import GENERATE, EngineClient
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError, TransientError
 from aent.orchestrator.engines import Engines, known_engines
@@ -21,7 +24,9 @@ from aent.runtime.children import free_port
 from aent.runtime.environment import data_path
 from aent.runtime.worker_thread import WorkerThread
 from aent.weights.probe import Probe, Seen
+from aent.weights.weight_transfer import WeightSyncError
 from inference.stand_in import standing_in
+from wording import naming
 
 
 def test_settings_and_tokens_reach_the_clients(tmp_path: Path) -> None:
@@ -92,10 +97,51 @@ def test_weights_wait_until_what_was_sampled_before_is_final(engines: Engines) -
     assert not pending.result(60)
     assert engines.push(iter(()), 1)
     assert engines.unproven.locked()
-    engines.probe, engines.seen = Probe([1, 2], 1, 1.0), {"a": Seen(torch.zeros(1), 1, 0)}
+    engines.probe, engines._asked = Probe([1, 2], 1, 1.0), Future()
+    engines._asked.set_result({"a": Seen(torch.zeros(1), 1, 0)})
     batch = Batch.from_samples([Sample([1], [2], [-1.0], [1], "stop", 0, 0)], temperature=1.0)
     engines.check_probe(batch, torch.zeros(2), 1)
     assert not engines.unproven.locked()
+
+
+def test_engines_compute_the_probe_while_the_trainer_does(engines: Engines) -> None:
+    """Whoever begins it gets its text at once; whoever checks it waits for the engines, and sees
+    what they said."""
+    scored = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path != GENERATE:
+            return 200, {}
+        scored.wait(60)
+        return 200, {
+            "usage": {"prompt_tokens_details": {"cached_tokens": 0}},
+            "choices": [{"weight_versions": [{"start": 0, "end": 1, "version": "1"}]}],
+            "prompt_logprobs": [None, {"2": {"logprob": -0.5}}, {"3": {"logprob": -0.25}}],
+        }
+
+    engines.probe = Probe([1, 2, 3], 1, 0.1)
+    with standing_in(answer) as server:
+        engines.fleet.clients[0].url = server.url
+        assert engines.push(iter(()), 1)
+        text = engines.begin_probe()
+        assert (text.prompt_ids, text.response_ids) == ([1], [2, 3])
+        checking = WorkerThread("checks").submit(
+            lambda: engines.check_probe(
+                Batch.from_samples([text], temperature=1.0), torch.tensor([0.0, -0.5, -0.25]), 1
+            )
+        )
+        with pytest.raises(TimeoutError):
+            checking.result(0.2)
+        scored.set()
+        checking.result(60)
+        assert engines.probe.gap == 0
+        assert not engines.unproven.locked()
+        # an engine with another opinion
+        assert engines.push(iter(()), 2)
+        batch = Batch.from_samples([engines.begin_probe()], temperature=1.0)
+        with pytest.raises(WeightSyncError, match=naming(server.url, "version 1, not 2")):
+            engines.check_probe(batch, torch.zeros(3), 2)
+        assert engines.unproven.locked()
 
 
 def test_weights_do_not_go_again_to_an_engine_that_is_lost(engines: Engines) -> None:

@@ -53,9 +53,11 @@ class Source:
         return rollout_of(step)
 
 
-def rollouts(tmp_path: Path, staleness: int, ready: int) -> tuple[Rollouts, Source, Any]:
+def rollouts(
+    tmp_path: Path, staleness: int, ready: int, every: int = 1
+) -> tuple[Rollouts, Source, Any]:
     """Of a run of 5 steps; the first ``ready`` of them are sampled at once."""
-    changes = [f"rollout.max_staleness={staleness}", "steps=5", "checkpoint.every=1"]
+    changes = [f"rollout.max_staleness={staleness}", "steps=5", f"checkpoint.every={every}"]
     recipe = load(data_path("recipes/cpu/tiny.yaml"), changes)
     source = Source({step: threading.Event() for step in range(5)})
     for step in range(ready):
@@ -149,6 +151,24 @@ def test_what_was_begun_and_is_not_on_disk_is_sampled_anew_and_counted(tmp_path:
     assert again.noted == {"staleness/sampled_anew": 0.0}
     again.settle()
     source.may_end[2].set()
+
+
+def test_what_was_sampled_ahead_of_a_stop_is_counted_where_nothing_is_kept(tmp_path: Path) -> None:
+    """With ``checkpoint.every`` 0 only a run that was asked to stop goes on, and it has kept no
+    rollouts."""
+    stopped, source, how = rollouts(tmp_path, staleness=1, ready=2, every=0)
+    assert stopped.of(0, how) == rollout_of(0)
+    for _ in range(2):
+        assert source.begins.acquire(timeout=PATIENCE_S)
+    stopped.settle()
+    again, _, _ = rollouts(tmp_path, staleness=1, ready=5, every=0)
+    assert again.resume(1) == 1  # after the checkpoint of one step
+    again.of(1, how)
+    assert again.noted == {"staleness/sampled_anew": 1.0}
+    again.of(2, how)
+    assert again.noted == {"staleness/sampled_anew": 0.0}
+    again.settle()
+    assert not rollout_files.recorded(tmp_path)
 
 
 def test_a_step_that_waits_for_its_turn_is_not_begun_when_the_run_ends(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Probed(Engines):
         route = "/inference/v1/generate"
         asyncio.run(self.fleet.clients[0].call("POST", route, {}, timeout_s=TIMEOUT_S))
 
-    def ask_probe(self) -> Sample:
+    def begin_probe(self) -> Sample:
         self.generate()
         return Sample([1], [2, 3], [0.0, 0.0], [0, 0], "length", 0, 0)
 

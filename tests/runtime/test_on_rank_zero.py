@@ -98,6 +98,32 @@ def test_others_wait_beyond_the_deadline_as_long_as_there_is_progress(
         one.alone("judging", lambda: None)
 
 
+def test_a_short_wait_ends_soon_and_a_long_one_asks_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How late a wait ends, at most, for work of rank 0 of this length."""
+    now, slept = [0.0], []
+
+    def late(work_s: float) -> float:
+        store = dist.HashStore()
+        one, now[0] = OnRankZero(store, 1, 1e9, lambda: None), 0.0
+        slept.clear()
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            now[0] += seconds
+            if now[0] >= work_s:
+                store.set("aent/turn/1", "")
+
+        clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+        monkeypatch.setattr(module, "time", clock)
+        one.alone("working", lambda: None)
+        return now[0] - work_s
+
+    assert late(0.0) <= 0.003
+    assert late(0.4) <= 0.013
+    assert late(20.0) <= 0.1
+    assert len(slept) < 400
+
+
 def test_a_failure_of_rank_zero_reaches_everyone_with_its_cause():
     first, second = run_ranks(failing_work, 2)
     assert first.startswith("ZeroDivisionError")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from distributed.ranks import run_ranks
@@ -51,6 +51,11 @@ def save(rank: int, _world: int, folder: str) -> dict[str, str]:
                 for limit in (LIMIT, saved_policy.FILE_BYTES):
                     (reference := Path(folder) / f"reference {limit}").mkdir()
                     save_torch_state_dict(weights, reference, max_shard_size=limit)
+            if name == "data 2":  # what engines on the ranks' own GPUs would read
+                copy = {n: t.clone() for n, t in trainer.export_stage(copies=True)}
+                planned = trainer.exporter.planned(copies=True)
+                assert planned == [(n, tuple(t.shape)) for n, t in copy.items()]
+                save_file(copy, Path(folder) / f"copy {rank}.safetensors")
             if name == "pipeline 2":
                 for wrong in ("there already", "not written"):
                     errors[wrong] = refused(trainer, Path(folder), wrong, rank)
@@ -98,6 +103,14 @@ def test_weights_come_back_bit_for_bit_in_files_of_bounded_size(run: Any, layout
     assert all(torch.equal(got[name], want[name]) for name in want)
     loaded = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32).state_dict()
     assert all(torch.equal(loaded[name], want[name]) for name in want)
+
+
+def test_every_data_parallel_rank_has_the_whole_policy_to_give(run: Any) -> None:
+    want = load_file(run[0] / "tied" / "model.safetensors")
+    for rank in range(2):
+        copy = load_file(run[0] / f"copy {rank}.safetensors")
+        assert copy.keys() == want.keys()
+        assert all(torch.equal(copy[name], want[name]) for name in want)
 
 
 def test_stages_share_no_file(run: Any) -> None:

@@ -12,7 +12,15 @@ COLOCATED = "rollout.placement=colocated"
 
 def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
     """One sentence per fault, each naming its field. ``machine``: see ``checks.recipe.check``."""
-    rollout = recipe.rollout
+    rollout, trainer = recipe.rollout, recipe.trainer
+    by_ipc = rollout.transfer_backend == "cuda_ipc"
+    if by_ipc and not rollout.colocated:
+        yield f"rollout.transfer_backend=cuda_ipc needs {COLOCATED}: it is for one GPU's processes"
+    if by_ipc and trainer.tensor_parallel * trainer.pipeline_parallel > 1:
+        yield (
+            "rollout.transfer_backend=cuda_ipc needs trainer.tensor_parallel=1 and "
+            "trainer.pipeline_parallel=1: an engine reads whole weights from the rank on its GPU"
+        )
     if not rollout.colocated:
         return
     if rollout.urls:
@@ -30,7 +38,7 @@ def faults(recipe: Recipe, machine: bool) -> Iterator[str]:
             f"rollout.min_engines={rollout.min_engines} does not work with {COLOCATED}: a lost "
             "engine cannot be started again on a GPU that the trainer uses"
         )
-    if rollout.transfer_backend != "auto":
+    if rollout.transfer_backend not in ("auto", "cuda_ipc"):
         yield (
             f"rollout.transfer_backend={rollout.transfer_backend} does not work with {COLOCATED}: "
             "weights pass through the node's memory, as NCCL refuses two processes on one GPU"

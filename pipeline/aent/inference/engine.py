@@ -7,9 +7,7 @@ need it. Facts about vLLM hold for 0.32.0.
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,12 +17,13 @@ from typing import Any, Literal
 import httpx
 
 from aent.inference.client import EngineClient
+from aent.inference.environment import environment
 from aent.inference.http import EngineError
 from aent.inference.proof import CHALLENGE, PROOF, new_challenge, proves
 from aent.inference.registry import read_token
-from aent.inference.token_gate import FILE_VARIABLE, TokenGate
+from aent.inference.token_gate import TokenGate
 from aent.recipe.schema import Recipe
-from aent.runtime.children import STARTED_BY, Child, free_port
+from aent.runtime.children import Child, free_port
 from aent.runtime.environment import device_kind
 from aent.runtime.log import begin_section
 from aent.runtime.network import port_problem
@@ -35,26 +34,6 @@ LOG_LINES = 25  # of a dead server, in the error's message
 IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 ARRAY_ROUTE = "aent.inference.array_route.ArrayRoute"
 WORKER_EXTENSION = "aent.weights.worker_extension.WorkerExtension"
-SOCKET_PATH = 107  # longest path of a Unix socket, characters (unix(7)) ...
-SOCKET_NAME = 48  # ... of which vLLM's name of a socket in its folder needs this many
-# variables of the caller's shell that an engine must not get: they would make another server of it,
-# or place a process in another job
-NOT_INHERITED = (
-    "VLLM_API_KEY",
-    "VLLM_PORT",
-    "VLLM_USE_MODELSCOPE",
-    "VLLM_USE_RUST_FRONTEND",  # it has no middleware, and so no token check
-    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE",  # shorter than ``http.KEEPALIVE_S``: connections would break
-    "VLLM_DISABLE_PYNCCL",
-    "VLLM_CPU_KVCACHE_SPACE",
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    STARTED_BY,
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +95,8 @@ def command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "aent.inference.server"]
     for name, value in options.items():
         argv += [flag(name, each) for each in (value if isinstance(value, tuple) else (value,))]
-    return argv, environment(settings)
+    s = settings
+    return argv, environment(s.device, s.tensor_parallel, s.gpus, s.cpu_threads, s.token_path)
 
 
 def flag(name: str, value: object) -> str:
@@ -179,60 +159,6 @@ def own_options(settings: EngineSettings) -> dict[str, object]:
         # loop, which takes a third of the machine's time on two cores
         options["distributed-executor-backend"] = IN_PROCESS
     return options
-
-
-def environment(settings: EngineSettings) -> dict[str, str]:
-    """The server's environment: this process's own, without variables meant for other servers."""
-    s = settings
-    env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    env |= {
-        "VLLM_SERVER_DEV_MODE": "1",  # the routes for reinforcement learning
-        "VLLM_PLUGINS": "none",
-        # see inference.server
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn" if s.device == "cuda" else "fork",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
-    if len(tempfile.gettempdir()) + SOCKET_NAME > SOCKET_PATH:
-        env["VLLM_RPC_BASE_PATH"] = "/tmp"  # for vLLM's sockets; TMPDIR by default
-    if s.token_path is not None:
-        env[FILE_VARIABLE] = str(s.token_path)
-    if s.device == "cuda":
-        if s.gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(_visible_gpu, s.gpus))
-        return env
-    env["OMP_WAIT_POLICY"] = "PASSIVE"  # trainer ranks share the cores
-    # vLLM would compile the line that ranks log-probs, which delays the first samples by seconds
-    env["TORCH_COMPILE_DISABLE"] = "1"
-    cores = _cores(s.tensor_parallel, s.cpu_threads)
-    if s.tensor_parallel == 1:
-        env["OMP_NUM_THREADS"] = str(len(cores[0]))
-    else:
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, part)) for part in cores)
-    return env
-
-
-def _visible_gpu(place: int) -> str:
-    """The name of one of the GPUs that this process may use.
-
-    Raises ValueError if there are not that many.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not visible:
-        return str(place)
-    names = visible.split(",")
-    if place >= len(names):
-        raise ValueError(f"an engine needs GPU {place + 1} of the {len(names)} in {visible}")
-    return names[place]
-
-
-def _cores(workers: int, threads: int | None) -> list[list[int]]:
-    """This process's cores, divided among the workers of one server."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // workers)
-    parts = [cores[r * share : (r + 1) * share] or cores[-1:] for r in range(workers)]
-    return [part[:threads] for part in parts]
 
 
 @dataclass

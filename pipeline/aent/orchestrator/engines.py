@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from aent.orchestrator.offer import Offer
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import device_kind
 from aent.runtime.network import LOOPBACK, is_local, own_address
+from aent.runtime.worker_thread import WorkerThread
 from aent.weights import probe
 from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, expected_manifest
@@ -42,12 +45,12 @@ class Engines:
     probe: Probe
     say: Callable[[str], None]
     sent_again: int | None = None  # the last weight version that was, to healthy engines
-    # by each engine's address, of the newest weights
-    seen: dict[str, Seen] = field(default_factory=dict)
     # held from before an update until the engines have been found to compute with its weights;
     # by others, while they make final what was sampled
     unproven: threading.Lock = field(default_factory=threading.Lock)
     _updating: bool = False  # whether this object holds it
+    _asking: WorkerThread | None = None
+    _asked: Future[dict[str, Seen]] | None = None  # the probe of the newest weights
 
     @staticmethod
     def reach(
@@ -123,8 +126,18 @@ class Engines:
             return False
         return True
 
-    def ask_probe(self) -> Sample:
-        """Get every engine's log-probs of the probe's text; return the text, as a sample."""
+    def begin_probe(self) -> Sample:
+        """Ask every engine for its log-probs of the probe's text, while the trainer computes its
+        own; return the text, as a sample. ``check_probe`` has the answers."""
+        if self._asking is None:
+            self._asking = WorkerThread("asking for the probe")
+        self._asked = self._asking.submit(self._ask_probe)
+        first, *others = self.probe.text
+        nothing = [0.0] * len(others)
+        return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
+
+    def _ask_probe(self) -> dict[str, Seen]:
+        """Each engine's answer, by address; a lost engine is dropped. Raises EngineError."""
 
         async def ask(clients: Sequence[EngineClient]) -> list[Seen | BaseException]:
             asked = (probe.ask(client, self.probe.text, self.probe.block) for client in clients)
@@ -135,22 +148,23 @@ class Engines:
         errors = [answer for answer in answers.values() if isinstance(answer, EngineError)]
         if errors:
             asyncio.run(self.fleet.drop_lost(errors[0]))
-        self.seen = {}
+        seen = {}
         for client in list(self.fleet.clients):
             answer = answers[client.url]
             if isinstance(answer, BaseException):
                 raise answer
-            self.seen[client.url] = answer
-        first, *others = self.probe.text
-        nothing = [0.0] * len(others)
-        return Sample([first], others, nothing, [0] * len(others), "length", 0, 0)
+            seen[client.url] = answer
+        return seen
 
     def check_probe(self, batch: Batch, log_probs: Tensor, version: int) -> None:
         """Compare the engines' log-probs of the probe's text with the trainer's (``log_probs`` of
-        ``batch``). Raises WeightSyncError naming engine and cause."""
+        ``batch``). Raises WeightSyncError naming engine and cause, EngineError if an engine did not
+        answer."""
+        assert self._asked is not None
+        seen = self._asked.result()  # its calls have deadlines
         ours = log_probs[batch.loss_mask].float().cpu()
-        faults = self.probe.judge(list(self.seen.values()), ours, version)
-        told = [f"{url} {fault}" for url, fault in zip(self.seen, faults) if fault]
+        faults = self.probe.judge(list(seen.values()), ours, version)
+        told = [f"{url} {fault}" for url, fault in zip(seen, faults) if fault]
         if told:
             raise WeightSyncError(f"weight version {version}: {'; '.join(told)}")
         self._updating = False
@@ -197,6 +211,8 @@ async def choose_way(sender: WeightSender, offer: Offer) -> str:
         return f"{by_network} (rank 0 cannot open every stage's memory: {error})"
     if reason := await sender.share(memories):
         return f"{by_network} ({reason})"
+    if offer.own.address.gpu:
+        return "aent: weights reach each engine by CUDA IPC, from the rank on its GPU"
     return "aent: weights reach the engines through shared memory, from every pipeline stage"
 
 
@@ -247,9 +263,11 @@ def known_engines(recipe: Recipe, run_dir: Path) -> list[EngineClient]:
 def transfer_settings(recipe: Recipe, fleet: Fleet) -> TransferSettings:
     """How weights travel to these engines, as the recipe says."""
     rollout = recipe.rollout
-    backend = rollout.transfer_backend
-    if backend == "auto":
-        backend = "nccl" if device_kind() == "cuda" else "gloo"
+    backend: Literal["gloo", "nccl"] = "gloo"
+    if rollout.transfer_backend == "nccl" or (
+        rollout.transfer_backend == "auto" and device_kind() == "cuda"
+    ):
+        backend = "nccl"
     together = all(is_local(client.url) for client in fleet.clients)
     return TransferSettings(
         backend=backend,

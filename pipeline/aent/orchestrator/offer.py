@@ -9,34 +9,40 @@ import torch.distributed as dist
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
 from aent.trainer.trainer import Trainer
+from aent.weights import cuda_ipc
 from aent.weights.manifest import TensorSpec
-from aent.weights.memory import Address, WeightMemory
+from aent.weights.memory import WeightMemory
+from aent.weights.memory_layout import Address
 
 
 @dataclass(frozen=True)
 class Offer:
     """Memory for the policy's weights, which engines on this machine may read."""
 
-    own: WeightMemory | None  # of this rank's pipeline stage; None on ranks that collect no weights
-    addresses: list[Address]  # of all stages; empty: weights must go over the network
+    # of this rank's pipeline stage; None on ranks that collect no weights
+    own: WeightMemory | None
+    # of all stages, of all ranks if it is on GPUs; empty: weights must go over the network
+    addresses: list[Address]
     why_not: str = ""
 
     @staticmethod
     def of(recipe: Recipe, trainer: Trainer) -> Offer:
-        """Collective. On CPUs, and on GPUs that the engines share, unless the recipe names how
-        weights are to travel."""
+        """Collective. On CPUs, and on GPUs that the engines share, unless the recipe says that
+        weights go over the network."""
         near = distributed.device().type == "cpu" or recipe.rollout.colocated
-        if not near or recipe.rollout.transfer_backend != "auto":
+        backend = recipe.rollout.transfer_backend
+        if not near or backend not in ("auto", "cuda_ipc"):
             return Offer(None, [])
+        gpu = cuda_ipc.uuid() if backend == "cuda_ipc" else ""
         planned = [
             (name, TensorSpec(shape, recipe.model.dtype))
-            for name, shape in trainer.exporter.planned()
+            for name, shape in trainer.exporter.planned(copies=gpu != "")
         ]
         own: WeightMemory | None = None
         mine: Address | str | None = None
         try:
             if planned:
-                own = WeightMemory.make(planned)
+                own = WeightMemory.make(planned, gpu)
                 mine = own.address
         except OSError as error:
             mine = f"a trainer rank has no memory to share: {error}"

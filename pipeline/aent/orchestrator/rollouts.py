@@ -97,9 +97,10 @@ class Rollouts:
         """Read from disk or sample; one step at a time, in order."""
         rollout, before = rollout_files.read(self.run_dir, step), self._sampled
         if rollout is None:
-            keep = self.recipe.checkpoint.every > 0  # else no step is executed again
-            anew = keep and rollout_files.begin(self.run_dir, step)
             staleness = self.recipe.rollout.max_staleness
+            keep = self.recipe.checkpoint.every > 0  # else no step is executed again ...
+            # ... but what was sampled ahead of a run that was asked to stop is sampled again
+            anew = (keep or staleness > 0) and rollout_files.begin(self.run_dir, step)
             rollout = replace(self.source.next(step, plan, staleness, before), anew=anew)
             with self.unproven:
                 if keep:

@@ -61,10 +61,12 @@ class WeightSync:
             )
 
     def _push(self, version: int) -> Batch | None:
-        """Send every weight once, and ask the engines for the probe; returns its text, to be
-        scored. None if an engine was lost meanwhile: the others need all weights again."""
+        """Send every weight once, and begin to ask the engines for the probe; returns its text, to
+        be scored at the same time. None if an engine was lost: the others need all weights again.
+        """
         # collective: every rank iterates over all weights
-        weights = self.trainer.export_stage() if self.shared else self.trainer.export()
+        copies = self.memory is not None and self.memory.address.gpu != ""
+        weights = self.trainer.export_stage(copies) if self.shared else self.trainer.export()
         if self.memory is not None:
             self.memory.begin()
         sent: list[bool | Exception] = []  # of one element on rank 0, of none elsewhere
@@ -81,13 +83,16 @@ class WeightSync:
                 if isinstance(outcome, Exception):
                     raise outcome
                 if outcome:
-                    asked.append(zero.engines.ask_probe())
+                    asked.append(zero.engines.begin_probe())
             return bool(asked)
 
         with self.phases.timeline.span("weights"):
             self.zero.meanwhile(push)
             self._go_through(weights)
-        if not self.zero.tell(f"sending weight version {version}", ask):
+        is_sent = self.zero.tell(f"sending weight version {version}", ask)
+        if self.memory is not None:
+            self.memory.leave()
+        if not is_sent:
             return None
         # log-probs of given tokens are those at temperature 1
         batch = Batch.from_samples(asked, temperature=1.0) if asked else None

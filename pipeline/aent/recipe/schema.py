@@ -159,9 +159,10 @@ class RolloutSection(Section):
     max_logprob_gap: float = mark(0.05, "warn", gt=0)
     """Largest mean train-inference mismatch: |engine log-prob - trainer log-prob| per token, nats.
     Checked every step; beyond it the run stops."""
-    transfer_backend: Literal["auto", "gloo", "nccl"] = mark("auto", "free")
+    transfer_backend: Literal["auto", "gloo", "nccl", "cuda_ipc"] = mark("auto", "free")
     """How new weights reach the engines; auto: nccl on GPUs; on CPUs memory that is shared where
-    all engines are on the trainer's machine, else gloo (docs/engines.md)."""
+    all engines are on the trainer's machine, else gloo. cuda_ipc: for placement=colocated,
+    experimental (docs/engines.md)."""
     transfer_bucket_mib: int = mark(64, "free", ge=1)
     """Size of one message of a weight transfer by network, MiB."""
     transfer_timeout_s: float = mark(120.0, "free", gt=0)

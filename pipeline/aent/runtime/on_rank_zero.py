@@ -18,7 +18,9 @@ from aent.runtime.timeline import Timeline
 
 T = TypeVar("T")
 P = TypeVar("P")
-POLL_S = 0.1  # seconds between two polls of a waiting rank; a wait is late by half of it on average
+# Seconds between two polls of a waiting rank: a share of its wait, within bounds. A short wait ends
+# soon after rank 0's work, and a long one asks rank 0's store seldom.
+FIRST_POLL_S, POLL_S, POLL_SHARE = 0.002, 0.1, 0.03
 
 
 class RankZeroFailed(RuntimeError):
@@ -74,7 +76,7 @@ class OnRankZero:
         return value
 
     def _wait(self, key: str, what: str) -> None:
-        last = time.monotonic()
+        begin = last = time.monotonic()
         while not self.store.check([key]):
             ticks = self.store.add("aent/progress", 0)
             if ticks != self._ticks:
@@ -85,7 +87,8 @@ class OnRankZero:
                     f"rank {self.rank} waited for rank 0 ({what}): no sign of progress "
                     f"for {self.deadline_s:.0f} s"
                 )
-            time.sleep(POLL_S)
+            waited_s = time.monotonic() - begin
+            time.sleep(min(POLL_S, max(FIRST_POLL_S, POLL_SHARE * waited_s)))
         error = self.store.get(key).decode()
         if error:
             raise RankZeroFailed(f"rank 0 failed ({what}): {error}")

@@ -75,9 +75,9 @@ class Exporter:
         """Whether this rank gets the tensors of its pipeline stage from ``stage``."""
         return self.layout.holds_first_copy(dist.get_rank()) and self.place.tensor == 0
 
-    def planned(self) -> list[tuple[str, tuple[int, ...]]]:
+    def planned(self, copies: bool = False) -> list[tuple[str, tuple[int, ...]]]:
         """Hugging Face names and shapes that ``stage`` yields here, in its order."""
-        if not self.collects_stage:
+        if not (copies or self.collects_stage):
             return []
         shapes = self.bridge.facts.weights
         mine = [shard for shard in self.shards if shard.stage == self.place.pipeline]
@@ -85,14 +85,16 @@ class Exporter:
         return [(name, shapes[name]) for name in names]
 
     @torch.no_grad()
-    def stage(self) -> Iterator[tuple[str, Tensor]]:
+    def stage(self, copies: bool = False) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, full tensor) of this rank's pipeline stage, on the stage's first
         rank; nothing elsewhere. All ranks of a stage must iterate to the end; stages are
-        independent. Tensors as for ``__iter__``."""
+        independent. Tensors as for ``__iter__``.
+
+        copies: on every rank, its own copy; without tensor parallelism."""
         for shard in self.shards:
             if shard.stage != self.place.pipeline:
                 continue
-            whole = self._merge(shard)
+            whole = self.parameters[shard.name].detach() if copies else self._merge(shard)
             if whole is not None:
                 names, tensors = self.bridge._weight_to_hf_format(shard.name, whole)
                 for name, tensor in zip(names, tensors):

@@ -214,11 +214,11 @@ class Trainer:
         self.gather_parameters()
         return iter(self.exporter)
 
-    def export_stage(self) -> Iterator[tuple[str, Tensor]]:
-        """``export`` of this rank's pipeline stage only, on the stage's first rank; every rank
-        iterates to the end."""
+    def export_stage(self, copies: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """``export`` of this rank's pipeline stage only, on the stage's first rank or, with
+        ``copies``, on every one (without tensor parallelism); every rank iterates to the end."""
         self.gather_parameters()
-        return self.exporter.stage()
+        return self.exporter.stage(copies)
 
     def save_pretrained(self, path: Path) -> None:
         """Write the policy as a Hugging Face folder, which appears when it is complete: each

@@ -14,7 +14,8 @@ from aent.inference.client import EngineClient
 from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import waiting
 from aent.weights.manifest import Manifest
-from aent.weights.memory import Address, ExportError, OpenedMemory, WeightMemory, offered_by
+from aent.weights.memory import ExportError, OpenedMemory, WeightMemory, offered_by
+from aent.weights.memory_layout import Address
 from aent.weights.transport import in_daemon_thread
 from aent.weights.waiting import first_failure
 

@@ -1,10 +1,14 @@
-"""Weights from the trainer's rank 0 to the engines by broadcast, one call per bucket of tensors."""
+"""Weights from the trainer's rank 0 to the engines by broadcast, in one group with all of their
+workers, one call per bucket of tensors."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from aent.inference.client import EngineClient
@@ -13,10 +17,61 @@ from aent.runtime.timeline import TRANSFER, Timeline
 from aent.weights import waiting
 from aent.weights.manifest import Checksums, Manifest, TensorSpec
 from aent.weights.memory import ExportError
-from aent.weights.transport import Transport, in_daemon_thread
+from aent.weights.transport import GlooTransport, NcclTransport, Transport, in_daemon_thread
 from aent.weights.waiting import BROKE, finished, first_failure
 
 Bucket = list[tuple[str, TensorSpec, Tensor]]  # name, description and content of each tensor
+
+
+async def join_group(
+    clients: Sequence[EngineClient],
+    sizes: Sequence[int],
+    backend: Literal["gloo", "nccl"],
+    address: str,
+    timeout_s: float,
+) -> Transport:
+    """Form a group of this process and every worker of every engine.
+
+    Args:
+        sizes: how many workers each engine has.
+        address: of this process, as the engines reach it.
+
+    Raises EngineError if an engine does not join within ``timeout_s``.
+    """
+    world = 1 + sum(sizes)
+    join: Callable[[], Transport]
+    if backend == "gloo":
+        store, where = GlooTransport.rendezvous(address, timeout_s)
+        join = partial(GlooTransport.join, store, address, world, timeout_s)
+    else:
+        unique_id, where = NcclTransport.rendezvous()
+        join = partial(NcclTransport.join, unique_id, world, torch.cuda.current_device())
+    offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
+    calls = [
+        asyncio.ensure_future(
+            client.call(
+                "POST",
+                "/init_weight_transfer_engine",
+                {"init_info": {**where, "rank_offset": offset, "world_size": world}},
+                timeout_s=timeout_s,
+            )
+        )
+        for client, offset in zip(clients, offsets)
+    ]
+    joining: asyncio.Future[Transport] = in_daemon_thread(join)
+    no_group = "no group with the engines' workers"
+    try:
+        async with asyncio.timeout(timeout_s + waiting.LAST_WORDS_S):
+            transport = await first_failure(joining, calls, no_group)
+            await asyncio.gather(*calls)
+        return transport
+    except TimeoutError:
+        raise EngineError(f"{no_group} within {timeout_s:.0f} s") from None
+    finally:
+        joining.cancel()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def send_all(

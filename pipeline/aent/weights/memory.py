@@ -9,93 +9,47 @@ which the kernel allows to processes of the same user. It is freed with the last
 open, so a killed process leaves nothing behind, and the size of /dev/shm is no limit. A random
 number at its start shows that the right file was opened.
 
+If trainer and engines share GPUs, the tensors may lie in GPU memory instead (``weights.cuda_ipc``),
+of each rank that has them, reserved for each update. The file then has only its head, and in it the
+handle of that memory; an engine's worker reads from the rank on its own GPU. This was not run.
+
 Imports only torch: both sides import this.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import json
 import mmap
 import os
 import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
+from aent.weights import cuda_ipc
 from aent.weights.manifest import Checksums, Manifest, TensorSpec, differences
+from aent.weights.memory_layout import (
+    FAULTY,
+    HANDLE,
+    HEAD_END,
+    SECRET_BYTES,
+    TEXT,
+    UPDATE,
+    WHOLE,
+    WRITTEN,
+    Address,
+    Layout,
+    Mapped,
+)
 
 POLL_S = 0.0005  # between two checks of the writers' progress
-ALIGNMENT = 64  # of tensors, bytes
-# The head, in words of 8 bytes: the random number, then which update is (being) written, how many
-# of its tensors are complete, whether the export is not as planned, the last complete update ...
-SECRET_BYTES = 32
-UPDATE, WRITTEN, FAULTY, WHOLE = range(SECRET_BYTES // 8, SECRET_BYTES // 8 + 4)
-# ... how the export differs from the plan; then the tensors' checksums, then the tensors
-TEXT, TEXT_END = 256, 4096
 
 
 class ExportError(RuntimeError):
     """A writer did not write, or wrote something other than planned."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a memory is, and its plan: names, dtypes and shapes in the export's order."""
-
-    pid: int
-    descriptor: int
-    secret: str  # hex
-    names: list[str]
-    dtypes: list[str]  # torch's names: "float32"
-    shapes: list[list[int]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Positions in a memory, bytes from its start."""
-
-    planned: list[tuple[str, TensorSpec]]
-    offsets: list[int]
-    size: int
-
-    @staticmethod
-    def of(planned: list[tuple[str, TensorSpec]]) -> Layout:
-        end, offsets = TEXT_END + 8 * len(planned), []
-        for _, spec in planned:
-            begin = -(-end // ALIGNMENT) * ALIGNMENT
-            offsets.append(begin)
-            end = begin + math.prod(spec.shape) * getattr(torch, spec.dtype).itemsize
-        return Layout(planned, offsets, end)
-
-
-@dataclass
-class _Mapped:
-    """A memory mapped into this process."""
-
-    memory: mmap.mmap
-    layout: Layout
-    words: Any = field(init=False, repr=False)  # the head and the checksums, as signed integers
-
-    def __post_init__(self) -> None:
-        end = TEXT_END + 8 * len(self.layout.planned)
-        self.words = memoryview(self.memory)[:end].cast("q")
-
-    def tensor(self, place: int) -> Tensor:
-        """The tensor at a place of the plan; it shares the memory."""
-        _, spec = self.layout.planned[place]
-        dtype = getattr(torch, spec.dtype)
-        count = math.prod(spec.shape)
-        if count == 0:
-            return torch.empty(spec.shape, dtype=dtype)
-        offset = self.layout.offsets[place]
-        flat = torch.frombuffer(self.memory, dtype=dtype, count=count, offset=offset)
-        return flat.view(spec.shape)
 
 
 @dataclass
@@ -103,17 +57,19 @@ class WeightMemory:
     """The memory of a writer."""
 
     address: Address
-    mapped: _Mapped
+    mapped: Mapped
     update: int = 0  # the newest one; all writers count alike
 
     @staticmethod
-    def make(planned: Sequence[tuple[str, TensorSpec]]) -> WeightMemory:
-        """Reserve memory for these tensors. Raises OSError if there is not enough."""
+    def make(planned: Sequence[tuple[str, TensorSpec]], gpu: str = "") -> WeightMemory:
+        """Reserve memory for these tensors; with ``gpu``, the UUID of this process's, each update
+        reserves it there. Raises OSError if there is not enough."""
         layout = Layout.of(list(planned))
+        size = layout.head if gpu else layout.size
         descriptor = os.memfd_create("aent-weights")
         try:
-            os.posix_fallocate(descriptor, 0, layout.size)
-            memory = mmap.mmap(descriptor, layout.size)
+            os.posix_fallocate(descriptor, 0, size)
+            memory = mmap.mmap(descriptor, size)
         except OSError:
             os.close(descriptor)
             raise
@@ -127,8 +83,9 @@ class WeightMemory:
             names,
             [spec.dtype for spec in specs],
             [list(spec.shape) for spec in specs],
+            gpu,
         )
-        return WeightMemory(address, _Mapped(memory, layout))
+        return WeightMemory(address, Mapped(memory, layout))
 
     def close(self) -> None:
         """Close it: no process can open it any more, and it is freed with its last reader."""
@@ -141,7 +98,17 @@ class WeightMemory:
         words = self.mapped.words
         self.update += 1
         words[WRITTEN] = words[FAULTY] = 0
+        if self.address.gpu:
+            self.mapped.buffer = cuda_ipc.reserve(self.mapped.layout.size)
+            handle = json.dumps(asdict(cuda_ipc.share(self.mapped.buffer)))
+            self.mapped.write_text(handle, HANDLE, HEAD_END)
         words[UPDATE] = self.update
+
+    def leave(self) -> None:
+        """Give up the GPU memory of the update that was begun: no engine reads it any more."""
+        if self.address.gpu:
+            self.mapped.buffer = None
+            cuda_ipc.collect()
 
     def write(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Write the tensors of the update that was begun, in the order of the plan. The iterator is
@@ -164,20 +131,21 @@ class WeightMemory:
         found = offered.manifest()
         if words[FAULTY] or place < len(planned):
             text = "; ".join(differences(dict(planned), found)) or "another order of the tensors"
-            room = TEXT_END - TEXT - 1
-            self.mapped.memory[TEXT:TEXT_END] = text.encode()[:room].ljust(room + 1, b"\0")
+            self.mapped.write_text(text, TEXT, HANDLE)
             words[FAULTY] = 1
         else:
             for i, (name, _) in enumerate(planned):
                 checksum = found[name].checksum
                 assert checksum is not None
                 unsigned = int(checksum, 16)
-                words[TEXT_END // 8 + i] = unsigned - (unsigned >> 63 << 64)
+                words[HEAD_END // 8 + i] = unsigned - (unsigned >> 63 << 64)
         words[WHOLE] = self.update
 
     def put(self, place: int, tensor: Tensor) -> None:
         """Copy a tensor to its place."""
         self.mapped.tensor(place).copy_(tensor)
+        if self.mapped.buffer is not None:
+            cuda_ipc.finish(self.mapped.buffer)
 
 
 @dataclass
@@ -185,35 +153,51 @@ class OpenedMemory:
     """Another process's memory, opened for reading."""
 
     pid: int
-    mapped: _Mapped
+    mapped: Mapped
+    device: int | None = None  # the GPU that has the tensors, as this process counts
+    _reached: int = 0  # the update whose GPU memory is open
 
     @staticmethod
-    def open(address: Address) -> OpenedMemory:
-        """Raises OSError if it cannot be opened, ValueError if it is another file: then the writer
-        is on another machine, or in a container with its own process numbers."""
+    def open(address: Address, device: int | None = None) -> OpenedMemory:
+        """``device``: if the tensors are on a GPU, its number here; without it only the head can be
+        read. Raises OSError if it cannot be opened, ValueError if it is another file: then the
+        writer is on another machine, or in a container with its own process numbers."""
         planned = [
             (name, TensorSpec(tuple(shape), dtype))
             for name, dtype, shape in zip(address.names, address.dtypes, address.shapes)
         ]
         layout = Layout.of(planned)
+        size = layout.head if address.gpu else layout.size
         path = f"/proc/{address.pid}/fd/{address.descriptor}"
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != layout.size:
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
                 raise ValueError(f"{path} is something else here than in the trainer")
             # a loader's writes stay in its own process
-            memory = mmap.mmap(descriptor, layout.size, access=mmap.ACCESS_COPY)
+            memory = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
         finally:
             os.close(descriptor)
         if bytes(memory[:SECRET_BYTES]).hex() != address.secret:
             raise ValueError(f"{path} is something else here than in the trainer")
-        return OpenedMemory(address.pid, _Mapped(memory, layout))
+        return OpenedMemory(address.pid, Mapped(memory, layout), device if address.gpu else None)
 
     def written(self, update: int) -> int:
-        """How many tensors of this update are complete."""
+        """How many tensors of this update are complete and can be read."""
         words = self.mapped.words
-        return words[WRITTEN] if words[UPDATE] == update else 0
+        if words[UPDATE] != update:
+            return 0
+        if self.device is not None and self._reached != update:
+            handle = cuda_ipc.Handle(**json.loads(self.mapped.text(HANDLE, HEAD_END)))
+            self.mapped.buffer = cuda_ipc.open_shared(handle, self.device)
+            self._reached = update
+        return words[WRITTEN]
+
+    def leave(self) -> None:
+        """Let go of the update's GPU memory, when everything has been read."""
+        if self.mapped.buffer is not None:
+            cuda_ipc.finish(self.mapped.buffer)
+            self.mapped.buffer = None
 
     def is_faulty(self, update: int) -> bool:
         """Whether the export is known to differ from the plan."""
@@ -228,9 +212,8 @@ class OpenedMemory:
         """The tensors that the writer got for a finished update. Raises ExportError if they are not
         as planned."""
         if self.mapped.words[FAULTY]:
-            text = bytes(self.mapped.memory[TEXT:TEXT_END]).partition(b"\0")[0]
-            raise ExportError(text.decode(errors="replace"))
-        checksums = self.mapped.words[TEXT_END // 8 :]
+            raise ExportError(self.mapped.text(TEXT, HANDLE))
+        checksums = self.mapped.words[HEAD_END // 8 :]
         return {
             name: TensorSpec(spec.shape, spec.dtype, f"{checksum % 2**64:016x}")
             for (name, spec), checksum in zip(self.mapped.layout.planned, checksums)
@@ -275,13 +258,20 @@ def arriving(
 
 
 def offered_by(memories: Iterable[OpenedMemory]) -> Manifest:
-    """The tensors that all writers got. Raises ExportError naming those that are not as planned."""
-    faults, found = [], []
+    """The tensors that all writers got. Raises ExportError naming those that are not as planned, or
+    of which two writers have different ones."""
+    faults: list[str] = []
+    found: Manifest = {}
     for memory in memories:
         try:
-            found.append(memory.offered())
+            offered = memory.offered()
         except ExportError as error:
             faults.append(str(error))
+            continue
+        copies = {name: spec for name, spec in offered.items() if name in found}
+        known = {name: found[name] for name in copies}
+        faults += [f"process {memory.pid}: {clause}" for clause in differences(known, copies)]
+        found |= offered
     if faults:
         raise ExportError("; ".join(faults))
-    return dict(itertools.chain.from_iterable(each.items() for each in found))
+    return found

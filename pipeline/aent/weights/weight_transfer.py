@@ -14,13 +14,11 @@ This is the sending side, on the trainer's rank 0; it does not import vLLM. Rout
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NoReturn
 
-import torch
 from torch import Tensor
 
 from aent.inference import sleep
@@ -28,13 +26,12 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION
 from aent.inference.http import EngineError
 from aent.runtime.timeline import TRANSFER, Timeline
-from aent.weights import nccl, waiting
+from aent.weights import nccl
 from aent.weights.by_memory import Memories, refusal, send_shared
-from aent.weights.by_network import send_all
+from aent.weights.by_network import join_group, send_all
 from aent.weights.manifest import Manifest, TensorSpec, differences
 from aent.weights.memory import ExportError
-from aent.weights.transport import GlooTransport, NcclTransport, Transport, in_daemon_thread
-from aent.weights.waiting import first_failure
+from aent.weights.transport import Transport
 
 FAULTS_SHOWN = 8
 
@@ -82,42 +79,16 @@ class WeightSender:
                 raise EngineError(reason)
             self.joined = [client.url for client in self.clients]
             return
-        sizes = await self._values("GET", "/get_world_size", "world_size")
-        world, timeout_s = 1 + sum(sizes), self.settings.timeout_s
-        address = self.settings.master_address
-        join: Callable[[], Transport]
-        if self.settings.backend == "gloo":
-            store, where = GlooTransport.rendezvous(address, timeout_s)
-            join = partial(GlooTransport.join, store, address, world, timeout_s)
-        else:
+        if self.settings.backend == "nccl":
             await self.check_nccl()
-            unique_id, where = NcclTransport.rendezvous()
-            join = partial(NcclTransport.join, unique_id, world, torch.cuda.current_device())
-        offsets = [1 + sum(sizes[:i]) for i in range(len(sizes))]
-        calls = [
-            asyncio.ensure_future(
-                client.call(
-                    "POST",
-                    "/init_weight_transfer_engine",
-                    {"init_info": {**where, "rank_offset": offset, "world_size": world}},
-                    timeout_s=timeout_s,
-                )
-            )
-            for client, offset in zip(self.clients, offsets)
-        ]
-        joining: asyncio.Future[Transport] = in_daemon_thread(join)
-        no_group = "no group with the engines' workers"
-        try:
-            async with asyncio.timeout(timeout_s + waiting.LAST_WORDS_S):
-                self.transport = await first_failure(joining, calls, no_group)
-                await asyncio.gather(*calls)
-        except TimeoutError:
-            raise EngineError(f"{no_group} within {timeout_s:.0f} s") from None
-        finally:
-            joining.cancel()
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+        sizes = await self._values("GET", "/get_world_size", "world_size")
+        self.transport = await join_group(
+            self.clients,
+            sizes,
+            self.settings.backend,
+            self.settings.master_address,
+            self.settings.timeout_s,
+        )
         self.joined = [client.url for client in self.clients]
 
     def disconnect(self) -> None:

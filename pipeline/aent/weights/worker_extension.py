@@ -8,7 +8,7 @@ this module and ``inference.array_route`` import vLLM.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -36,9 +36,10 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from aent.weights import nccl
+from aent.weights import cuda_ipc, nccl
 from aent.weights.manifest import Checksums
-from aent.weights.memory import Address, OpenedMemory, arriving
+from aent.weights.memory import OpenedMemory, arriving
+from aent.weights.memory_layout import Address
 from aent.weights.transport import gloo_broadcast, gloo_group
 
 
@@ -84,6 +85,14 @@ def load(engine: Any, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
             yield name, tensor
 
     engine.model.load_weights(noted())
+
+
+def on_gpu(addresses: Sequence[Address], gpu: str) -> Address:
+    """The memory on this GPU. Raises ValueError if there is none."""
+    for address in addresses:
+        if address.gpu == gpu:
+            return address
+    raise ValueError(f"no rank of the trainer has its weights on the engine's GPU, {gpu}")
 
 
 def tied_heads(model: torch.nn.Module) -> list[Any]:
@@ -150,6 +159,8 @@ class GlooEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         # its tensors arrive; a tied head gets none and would keep its old copy.
         for head in tied_heads(self.model):
             head.quant_method.process_weights_after_loading(head)
+        for memory in self.memories:
+            memory.leave()
         self.is_open = False
 
     def shutdown(self) -> None:
@@ -210,7 +221,10 @@ class WorkerExtension:
         try:
             if not isinstance(engine, GlooEngine):
                 raise ValueError("the engine's backend is not aent_gloo")
-            opened = [OpenedMemory.open(Address(**each)) for each in json.loads(addresses)]
+            found = [Address(**each) for each in json.loads(addresses)]
+            if any(address.gpu for address in found):
+                found = [on_gpu(found, cuda_ipc.uuid(engine.device))]
+            opened = [OpenedMemory.open(address, engine.device.index) for address in found]
         except (OSError, ValueError) as error:
             return [str(error)]
         engine.memories = tuple(opened)
