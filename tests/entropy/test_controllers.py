@@ -143,6 +143,12 @@ def test_wrong_settings_name_the_field(changes: dict[str, Any], names: str) -> N
         replace(BAND, **changes)
 
 
+@pytest.mark.parametrize("controller", [PI, DUAL, TARGET, LOG_PI], ids=lambda c: c.kind)
+def test_no_entropy_is_negative_and_no_target_may_be(controller: ControllerSettings) -> None:
+    with pytest.raises(ValueError, match=naming("controller.target", -0.5, 0)):
+        replace(controller, target=-0.5)
+
+
 def test_who_needs_controllers_alone_does_not_import_torch() -> None:
     """A recipe's check and a replay answer at once."""
     code = "import sys, aent.cli.main, aent.checks.recipe, aent.launch.launcher\n"

@@ -177,6 +177,8 @@ def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
             ) from None
         if not 0 <= step < MAX_STEPS:
             raise SourceError(f"{path}: line {number}: step {step} is not in [0, {MAX_STEPS})")
+        if value < 0:
+            raise SourceError(f"{path}: line {number}: entropy {value:g} is below 0")
         if step in entropy:
             raise SourceError(f"{path}: line {number}: step {step} appears twice")
         entropy[step] = value

@@ -33,7 +33,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"controller.{key} has no meaning with controller.kind={name}"
         elif not math.isfinite(value):
             yield f"controller.{key}={value} must be finite"
-        elif key != "target" and value < 0:
+        elif value < 0:
             yield f"controller.{key}={value:g} must be 0 or more"
     yield from _order(kind, values)
     yield from _ranges(name, values)
@@ -73,8 +73,8 @@ def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
         )
     if name == "log_pi":
         for key in ("target", "low"):
-            if values[key] is not None and values[key] <= 0:
-                yield f"controller.{key}={values[key]:g} must be above 0: its logarithm is the aim"
+            if values[key] == 0:
+                yield f"controller.{key}=0 must be above 0: its logarithm is the aim"
     if values["smoothing"] is not None and values["smoothing"] >= 1:
         yield f"controller.smoothing={values['smoothing']:g} must be below 1"
     for key in ("reference_steps", "anneal_steps"):
