@@ -248,8 +248,14 @@ FAULTS = [
     ),
     # ln 1000 is 6.91 nats, ln 900 6.80, ln 5 1.61
     (["controller.low=6.95", "controller.high=9"], "controller.low 6.95 6.91 1000"),
-    (["controller.low=6.85", "controller.high=9", "entropy.drop_fraction=.1"], "low 6.85 6.8 900"),
-    (["controller={kind: log_pi, initial: .1, target: 1.7}", "entropy.top_k=5"], "target 1.7 1.61"),
+    (
+        ["controller.low=6.85", "controller.high=9", "entropy.drop_fraction=.1"],
+        "controller.low 6.85 6.8 900",
+    ),
+    (
+        ["controller={kind: log_pi, initial: .1, target: 1.7}", "entropy.top_k=5"],
+        "controller.target 1.7 1.61",
+    ),
     (
         [
             "controller={kind: log_pi, initial: .1, target: 4, anneal_to: 2, anneal_steps: 9, "

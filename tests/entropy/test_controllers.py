@@ -45,7 +45,11 @@ TARGET = ControllerSettings(
 
 LOG_PI = ControllerSettings(kind="log_pi", initial=0.05, target=0.5)
 LOG_BAND = ControllerSettings(kind="log_pi", initial=0.05, low=0.3, high=0.8, ramp_steps=0)
-ALL = [ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET, LOG_PI, LOG_BAND]
+OBSERVER = ControllerSettings(kind="observer", initial=0.05, target=0.5)
+ALL = [
+    ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET, LOG_PI, LOG_BAND,
+    OBSERVER,
+]  # fmt: skip
 
 
 def run(
@@ -155,7 +159,7 @@ def test_wrong_settings_name_the_field(changes: dict[str, Any], names: str) -> N
         replace(BAND, **changes)
 
 
-@pytest.mark.parametrize("controller", [PI, DUAL, TARGET, LOG_PI], ids=lambda c: c.kind)
+@pytest.mark.parametrize("controller", [PI, DUAL, TARGET, LOG_PI, OBSERVER], ids=lambda c: c.kind)
 def test_no_entropy_is_negative_and_no_target_may_be(controller: ControllerSettings) -> None:
     with pytest.raises(ValueError, match=naming("controller.target", -0.5, 0)):
         replace(controller, target=-0.5)

@@ -8,7 +8,8 @@ from typing import Any
 
 from aent.entropy.controllers.kinds import KINDS, Kind
 
-LOGARITHMIC = ("dual", "log_pi")  # kinds that move the logarithm of the coefficient
+LOGARITHMIC = ("dual", "log_pi", "observer")  # kinds that take the coefficient's logarithm
+MAX_LAG = 1000  # steps
 MEASURES = ("full", "clamped")
 
 
@@ -68,10 +69,10 @@ def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
 def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
     if name in LOGARITHMIC and values["min"] == 0:
         yield (
-            f"controller.min=0 must be above 0 with controller.kind={name}, which moves its "
+            f"controller.min=0 must be above 0 with controller.kind={name}, which takes its "
             f"logarithm"
         )
-    if name == "log_pi":
+    if name in ("log_pi", "observer"):
         for key in ("target", "low"):
             if values[key] == 0:
                 yield f"controller.{key}=0 must be above 0: its logarithm is the aim"
@@ -80,8 +81,11 @@ def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
     for key in ("reference_steps", "anneal_steps"):
         if values[key] == 0:
             yield f"controller.{key}=0 must be 1 or more"
-    if values["anneal_to"] == 0:
-        yield "controller.anneal_to=0 must be above 0"
+    for key in ("anneal_to", "response"):
+        if values[key] == 0:
+            yield f"controller.{key}=0 must be above 0"
+    if values["lag_steps"] is not None and values["lag_steps"] > MAX_LAG:
+        yield f"controller.lag_steps={values['lag_steps']:g} must be at most {MAX_LAG}"
     measure = values["measure"]
     if measure not in (None, *MEASURES):
         yield f"controller.measure is {measure!r}, but must be one of {', '.join(MEASURES)}"
