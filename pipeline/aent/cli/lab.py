@@ -189,11 +189,9 @@ def bandit(
     from aent.lab.bandit import Arm, vocabulary
 
     tokens = vocabulary()
-    faults = (
-        []
-        if 0 < learning_rate < math.inf
-        else [f"--learning-rate={learning_rate:g} must be above 0"]
-    )
+    faults = []
+    if not 0 < learning_rate < math.inf:
+        faults.append(f"--learning-rate={learning_rate:g} must be above 0")
     if not 0 < target < math.log(tokens):
         most = f"{math.log(tokens):.3g} nats, ln({tokens})"
         faults.append(f"--target={target:g} must be above 0 and below {most}")
