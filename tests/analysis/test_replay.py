@@ -165,6 +165,7 @@ def test_steps_that_are_not_in_the_csv_are_missing_measurements(tmp_path):
         ("step,entropy\n0,1\n0,2\n", "line 3 step 0"),
         ("step,entropy\n0,1\n-1,2\n", "line 3 step -1"),
         ("step,entropy\n0,much\n", "line 2 0,much"),
+        ("step,entropy\n0,1\n1,-0.5\n", "line 3 -0.5"),
         ("step,entropy\n", "entropy"),
     ],
 )

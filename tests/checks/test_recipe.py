@@ -246,6 +246,23 @@ FAULTS = [
         ],
         "entropy_controls[0] difficulty_coefficient controller.drives advantage_zeta",
     ),
+    # ln 1000 is 6.91 nats, ln 900 6.80, ln 5 1.61
+    (["controller.low=6.95", "controller.high=9"], "controller.low 6.95 6.91 1000"),
+    (
+        ["controller.low=6.85", "controller.high=9", "entropy.drop_fraction=.1"],
+        "controller.low 6.85 6.8 900",
+    ),
+    (
+        ["controller={kind: log_pi, initial: .1, target: 1.7}", "entropy.top_k=5"],
+        "controller.target 1.7 1.61",
+    ),
+    (
+        [
+            "controller={kind: log_pi, initial: .1, target: 4, anneal_to: 2, anneal_steps: 9, "
+            "measure: full}"
+        ],
+        "controller.target 4 controller.anneal_to 2 6.91",
+    ),
     (["entropy_controls=[{kind: clip_cov}, {kind: clip_cov}]"], "entropy_controls[1] clip_cov"),
     (["entropy_controls=[{kind: clip_cov, low: 5}]"], "entropy_controls[0] clip_cov low 5 high"),
     (["entropy_controls=[{kind: clip_cov, low: 0, exact: true}]"], "clip_cov exact low high"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from aent.cli.main import app
 from aent.compare.arms import plan
-from aent.recipe.load import RecipeError, dump
+from aent.recipe.load import RecipeError, dump, flatten, load
 from aent.slurm import prepare
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE, Status
@@ -29,6 +30,35 @@ def test_all_arms_come_with_a_seed_before_the_next_seed(tmp_path):
     assert runs[3].run_dir == tmp_path / "out" / "held-seed1"
     assert {run.recipe.resume for run in runs} == {"auto"}
     assert list(tmp_path.glob("out")) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "arms", "differ"),
+    [
+        ("sets", "none constant full drop33 top8", {"name", "entropy", "controller"}),
+        ("drives", "none bonus upper-clip zeta share", {"name", "controller"}),
+    ],
+)
+def test_the_recipes_of_both_comparisons_can_start(
+    family: str, arms: str, differ: set[str], tmp_path: Path
+) -> None:
+    """Six seeds of five arms, which differ in what is compared and in nothing else."""
+    sources = sorted((Path(__file__).parents[2] / "recipes/compare").glob(f"{family}-*.yaml"))
+    out = tmp_path / "out"
+    command = ["compare", *map(str, sources), "--seeds", "6", "--out", str(out), "--dry-run"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    planned = [line for line in done.stdout.splitlines() if ": " in line]
+    assert sorted(planned) == sorted(
+        f"{arm}, seed {seed}: {out / f'{arm}-seed{seed}'}"
+        for arm in arms.split()
+        for seed in range(6)
+    )
+    flat = [flatten(load(source)) for source in sources]
+    changed = {key for one in flat for key in one.keys() | flat[0].keys()
+               if one.get(key) != flat[0].get(key)}  # fmt: skip
+    assert {key.partition(".")[0] for key in changed} == differ
+    assert not out.exists()
 
 
 def test_a_run_is_finished_when_its_journal_says_so(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from aent.checkpoint import rollout_files
 from aent.runtime.signals import CHECKPOINTED
+from aent.tracking import journal
 from e2e.compare import assert_same_run
 from e2e.jobs import Job
 from processes import assert_gone
@@ -184,11 +185,15 @@ def test_a_change_that_would_corrupt_the_run_is_refused(start, parts):
 
 def test_a_run_goes_on_beyond_its_end_by_another_layout(start, shared_engine, parts):
     run_dir = parts[1].run_dir
-    longer = (f"steps={STEPS + 1}", "trainer.pipeline_parallel=1")
+    constant = "controller={kind: constant, initial: 0.07, drives: gradient_share}"
+    longer = (f"steps={STEPS + 1}", "trainer.pipeline_parallel=1", constant)
     job = start(run_dir.parent, *RUN[1:], *shared_engine, "--resume", *longer)
     assert job.wait() == 0, job.text
     assert re.search(rf"\bsteps\b.*\b{STEPS}\b.*\b{STEPS + 1}\b", job.text)
     assert "random" in job.text  # streams, which start again with another layout
     assert f"step {STEPS + 1}/{STEPS + 1}" in job.text
+    points = journal.read(run_dir / "journal.jsonl")
+    used = [p.value for p in points if (p.key, p.step) == ("controller/coefficient", STEPS)]
+    assert used == [0.07]
     assert (run_dir / "policy").is_dir()
     assert (run_dir / f"policy-step_{STEPS:06d}").is_dir()

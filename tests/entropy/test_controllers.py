@@ -20,6 +20,7 @@ from aent.entropy.controllers import (
     ControllerState,
     describe,
     initial_state,
+    resumed,
     update,
 )
 from wording import naming
@@ -44,7 +45,11 @@ TARGET = ControllerSettings(
 
 LOG_PI = ControllerSettings(kind="log_pi", initial=0.05, target=0.5)
 LOG_BAND = ControllerSettings(kind="log_pi", initial=0.05, low=0.3, high=0.8, ramp_steps=0)
-ALL = [ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET, LOG_PI, LOG_BAND]
+OBSERVER = ControllerSettings(kind="observer", initial=0.05, target=0.5)
+ALL = [
+    ControllerSettings("constant", 0.01), BAND, AUTOMATIC, PI, DUAL, TARGET, LOG_PI, LOG_BAND,
+    OBSERVER,
+]  # fmt: skip
 
 
 def run(
@@ -55,6 +60,17 @@ def run(
         state, report = update(controller, state, entropy)
         reports.append(report)
     return reports, state
+
+
+def run_from(
+    state: ControllerState, controller: ControllerSettings, entropies: list[float]
+) -> list[float]:
+    """The coefficients of the steps from this state on."""
+    used = []
+    for entropy in entropies:
+        used.append(state.coefficient)
+        state, _ = update(controller, state, entropy)
+    return used
 
 
 def test_band_follows_the_formula() -> None:
@@ -141,6 +157,12 @@ def test_constant_stays() -> None:
 def test_wrong_settings_name_the_field(changes: dict[str, Any], names: str) -> None:
     with pytest.raises(ValueError, match=naming(*names.split())):
         replace(BAND, **changes)
+
+
+@pytest.mark.parametrize("controller", [PI, DUAL, TARGET, LOG_PI, OBSERVER], ids=lambda c: c.kind)
+def test_no_entropy_is_negative_and_no_target_may_be(controller: ControllerSettings) -> None:
+    with pytest.raises(ValueError, match=naming("controller.target", -0.5, 0)):
+        replace(controller, target=-0.5)
 
 
 def test_who_needs_controllers_alone_does_not_import_torch() -> None:
@@ -256,6 +278,26 @@ def test_the_box_is_never_left(
         assert low <= report.next_coefficient <= high
         assert report.move == report.next_coefficient - report.coefficient
         assert (report.steps_at_bound > 0) == (report.at_bound != "")
+
+
+def test_another_constant_and_another_box_apply_from_the_resume_on() -> None:
+    saved = ControllerState(0.3, 7, "high", 2, {"log_entropy": -1.0})
+    constant = resumed(ControllerSettings("constant", 0.01), saved)
+    assert constant == replace(saved, coefficient=0.01)
+    assert run_from(constant, ControllerSettings("constant", 0.01), [0.4, 0.4]) == [0.01, 0.01]
+    assert resumed(BAND, saved).coefficient == BAND.max
+    assert resumed(replace(LOG_PI, min=0.4, initial=0.5), saved).coefficient == 0.4
+    assert resumed(LOG_PI, saved) == saved
+    applied = ControllerState(0.0, 7, memory={"stepped": 0.004})  # above its target
+    assert resumed(replace(TARGET, min=0.001, initial=0.001), applied) == applied
+
+
+@pytest.mark.parametrize("settings", [PI, TARGET], ids=lambda s: s.kind)
+def test_a_kind_begins_with_the_coefficient_of_the_kind_before_it(
+    settings: ControllerSettings,
+) -> None:
+    state, _ = update(settings, ControllerState(0.003, 7), 0.4999999)
+    assert state.coefficient == pytest.approx(0.003, abs=0.0011)
 
 
 def test_a_state_that_was_saved_before_there_were_logarithmic_kinds_is_read() -> None:

@@ -77,19 +77,41 @@ def test_a_run_is_kept_and_not_repeated(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("arm", ["half", "1.5", "top_k=0", "full@x", "none@.1", "full@-1"])
+@pytest.mark.parametrize(
+    "arm", ["half", "1.5", "top_k=0", "top_k=49153", "full@x", "full@", "none@.1", "full@-1"]
+)
 def test_an_arm_that_is_none_is_refused(arm: str, tmp_path: Path) -> None:
     done = aent("--arms", f"full,{arm}")
     assert done.exit_code == 2
     assert_names(done.output, "--arms", arm)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+@pytest.mark.parametrize(
+    ("option", "value"), [("target", 10.9), ("target", 0), ("learning-rate", 0)]
+)
+def test_a_number_out_of_range_is_refused(option: str, value: float) -> None:
+    """ln 49,152 is 10.8 nats."""
+    done = aent(f"--{option}", value)
+    assert done.exit_code == 2
+    assert_names(done.output, f"--{option}", f"{value:g}")
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "a,b\n1,2", "no table"])
+def test_a_file_of_something_else_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text)
     done = aent("--csv", tmp_path / "x.csv")
     assert done.exit_code == 2
     assert_names(done.output, "--csv", tmp_path / "x.csv")
-    assert (tmp_path / "x.csv").read_text() == "a,b\n1,2\n"
+    assert (tmp_path / "x.csv").read_text() == text
+
+
+def test_a_line_that_is_no_step_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    bandit_report.append(path, "full", 0, SETTINGS, of_score(0.5))
+    path.write_text(path.read_text() + "full,1,1.0,0.0001,two\n")
+    done = aent("--csv", path)
+    assert done.exit_code == 2
+    assert_names(done.output, "--csv", path, "line 4")
 
 
 def of_score(value: float) -> list[Step]:

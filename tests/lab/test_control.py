@@ -160,6 +160,8 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         (["dual", "target=.5"], "controller.step_size"),
         (["log_pi", "target=.5", "drives=upper_clip"], "controller.drives"),
         (["log_pi", "target=.5", "drives=gradient_share"], "controller.max"),
+        (["log_pi", "target=4.7"], "controller.target"),  # ln 100 is 4.61
+        (["band", "low=5", "high=6", "step_size=.1", "min=0", "max=1"], "controller.low"),
         (["log_pi", "target=.5", "--learning-rate", "nan"], "--learning-rate"),
         (["log_pi", "target=.5", "--learning-rate", 0], "--learning-rate"),
         (["log_pi", "target=.5", "--steps", 19], "steps"),

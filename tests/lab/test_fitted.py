@@ -139,6 +139,7 @@ def test_refusals(tmp_path: Path) -> None:
     for options, named in (
         (["--run", str(run)], "coefficient"),
         (["--run", str(tmp_path / "none")], str(tmp_path / "none")),
+        (["--run", str(run / "journal.jsonl")], "--run"),  # a CSV too has no coefficients
         (["--run", str(run), "--learning-rate", "1e-3"], "--learning-rate"),
     ):
         done = CliRunner().invoke(app, ["lab", "control", "log_pi", "target=.5", *options])

@@ -44,6 +44,30 @@ def driven(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def unreachable(recipe: Recipe, vocabulary: int) -> Iterator[str]:
+    """A target or lower end above every entropy that the controller can measure over this many
+    tokens: the coefficient would end at its maximum and stay there."""
+    controller = recipe.controller
+    aim = "low" if controller.target is None else "target"
+    value = getattr(controller, aim)
+    if controller.kind not in controllers.KINDS or value is None:
+        return
+    tokens, which = vocabulary, "of the vocabulary"
+    if recipe.measured == "clamped_entropy":
+        which = "of the clamped set"
+        tokens -= int(vocabulary * (recipe.entropy.drop_fraction or 0))
+        tokens = min(tokens, recipe.entropy.top_k or tokens)
+    words = f"controller.{aim}={value:g}"
+    if controller.anneal_to is not None and controller.anneal_to > 1:
+        value *= controller.anneal_to
+        words += f" x controller.anneal_to={controller.anneal_to:g}"
+    if value >= math.log(tokens):
+        yield (
+            f"{words} must be below {math.log(tokens):.3g} nats: the entropy over the {tokens} "
+            f"tokens {which} is never more"
+        )
+
+
 def _below(control: Any, _: Recipe) -> str:
     if control.low < control.high:
         return ""

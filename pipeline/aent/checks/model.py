@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from aent.checks import controls as check_controls
 from aent.layout.parallel import ParallelLayout
 from aent.models import chat, weight_files
 from aent.models.attention import attention_faults
@@ -27,6 +28,7 @@ def faults(recipe: Recipe, *, machine: bool = True) -> list[str]:
     except ModelError as error:
         return [f"{field}: {fault}" for fault in error.faults]
     found = [*_layout(recipe, facts), *_lengths(recipe, facts)]
+    found += check_controls.unreachable(recipe, facts.vocab)
     found += [f"{field}: {fault}" for fault in _not_served(facts)]
     found += attention_faults(recipe, facts, machine=machine)
     return found + (_folder(recipe, facts) if machine else [])

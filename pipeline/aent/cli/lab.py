@@ -90,12 +90,17 @@ def control(
 
     Example: aent lab control log_pi target=0.5 --seeds 4
     """
-    from aent.checks.controls import driven
+    from aent.checks.controls import driven, unreachable
     from aent.entropy.controllers import ControllerSettings, faults
     from aent.recipe.load import RecipeError, resolve
 
     named = [f"controller.{field}" for field in fields or []]
-    nothing = {"name": "lab", "model": {}, "controller": {"kind": kind, "initial": 0.1}}
+    nothing = {
+        "name": "lab",
+        "model": {},
+        "controller": {"kind": kind, "initial": 0.1},
+        "entropy": {"measure": "full"},
+    }
     try:
         recipe = resolve(nothing, "KIND", named)
     except RecipeError as error:
@@ -116,8 +121,11 @@ def control(
         refuse(["--learning-rate has no effect with --run, which fits a model to that run"])
     refuse_unwritable(csv, plot)
     from aent.lab import control as experiment
+    from aent.lab.plant import vocabulary
 
     if run is None:
+        if found := list(unreachable(recipe, vocabulary())):
+            refuse(found)
         plant = experiment.learning_plant(learning_rate)
     else:
         plant = _fitted(run, values["drives"])
@@ -135,6 +143,8 @@ def _fitted(source: str, drives: str) -> Plant:
     from aent.recipe.load import RecipeError
     from aent.tracking import recorded
 
+    if Path(source).is_file():
+        refuse([f"--run: {source} is a file; a run's folder or MLflow id has the coefficients"])
     try:
         found = recorded.read(source)
         if found.controller.drives != drives:
@@ -176,32 +186,41 @@ def bandit(
     from rich.progress import track
 
     from aent.lab import bandit_report as report
-    from aent.lab.bandit import Arm
+    from aent.lab.bandit import Arm, vocabulary
 
-    faults = [
-        f"--{name}={value:g} must be above 0"
-        for name, value in (("target", target), ("learning-rate", learning_rate))
-        if not 0 < value < math.inf
-    ]
+    tokens = vocabulary()
+    faults = []
+    if not 0 < learning_rate < math.inf:
+        faults.append(f"--learning-rate={learning_rate:g} must be above 0")
+    if not 0 < target < math.log(tokens):
+        most = f"{math.log(tokens):.3g} nats, ln({tokens})"
+        faults.append(f"--target={target:g} must be above 0 and below {most}")
     try:
         chosen = [Arm.parse(text) for text in dict.fromkeys(arms.split(","))]
     except ValueError as error:
         refuse([f"--arms: {error}", *faults])
+    for arm in chosen:
+        if arm.top_k is not None and arm.top_k > tokens:
+            faults.append(
+                f"--arms: {arm.name} keeps more than the {tokens} tokens of the vocabulary"
+            )
     if faults:
         refuse(faults)
-    refuse_unwritable(plot, csv if csv is not None and not csv.exists() else None)
+    refuse_unwritable(plot, csv)
     settings = report.Settings(steps, target, learning_rate)
     range_of_seeds, console = range(first_seed, first_seed + seeds), Console(stderr=True)
     try:
-        runs = report.run(
-            chosen,
-            range_of_seeds,
-            settings,
-            csv,
-            lambda steps, words: track(steps, description=words, console=console),
-        )
+        known = report.read(csv) if csv is not None else {}
     except (ValueError, OSError) as error:
         refuse([f"--csv: {error}"])
+    runs = report.run(
+        chosen,
+        range_of_seeds,
+        settings,
+        known,
+        csv,
+        lambda steps, words: track(steps, description=words, console=console),
+    )
     print(f"{steps} steps, learning rate {learning_rate:g}, entropy held at {target:g} nats\n")
     print(report.table(chosen, range_of_seeds, runs))
     if len(chosen) > 1:

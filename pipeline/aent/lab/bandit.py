@@ -20,6 +20,7 @@ from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.entropy.statistics import token_statistics
 from aent.models import model_source
+from aent.models.facts import model_facts
 from aent.recipe.schema import ModelSection
 
 MODEL = "smollm2-135m-instruct"
@@ -29,6 +30,11 @@ WIDTH = 256  # of the adapter
 EVALUATE_EVERY = 25  # steps
 TAIL = 1000  # likeliest tokens; all others are the tail
 FIRST = 0.02  # coefficient
+
+
+def vocabulary() -> int:
+    """Number of tokens of the policy."""
+    return model_facts(ModelSection(bundled=MODEL)).vocab
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,9 @@ class Arm:
     def parse(text: str) -> Arm:
         """Parse ``none``, ``full``, a dropped fraction (0.33) or ``top_k=K``; with ``@X`` the
         coefficient is X throughout. Raises ValueError naming the arm."""
-        paid, _, constant = text.partition("@")
+        paid, at, constant = text.partition("@")
         try:
-            value = float(constant) if constant else None
+            value = float(constant) if at else None
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError
             if paid == "none" and value is None:

@@ -27,6 +27,7 @@ COLUMNS = (
 )
 
 Runs = dict[tuple[str, int], list[Step]]  # by arm and seed
+Known = dict[tuple[str, int, "Settings"], list[Step]]
 Outcome = Callable[[Sequence[Step]], float]
 
 
@@ -43,15 +44,13 @@ def run(
     arms: Sequence[Arm],
     seeds: range,
     settings: Settings,
+    known: Known,
     path: Path | None,
     progress: Callable[[range, str], Iterable[int]],
 ) -> Runs:
-    """Run every arm with every seed. Runs that ``path`` (CSV) already has are read; the others are
-    appended to it one by one. It goes seed by seed, so that an unfinished file has paired runs.
-
-    Raises ValueError if the file is not one of this command's.
-    """
-    known = read(path) if path is not None else {}
+    """Run every arm with every seed, except the ``known`` runs, which ``path`` has (``read``). The
+    others are appended to it one by one. It goes seed by seed, so that an unfinished file has
+    paired runs."""
     runs = {}
     for seed in seeds:
         for arm in arms:
@@ -67,8 +66,9 @@ def run(
                 )
                 if path is not None:
                     append(path, arm.name, seed, settings, one)
-                known[key] = one
-            runs[arm.name, seed] = known[key]
+                runs[arm.name, seed] = one
+            else:
+                runs[arm.name, seed] = known[key]
     return runs
 
 
@@ -89,25 +89,29 @@ def _values(scores: Scores | None) -> list[float | str]:
     return [""] * len(SCORES) if scores is None else [getattr(scores, n) for n in SCORES]
 
 
-def read(path: Path) -> dict[tuple[str, int, Settings], list[Step]]:
+def read(path: Path) -> Known:
     """The complete runs of a file; a run cut short by a kill is removed.
 
-    Raises ValueError if the file has other columns.
+    Raises ValueError if the file has other columns, or a line with something else than numbers.
     """
     if not path.exists() or path.stat().st_size == 0:
         return {}
+    with path.open(newline="") as file:
+        if tuple(csv.DictReader(file).fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path} is not a file of aent lab bandit: it has other columns")
     drop_torn_line(path)
     with path.open(newline="") as file:
         table = csv.DictReader(file)
-        if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} is not a file of aent lab bandit: it has other columns")
-        found: dict[tuple[str, int, Settings], list[Step]] = {}
+        found: Known = {}
         for row in table:
-            settings = Settings(
-                int(row["steps"]), float(row["target"]), float(row["learning_rate"])
-            )
-            steps = found.setdefault((row["arm"], int(row["seed"]), settings), [])
-            steps.append(_step(row))
+            try:
+                settings = Settings(
+                    int(row["steps"]), float(row["target"]), float(row["learning_rate"])
+                )
+                key = row["arm"], int(row["seed"]), settings
+                found.setdefault(key, []).append(_step(row))
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}: line {table.line_num} is not a step of a run") from None
     whole = {key: steps for key, steps in found.items() if len(steps) == key[2].steps}
     if len(whole) < len(found):
         unfinished = path.with_name(f".{path.name}")

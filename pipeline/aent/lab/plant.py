@@ -26,6 +26,7 @@ from aent.data.question import Question
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
 from aent.models import chat, model_source
+from aent.models.facts import model_facts
 from aent.models.tokenizer import Tokenizer
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
@@ -34,6 +35,11 @@ from aent.tasks import choice, verifiers
 
 PLANT = "recipes/compare/sets-none.yaml"
 PAST = 0.9  # weight of the past in the averages of the gradients' norms, as in a run
+
+
+def vocabulary() -> int:
+    """Number of tokens of the policy."""
+    return model_facts(load(data_path(PLANT)).model).vocab
 
 
 @dataclass(frozen=True)

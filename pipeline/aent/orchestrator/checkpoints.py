@@ -61,9 +61,8 @@ class Checkpoints:
             fresh_from = self.zero.tell(
                 "reading what was recorded", lambda zero: zero.resume(saved, same_layout)
             )
-        return Start(
-            saved.step, saved.controller, saved.controls, True, fresh_from, saved.logprob_gap
-        )
+        controller = controllers.resumed(settings, saved.controller)
+        return Start(saved.step, controller, saved.controls, True, fresh_from, saved.logprob_gap)
 
     def save(
         self, step: int, controller: ControllerState, memory: Memory, gap: float | None

@@ -68,7 +68,14 @@ class ControllerSection(Section):
 
     RESUME: ClassVar[Resume] = "warn"
     kind: Literal[
-        "constant", "band", "automatic_band", "proportional_integral", "dual", "target", "log_pi"
+        "constant",
+        "band",
+        "automatic_band",
+        "proportional_integral",
+        "dual",
+        "target",
+        "log_pi",
+        "observer",
     ] = "constant"
     """Rule that moves the coefficient once per step."""
     initial: float = Field(ge=0)
@@ -81,9 +88,9 @@ class ControllerSection(Section):
     """What the coefficient scales: the entropy bonus; the upper clip, multiplied by 1 +
     coefficient; REPO-R's zeta on advantages; the bonus's share of the gradient of the logits."""
     low: float | None = None
-    """band, log_pi: lower end of the band, nats."""
+    """band, log_pi, observer: lower end of the band, nats."""
     high: float | None = None
-    """band, log_pi: upper end of the band, nats."""
+    """band, log_pi, observer: upper end of the band, nats."""
     low_fraction: float | None = Field(None, ge=0)
     """automatic_band: lower end, as a share of the reference entropy."""
     high_fraction: float | None = Field(None, ge=0)
@@ -91,23 +98,30 @@ class ControllerSection(Section):
     reference_steps: int | None = Field(None, ge=1)
     """automatic_band: the reference is the mean entropy of this many first steps."""
     target: float | None = None
-    """proportional_integral, dual, target, log_pi: target entropy, nats."""
+    """proportional_integral, dual, target, log_pi, observer: target entropy, nats."""
     step_size: float | None = Field(None, ge=0)
     """band: per step and nat outside the band; dual: of the coefficient's logarithm; target: per
     step."""
     proportional_gain: float | None = Field(None, ge=0)
-    """proportional_integral: coefficient per nat; log_pi: in logarithms of both, default 1.5."""
+    """proportional_integral: coefficient per nat; log_pi: in logarithms of both, default 1.5;
+    observer: share of the neutral coefficient per unit of ln H, default 5."""
     integral_gain: float | None = Field(None, ge=0)
-    """The same per step; log_pi: default 0.05."""
+    """The same per step; log_pi: default 0.05; observer: of ln of the neutral coefficient per unit
+    of surprise, default 0.1."""
     ramp_steps: float | None = Field(None, ge=0)
-    """log_pi: time constant, in steps, with which the reference goes from the first entropy to the
-    target; default 20; 0: at once."""
+    """log_pi, observer: time constant, in steps, with which the reference goes from the first
+    entropy to the target; default 20; 0: at once."""
     smoothing: float | None = Field(None, ge=0, lt=1)
-    """log_pi: weight of the past in the moving average of the log-entropy; default 0.3."""
+    """log_pi: weight of the past in the moving average of the log-entropy, default 0.3; observer:
+    weight of the model's prediction, default 0.55."""
+    response: float | None = Field(None, gt=0)
+    """observer: by how much ln H moves in a step at twice the neutral coefficient; default 0.08."""
+    lag_steps: float | None = Field(None, ge=0, le=1000)
+    """observer: time constant, in steps, with which a coefficient acts; default 3."""
     min: float | None = Field(None, ge=0)
-    """Smallest coefficient; log_pi: default 0.001."""
+    """Smallest coefficient; log_pi, observer: default 0.001."""
     max: float | None = Field(None, ge=0)
-    """Largest coefficient; log_pi: default 1."""
+    """Largest coefficient; log_pi, observer: default 1."""
     warmup_steps: int = Field(0, ge=0)
     """Steps before the first update that may move the coefficient."""
     anneal_to: float | None = Field(None, gt=0)

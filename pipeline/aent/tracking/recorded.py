@@ -21,6 +21,7 @@ from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 
 MAX_STEPS = 10_000_000  # a larger step number is a mistake
+ROUNDING = 1e-6  # nats: by so much a computed entropy may be below 0
 Series = dict[int, float]  # value by step
 
 
@@ -177,6 +178,8 @@ def _checked(path: Path, rows: Iterable[dict[str, str]]) -> Series:
             ) from None
         if not 0 <= step < MAX_STEPS:
             raise SourceError(f"{path}: line {number}: step {step} is not in [0, {MAX_STEPS})")
+        if value < -ROUNDING:
+            raise SourceError(f"{path}: line {number}: entropy {value:g} is below 0")
         if step in entropy:
             raise SourceError(f"{path}: line {number}: step {step} appears twice")
         entropy[step] = value

@@ -13,7 +13,7 @@ lies outside the aim. A new kind is one entry of ``KINDS``. Nothing here reads o
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from aent.entropy.controllers.aims import annealing, with_reference
 from aent.entropy.controllers.checks import faults
@@ -41,6 +41,7 @@ __all__ = [
     "faults",
     "held_interval",
     "initial_state",
+    "resumed",
     "update",
 ]  # fmt: skip
 
@@ -48,6 +49,18 @@ __all__ = [
 def initial_state(settings: ControllerSettings) -> ControllerState:
     """Return the state before step 0."""
     return ControllerState(coefficient=settings.initial)
+
+
+def resumed(settings: ControllerSettings, saved: ControllerState) -> ControllerState:
+    """The saved state under settings that may have changed since: another constant applies at once,
+    and so does another box."""
+    coefficient = saved.coefficient
+    if settings.kind == "constant":
+        coefficient = settings.initial
+    elif settings.min is not None and settings.max is not None:
+        least = 0.0 if settings.kind == "target" else settings.min  # it applies 0 above its target
+        coefficient = min(max(coefficient, least), settings.max)
+    return replace(saved, coefficient=coefficient)
 
 
 def update(

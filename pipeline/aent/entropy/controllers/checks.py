@@ -8,7 +8,8 @@ from typing import Any
 
 from aent.entropy.controllers.kinds import KINDS, Kind
 
-LOGARITHMIC = ("dual", "log_pi")  # kinds that move the logarithm of the coefficient
+LOGARITHMIC = ("dual", "log_pi", "observer")  # kinds that take the coefficient's logarithm
+MAX_LAG = 1000  # steps
 MEASURES = ("full", "clamped")
 
 
@@ -33,7 +34,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"controller.{key} has no meaning with controller.kind={name}"
         elif not math.isfinite(value):
             yield f"controller.{key}={value} must be finite"
-        elif key != "target" and value < 0:
+        elif value < 0:
             yield f"controller.{key}={value:g} must be 0 or more"
     yield from _order(kind, values)
     yield from _ranges(name, values)
@@ -68,20 +69,23 @@ def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
 def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
     if name in LOGARITHMIC and values["min"] == 0:
         yield (
-            f"controller.min=0 must be above 0 with controller.kind={name}, which moves its "
+            f"controller.min=0 must be above 0 with controller.kind={name}, which takes its "
             f"logarithm"
         )
-    if name == "log_pi":
+    if name in ("log_pi", "observer"):
         for key in ("target", "low"):
-            if values[key] is not None and values[key] <= 0:
-                yield f"controller.{key}={values[key]:g} must be above 0: its logarithm is the aim"
+            if values[key] == 0:
+                yield f"controller.{key}=0 must be above 0: its logarithm is the aim"
     if values["smoothing"] is not None and values["smoothing"] >= 1:
         yield f"controller.smoothing={values['smoothing']:g} must be below 1"
     for key in ("reference_steps", "anneal_steps"):
         if values[key] == 0:
             yield f"controller.{key}=0 must be 1 or more"
-    if values["anneal_to"] == 0:
-        yield "controller.anneal_to=0 must be above 0"
+    for key in ("anneal_to", "response"):
+        if values[key] == 0:
+            yield f"controller.{key}=0 must be above 0"
+    if values["lag_steps"] is not None and values["lag_steps"] > MAX_LAG:
+        yield f"controller.lag_steps={values['lag_steps']:g} must be at most {MAX_LAG}"
     measure = values["measure"]
     if measure not in (None, *MEASURES):
         yield f"controller.measure is {measure!r}, but must be one of {', '.join(MEASURES)}"

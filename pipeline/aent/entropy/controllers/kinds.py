@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from aent.entropy.controllers import aims, laws
+from aent.entropy.controllers import aims, laws, observer
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,27 @@ KINDS: dict[str, Kind] = {
             "proportional_gain": 1.5,
             "integral_gain": 0.05,
             "smoothing": 0.3,
+            "min": 1e-3,
+            "max": 1.0,
+        },
+        either=(("target",), ("low", "high")),
+        waits=False,
+    ),
+    "observer": Kind(
+        aims.approach,
+        observer.observe,
+        (),
+        "to the value that a model (ln(entropy) moves by {response:g} in a step at twice the "
+        "neutral coefficient, with a lag of {lag_steps:g} steps) needs for ln({aim} nats), which "
+        "is approached from the first entropy in {ramp_steps:g} steps; gains {proportional_gain:g} "
+        "and {integral_gain:g}, weight {smoothing:g} on the model's prediction",
+        defaults={
+            "ramp_steps": 20.0,
+            "proportional_gain": 5.0,
+            "integral_gain": 0.1,
+            "smoothing": 0.55,
+            "response": 0.08,
+            "lag_steps": 3.0,
             "min": 1e-3,
             "max": 1.0,
         },

@@ -38,14 +38,14 @@ def step_by_error(
 def proportional_integral(
     settings: SettingValues, state: ControllerState, measured: Measured
 ) -> tuple[float, ControllerMemory]:
-    """PI control. The integral starts at ``initial``, has the coefficient's units, and stays within
+    """PI control. The integral starts at the coefficient, has its units, and stays within
     [min, max] itself (anti-windup by clamping), so it leaves a bound with the first error of the
     other sign.
     """
     assert settings.proportional_gain is not None
     assert settings.integral_gain is not None
     error = measured.error
-    integral = state.memory.get("integral", settings.initial)
+    integral = state.memory.get("integral", state.coefficient)
     integral = in_box(settings, integral - settings.integral_gain * error)
     coefficient = in_box(settings, integral - settings.proportional_gain * error)
     return coefficient, state.memory | {"integral": integral}
@@ -74,7 +74,7 @@ def fixed_step_below_target(
     tokens; here it is the recipe's measure."""
     assert settings.step_size is not None
     error = measured.error
-    stepped = state.memory.get("stepped", settings.initial)
+    stepped = state.memory.get("stepped", state.coefficient)
     sign = (error > 0) - (error < 0)
     stepped = in_box(settings, stepped - sign * settings.step_size)
     return stepped if error < 0 else 0.0, state.memory | {"stepped": stepped}

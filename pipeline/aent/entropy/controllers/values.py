@@ -18,10 +18,12 @@ class SettingValues:
     (``log_pi``: of logarithms both, so without units). min, max: the box the coefficient stays in.
     warmup_steps: steps before the first update that may move it. ramp_steps: time constant with
     which the aim goes from the first entropy to where it is wanted. smoothing: weight of the past
-    in the moving average of ln H, in [0, 1). measure: which entropy ``update`` is given, 'full' or
-    'clamped'; None: that of the loss. drives: the term that the coefficient scales (nothing here
-    depends on it). anneal_to, anneal_steps: the aim is multiplied by a factor that goes linearly
-    from 1 to ``anneal_to`` in that many steps; None: it does not change.
+    in the moving average of ln H, in [0, 1). response: by how much ln H moves in a step at twice
+    the neutral coefficient. lag_steps: time constant with which a coefficient acts. measure: which
+    entropy ``update`` is given, 'full' or 'clamped'; None: that of the loss. drives: the term that
+    the coefficient scales (nothing here depends on it). anneal_to, anneal_steps: the aim is
+    multiplied by a factor that goes linearly from 1 to ``anneal_to`` in that many steps; None: it
+    does not change.
     """
 
     kind: str
@@ -40,6 +42,8 @@ class SettingValues:
     warmup_steps: int = 0
     ramp_steps: float | None = None
     smoothing: float | None = None
+    response: float | None = None
+    lag_steps: float | None = None
     measure: str | None = None
     drives: str = "bonus"
     anneal_to: float | None = None
