@@ -85,6 +85,9 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=settings.distributed,
         overlap_param_gather=model.ddp_config.overlap_param_gather,
+        # Transformer Engine could keep only the lower 16 bits of the main weights, but Megatron
+        # gathers them for a checkpoint as if they were numbers, and cannot read them back
+        store_param_remainders=False,
         **{name: _value(given) for name, given in settings.megatron.items()},
     )
     optimizer = get_megatron_optimizer(config, [model])
@@ -153,8 +156,13 @@ def apply_gradients(optimizer: MegatronOptimizer, clip_grad: float) -> Update:
     if not math.isfinite(grad_norm):
         return Update(grad_norm, skipped=True)
     if clip_grad > 0:
-        parameters = optimizer.get_parameters()
-        clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad, total_norm=grad_norm)
+        clip_grad_by_total_norm_fp32(
+            optimizer.get_parameters(),
+            max_norm=clip_grad,
+            total_norm=grad_norm,
+            # where Megatron keeps the gradients of its precision-aware optimizer
+            use_decoupled_grad=optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+        )
     optimizer.step_with_ready_grads()
     return Update(grad_norm, skipped=False)
 
