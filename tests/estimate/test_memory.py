@@ -237,7 +237,10 @@ def test_a_distributed_optimizer_is_gathered_for_a_checkpoint(recipe):
     first, second = estimate(recipe(*on_one)).per_rank
     assert (first.gathering, second.gathering) == (0, 0)
     assert first.checkpoint == whole + whole // 2 + 2 * part
-    assert second.checkpoint == whole  # when it is read again
+    assert second.checkpoint == whole // 2  # its own part, which it sends
+    # when it is read again: one part after the other, and the joined halves of linear_fc1
+    (*_, last) = estimate(recipe(*on_one, "trainer.data_parallel=4")).per_rank
+    assert last.checkpoint == part + 4 * 30 * 2 * 576 * 1536
     # in buckets where gradients are reduced early
     bucket = 10_000_000 + TABLE
     overlapped = "trainer.ddp={overlap_grad_reduce: true, bucket_size: 10000000}"

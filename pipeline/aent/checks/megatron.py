@@ -119,8 +119,11 @@ def faults(recipe: Recipe) -> Iterator[str]:
     yield from _passed(OPTIMIZER, trainer.optimizer.megatron)
     if trainer.ddp.get("overlap_param_gather") and not trainer.optimizer.distributed:
         yield "trainer.ddp.overlap_param_gather needs trainer.optimizer.distributed=true"
-    if trainer.ddp.get("bucket_size") is not None and not trainer.ddp.get("overlap_grad_reduce"):
-        yield "trainer.ddp.bucket_size needs overlap_grad_reduce=true beside it: else one bucket"
+    if (size := trainer.ddp.get("bucket_size")) is not None:
+        if isinstance(size, int) and size < 1:
+            yield f"trainer.ddp.bucket_size={size} must be 1 or more"
+        if not trainer.ddp.get("overlap_grad_reduce"):
+            yield "trainer.ddp.bucket_size needs overlap_grad_reduce=true: else there is one bucket"
     yield from _optimizer(recipe)
 
 
@@ -135,7 +138,7 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
         if not optimizer.distributed:
             yield f"{needs} trainer.optimizer.distributed=true"
         if recipe.model.dtype != "bfloat16":
-            yield f"{needs} model.dtype=bfloat16: float32 weights are their own main weights"
+            yield f"{needs} model.dtype=bfloat16: other weights are their own main weights"
         if not offload and optimizer.implementation in ("torch", "apex"):
             yield (
                 f"{needs} Transformer Engine's optimizer, not trainer.optimizer.implementation="
