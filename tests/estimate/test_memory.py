@@ -85,6 +85,14 @@ def test_recomputed_layers_keep_their_inputs_alone(recipe, method, size, kept, i
     assert rank.activations == 1024 * (kept * LAYER_KEPT + (inputs - 1) * 576 * 4 + rotations)
 
 
+def test_more_layers_at_once_than_there_are_are_all_of_them(recipe):
+    knobs = "recompute_granularity: full, recompute_method: uniform, recompute_num_layers:"
+    all_of_them, more = (
+        estimate(recipe(f"trainer.megatron={{{knobs} {size}}}")).per_rank for size in (30, 300)
+    )
+    assert all_of_them == more
+
+
 def test_a_block_of_recomputed_layers_comes_when_the_others_are_done_with(recipe):
     block = "recompute_granularity: full, recompute_method: block, recompute_num_layers: 10"
     (rank,) = estimate(recipe(f"trainer.megatron={{{block}}}")).per_rank
@@ -157,6 +165,7 @@ def test_fused_swiglu_and_selective_recomputation_keep_less(recipe):
     selective = "recompute_granularity: selective"
     # queries, keys and values before the attention, and its output
     assert kept(selective) == LAYER_KEPT - 4 * (64 * 3 + 9)
+    assert kept(f"{selective}, recompute_modules: []") == LAYER_KEPT
     mlp = f"trainer.megatron={{{selective}, recompute_modules: [core_attn, mlp]}}"
     (rank,) = estimate(recipe(mlp)).per_rank
     layer = kept(selective) - 4 * (5 * 1536 + 2 * 576 + 1)
