@@ -40,7 +40,7 @@ OFFLOAD, SHARE = "optimizer_cpu_offload", "optimizer_offload_fraction"
 OF_OFFLOAD = frozenset((SHARE, "overlap_cpu_optimizer_d2h_h2d", "pin_cpu_grads", "pin_cpu_params"))
 STATES = frozenset(("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"))
 # decided by the model's config.json, other fields of the recipe, or the trainer; or without effect
-# here, or with one that the trainer's own schedule, loss or layout would not survive
+# here; or breaking the trainer's own schedule, loss or layout
 OWN = frozenset((
     "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split",
     "activation_func", "activation_func_clamp_value", "add_bias_linear", "add_qkv_bias",

@@ -188,9 +188,8 @@ def _attention(at: Stage) -> float:
     queries = facts.heads * facts.head_dim / layout.tensor
     keys = facts.kv_groups * facts.head_dim / layout.tensor
     normed = queries + keys if facts.family.qk_norm != "none" else 0
-    if "core_attn" in recomputed_modules(
-        at.recipe
-    ):  # before the rotation: queries once more, reordered
+    if "core_attn" in recomputed_modules(at.recipe):
+        # before the rotation: queries once more, reordered
         return (3 * queries + 2 * keys + normed) * element
     scores = 4 * facts.heads / layout.tensor
     elements = 3 * queries + 3 * keys + normed

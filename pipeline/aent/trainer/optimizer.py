@@ -11,6 +11,7 @@ import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
+    HybridDeviceOptimizer,
     MegatronOptimizer,
     OptimizerConfig,
     distrib_optimizer,
@@ -117,7 +118,7 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
 
     It makes steps of rate 0 with gradients of 0, which change no weight, so every Adam allocates
     what it needs (Transformer Engine's and apex's were not run here). It does so for one parameter
-    at a time: gradients of all would need memory that the run never needs.
+    at a time, if it can: gradients of all would need memory that the run never needs.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
@@ -127,10 +128,16 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
         for group in inner.param_groups:
             group["lr"] = group["weight_decay"] = 0.0
         inner.zero_grad()
-        for parameter in (p for group in inner.param_groups for p in group["params"]):
-            if parameter.numel() > 0:  # fused kernels do not accept empty ones
+        parameters = [p for group in inner.param_groups for p in group["params"]]
+        parameters = [p for p in parameters if p.numel() > 0]  # fused kernels accept no empty ones
+        # each step of the one in host memory is a step of all that ever had a gradient
+        at_once = len(parameters) if isinstance(inner, HybridDeviceOptimizer) else 1
+        for first in range(0, len(parameters), max(at_once, 1)):
+            some = parameters[first : first + at_once]
+            for parameter in some:
                 parameter.grad = torch.zeros_like(parameter)
-                inner.step()
+            inner.step()
+            for parameter in some:
                 parameter.grad = None
         for group, (lr, weight_decay) in zip(inner.param_groups, before):
             group["lr"], group["weight_decay"] = lr, weight_decay

@@ -102,13 +102,16 @@ def _take_kind(part: Any, kind: str, whole: dict[int, dict[str, torch.Tensor]]) 
 
 
 class _Unwritten(TorchFunctionMode):
-    """Inside it, zeros are whatever is there: Megatron describes what is to be read by tensors of
-    zeros, 12 bytes a parameter, which would take memory before anything is read into them."""
+    """Inside it, zeros in host memory are whatever is there: Megatron describes what is to be read
+    by such tensors, 12 bytes a parameter, which would take memory before anything is read."""
 
     def __torch_function__(
         self, func: Any, _types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return (torch.empty if func is torch.zeros else func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.zeros and kwargs.get("device") == "cpu":
+            func = torch.empty
+        return func(*args, **kwargs)
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:
