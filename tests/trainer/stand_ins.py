@@ -70,7 +70,7 @@ class FusedAdam(torch.optim.Optimizer):
                 parameter.decoupled_grad = None
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             (beta1, beta2), count = group["betas"], group["step"]
@@ -105,7 +105,7 @@ class TwoDevices(TorchFunctionMode):
         on_host |= kwargs.pop("pin_memory", False) or func is torch.Tensor.cpu
         result = func(*args, **kwargs)
         if on_host and isinstance(result, torch.Tensor):
-            result.on_host = True
+            result.on_host = True  # type: ignore[attr-defined]
         return result
 
 
@@ -124,12 +124,12 @@ def as_on_a_gpu() -> None:
     package.FusedAdam = FusedAdam  # type: ignore[attr-defined]
     for name in ("transformer_engine", "transformer_engine.pytorch", package.__name__):
         sys.modules[name] = package if name == package.__name__ else ModuleType(name)
-    optimizer.optimizer_implementation = lambda requested: requested  # type: ignore[assignment]
+    optimizer.optimizer_implementation = lambda requested: requested  # type: ignore
     done = SimpleNamespace(synchronize=lambda: None, wait=lambda stream: None)
     stream = megatron_cpu._current_stream()
     stream.record_event = lambda: done
     torch.cuda.current_stream = lambda device=None: stream
-    torch.cuda.stream = lambda stream: nullcontext()
+    torch.cuda.stream = lambda stream: nullcontext()  # type: ignore
     for name in (
         "_get_sub_optimizer_param_groups",
         "_set_sub_optimizer_grads",
