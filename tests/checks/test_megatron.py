@@ -26,7 +26,8 @@ def faults_of_trainer(trainer: dict[str, Any]) -> list[str]:
 
 
 def recipe_of(trainer: dict[str, Any]) -> Recipe:
-    data = {"name": "x", "model": {}, "controller": {"initial": 0}, "trainer": trainer}
+    model = {"dtype": "bfloat16"}
+    data = {"name": "x", "model": model, "controller": {"initial": 0}, "trainer": trainer}
     return Recipe.model_validate(data)
 
 
@@ -62,6 +63,18 @@ def test_megatrons_fields_pass(given: dict[str, Any]) -> None:
             {"recompute_num_layers": 1},
             "trainer.megatron.recompute_num_layers recompute_granularity",
         ),
+        (FULL | {"recompute_num_layers": 0}, "trainer.megatron.recompute_num_layers 0 1"),
+        (
+            {"recompute_granularity": "selective", "recompute_modules": ["mpl"]},
+            "trainer.megatron.recompute_modules mpl mlp",
+        ),
+        ({"recompute_modules": ["mlp"]}, "trainer.megatron.recompute_modules selective"),
+        # weights without a gradient, or layers elsewhere than the estimate and the export expect
+        ({"delay_wgrad_compute": True}, "trainer.megatron.delay_wgrad_compute"),
+        (
+            {"pipeline_model_parallel_layout": "Et|tL"},
+            "trainer.megatron.pipeline_model_parallel_layout",
+        ),
     ],
 )
 def test_what_megatron_would_not_take_is_one_sentence(given: dict[str, Any], names: str) -> None:
@@ -69,13 +82,17 @@ def test_what_megatron_would_not_take_is_one_sentence(given: dict[str, Any], nam
     assert_names(fault, *names.split())
 
 
-OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
-SMALL = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}
+OVERLAP_GRADIENTS = {"overlap_grad_reduce": True}
+OVERLAP = OVERLAP_GRADIENTS | {"overlap_param_gather": True}
+PRECISE = {"use_precision_aware_optimizer": True}
+SMALL = PRECISE | {"exp_avg_dtype": "bfloat16"}
+OFFLOADED = PRECISE | {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5}
 
 
 def test_fields_of_ddp_and_optimizer_pass() -> None:
-    optimizer = {"distributed": True, "megatron": SMALL | {"optimizer_offload_fraction": 0.5}}
-    assert faults_of_trainer({"ddp": OVERLAP, "optimizer": optimizer}) == []
+    for given in (SMALL, OFFLOADED):
+        optimizer = {"distributed": True, "megatron": given}
+        assert faults_of_trainer({"ddp": OVERLAP, "optimizer": optimizer}) == []
 
 
 @pytest.mark.parametrize(
@@ -85,7 +102,9 @@ def test_fields_of_ddp_and_optimizer_pass() -> None:
             {"ddp": {"overlap_grad_reduced": True}},
             "trainer.ddp.overlap_grad_reduced overlap_grad_reduce",
         ),
-        ({"ddp": {"bucket_size": "1"}}, "trainer.ddp.bucket_size int"),
+        ({"ddp": OVERLAP_GRADIENTS | {"bucket_size": "1"}}, "trainer.ddp.bucket_size int"),
+        ({"ddp": OVERLAP_GRADIENTS | {"bucket_size": 0}}, "trainer.ddp.bucket_size 1"),
+        ({"ddp": {"bucket_size": 1}}, "trainer.ddp.bucket_size overlap_grad_reduce"),
         ({"ddp": {"average_in_collective": True}}, "trainer.ddp.average_in_collective"),
         (
             {"ddp": {"overlap_param_gather": True}},
@@ -96,20 +115,60 @@ def test_fields_of_ddp_and_optimizer_pass() -> None:
             "trainer.optimizer.megatron.use_precision_aware_optimizer "
             "trainer.optimizer.distributed",
         ),
-        (
-            {"optimizer": {"distributed": True, "megatron": {"optimizer_cpu_offload": True}}},
-            "trainer.optimizer.megatron.optimizer_cpu_offload use_precision_aware_optimizer",
-        ),
         ({"optimizer": {"megatron": {"lr": 0.1}}}, "trainer.optimizer.megatron.lr"),
-        (
-            {"optimizer": {"megatron": {"exp_avg_dtype": "bf16"}}},
-            "trainer.optimizer.megatron.exp_avg_dtype bf16 bfloat16",
-        ),
     ],
 )
 def test_what_ddp_and_optimizer_would_not_take(trainer: dict[str, Any], names: str) -> None:
     (fault,) = faults_of_trainer(trainer)
     assert_names(fault, *names.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (
+            {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 1.0},
+            "optimizer_cpu_offload use_precision_aware_optimizer",
+        ),
+        # Megatron's default moves nothing
+        (
+            PRECISE | {"optimizer_cpu_offload": True},
+            "optimizer_cpu_offload optimizer_offload_fraction 0",
+        ),
+        (
+            OFFLOADED | {"optimizer_offload_fraction": 1.5},
+            "optimizer_cpu_offload optimizer_offload_fraction 1.5",
+        ),
+        (OFFLOADED | {"optimizer_offload_fraction": "1"}, "optimizer_offload_fraction float"),
+        (
+            PRECISE | {"optimizer_offload_fraction": 1.0},
+            "optimizer_offload_fraction optimizer_cpu_offload",
+        ),
+        (OFFLOADED | {"exp_avg_dtype": "bfloat16"}, "exp_avg_dtype optimizer_cpu_offload"),
+        ({"exp_avg_sq_dtype": "bfloat16"}, "exp_avg_sq_dtype use_precision_aware_optimizer"),
+        (PRECISE | {"exp_avg_dtype": "bf16"}, "exp_avg_dtype bf16 bfloat16"),
+        (PRECISE | {"main_params_dtype": "bfloat16"}, "main_params_dtype float16"),
+        # gradients would be divided by it, and nothing is multiplied
+        ({"loss_scale": 1024.0}, "loss_scale"),
+        ({"store_param_remainders": True}, "store_param_remainders"),
+    ],
+)
+def test_what_the_optimizers_of_little_memory_would_not_take(
+    given: dict[str, Any], names: str
+) -> None:
+    (fault,) = faults_of_trainer({"optimizer": {"distributed": True, "megatron": given}})
+    field, *others = names.split()
+    assert_names(fault, f"trainer.optimizer.megatron.{field}", *others)
+
+
+def test_the_precision_aware_optimizer_needs_16_bits_and_transformer_engine() -> None:
+    optimizer = {"distributed": True, "megatron": PRECISE}
+    (fault,) = faults_of_trainer({"optimizer": optimizer | {"implementation": "torch"}})
+    assert_names(fault, "trainer.optimizer.implementation", "torch")
+    recipe = recipe_of({"optimizer": optimizer})
+    model = recipe.model.model_copy(update={"dtype": "float32"})
+    (fault,) = megatron.faults(recipe.model_copy(update={"model": model}))
+    assert_names(fault, "model.dtype", "bfloat16")
 
 
 def test_low_precision_needs_transformer_engine_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,14 @@ def test_recomputed_layers_keep_their_inputs_alone(recipe, method, size, kept, i
     assert rank.activations == 1024 * (kept * LAYER_KEPT + (inputs - 1) * 576 * 4 + rotations)
 
 
+def test_more_layers_at_once_than_there_are_are_all_of_them(recipe):
+    knobs = "recompute_granularity: full, recompute_method: uniform, recompute_num_layers:"
+    all_of_them, more = (
+        estimate(recipe(f"trainer.megatron={{{knobs} {size}}}")).per_rank for size in (30, 300)
+    )
+    assert all_of_them == more
+
+
 def test_a_block_of_recomputed_layers_comes_when_the_others_are_done_with(recipe):
     block = "recompute_granularity: full, recompute_method: block, recompute_num_layers: 10"
     (rank,) = estimate(recipe(f"trainer.megatron={{{block}}}")).per_rank
@@ -157,6 +165,7 @@ def test_fused_swiglu_and_selective_recomputation_keep_less(recipe):
     selective = "recompute_granularity: selective"
     # queries, keys and values before the attention, and its output
     assert kept(selective) == LAYER_KEPT - 4 * (64 * 3 + 9)
+    assert kept(f"{selective}, recompute_modules: []") == LAYER_KEPT
     mlp = f"trainer.megatron={{{selective}, recompute_modules: [core_attn, mlp]}}"
     (rank,) = estimate(recipe(mlp)).per_rank
     layer = kept(selective) - 4 * (5 * 1536 + 2 * 576 + 1)
@@ -237,7 +246,10 @@ def test_a_distributed_optimizer_is_gathered_for_a_checkpoint(recipe):
     first, second = estimate(recipe(*on_one)).per_rank
     assert (first.gathering, second.gathering) == (0, 0)
     assert first.checkpoint == whole + whole // 2 + 2 * part
-    assert second.checkpoint == whole  # when it is read again
+    assert second.checkpoint == whole // 2  # its own part, which it sends
+    # when it is read again: one part after the other, and the joined halves of linear_fc1
+    (*_, last) = estimate(recipe(*on_one, "trainer.data_parallel=4")).per_rank
+    assert last.checkpoint == part + 4 * 30 * 2 * 576 * 1536
     # in buckets where gradients are reduced early
     bucket = 10_000_000 + TABLE
     overlapped = "trainer.ddp={overlap_grad_reduce: true, bucket_size: 10000000}"

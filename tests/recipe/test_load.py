@@ -178,6 +178,18 @@ def test_scientific_numbers_are_numbers(write, number):
     assert load(write(BASE), [f"trainer.optimizer.lr={number}"]).trainer.optimizer.lr == 2e-5
 
 
+def test_an_override_sets_one_key_of_a_free_mapping(write):
+    text = "trainer: {megatron: {recompute_granularity: full}, ddp: {bucket_size: 1}}"
+    path = write(BASE + text)
+    overrides = "trainer.megatron.recompute_num_layers=2", "trainer.ddp.overlap_grad_reduce=true"
+    engine = "rollout.engine.options.max-num-seqs=512"
+    recipe = load(path, [*overrides, "task.template.enable_thinking=false", engine])
+    assert recipe.trainer.megatron == {"recompute_granularity": "full", "recompute_num_layers": 2}
+    assert recipe.trainer.ddp == {"bucket_size": 1, "overlap_grad_reduce": True}
+    assert recipe.task.template == {"enable_thinking": False}
+    assert recipe.rollout.engine.options == {"max-num-seqs": 512}
+
+
 def test_overrides_apply_left_to_right_over_the_file(write):
     path = write(BASE + "steps: 3\ntrainer: {optimizer: {lr: 1e-3, eps: 1e-6}}")
     recipe = load(

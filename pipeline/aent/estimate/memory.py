@@ -193,6 +193,7 @@ def _rank(
     its stage that has whole tensors."""
     parameters = states.stage_parameters(facts, layout, stage)
     micro = micro_batch(recipe, layout)
+    at = activations.Stage(recipe, facts, layout, micro, element, stage)
     shard = parameters // states.optimizer_shards(recipe, layout)
     on_device, offloaded = states.optimizer_bytes(recipe.trainer.optimizer, element)
     weights = parameters * element
@@ -212,9 +213,9 @@ def _rank(
         weights=weights,
         gradients=parameters * states.GRADIENT,
         optimizer=shard * on_device,
-        activations=activations.activations(recipe, facts, layout, micro, element, stage),
+        activations=activations.activations(at),
         logits=of_head,
-        temporaries=activations.temporaries(recipe, facts, layout, micro, element, stage),
+        temporaries=activations.temporaries(at),
         export=states.largest_tensor(facts) * element + buckets * zero,
         swap=reference,
         gathering=states.checkpoint_device_bytes(recipe, facts, layout, stage),

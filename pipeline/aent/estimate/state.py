@@ -76,7 +76,9 @@ def checkpoint_host_bytes(
     A distributed optimizer's state is gathered whole (on every rank of a data-parallel group; with
     ``checkpoint.memory_efficient`` only on the rank with the first copy of the weights), one bucket
     after the other: one part of it exists twice, in pieces and joined. When it is read, every rank
-    has all of it. ``checkpoint.asynchronous`` keeps a copy of the rest, on the ranks that write it.
+    has all of it, one of its three parts at a time (``trainer.optimizer_state``), of which the two
+    halves of each linear_fc1 are joined beside. ``checkpoint.asynchronous`` keeps a copy of the
+    rest, on the ranks that write it.
     """
     settings, parameters = recipe.checkpoint, stage_parameters(facts, layout, stage)
     copied = first_copy and settings.asynchronous and settings.every > 0
@@ -88,7 +90,9 @@ def checkpoint_host_bytes(
     saving = bucket * GATHERED // optimizer_shards(recipe, layout)  # its own part
     if first_copy or not settings.memory_efficient:
         saving += parameters * GATHERED + max(2 * bucket * 4, weights)
-    return max(saving, parameters * GATHERED)
+    own_layers = len(layout.stage_layers(facts.layers, facts.head_layers)[stage])
+    joined = own_layers * 2 * facts.hidden * facts.ffn // layout.tensor
+    return max(saving, 4 * (parameters + joined))
 
 
 def checkpoint_device_bytes(

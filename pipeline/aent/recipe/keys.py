@@ -25,7 +25,7 @@ def check_key(key: str, said: str) -> None:
         if section is None or part not in section.model_fields:
             hint = nearest(".".join(parts[:depth]), part)
             raise RecipeError(f"{said}: unknown key {key}{hint}")
-        if parts[: depth + 1] == ["task", "config"]:  # free below
+        if get_origin(section.model_fields[part].annotation) is dict:  # its keys are free
             break
         section = _section(section, part)
 

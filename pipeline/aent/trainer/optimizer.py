@@ -11,6 +11,7 @@ import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
+    HybridDeviceOptimizer,
     MegatronOptimizer,
     OptimizerConfig,
     distrib_optimizer,
@@ -85,6 +86,9 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=settings.distributed,
         overlap_param_gather=model.ddp_config.overlap_param_gather,
+        # Transformer Engine could keep only the lower 16 bits of the main weights, but Megatron
+        # gathers them for a checkpoint as if they were numbers, and cannot read them back
+        store_param_remainders=False,
         **{name: _value(given) for name, given in settings.megatron.items()},
     )
     optimizer = get_megatron_optimizer(config, [model])
@@ -114,7 +118,7 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
 
     It makes steps of rate 0 with gradients of 0, which change no weight, so every Adam allocates
     what it needs (Transformer Engine's and apex's were not run here). It does so for one parameter
-    at a time: gradients of all would need memory that the run never needs.
+    at a time, if it can: gradients of all would need memory that the run never needs.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = part.optimizer
@@ -124,10 +128,16 @@ def allocate_state(optimizer: MegatronOptimizer) -> None:
         for group in inner.param_groups:
             group["lr"] = group["weight_decay"] = 0.0
         inner.zero_grad()
-        for parameter in (p for group in inner.param_groups for p in group["params"]):
-            if parameter.numel() > 0:  # fused kernels do not accept empty ones
+        parameters = [p for group in inner.param_groups for p in group["params"]]
+        parameters = [p for p in parameters if p.numel() > 0]  # fused kernels accept no empty ones
+        # each step of the one in host memory is a step of all that ever had a gradient
+        at_once = len(parameters) if isinstance(inner, HybridDeviceOptimizer) else 1
+        for first in range(0, len(parameters), max(at_once, 1)):
+            some = parameters[first : first + at_once]
+            for parameter in some:
                 parameter.grad = torch.zeros_like(parameter)
-                inner.step()
+            inner.step()
+            for parameter in some:
                 parameter.grad = None
         for group, (lr, weight_decay) in zip(inner.param_groups, before):
             group["lr"], group["weight_decay"] = lr, weight_decay
@@ -153,8 +163,13 @@ def apply_gradients(optimizer: MegatronOptimizer, clip_grad: float) -> Update:
     if not math.isfinite(grad_norm):
         return Update(grad_norm, skipped=True)
     if clip_grad > 0:
-        parameters = optimizer.get_parameters()
-        clip_grad_by_total_norm_fp32(parameters, max_norm=clip_grad, total_norm=grad_norm)
+        clip_grad_by_total_norm_fp32(
+            optimizer.get_parameters(),
+            max_norm=clip_grad,
+            total_norm=grad_norm,
+            # where Megatron keeps the gradients of its precision-aware optimizer
+            use_decoupled_grad=optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+        )
     optimizer.step_with_ready_grads()
     return Update(grad_norm, skipped=False)
 

@@ -1,6 +1,6 @@
-"""Megatron's overlap of data-parallel communication with computation, for two things that are done
-differently here: an output layer whose module is never called, and gradients that a backward adds
-to Megatron's buffer itself.
+"""Megatron's data parallelism, and its overlap of communication with computation for two things
+that are done differently here: an output layer whose module is never called, and gradients that a
+backward adds to Megatron's buffer itself.
 
 ``trainer.ddp.overlap_grad_reduce``: DDP reduces a bucket when autograd has delivered a gradient for
 each of its parameters, so each must get one. ``trainer.ddp.overlap_param_gather``: DDP waits for a
@@ -13,10 +13,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.tensor_parallel import layers
 from torch import Tensor
 
-from aent.runtime.early_reduction import written
+from aent.recipe.training import TrainerSection
+from aent.runtime.early_reduction import reduce_early, written
+
+
+def data_parallel(policy: Any, settings: TrainerSection) -> DistributedDataParallel:
+    """The policy (``trainer.model.PolicyModel``) in Megatron's DDP, with float32 gradients."""
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=settings.optimizer.distributed,
+        **settings.ddp,
+    )
+    model = DistributedDataParallel(policy.config, config, policy)
+    if config.overlap_grad_reduce:
+        reduce_early(policy.parameters())
+        policy.config.no_sync_func = model.no_sync  # except in a step's last micro-batch
+    return model
 
 
 def announced(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 
@@ -38,6 +37,7 @@ from aent.layout.parallel import ParallelLayout
 from aent.recipe.schema import Recipe
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import optimizer as optimizers
+from aent.trainer import optimizer_state
 from aent.trainer.gradient_share import Neutral
 
 if TYPE_CHECKING:
@@ -163,9 +163,9 @@ def begin_save(trainer: Trainer, folder: Path, copied: bool) -> AsyncRequest:
         "model": trainer.policy.sharded_state_dict(metadata=metadata(trainer.recipe)),
         "rng": _rng_object(rng_state()),
     }
-    if _has_state(trainer.optimizer):  # a rank may own no parameter
-        sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-            sharded["model"], metadata=metadata(trainer.recipe)
+    if optimizer_state.has_state(trainer.optimizer):  # a rank may own no parameter
+        sharded["optimizer"] = optimizer_state.describe(
+            trainer.optimizer, sharded["model"], metadata(trainer.recipe)
         )
     strategy = WriteInProcess(copied, _gathered(sharded.get("optimizer", {})))
     return dist_checkpointing.save(sharded, str(folder), strategy, async_sharded_save=True)
@@ -194,17 +194,18 @@ def load(trainer: Trainer, folder: Path) -> bool:
     same_layout = ParallelLayout.saved(common["layout"]) == trainer.layout
     how = metadata(trainer.recipe)
     sharded: dict[str, Any] = {"model": trainer.policy.sharded_state_dict(metadata=dict(how))}
+    later: list[Any] = []
     if "optimizer" in common:
-        _make_room(trainer.optimizer)
-        sharded["optimizer"] = trainer.optimizer.sharded_state_dict(
-            sharded["model"], is_loading=True, metadata=how
+        sharded["optimizer"], later = optimizer_state.describe_to_read(
+            trainer.optimizer, sharded["model"], how
         )
     if same_layout:
         sharded["rng"] = _rng_object(None)
     loaded = dist_checkpointing.load(sharded, str(folder), strict="raise_unexpected")
-    trainer.policy.load_state_dict(loaded["model"])
+    trainer.policy.load_state_dict(loaded.pop("model"))  # has copies: gone before more is read
     if "optimizer" in common:
-        _load_optimizer(trainer.optimizer, loaded["optimizer"])
+        optimizer_state.take(trainer.optimizer, loaded["optimizer"])
+        optimizer_state.read_kinds(trainer.optimizer, later, folder)
         optimizers.apply_settings(trainer.optimizer, trainer.recipe.trainer.optimizer)
     trainer.learning_rate.move_to(common["optimizer_steps"])
     trainer.skipped_updates = common["skipped_updates"]
@@ -236,41 +237,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 def _rng_object(state: dict[str, Any] | None) -> ShardedObject:
     return ShardedObject("rng", state, (dist.get_world_size(),), (dist.get_rank(),))
-
-
-def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
-    return getattr(optimizer, "chained_optimizers", [optimizer])
-
-
-def _has_state(optimizer: MegatronOptimizer) -> bool:
-    return any(len(part.optimizer.state) > 0 for part in _parts(optimizer))
-
-
-def _load_optimizer(optimizer: MegatronOptimizer, loaded: dict[Any, Any]) -> None:
-    parts = _parts(optimizer)
-    states = [loaded] if len(parts) == 1 else [loaded[index] for index in sorted(loaded)]
-    for part, state in zip(parts, states):
-        moments = state.pop("param_state", None)  # of a distributed optimizer
-        if moments is None and isinstance(part.optimizer, torch.optim.AdamW):
-            # Megatron saves one count of steps for all parameters, but not a count of 0
-            state.get("optimizer", state)["state"].setdefault("common_step", torch.zeros(()))
-        # the recipe's hold; Megatron 0.19 distinguishes groups by them, 0.16 ignores them
-        for group in state.get("optimizer", state)["param_groups"]:
-            group["max_lr"], group["min_lr"] = part.config.lr, part.config.min_lr
-        part.load_state_dict(state)
-        if moments is not None:
-            # torch's Adam counts steps beside each moment, where Megatron does not expect it: it
-            # would look for them in the file, and give all parameters one counter, moved by all
-            inner = part.optimizer.state
-            steps = {p: s.pop("step") for p, s in inner.items() if "step" in s}
-            part.load_parameter_state_from_fully_reshardable(moments)
-            for parameter, step in steps.items():
-                inner[parameter]["step"] = step.clone()
-
-
-def _make_room(optimizer: MegatronOptimizer) -> None:
-    """Have the distributed optimizer allocate its state, which it must before it can describe it;
-    others do so themselves. (This changes weights, which are read from the file afterwards.)"""
-    for part in _parts(optimizer):
-        if hasattr(part, "_init_optimizer_states_with_dummy_values") and not part.optimizer.state:
-            part._init_optimizer_states_with_dummy_values()

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -29,12 +25,12 @@ from aent.models.facts import folder_facts
 from aent.models.flops import TRAINING, ForwardFlops
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
-from aent.runtime.early_reduction import reduce_early
 from aent.runtime.megatron_cpu import on_device
 from aent.trainer import export, loss, optimizer, saved_policy, totals
 from aent.trainer.context import Part
 from aent.trainer.gradient_share import Neutral
 from aent.trainer.model import build_model, open_bridge
+from aent.trainer.overlap import data_parallel
 from aent.trainer.packing import MicroBatch, Packing
 from aent.trainer.partition import make_units, partition
 from aent.trainer.pipeline_wait import PipelineWaits
@@ -73,18 +69,7 @@ class Trainer:
             )
         self.config = policy.config
         self.policy = policy
-        self.model = DistributedDataParallel(
-            self.config,
-            DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True,
-                use_distributed_optimizer=recipe.trainer.optimizer.distributed,
-                **recipe.trainer.ddp,
-            ),
-            policy,
-        )
-        if self.model.ddp_config.overlap_grad_reduce:
-            reduce_early(policy.parameters())
-            self.config.no_sync_func = self.model.no_sync  # except in a step's last micro-batch
+        self.model = data_parallel(policy, recipe.trainer)
         self.optimizer = optimizer.build_optimizer(
             recipe.trainer.optimizer, self.model, self.bridge.dtype
         )
