@@ -283,7 +283,7 @@ def test_the_box_is_never_left(
 def test_another_constant_and_another_box_apply_from_the_resume_on() -> None:
     saved = ControllerState(0.3, 7, "high", 2, {"log_entropy": -1.0})
     constant = resumed(ControllerSettings("constant", 0.01), saved)
-    assert constant == replace(saved, coefficient=0.01)
+    assert constant == replace(saved, coefficient=0.01, memory={})
     assert run_from(constant, ControllerSettings("constant", 0.01), [0.4, 0.4]) == [0.01, 0.01]
     assert resumed(BAND, saved).coefficient == BAND.max
     assert resumed(replace(LOG_PI, min=0.4, initial=0.5), saved).coefficient == 0.4
@@ -298,6 +298,25 @@ def test_a_kind_begins_with_the_coefficient_of_the_kind_before_it(
 ) -> None:
     state, _ = update(settings, ControllerState(0.003, 7), 0.4999999)
     assert state.coefficient == pytest.approx(0.003, abs=0.0011)
+
+
+@pytest.mark.parametrize("other", [LOG_PI, OBSERVER, TARGET, BAND], ids=lambda s: s.kind)
+@pytest.mark.parametrize("settings", [PI, TARGET, LOG_PI, OBSERVER], ids=lambda s: s.kind)
+def test_a_kind_that_comes_back_knows_nothing_of_its_first_time(
+    settings: ControllerSettings, other: ControllerSettings
+) -> None:
+    """But for the first entropy, from which an aim is approached."""
+    if settings.kind == other.kind:
+        return
+    _, state = run(settings, [0.9, 0.2, 0.7])
+    for entropy in (0.4, 0.6):
+        state, _ = update(other, resumed(other, state), entropy)
+    back = resumed(settings, state)
+    shared = {k: v for k, v in back.memory.items() if k.startswith(("first_", "reference_"))}
+    assert back.memory == shared
+    assert resumed(settings, back) == back
+    once, _ = update(settings, back, 0.45)
+    assert resumed(settings, once) == once  # its own is kept
 
 
 def test_a_state_that_was_saved_before_there_were_logarithmic_kinds_is_read() -> None:

@@ -53,14 +53,18 @@ def initial_state(settings: ControllerSettings) -> ControllerState:
 
 def resumed(settings: ControllerSettings, saved: ControllerState) -> ControllerState:
     """The saved state under settings that may have changed since: another constant applies at once,
-    and so does another box."""
+    and so does another box. What the law of another kind kept is forgotten: it would be out of date
+    if that kind came back."""
     coefficient = saved.coefficient
     if settings.kind == "constant":
         coefficient = settings.initial
     elif settings.min is not None and settings.max is not None:
         least = 0.0 if settings.kind == "target" else settings.min  # it applies 0 above its target
         coefficient = min(max(coefficient, least), settings.max)
-    return replace(saved, coefficient=coefficient)
+    others = {key for kind in KINDS.values() for key in kind.memory}
+    others -= set(KINDS[settings.kind].memory)
+    memory = {key: value for key, value in saved.memory.items() if key not in others}
+    return replace(saved, coefficient=coefficient, memory=memory)
 
 
 def update(

@@ -14,7 +14,8 @@ class Kind:
 
     needs: required settings. words: what it does (a format string over the settings and over
     ``aim``, the target or band). defaults: settings that have one. either: groups of settings of
-    which exactly one is needed. waits: whether ``warmup_steps`` may delay it.
+    which exactly one is needed. waits: whether ``warmup_steps`` may delay it. memory: what only its
+    law keeps.
     """
 
     aim: aims.Aim
@@ -24,6 +25,7 @@ class Kind:
     defaults: Mapping[str, float] = field(default_factory=dict)
     either: tuple[tuple[str, ...], ...] = ()
     waits: bool = True
+    memory: tuple[str, ...] = ()
 
     @property
     def fields(self) -> set[str]:
@@ -56,6 +58,7 @@ KINDS: dict[str, Kind] = {
         ("target", "proportional_gain", "integral_gain", "min", "max"),
         "{proportional_gain:g} x (nats below {target:g}) + the sum over steps of "
         "{integral_gain:g} x (nats below {target:g})",
+        memory=("integral",),
     ),
     "dual": Kind(
         aims.target,
@@ -68,6 +71,7 @@ KINDS: dict[str, Kind] = {
         laws.fixed_step_below_target,
         ("target", "step_size", "min", "max"),
         "+{step_size:g} below {target:g} nats, -{step_size:g} above, while 0 is applied",
+        memory=("stepped",),
     ),
     "log_pi": Kind(
         aims.approach,
@@ -86,6 +90,7 @@ KINDS: dict[str, Kind] = {
         },
         either=(("target",), ("low", "high")),
         waits=False,
+        memory=("log_entropy", "log_error"),
     ),
     "observer": Kind(
         aims.approach,
@@ -107,5 +112,6 @@ KINDS: dict[str, Kind] = {
         },
         either=(("target",), ("low", "high")),
         waits=False,
+        memory=("predicted", "log_neutral", "acting"),
     ),
 }

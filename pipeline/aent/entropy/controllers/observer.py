@@ -52,7 +52,7 @@ def observe(
     kept = math.exp(-1 / settings.lag_steps) if settings.lag_steps else 0.0
     used = max(state.coefficient, settings.min)  # a resumed run of another kind may have left 0
     now = math.log(max(measured.entropy, LEAST_ENTROPY))
-    predicted = memory.get("log_entropy", now)
+    predicted = memory.get("predicted", now)
     surprise = _within(now - predicted, MAX_SURPRISE)
     log_neutral = memory.get("log_neutral", math.log(used)) - settings.integral_gain * surprise
     log_neutral = min(max(log_neutral, math.log(settings.min)), math.log(settings.max))
@@ -65,7 +65,7 @@ def observe(
     following = acting + LEAD * (wanted - acting)
     coefficient = (following - kept * acting) / (1 - kept)
     first = {"first_entropy": measured.entropy, "first_step": float(state.step)}
-    found = {"log_entropy": ahead, "log_neutral": log_neutral, "acting": acting}
+    found = {"predicted": ahead, "log_neutral": log_neutral, "acting": acting}
     return min(max(coefficient, settings.min), settings.max), first | memory | found
 
 
