@@ -152,6 +152,16 @@ def test_a_card_that_is_shared_holds_both_in_either_turn(recipe):
     assert_names(said, f"{training / GIB:.1f} GiB while", f"{sampling / GIB:.1f} while")
 
 
+def test_weights_by_cuda_ipc_are_on_the_card_twice_and_not_in_host_memory(recipe):
+    whole = (*SHARED, "trainer.tensor_parallel=1", "trainer.sequence_parallel=false")
+    other = recipe(RECOMPUTED, *whole)
+    found = recipe(RECOMPUTED, *whole, "rollout.transfer_backend=cuda_ipc")
+    layout = ParallelLayout.of(found.trainer)
+    rank, before = estimate(found).per_rank[0], estimate(other).per_rank[0]
+    more = card.resting(rank, layout).allocated - card.resting(before, layout).allocated
+    assert more == before.parked - rank.parked == rank.weights
+
+
 def test_a_turn_that_does_not_fit(recipe):
     found = recipe(RECOMPUTED, *SHARED)
     training = card.card(estimate(found).per_rank[0], ParallelLayout.of(found.trainer)).total

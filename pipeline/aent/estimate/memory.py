@@ -12,7 +12,8 @@ optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 
 activations    what autograd keeps, of every micro-batch in flight (``estimate.activations``)
 logits         of response tokens, and the hidden states they are made of (``estimate.head``)
 temporaries    the largest tensors of one layer's backward, gathered ones among them
-export         the largest whole tensor, gathered, and on rank 0 two transfer buckets
+export         the largest whole tensor, gathered, and on rank 0 two transfer buckets; with
+               ``rollout.transfer_backend: cuda_ipc`` instead of these a copy of the weights
 swap           the policy, while the frozen reference is in its place
 gathering      the optimizer's state on its way into a checkpoint, on a card
 =============  ==================================================================================
@@ -199,9 +200,13 @@ def _rank(
     weights = parameters * element
     reference = weights if recipe.algorithm.kl_coefficient > 0 else 0
     buckets = min(2 * recipe.rollout.transfer_bucket_mib * 2**20, facts.parameters * element)
-    shared = parked = 0
+    shared = parked = buffer = 0
     if recipe.rollout.colocated:
-        parked = shard * on_device + parameters * layout.tensor * element * exports
+        parked = shard * on_device
+        if recipe.rollout.transfer_backend == "cuda_ipc":
+            buffer = weights  # held until the engine's cache is awake
+        else:
+            parked += parameters * layout.tensor * element * exports
         buckets = 0
     elif exports and recipe.rollout.transfer_backend == "auto":  # in place of the buckets
         shared = max(0, parameters * layout.tensor * element - buckets * zero)
@@ -216,7 +221,7 @@ def _rank(
         activations=activations.activations(at),
         logits=of_head,
         temporaries=activations.temporaries(at),
-        export=states.largest_tensor(facts) * element + buckets * zero,
+        export=states.largest_tensor(facts) * element + buckets * zero + buffer,
         swap=reference,
         gathering=states.checkpoint_device_bytes(recipe, facts, layout, stage),
         reference=reference,
