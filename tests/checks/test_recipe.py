@@ -246,8 +246,8 @@ FAULTS = [
         ],
         "entropy_controls[0] difficulty_coefficient controller.drives advantage_zeta",
     ),
-    # ln 1000 is 6.91 nats, ln 900 6.80, ln 5 1.61
-    (["controller.low=6.95", "controller.high=9"], "controller.low 6.95 6.91 1000"),
+    # ln 1000 is 6.91 nats, ln 900 6.80, ln 670 6.51, ln 5 1.61; 0.33 are dropped by default
+    (["controller.low=6.55", "controller.high=9"], "controller.low 6.55 6.51 670"),
     (
         ["controller.low=6.85", "controller.high=9", "entropy.drop_fraction=.1"],
         "controller.low 6.85 6.8 900",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aent.entropy import controllers
+from aent.entropy.paper import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
 
 
@@ -55,8 +56,9 @@ def unreachable(recipe: Recipe, vocabulary: int) -> Iterator[str]:
     tokens, which = vocabulary, "of the vocabulary"
     if recipe.measured == "clamped_entropy":
         which = "of the clamped set"
-        tokens -= int(vocabulary * (recipe.entropy.drop_fraction or 0))
-        tokens = min(tokens, recipe.entropy.top_k or tokens)
+        dropped, top_k = recipe.entropy.drop_fraction, recipe.entropy.top_k
+        dropped = PAPER_DROP_FRACTION if dropped is None else dropped
+        tokens = vocabulary - int(vocabulary * dropped) if top_k is None else top_k
     words = f"controller.{aim}={value:g}"
     if controller.anneal_to is not None and controller.anneal_to > 1:
         value *= controller.anneal_to

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# The paper's value. The default argument is this very object, so that a call with only top_k
-# differs from one with both.
-PAPER_DROP_FRACTION: Final = float("0.33")
+from aent.entropy.paper import PAPER_DROP_FRACTION
 
 IGNORED, INVALID = -1, -2  # in place of a target id
 

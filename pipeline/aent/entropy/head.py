@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from aent.entropy.arguments import (
-    PAPER_DROP_FRACTION,
     check_arguments,
     check_softcap,
     checked_targets,
@@ -26,6 +25,7 @@ from aent.entropy.arguments import (
 )
 from aent.entropy.chunks import CHUNK_TOKENS
 from aent.entropy.kernels.pages import with_large_pages
+from aent.entropy.paper import PAPER_DROP_FRACTION
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.shard import VocabShard
 from aent.entropy.statistics import TokenStatistics, gathered

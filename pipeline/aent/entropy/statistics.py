@@ -15,7 +15,6 @@ from torch import Tensor
 
 from aent.entropy.arguments import (
     INVALID,
-    PAPER_DROP_FRACTION,
     check_arguments,
     check_softcap,
     checked_targets,
@@ -23,6 +22,7 @@ from aent.entropy.arguments import (
     kept_count,
 )
 from aent.entropy.kernels.pages import with_large_pages
+from aent.entropy.paper import PAPER_DROP_FRACTION
 from aent.entropy.rows import SavedRows, backward_rows, capped, forward_rows
 from aent.entropy.shard import VocabShard
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from aent.checkpoint.resume import choose_start, chosen
 from aent.entropy import controllers
 from aent.entropy.controllers import ControllerSettings
+from aent.entropy.paper import PAPER_DROP_FRACTION
 from aent.inference import registry
 from aent.launch import starts
 from aent.layout.parallel import ParallelLayout
@@ -141,7 +142,7 @@ def _which(measure: str, recipe: Recipe) -> str:
         return f"the entropy renormalized on the {recipe.entropy.top_k} likeliest tokens"
     dropped = recipe.entropy.drop_fraction
     if dropped is None:
-        from aent.entropy.statistics import PAPER_DROP_FRACTION as dropped  # late: torch
+        dropped = PAPER_DROP_FRACTION
     return f"the entropy renormalized without the {dropped:.3g} unlikeliest of the vocabulary"
 
 

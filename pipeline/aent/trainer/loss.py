@@ -29,7 +29,7 @@ from aent.entropy import (
     token_statistics,
 )
 from aent.entropy.chunks import CHUNK_TOKENS
-from aent.entropy.statistics import PAPER_DROP_FRACTION
+from aent.entropy.paper import PAPER_DROP_FRACTION
 from aent.recipe.schema import Recipe
 from aent.trainer import gradient_share
 from aent.trainer.model import PolicyModel
