@@ -96,7 +96,7 @@ def test_a_number_out_of_range_is_refused(option: str, value: float) -> None:
     assert_names(done.output, f"--{option}", f"{value:g}")
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "a,b\n1,2", "no table"])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "a,b\n1,2", "no table", "a" * 200_000])
 def test_a_file_of_something_else_is_refused_and_left_alone(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(text)
     done = aent("--csv", tmp_path / "x.csv")

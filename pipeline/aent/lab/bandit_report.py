@@ -96,6 +96,25 @@ def read(path: Path) -> Known:
     """
     if not path.exists() or path.stat().st_size == 0:
         return {}
+    try:
+        found = _found(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV: {error}") from None
+    whole = {key: steps for key, steps in found.items() if len(steps) == key[2].steps}
+    if len(whole) < len(found):
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.unlink(missing_ok=True)
+        for (arm, seed, settings), steps in whole.items():
+            append(unfinished, arm, seed, settings, steps)
+        if whole:
+            unfinished.replace(path)
+        else:
+            path.write_text("")
+    return whole
+
+
+def _found(path: Path) -> Known:
+    """All runs of a file, the last of which may be incomplete."""
     with path.open(newline="") as file:
         if tuple(csv.DictReader(file).fieldnames or ()) != COLUMNS:
             raise ValueError(f"{path} is not a file of aent lab bandit: it has other columns")
@@ -112,17 +131,7 @@ def read(path: Path) -> Known:
                 found.setdefault(key, []).append(_step(row))
             except (TypeError, ValueError):
                 raise ValueError(f"{path}: line {table.line_num} is not a step of a run") from None
-    whole = {key: steps for key, steps in found.items() if len(steps) == key[2].steps}
-    if len(whole) < len(found):
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.unlink(missing_ok=True)
-        for (arm, seed, settings), steps in whole.items():
-            append(unfinished, arm, seed, settings, steps)
-        if whole:
-            unfinished.replace(path)
-        else:
-            path.write_text("")
-    return whole
+    return found
 
 
 def _step(row: dict[str, str]) -> Step:
