@@ -75,7 +75,8 @@ def test_killed_at_every_phase_while_the_next_step_is_sampled(tmp_path):
         kill_at(tmp_path, place, *ahead)
     job = Job(tmp_path, *RUN, *ahead, "resume=auto")
     assert job.wait() == 0, job.text
-    assert_same_run(replay(tmp_path, "whole", *RUN, *ahead), job.run_dir, STEPS)
+    whole = replay(tmp_path, "whole", *RUN, *ahead)
+    assert_same_run(whole, job.run_dir, STEPS, begins_evaluated=True)
 
 
 def test_killed_while_a_checkpoint_is_written_beside_the_training(tmp_path, undisturbed):
