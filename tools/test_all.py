@@ -48,7 +48,7 @@ def tests(*arguments: str) -> list[str]:
 PARTS = (
     Part(
         "one machine",
-        2600,
+        3000,
         tests("-m", "not gpu and not cluster and not containers and not faults and not py312"),
     ),
     Part("containers", 1500, tests("-m", "containers", "tests/containers"), slurm=True),
