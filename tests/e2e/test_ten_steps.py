@@ -21,7 +21,8 @@ COEFFICIENTS = {
     "AEnt": [],  # the recipe's own
     "clip-higher": ["algorithm={clip_low: .2, clip_high: .28}"],
     "Skywork-OR1": [
-        FULL, "controller={kind: target, initial: 0, target: 4.5, step_size: 1e-4, min: 0, max: .005}"
+        FULL,
+        "controller={kind: target, initial: 0, target: 4.5, step_size: 1e-4, min: 0, max: .005}",
     ],
     "SAC dual": [
         FULL, "controller={kind: dual, initial: .01, target: 2, step_size: .1, min: 1e-4, max: 1}"
