@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aent.entropy.controllers import aims
 from aent.entropy.controllers.kinds import KINDS, Kind
 
-LOGARITHMIC = ("dual", "log_pi", "observer")  # kinds that take the coefficient's logarithm
 MAX_LAG = 1000  # steps
 MEASURES = ("full", "clamped")
 
@@ -37,7 +37,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         elif value < 0:
             yield f"controller.{key}={value:g} must be 0 or more"
     yield from _order(kind, values)
-    yield from _ranges(name, values)
+    yield from _ranges(name, kind, values)
 
 
 def _missing(name: str, kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
@@ -66,13 +66,13 @@ def _order(kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"controller.initial={initial:g} is above controller.max={most:g}"
 
 
-def _ranges(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    if name in LOGARITHMIC and values["min"] == 0:
+def _ranges(name: str, kind: Kind, values: Mapping[str, Any]) -> Iterator[str]:
+    if kind.logarithmic and values["min"] == 0:
         yield (
             f"controller.min=0 must be above 0 with controller.kind={name}, which takes its "
             f"logarithm"
         )
-    if name in ("log_pi", "observer"):
+    if kind.aim is aims.approach:
         for key in ("target", "low"):
             if values[key] == 0:
                 yield f"controller.{key}=0 must be above 0: its logarithm is the aim"

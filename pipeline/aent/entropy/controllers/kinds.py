@@ -14,8 +14,8 @@ class Kind:
 
     needs: required settings. words: what it does (a format string over the settings and over
     ``aim``, the target or band). defaults: settings that have one. either: groups of settings of
-    which exactly one is needed. waits: whether ``warmup_steps`` may delay it. memory: what only its
-    law keeps.
+    which exactly one is needed. waits: whether ``warmup_steps`` may delay it. logarithmic: whether
+    its law takes the coefficient's logarithm. memory: what only its law keeps.
     """
 
     aim: aims.Aim
@@ -25,6 +25,7 @@ class Kind:
     defaults: Mapping[str, float] = field(default_factory=dict)
     either: tuple[tuple[str, ...], ...] = ()
     waits: bool = True
+    logarithmic: bool = False
     memory: tuple[str, ...] = ()
 
     @property
@@ -65,6 +66,7 @@ KINDS: dict[str, Kind] = {
         laws.log_step,
         ("target", "step_size", "min", "max"),
         "multiplied by exp({step_size:g} x (nats below {target:g}))",
+        logarithmic=True,
     ),
     "target": Kind(
         aims.target,
@@ -90,6 +92,7 @@ KINDS: dict[str, Kind] = {
         },
         either=(("target",), ("low", "high")),
         waits=False,
+        logarithmic=True,
         memory=("log_entropy", "log_error"),
     ),
     "observer": Kind(
@@ -112,6 +115,7 @@ KINDS: dict[str, Kind] = {
         },
         either=(("target",), ("low", "high")),
         waits=False,
+        logarithmic=True,
         memory=("predicted", "log_neutral", "acting"),
     ),
 }
