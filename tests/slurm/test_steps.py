@@ -44,7 +44,8 @@ case $2 in
     trap 'exit 85' USR1
     seen rank
     [ -z "${LEAVES:-}" ] || exit 85
-    [ -z "${ONCE:-}" ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || { sleep 600 & wait; } ;;
+    # a loop, for Slurm signals a task's children before the task
+    [ -z "${ONCE:-}" ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || while :; do sleep 1; done ;;
 esac
 """
 
