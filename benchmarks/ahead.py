@@ -6,7 +6,8 @@ Three runs, one after the other: serial, both on both cores; serial, the engine 
 and the trainer (one rank) to another; ahead by a step (``rollout.max_staleness: 1``), pinned too.
 Means of a step, without the first two and the last, for which nothing is sampled ahead. "bound" is
 max(trainer's work, engine's work) of the same run: what a step would take if nobody waited. The
-last line has the step of the third run beside the bound and the step of the second.
+last line has the step of the third run beside the bound and the step of the second. Before the row
+of a serial run, ``cluster_simulation.check`` compares its model of the engine with that run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from aent.inference import engine, registry
 from aent.models.model_source import resolve
 from aent.recipe.load import load
 from aent.tracking import journal
+from cluster_simulation import check
 
 LEFT_OUT = 2  # steps: the first is scored, and the first two have to fill the buffer
 READY_S = 900.0
@@ -58,6 +60,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             changes += [f"rollout.max_staleness={staleness}"]
             means = run(given.recipe, changes, Path(folder), *sides)
+            if staleness == 0:
+                check(Path(folder) / "run")
         train = means.get("time/score", 0.0) + means["time/train"]
         bound = max(train + means["time/sync"], means["time/engines_busy"])
         steps[way], bounds[way] = means["time/total"], bound
