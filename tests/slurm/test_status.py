@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 
 import pytest
 
 from aent.launch import starts
 from aent.recipe.load import dump, load
-from aent.runtime import failures
+from aent.runtime import failures, heartbeats
 from aent.runtime.phases import Phases
 from aent.slurm import status
 from aent.slurm.render import SlurmError
@@ -63,7 +62,16 @@ def programs(tmp_path, monkeypatch):
     return make
 
 
-def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs):
+@pytest.fixture
+def silent(run_dir, monkeypatch):
+    """Takes the seconds since the rank's last sign of life: the clock that they are read from
+    stands, however long a test takes."""
+    sign = heartbeats.file_of(run_dir, 2).stat().st_mtime
+    return lambda seconds: monkeypatch.setattr(heartbeats, "_clock", lambda _: sign + seconds)
+
+
+def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs, silent):
+    silent(3)
     with pytest.raises(OSError, match="disk full"), failures.recorded(run_dir, 1):
         raise OSError("disk full")
     told = status.report(str(run_dir))
@@ -74,16 +82,15 @@ def test_a_run_is_told_from_its_folder_without_slurm(run_dir, programs):
     assert_names(told[4], "3 time", "job 7", "squeue")
     assert_names(told[5], "attempt 2", "step_000002", "job 7: preempted")
     assert_names(told[6], "attempt 3", "step_000002", "no process")
-    assert_names(told[7], "rank 2", "step 3", "train", "sign of life", "0 s ago")
+    assert_names(told[7], "rank 2", "step 3", "train", "sign of life", "3 s ago")
     assert_names(told[8], "engine 0", "http://n1:8000")
     text = "\n".join(told)
     assert_names(text, "engine 1: lost", "engine 2: not ready")
     assert_names(text, "OSError: disk full", run_dir / "logs")
 
 
-def test_a_run_whose_start_has_ended_or_whose_ranks_are_silent_says_so(run_dir, programs):
-    long_ago = time.time() - 1000
-    os.utime(run_dir / "heartbeats" / "rank2.json", (long_ago, long_ago))
+def test_a_run_whose_start_has_ended_or_whose_ranks_are_silent_says_so(run_dir, programs, silent):
+    silent(1000)
     assert_names(status.report(str(run_dir))[0], "RUNNING", "no rank", "16:40")
     starts.end(run_dir, "aent: engine 1 died; its last lines:\n  frame\nCUDA out of memory\n")
     ended = "engine 1 died; its last lines: ... CUDA out of memory"
