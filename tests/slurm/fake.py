@@ -27,7 +27,8 @@ step=$(printf '%s\n' "$@" | sed -n 's/^aent\.\(slurm\|launch\)\.//p' | sed -n 1p
   printf 'flag %s\n' "${flags[@]}"
   printf 'command %s\n' "$*"
   if [ "$all" = ALL ]; then env; else env | grep ^SLURM_; fi
-} >"$FAKE/steps/$step"
+} >"$FAKE/steps/.$step"
+mv "$FAKE/steps/.$step" "$FAKE/steps/$step"
 case $step in
   prepare)
     mkdir -p "$RUN_DIR/logs" "$RUN_DIR/heartbeats"
@@ -40,7 +41,8 @@ case $step in
     trap '[ "$(cat "$FAKE/state")" = COMPLETING ] || exit 143' TERM
     while [ ! -e "$RUN_DIR/verdict" ]; do sleep .05; done ;;
   rank)
-    until [ -e "$FAKE/steps/watch" ]; do sleep .02; done
+    # the batch script kills the other steps when the ranks have ended
+    until [ -e "$FAKE/steps/watch" ] && [ -e "$FAKE/steps/serve" ]; do sleep .02; done
     eval "${RANKS_DO:-true}" ;;
 esac
 """

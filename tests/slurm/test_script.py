@@ -129,11 +129,10 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
     (job.folder / "end").write_text("1999-01-01T00:00:00\n")
     beats = "touch $RUN_DIR/heartbeats/rank{0,1,2,3}.json"
     ranks = (
-        f"{beats}; trap '' USR1; touch $FAKE/began; sleep 60 & trap 'kill $!; exit 137' TERM; wait"
+        f"{beats}; trap '' USR1; sleep 60 & trap 'kill $!; exit 137' TERM; touch $FAKE/began; wait"
     )
     process = job.start(RANKS_DO=f"{ranks}; wait", SLURM_TIME_FORMAT="relative")
     wait_until((job.folder / "began").exists)
-    time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     log, _ = process.communicate(timeout=60)
     assert (process.returncode, job.requeues) == (0, 1), log
