@@ -277,11 +277,10 @@ class Tracker:
                 self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
-        """Run ``work``; count and report a failure instead of raising it."""
+        """Run ``work``; report and count a failure instead of raising it."""
         try:
             work(*arguments)
         except Exception as error:
-            self.failures += 1
             if what not in self._reported:
                 self._reported.add(what)
                 why = redacted(" ".join(f"{type(error).__name__}: {error}".split())[:500])
@@ -289,6 +288,7 @@ class Tracker:
                     f"aent: tracking could not {what}: {why} (training continues; everything "
                     f"logged is in {self._journal})"
                 )
+            self.failures += 1  # when it has been reported
             return False
         return True
 
