@@ -48,7 +48,9 @@ esac
 """
 SCONTROL = r"""
 case "$*" in
-  "show hostnames"*) printf 'n1\nn2\n' ;;
+  "show hostnames"*) # one of the first commands of the script, which waits here if it is asked to
+    if [ -n "${HELD:-}" ]; then touch "$FAKE/held"; until [ -e "$FAKE/go" ]; do sleep .02; done; fi
+    printf 'n1\nn2\n' ;;
   "show job"*)
     echo "JobId=$3 JobName=x"
     echo "   JobState=$(cat "$FAKE/state") Requeue=${REQUEUE:-1} Reason=None"

@@ -90,6 +90,16 @@ def test_so_is_a_first_step_that_slurm_has_ended(job: FakeJob) -> None:
     assert (code, job.requeues) == (0, 1), log
 
 
+def test_so_is_a_job_that_is_asked_to_end_as_it_begins(job: FakeJob) -> None:
+    process = job.start(HELD="1")
+    wait_until((job.folder / "held").exists)
+    process.send_signal(signal.SIGUSR1)
+    (job.folder / "go").touch()
+    log, _ = process.communicate(timeout=60)
+    assert (process.returncode, job.requeues) == (0, 1), log
+    assert not (job.folder / "steps" / "rank").exists()
+
+
 @pytest.mark.parametrize("ranks", ["exit 1", "exit 137"])
 def test_ranks_that_failed_are_not(job: FakeJob, ranks: str) -> None:
     code, log = job.run(RANKS_DO=ranks)
