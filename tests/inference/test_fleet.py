@@ -98,7 +98,8 @@ def send_all(client: EngineClient, number: signal.Signals) -> None:
     port = int(client.url.rpartition(":")[2])
     (server,) = [p for p in psutil.process_iter() if f"--port={port}" in command_line(p)]
     for process in [server, *server.children(recursive=True)]:
-        process.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # they die with the server
+            process.send_signal(number)
 
 
 @pytest.mark.slow
