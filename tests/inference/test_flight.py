@@ -109,7 +109,8 @@ def test_long_responses_are_waited_for_as_long_as_tokens_are_written() -> None:
 
     ticks: list[int] = []
     with standing_in(answer) as server:
-        fleet, lost = fleet_of(server.url, progress_timeout_s=0.4)
+        # the first look only learns how many tokens there are: it must come within this time
+        fleet, lost = fleet_of(server.url, progress_timeout_s=1.6)
         fleet.generate_sync(REQUESTS[:2], on_progress=lambda: ticks.append(1))
         assert lost == []
         assert server.asked.count(GENERATE) == 2
