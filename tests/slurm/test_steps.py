@@ -39,7 +39,7 @@ case $2 in
       ENGINES=1 ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 >"$run/job.env"
     for ((rank = 0; rank < 2 * nodes; rank++)); do touch "$run/heartbeats/rank$rank.json"; done ;;
   aent.slurm.serve) seen engine; exec sleep 600 ;;
-  aent.slurm.watch) trap '' TERM; until [ -e "$run/verdict" ]; do sleep .1; done ;;
+  aent.slurm.watch) trap '' TERM; seen watch; until [ -e "$run/verdict" ]; do sleep .1; done ;;
   aent.launch.rank)
     trap 'exit 85' USR1
     seen rank
@@ -88,6 +88,12 @@ def seen(job: Job, kind: str) -> list[list[str]]:
     return sorted(line[1:] for line in lines if line[0] == kind)
 
 
+def wait_until_works(job: Job, nodes: int = 1) -> None:
+    """Return when each rank, the engine and the watcher can be signalled."""
+    tasks = 2 * nodes + 2
+    wait_until(lambda: len((job.run_dir / "seen").read_text().splitlines()) == tasks)
+
+
 def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder: Path) -> None:
     """One of them in containers; MLflow is to hear of the end of both."""
     shared = ("--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=4", "--nodelist=node0")
@@ -107,7 +113,7 @@ def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder:
     assert {rank[3] for rank in ranks} == {"0,1,2,3"}
     devices = []
     for job in jobs:
-        wait_until(lambda job=job: len((job.run_dir / "seen").read_text().splitlines()) == 3)
+        wait_until_works(job)
         assert cluster.state(job.number) == "RUNNING", job.log
         (engine,), ranks = seen(job, "engine"), seen(job, "rank")
         assert {rank[3] for rank in ranks} == {engine[3]}
@@ -136,7 +142,7 @@ def test_a_preemption_with_a_grace_time_is_a_requeue(cluster: Cluster, folder: P
     """Slurm signals only the steps, and requeues the job itself when that time is over."""
     flags = ("--partition=grace", "--nodes=2", "--gpus-per-node=0")
     job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1")
-    wait_until((job.run_dir / "seen").exists)
+    wait_until_works(job, nodes=2)
     cluster.submit(
         "--partition=urgent", "--nodes=4", "--exclusive", "--wrap=true", "--output=/dev/null"
     )
@@ -152,7 +158,7 @@ def test_each_task_is_bound_to_cores_of_its_own(cluster: Cluster, folder: Path) 
     flags = ("--partition=bound", "--nodes=1", "--gpus-per-node=0")
     leaks = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_TYPE": "mask_cpu:"}
     job = send(cluster, folder, "run", *flags, ONCE="1", SLURM_CPUS_PER_TASK="1", **leaks)
-    wait_until(lambda: len((job.run_dir / "seen").read_text().splitlines()) == 3)
+    wait_until_works(job)
     cluster.run("scancel", job.number)
     assert job.wait() == "CANCELLED", job.log
     (engine,), ranks = seen(job, "engine"), seen(job, "rank")
@@ -173,7 +179,9 @@ def test_a_time_limit_is_a_requeue_and_requeues_without_progress_have_an_end(
     cluster: Cluster, folder: Path
 ) -> None:
     """Two jobs at once, for the limit takes its time."""
-    flags = ("--nodes=1", "--gpus-per-node=0", "--time=2", "--signal=B:USR1@100")
+    # Slurm looks at the limits every 30 s, and signals up to 30 s early: here 30 s to 60 s after
+    # the start, when the ranks run, and a minute before the limit
+    flags = ("--nodes=1", "--gpus-per-node=0", "--time=2", "--signal=B:USR1@60")
     job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1", SAVE_MARGIN="5")
     prepare = {"REAL_PREPARE": sys.executable, "MAX_REQUEUES": "1", "LEAVES": "1"}
     flags = ("--nodes=1", "--gpus-per-node=0")
