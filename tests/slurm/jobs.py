@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,11 +53,15 @@ class Job:
 
     def wait_for(self, words: str, times: int = 1) -> None:
         """Return when its log has these words (so many times)."""
+        self.wait_until(lambda: self.log.count(words) >= times, f"it said {words!r}")
+
+    def wait_until(self, true: Callable[[], bool], what: str) -> None:
+        """Return when this is true, which must be before the job is over."""
         deadline = time.monotonic() + DEADLINE_S
-        while self.log.count(words) < times:
+        while not true():
             state = self.cluster.state(self.number)
-            assert state not in OVER, f"{state} before it said {words!r}:\n{self.log}"
-            assert time.monotonic() < deadline, f"did not say {words!r}:\n{self.log}"
+            assert state not in OVER, f"{state} before {what}:\n{self.log}"
+            assert time.monotonic() < deadline, f"not in time: {what}:\n{self.log}"
             time.sleep(POLL_S)
 
     def wait_for_status(self, status: str) -> None:

@@ -60,12 +60,16 @@ def test_asked_to_end_a_job_of_two_groups_is_requeued_and_a_stopped_rank_ends_it
     job.wait_for("aent: requeued")
     job.wait_for("aent: resumes after")
     steps = int(job.log.split("aent: resumes after ")[1].split()[0])
+    job.wait_for(f"step {steps + 4:2}/60")  # so the start has been recorded
     assert_names(starts.noted(job.run_dir)[1]["after"], job.number, "asked to end")
     assert not (job.run_dir / hashes.FOLDER).exists()  # prepare has read what the nodes hashed
-    job.wait_for(f"step {steps + 4:2}/60")
     assert_same_curve(job, sweep[0])
-    machines = {file.stem for file in (job.run_dir / node_metrics.FOLDER).glob("*.json")}
-    assert machines == {"node0", "node1", "node2"}
+
+    def machines() -> set[str]:
+        return {file.stem for file in (job.run_dir / node_metrics.FOLDER).glob("*.json")}
+
+    job.wait_until(lambda: len(machines()) == 3, "every machine was sampled")  # every 10 s
+    assert machines() == {"node0", "node1", "node2"}
 
     stopped = job.tasks("aent.launch.rank")[3]
     stopped.send_signal(signal.SIGSTOP)
