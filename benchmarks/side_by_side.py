@@ -1,5 +1,6 @@
 """aent's step beside TRL's, step by step in turn: 32 samples (4 prompts x 8) of 32 new tokens,
-SmolLM2-135M-Instruct in float32, two threads for each side, AEnt's bonus on in ours.
+SmolLM2-135M-Instruct in float32, on two cores (one process of two threads there; here two
+data-parallel ranks and a vLLM server), AEnt's bonus on in ours.
 
     .venv/bin/python benchmarks/side_by_side.py TRL_PYTHON [--turns 6]
 
@@ -127,6 +128,8 @@ def our_side(turns: int, folder: Path) -> Side:
     argv += [f"run_dir={folder / 'run'}", f"steps={turns + 2}", "task.name=count_primes"]
     argv += ["task.config={}", "task.graders=[{kind: reasoning_gym}]", "task.heldout=0"]
     argv += ["rollout.prompts_per_step=4", "rollout.max_response_tokens=32"]
+    # two replicas: unlike two pipeline stages, neither waits for micro-batches of the other
+    argv += ["trainer.pipeline_parallel=1", "trainer.data_parallel=2"]
     argv += ["trainer.micro_batch_tokens=400"]
 
     def tokens() -> list[float]:
