@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,8 +89,11 @@ def seen(job: Job, kind: str) -> list[list[str]]:
 
 def wait_until_works(job: Job, nodes: int = 1) -> None:
     """Return when each rank, the engine and the watcher can be signalled."""
-    tasks = 2 * nodes + 2
-    wait_until(lambda: len((job.run_dir / "seen").read_text().splitlines()) == tasks)
+    file, tasks = job.run_dir / "seen", 2 * nodes + 2
+    job.wait_until(
+        lambda: file.exists() and len(file.read_text().splitlines()) == tasks,
+        f"{tasks} tasks ran",
+    )
 
 
 def test_a_job_sees_its_own_gpus_alone_and_all_of_them(cluster: Cluster, folder: Path) -> None:
@@ -195,15 +197,3 @@ def test_a_time_limit_is_a_requeue_and_requeues_without_progress_have_an_end(
     assert cluster.show(other.number)["Restarts"] == "2"
     assert_names(other.log, "MAX_REQUEUES=1", "2 times in a row")
     cluster.wait_until_idle()
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 100
-    while True:
-        try:
-            if condition():
-                return
-        except OSError:  # not there yet
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
