@@ -20,10 +20,27 @@ def run_of(low: float, high: float) -> Any:
 
 def test_a_target_counts_as_held_in_an_interval_around_it() -> None:
     """[0.3, 0.8] around 0.5; without, no run with a target would have a step in its band."""
-    assert numbers.share_in_band(run_of(0.5, 0.5), None) == pytest.approx(2 / 3)
-    assert numbers.band(run_of(0.5, 0.5)) == pytest.approx((0.3, 0.8))
-    assert numbers.share_in_band(run_of(0.5, 0.9), None) == pytest.approx(1 / 3)
-    assert numbers.band(run_of(0.5, 0.9)) == (0.5, 0.9)
+    assert numbers.share_in_band(run_of(0.5, 0.5), {}) == pytest.approx(2 / 3)
+    assert numbers.bands(run_of(0.5, 0.5))[2] == pytest.approx((0.3, 0.8))
+    assert numbers.share_in_band(run_of(0.5, 0.9), {}) == pytest.approx(1 / 3)
+    assert numbers.bands(run_of(0.5, 0.9))[2] == (0.5, 0.9)
+
+
+def ramp(*targets: float) -> Any:
+    aim = dict(enumerate(targets))
+    return SimpleNamespace(metrics={"controller/low": aim, "controller/high": aim})
+
+
+def test_an_arm_without_a_band_is_compared_with_that_of_the_others_at_each_step() -> None:
+    """A ramp's last aim still has a trace of the run's first entropy, which differs by seed."""
+    without: Any = SimpleNamespace(metrics={}, measured_entropy={0: 1.0, 1: 0.75, 2: 0.75})
+    runs: Any = SimpleNamespace(runs=[ramp(2, 1, 0.5001), without, ramp(3, 1, 0.5003)])
+    bands = numbers.common_bands(runs)
+    assert bands[2] == pytest.approx((0.30012, 0.80032))
+    assert numbers.share_in_band(without, bands) == pytest.approx(2 / 3)  # not in 1.5 to 4
+    others: Any = SimpleNamespace(runs=[ramp(2, 1, 0.5), ramp(2, 1, 0.6)])
+    assert numbers.common_bands(others) == {}
+    assert numbers.share_in_band(without, {}) is None
 
 
 def predicting(policy: list[float], change: list[float]) -> Any:
