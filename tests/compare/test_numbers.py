@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from aent.compare import numbers
+from aent.analysis.intervals import compare
+from aent.compare import collect, numbers, report
+from aent.compare.collect import Comparison, Evaluation, Run
+from aent.recipe.load import resolve
+from wording import assert_names
 
 
 def run_of(low: float, high: float) -> Any:
@@ -70,3 +74,28 @@ def test_too_few_steps_or_none_that_differ_say_nothing(change: list[float]) -> N
     without: Any = SimpleNamespace(metrics={}, measured_entropy={0: 1.0})
     assert numbers.prediction(without) is None
     assert numbers.relative_noise(without) is None
+
+
+def test_answers_before_the_last_step_do_not_stand_in_for_the_last_ones() -> None:
+    """MLflow may have a run's end without its last files."""
+    data = {"name": "arm", "steps": 20, "model": {}, "controller": {"initial": 0.0}}
+    recipe = resolve(data, "test", [])
+    right = Evaluation({"1?": 1}, samples=2)
+    runs = [Run("arm", seed, recipe, {}, {0: right, 10 * (2 - seed): right}) for seed in (0, 1)]
+    kept, (sentence,) = collect._with_last_answers(runs)
+    assert [sorted(run.evaluations) for run in kept] == [[0, 20], []]
+    assert_names(sentence, "arm", "seed 1", "mlflow-sync")
+
+
+def test_too_few_seeds_are_those_of_the_arms_that_have_too_few() -> None:
+    compared = [
+        report._Compared(arm, "reward", compare({s: [0.2 + s / 9] for s in range(seeds)}), 0.03)
+        for arm, seeds in (("whole", 6), ("short", 5))
+    ]
+    limits = list(report._limits(Comparison([], []), [], compared, "none"))
+    (sentence,) = (text for text in limits if "p-value" in text)
+    assert_names(sentence, "5 seeds", "short", 0.0625)
+    assert "whole" not in sentence
+    (sentence,) = (t for t in report._limits(Comparison([], []), [], compared[1:], "none")
+                   if "p-value" in t)  # fmt: skip
+    assert "short" not in sentence
