@@ -208,7 +208,7 @@ def _evaluations(client: Any, run_id: str, folder: str) -> Iterator[tuple[int, E
         )
         scores: dict[str, list[float]] = {}
         for values in table["data"]:
-            row = dict(zip(table["columns"], values))
+            row: dict[str, Any] = dict(zip(table["columns"], values))
             # two conversations may end in the same words; tables of older runs have no "item", and
             # no "score" of the first grader, which decides what is right
             question = f"{row.get('item', '')}: {row['prompt']}"
