@@ -73,6 +73,9 @@ def test_too_few_steps_or_none_that_differ_say_nothing(change: list[float]) -> N
     assert numbers.prediction(predicting([1.0] * len(change), change)) is None
     without: Any = SimpleNamespace(metrics={}, measured_entropy={0: 1.0})
     assert numbers.prediction(without) is None
+    collapsed = predicting([-3.0, -2.0, *[0.0] * 20], [0.0, -2.0, -1.0, *[1e-4] * 19])
+    collapsed.metrics["gradient/predicted_bonus"] = dict.fromkeys(range(22), 0.0)
+    assert numbers.prediction(collapsed) is None
     assert numbers.relative_noise(without) is None
 
 

@@ -105,14 +105,18 @@ def relative_noise(run: Run) -> float | None:
 
 def prediction(run: Run) -> float | None:
     """Correlation, over the steps, between the change of entropy that a step's gradients predict
-    (``gradient/predicted_policy`` and ``..._bonus``) and the change that the next step shows; None
-    for fewer than three steps, or if one of them does not vary."""
+    (``gradient/predicted_policy`` and ``..._bonus``) and the change that the next step shows. Steps
+    without any gradient predict nothing: in a collapsed run, the one or two that have one would
+    make a large correlation. None for fewer than three steps, or if one of the two does not vary.
+    """
     policy, bonus, change = (
         run.metrics.get(name, {})
         for name in ("gradient/predicted_policy", "gradient/predicted_bonus", "entropy/change")
     )
     pairs = [
-        (p + bonus[s], change[s + 1]) for s, p in policy.items() if s in bonus and s + 1 in change
+        (p + bonus[s], change[s + 1])
+        for s, p in policy.items()
+        if s in bonus and s + 1 in change and (p, bonus[s]) != (0, 0)
     ]
     if len(pairs) < 3:
         return None

@@ -101,8 +101,8 @@ def entropy_table(comparison: Comparison, arms: Sequence[str]) -> Table:
         "Means over the last quarter of the steps, of the entropy that the controller measures. "
         "Noise: its standard error over a step's prompts, as a share of it. Distinct answers: "
         "among "
-        "a prompt's responses. Last column: correlation, over all steps, between the change of "
-        "entropy that a step's gradients predict and the change that followed.",
+        "a prompt's responses. Last column: correlation, over the steps that have any "
+        "gradient, between the change of entropy that it predicts and the change that followed.",
     )
 
 
