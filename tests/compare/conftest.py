@@ -83,11 +83,13 @@ def record(run: PlannedRun, parent: str) -> None:
         )
     for steps in (0, STEPS):
         rows = [
-            # seed 0 was recorded before the tables had "item"
-            ({"item": q} if run.seed else {})
-            | {"prompt": f"{run.seed}: {q}?", "reward": float(steps > 0 and s < right(*run_of, q))}
+            # seed 0 was recorded before the tables had "item" and "score"; the rewards of the
+            # others have a penalty, which does not make a right answer wrong
+            ({"item": q, "score": float(is_right)} if run.seed else {})
+            | {"prompt": f"{run.seed}: {q}?", "reward": is_right - 0.2 * (run.seed > 0)}
             for q in range(QUESTIONS)
             for s in range(SAMPLES)
+            for is_right in (steps > 0 and s < right(*run_of, q),)
         ]
         tracker.log_samples(steps, rows, "heldout")
     unfinished = run.arm == "plain" and run.seed == 2

@@ -12,6 +12,7 @@ from aent.inference import engine, registry
 from aent.models import model_source
 from aent.recipe.load import dump
 from aent.recipe.schema import ModelSection, Recipe
+from aent.recipe.sources import SourceSection
 from wording import assert_names
 
 RECIPE = Recipe.model_validate(
@@ -188,3 +189,17 @@ def test_a_response_that_does_not_fit_is_refused_before_an_engine_starts(policy,
     error = capsys.readouterr().err.splitlines()[-1]
     assert_names(error, "max_tokens=3072", 1024)
     assert error.count("max_tokens=") == 2  # and one that would do
+
+
+@pytest.mark.parametrize("field", ["instruction", "system_prompt"])
+def test_held_out_questions_are_asked_with_the_words_of_this_evaluation(
+    policy, tmp_path, monkeypatch, capsys, field
+):
+    """A token of this model is a character: 2,000 do not fit."""
+    monkeypatch.setattr(engine, "start", None)
+    source = {"name": "chain_sum", "kind": "reasoning_gym", "heldout": 2}
+    changes = {"sources": (SourceSection.model_validate(source),), "system_prompt": "Add."}
+    recipe = RECIPE.model_copy(update={"task": RECIPE.task.model_copy(update=changes)})
+    suite = suites.of_recipe(recipe, [f"{field}={'x' * 2000}"])
+    assert command.run(Evaluation(str(policy), suite, recipe, out=tmp_path / "out")) == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], "max_tokens=12", 1024)

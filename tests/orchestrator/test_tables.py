@@ -1,7 +1,7 @@
 """Tables of responses: bounded, and complete where a comparison counts their rows."""
 
 from aent.data.question import Question
-from aent.data.rollout import Rollout, Verdict
+from aent.data.rollout import Grade, Rollout, Verdict
 from aent.data.sample import Sample
 from aent.evaluation.heldout import summarize
 from aent.inference.completion import Completion
@@ -28,10 +28,12 @@ def test_a_table_of_held_out_answers_counts_all_and_shows_some():
     """A comparison's report counts every row, by its question's text."""
     question = Question(0, "?", "1", {})
     count = tables.MAX_ROWS + 10
-    answer = Answer(question, Completion([1], [0.0], [0], "stop"), "a" * 10_000, Verdict(1.0))
+    verdict = Verdict(0.8, grades=(Grade("right", 1.0), Grade("long", -0.2)))
+    answer = Answer(question, Completion([1], [0.0], [0], "stop"), "a" * 10_000, verdict)
     rows = tables.heldout_rows(summarize([answer] * count, 2))
     assert len(rows) == count
-    assert {(row["prompt"], row["expected"], row["reward"]) for row in rows} == {("?", "1", 1.0)}
+    assert {row["score"] for row in rows} == {1.0}
+    assert {(row["prompt"], row["expected"], row["reward"]) for row in rows} == {("?", "1", 0.8)}
     shown = [row["response"] for row in rows if row["response"] is not None]
     assert len(shown) == tables.MAX_ROWS
     assert len(shown[0]) < tables.MAX_TEXT + 50

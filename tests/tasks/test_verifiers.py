@@ -41,6 +41,9 @@ def question(answer, **metadata):
         ("\N{EN DASH}5", "-5"),
         ("5\N{EN DASH}10", "10"),
         ("3.0.1", "3.0"),
+        (r"\boxed{1{,}234}", "1234"),
+        (r"$1,\!234,\!567$", "1234567"),
+        ("f(2,1000)", "1000"),
     ],
 )
 def test_last_number_in(text, number):
@@ -52,6 +55,7 @@ def test_last_number_in(text, number):
     ("answer", "number"),
     [
         ("7", "7"), (" -1,234.50 ", "-1234.5"), (".5", "0.5"), ("+2", "2"), ("1e3", "1000"),
+        ("1{,}000", "1000"),
         ("3/4", None), (r"\frac{3}{4}", None), ("50%", None), ("10:30", None), ("7.", None),
         ("5-10", None), ("1 234", None), ("12,34,567", None), ("nan", None), ("x2", None),
         ("", None),
@@ -181,12 +185,19 @@ def test_last_boxed(solution, answer):
         ("math_verify", r"\boxed{ 1 / 2 }, no: \boxed{\frac{1} {2}}", r"\frac{1}{2}"),
         ("math_verify", "1/2", None),
         ("reasoning_gym", "<answer>no</answer> <answer>\nyes </answer>", "yes"),
+        ("reasoning_gym", "<answer>a</answer> <answer>b", "a"),
+        ("reasoning_gym", "<answer>a <answer>b</answer>", "a <answer>b"),
         ("reasoning_gym", " plain\n", "plain"),
         ("reasoning_gym", " ", None),
     ],
 )
 def test_answer_in(verifier, response, answer):
     assert verifiers.answer_in(verifier, response) == answer
+
+
+def test_an_answer_is_found_in_a_response_that_repeats_a_tag():
+    """In time that grows with the text's length, not with its square (hours, here)."""
+    assert verifiers.answer_in("reasoning_gym", "<answer>7</answer>" + "<answer> " * 200_000) == "7"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,14 @@ def read(source: str) -> Comparison:
         )
         chosen, left_out = _chosen(children)
         runs = [_run(client, child) for child in chosen]
+        runs, lacking = _with_last_answers(runs)
     except MlflowException as error:
         raise SourceError(f"MLflow run {parent} in {redacted(uri)}: {error.message}") from error
     if not runs:
         raise SourceError(f"{source}: no run below the MLflow run {parent} is finished")
     order = {run.arm: place for place, run in reversed(list(enumerate(runs)))}
     runs.sort(key=lambda run: (run.seed, order[run.arm]))
-    return Comparison(runs, left_out)
+    return Comparison(runs, left_out + lacking)
 
 
 def _of_folder(folder: Path) -> tuple[str, str]:
@@ -184,17 +185,34 @@ def _run(client: Any, found: Any) -> Run:
     return Run(found.info.run_name, recipe.seed, recipe, metrics, evaluations)
 
 
+def _with_last_answers(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """The runs, without the held-out answers of those whose last ones MLflow lacks (it has a run's
+    end before its files), and a sentence for each: earlier answers are no substitute."""
+    complete, sentences = [], []
+    for run in runs:
+        asked = run.evaluations or run.recipe.task.holds_out
+        if asked and max(run.evaluations, default=-1) < run.recipe.steps:
+            sentences.append(
+                f"the held-out answers of {run.arm}, seed {run.seed}: MLflow lacks those after the "
+                "last step (aent mlflow-sync)"
+            )
+            run = replace(run, evaluations={})
+        complete.append(run)
+    return complete, sentences
+
+
 def _evaluations(client: Any, run_id: str, folder: str) -> Iterator[tuple[int, Evaluation]]:
     for artifact in client.list_artifacts(run_id, HELDOUT):
         table = json.loads(
             Path(client.download_artifacts(run_id, artifact.path, folder)).read_text()
         )
-        rewards: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
         for values in table["data"]:
-            row = dict(zip(table["columns"], values))
-            # two conversations may end in the same words; tables of older runs have no "item"
+            row: dict[str, Any] = dict(zip(table["columns"], values))
+            # two conversations may end in the same words; tables of older runs have no "item", and
+            # no "score" of the first grader, which decides what is right
             question = f"{row.get('item', '')}: {row['prompt']}"
-            rewards.setdefault(question, []).append(row["reward"])
-        correct = {q: sum(r >= 1 for r in of_q) for q, of_q in rewards.items()}
-        samples = len(next(iter(rewards.values())))
+            scores.setdefault(question, []).append(row.get("score", row["reward"]))
+        correct = {q: sum(s >= 1 for s in of_q) for q, of_q in scores.items()}
+        samples = len(next(iter(scores.values())))
         yield int(Path(artifact.path).stem.rpartition("_")[2]), Evaluation(correct, samples)

@@ -12,6 +12,7 @@ from aent.entropy.controllers import held_interval
 from aent.tracking.recorded import Series
 
 WINDOW = 10  # steps: the mean reward of one step is too noisy to draw or to compare
+SAME_BAND = 0.01  # by this share, bands of several runs may differ and count as one
 Band = tuple[float, float]
 
 
@@ -66,29 +67,32 @@ def pass_at_ks(run: Run, steps: int | None = None) -> Series:
     return {k: fmean(evaluation.pass_at(k).values()) for k in run.ks}
 
 
-def band(run: Run) -> Band | None:
-    """The interval in which the entropy counts as held, at the last step; None without an aim."""
+def bands(run: Run) -> dict[int, Band]:
+    """The interval in which each step's entropy counts as held; empty without an aim."""
     low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
-    return held_interval(low[max(low)], high[max(high)]) if low and high else None
+    return {step: held_interval(low[step], high[step]) for step in low if step in high}
 
 
-def common_band(comparison: Comparison) -> Band | None:
-    """The band of all runs that have one, if they have the same."""
-    bands = {b for run in comparison.runs if (b := band(run)) is not None}
-    return bands.pop() if len(bands) == 1 else None
+def common_bands(comparison: Comparison) -> dict[int, Band]:
+    """By step, the mean of the bands of all runs that have one; empty if their last ones differ by
+    more than ``SAME_BAND``. (The aim of a ramp still has a trace of the run's first entropy.)"""
+    found = [of_run for run in comparison.runs if (of_run := bands(run))]
+    last = [of_run[max(of_run)] for of_run in found]
+    if any(max(side) > min(side) * (1 + SAME_BAND) for side in zip(*last)):
+        return {}
+    common = {}
+    for step in sorted(set[int]().union(*found)):
+        lows, highs = zip(*(of_run[step] for of_run in found if step in of_run))
+        common[step] = (fmean(lows), fmean(highs))
+    return common
 
 
-def share_in_band(run: Run, others: Band | None) -> float | None:
-    """Share of steps whose entropy, as the controller measures it, lay in the run's band
-    (``held_interval``), or in ``others`` if it has none."""
-    low, high = (run.metrics.get(f"controller/{side}", {}) for side in ("low", "high"))
-    entropy = run.measured_entropy
-    if low:
-        bands = {s: held_interval(low[s], high[s]) for s in entropy if s in low}
-        return fmean(float(a <= entropy[s] <= b) for s, (a, b) in bands.items())
-    if others is None:
-        return None
-    return fmean(float(others[0] <= h <= others[1]) for h in entropy.values())
+def share_in_band(run: Run, others: Mapping[int, Band]) -> float | None:
+    """Share of steps whose entropy, as the controller measures it, lay in the step's band
+    (``bands``); in that of ``others`` if the run has none; None if those are none either."""
+    entropy, band = run.measured_entropy, bands(run) or others
+    inside = [band[s][0] <= h <= band[s][1] for s, h in entropy.items() if s in band]
+    return fmean(inside) if inside else None
 
 
 def relative_noise(run: Run) -> float | None:
@@ -101,14 +105,18 @@ def relative_noise(run: Run) -> float | None:
 
 def prediction(run: Run) -> float | None:
     """Correlation, over the steps, between the change of entropy that a step's gradients predict
-    (``gradient/predicted_policy`` and ``..._bonus``) and the change that the next step shows; None
-    for fewer than three steps, or if one of them does not vary."""
+    (``gradient/predicted_policy`` and ``..._bonus``) and the change that the next step shows. Steps
+    without any gradient predict nothing: in a collapsed run, the one or two that have one would
+    make a large correlation. None for fewer than three steps, or if one of the two does not vary.
+    """
     policy, bonus, change = (
         run.metrics.get(name, {})
         for name in ("gradient/predicted_policy", "gradient/predicted_bonus", "entropy/change")
     )
     pairs = [
-        (p + bonus[s], change[s + 1]) for s, p in policy.items() if s in bonus and s + 1 in change
+        (p + bonus[s], change[s + 1])
+        for s, p in policy.items()
+        if s in bonus and s + 1 in change and (p, bonus[s]) != (0, 0)
     ]
     if len(pairs) < 3:
         return None

@@ -197,11 +197,13 @@ def _limits(
     for verdict, group in by_verdict.items():
         named = [f"{d.arm}'s {d.outcome} ({d.difference.mean:+.3f})" for d in group]
         yield f"Against {baseline}, {verdict}: {', '.join(named)}."
-    seeds = min((d.difference.seeds for d in differences), default=0)
-    if differences and least_p(seeds) > LEVEL:
+    few = {d.arm: d.difference.seeds for d in differences if least_p(d.difference.seeds) > LEVEL}
+    if few:
+        seeds = max(few.values())
+        whose = "" if few.keys() == {d.arm for d in differences} else f" ({', '.join(few)})"
         yield (
-            f"With {seeds} {'seed' if seeds == 1 else 'seeds'}, sign flips cannot give a p-value "
-            f"below {least_p(seeds):g}: no "
+            f"With {seeds} {'seed' if seeds == 1 else 'seeds'}{whose}, sign flips cannot give a "
+            f"p-value below {least_p(seeds):g}: no "
             f"difference between the methods is concluded at the {LEVEL:.0%} level from so few, "
             "whatever the intervals say (it takes at least 6 seeds). A bootstrap over so few seeds "
             "is also too narrow."

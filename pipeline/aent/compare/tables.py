@@ -56,19 +56,23 @@ def training_table(comparison: Comparison, arms: Sequence[str]) -> Table:
         "length, tokens": "response/length_mean",
         "truncated": "response/truncated_share",
     }
-    others = numbers.common_band(comparison)
+    others = numbers.common_bands(comparison)
     rows, borrowed = [], False
     for arm in arms:
         runs = list(comparison.of(arm).values())
         cells = [spread(last_quarter(run.metrics[key]) for run in runs) for key in names.values()]
         shares = [numbers.share_in_band(run, others) for run in runs]
         in_band = spread(s for s in shares if s is not None)
-        if in_band != NOTHING and numbers.band(runs[0]) is None:
+        if in_band != NOTHING and not numbers.bands(runs[0]):
             borrowed, in_band = True, in_band + " *"
         rows.append([arm, *cells, in_band])
-    note = "Means over the last quarter of the steps; the last column counts all steps."
+    note = (
+        "Means over the last quarter of the steps; the last column counts all steps, each with "
+        "the band of that step (it moves during controller.ramp_steps)."
+    )
     if borrowed and others:
-        note += f" *: no band of its own; compared with the others' {others[0]:g} to {others[1]:g}."
+        low, high = (f"{edge:.3g}" for edge in others[max(others)])
+        note += f" *: no band of its own; compared with the others' (in the end {low} to {high})."
     return Table("Training", ["arm", *names, "steps in the band"], rows, note)
 
 
@@ -97,8 +101,8 @@ def entropy_table(comparison: Comparison, arms: Sequence[str]) -> Table:
         "Means over the last quarter of the steps, of the entropy that the controller measures. "
         "Noise: its standard error over a step's prompts, as a share of it. Distinct answers: "
         "among "
-        "a prompt's responses. Last column: correlation, over all steps, between the change of "
-        "entropy that a step's gradients predict and the change that followed.",
+        "a prompt's responses. Last column: correlation, over the steps that have any "
+        "gradient, between the change of entropy that it predicts and the change that followed.",
     )
 
 

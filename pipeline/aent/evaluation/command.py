@@ -78,7 +78,10 @@ def evaluate(evaluation: Evaluation) -> tuple[Summary, Answers]:
     target = _remote(evaluation) if is_url(evaluation.model) else _local(evaluation)
     recipe, asked = evaluation.recipe, _here(evaluation.suite, evaluation.recipe)
     if asked.name == suites.HELDOUT:
-        task, questions = recipe.task, tasks.load(recipe.task, recipe.seed).heldout
+        # both may have been changed for this evaluation, and sources inherit them
+        own = {"instruction": asked.instruction, "system_prompt": asked.system_prompt}
+        task = recipe.task.model_copy(update=own)
+        questions = tasks.load(task, recipe.seed).heldout
     else:
         task, questions = asked.task, suites.questions(asked, evaluation.data)
     questions = questions[: asked.limit]

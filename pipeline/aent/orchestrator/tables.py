@@ -53,6 +53,7 @@ def heldout_rows(result: EvaluationResult) -> list[dict[str, Any]]:
             "expected": shortened(answer.question.answer),
             "response": shortened(answer.response) if row < MAX_ROWS else None,
             "reward": answer.verdict.reward,
+            "score": answer.verdict.score,
             "grades": _grades(answer.verdict),
             "judge_error": answer.verdict.error,
             "tokens": answer.tokens,

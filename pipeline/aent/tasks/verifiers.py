@@ -16,11 +16,14 @@ READS_ANSWERS = ("last_number", "math_verify", "reasoning_gym")  # kinds that ``
 Verifier = Callable[[str, Question], float]
 
 # a minus sign belongs to the number unless something directly precedes it, as in 7-5
-_VALUE = r"(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?!\w))?"
+_VALUE = (
+    r"(?:[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)(?:[eE][-+]?[0-9]{1,3}(?!\w))?"
+)
 _NUMBER = re.compile(rf"(?<!\w)(?<![0-9]\.)-?{_VALUE}")
 _WHOLE = re.compile(rf"[-+]?{_VALUE}")
 # dashes used as a minus sign
 _MINUS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-"})
+_COMMA = re.compile(r"\{,\}|,\\!")  # LaTeX's commas without a space after them: 1{,}234 and 1,\!234
 # LaTeX's commands for upright text, and its spaces
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
@@ -48,15 +51,16 @@ def check_reference(verify: Verifier, question: Question) -> None:
 
 
 def last_number_in(text: str) -> Decimal | None:
-    """Return the last number in ``text``: 1,234.50, -2, .5 and 1e3 are numbers, th2 is not."""
-    numbers = _NUMBER.findall(text.translate(_MINUS))
+    """Return the last number in ``text``: 1,234.50, LaTeX's 1{,}234, -2, .5 and 1e3 are numbers,
+    th2 is not."""
+    numbers = _NUMBER.findall(_COMMA.sub(",", text.translate(_MINUS)))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def as_number(text: str) -> Decimal | None:
     """Return the number if ``text`` as a whole is one; None for 3/4 or 50%, which only contain
     one."""
-    plain = text.strip().translate(_MINUS)
+    plain = _COMMA.sub(",", text.strip().translate(_MINUS))
     return Decimal(plain.replace(",", "")) if _WHOLE.fullmatch(plain) else None
 
 
@@ -108,26 +112,32 @@ def answer_in(grader: str, response: str) -> str | None:
     if grader == "math_verify":
         boxed = last_boxed(response)
         return None if boxed is None else "".join(boxed.split())
-    *_, tagged = _ANSWER.findall(response) or [response]
-    return tagged.strip() or None
+    return _tagged(response) or None
+
+
+def _tagged(response: str) -> str:
+    """What stands in the last <answer> tags, or else the whole response."""
+    # without what follows the last end: from each of many tags there, the pattern would read on
+    # to the end of the text in vain
+    closed = "".join(response.rpartition("</answer>")[:2])
+    *_, tagged = _ANSWER.findall(closed) or [response]
+    return tagged.strip()
 
 
 def _reasoning_gym(dataset: str, config: dict[str, Any]) -> Verifier:
     """The data set's own scorer, applied to the text in <answer> tags, else to the whole
     response."""
     import reasoning_gym
-    from reasoning_gym.utils import extract_answer
 
     scorer = reasoning_gym.create_dataset(dataset, seed=0, size=1, **config).score_answer
 
     def verify(response: str, question: Question) -> float:
-        tagged = extract_answer(response)
         entry = {
             "question": question.prompt,
             "answer": question.answer,
             "metadata": question.metadata,
         }
-        return float(scorer(response.strip() if tagged is None else tagged, entry))
+        return float(scorer(_tagged(response), entry))
 
     return verify
 

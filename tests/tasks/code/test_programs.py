@@ -16,7 +16,10 @@ from wording import naming
         ("```python\nb = 2\n```\nwhich prints\n```\n3\n```", "b = 2\n"),
         ("```\nb = 2\n```\nand\n```bash\nls\n```", "b = 2\n"),
         ("<think>```python\nno\n```</think>\n\n```Python\n\ns = '```'\n```", "\ns = '```'\n"),
-        ("  ```python\n  if 1:\n    x\n  ```", "  if 1:\n    x\n"),
+        ("1. So:\n   ```python\n   if 1:\n       x\n\n   y\n   ```", "if 1:\n    x\n\ny\n"),
+        ("```python\n  if 1:\n    x\n  ```", "  if 1:\n    x\n"),
+        # one pass over the text, however often it begins a block (before: hours)
+        ("```py\na\n```\n" + "```python\n" * 100_000, "a\n"),
         ("```python\nnever ended", "```python\nnever ended"),
     ],
 )

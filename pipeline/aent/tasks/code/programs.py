@@ -11,23 +11,41 @@ import json
 import re
 import secrets
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from aent.tasks.code.runner import DIGITS
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`<]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.M)
+# whole lines: what begins and what ends a fenced block
+_BEGINS = re.compile(r"([ \t]*+)```[ \t]*+([\w+-]*+)[^`<]*+")
+_ENDS = re.compile(r"[ \t]*+```\s*+")
 RUNNER = Path(__file__).with_name("runner.py").read_text(encoding="utf-8")
 
 
 def program_in(response: str) -> str:
     """The program in a response: its last fenced block marked as Python, else its last one without
     a language, else the whole text."""
-    blocks = _FENCED.findall(response)
+    blocks = list(_blocks(response))
     for languages in (("python", "py", "python3"), ("",)):
         marked = [text for language, text in blocks if language.lower() in languages]
         if marked:
             return marked[-1]
     return response
+
+
+def _blocks(response: str) -> Iterator[tuple[str, str]]:
+    """(language, text) of each fenced block that ends, without its fence's indentation: Markdown
+    indents a block that belongs to an item of a list."""
+    begun: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in response.split("\n"):
+        if begun is None:
+            begun, lines = _BEGINS.fullmatch(line), []
+        elif _ENDS.fullmatch(line):
+            yield begun[2], "".join(lines)
+            begun = None
+        else:
+            lines.append(line.removeprefix(begun[1]) + "\n")
 
 
 def check_tests(tests: str) -> None:
