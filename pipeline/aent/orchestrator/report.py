@@ -45,6 +45,7 @@ from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.machines import SYSTEM
 from aent.tracking.tracker import Tracker
 
 
@@ -73,7 +74,8 @@ class Report:
         path = self.run_dir / JOURNAL_FILE
         series: dict[str, dict[int, float]] = {}
         for point in journal.read(path) if path.exists() else ():
-            if point.step < step + (point.key == "evaluation/accuracy"):
+            before = point.step < step + (point.key == "evaluation/accuracy")
+            if before and not point.key.startswith(SYSTEM):
                 series.setdefault(point.key, {})[point.step] = point.value
         self.rewards, self.in_band = (
             [value for _, value in sorted(series.get(key, {}).items())]

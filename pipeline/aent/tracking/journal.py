@@ -125,9 +125,10 @@ def _tell_damaged(path: Path, position: int) -> None:
 _told: set[tuple[Path, int]] = set()
 
 
-def read(path: Path) -> list[Point]:
-    """Every metric point of the journal."""
-    return [entry for entry, _ in entries(path) if isinstance(entry, Point)]
+def read(path: Path) -> Iterator[Point]:
+    """Every metric point of the journal, one after another: those of many machines over weeks would
+    take gigabytes."""
+    return (entry for entry, _ in entries(path) if isinstance(entry, Point))
 
 
 def tags(path: Path) -> dict[str, Tag]:
