@@ -1,7 +1,10 @@
 """The tracker against a real SQLite store, read back with MLflow's own client."""
 
+import errno
+import io
 import json
 import math
+import os
 import re
 import resource
 import socket
@@ -361,6 +364,32 @@ def test_an_append_that_does_not_fit_leaves_no_half_line(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == whole
+
+
+class LateFile(io.FileIO):
+    """A file on NFS: that the disk is full is found when the file is closed (close(2))."""
+
+    def write(self, data):
+        super().write(data[: len(data) // 2])
+        return len(data)
+
+    def close(self):
+        late = not self.closed
+        super().close()
+        if late:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_append_that_fails_as_its_file_is_closed_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    first, second = [Point(step, 5, "a", 0.1) for step in range(2)]
+    journal.append(path, [first])
+    with monkeypatch.context() as on_nfs:
+        on_nfs.setattr(Path, "open", lambda path, mode, buffering: LateFile(path, mode))
+        with pytest.raises(OSError, match="No space left"):
+            journal.append(path, [second])
+    journal.append(path, [second])
+    assert list(journal.read(path)) == [first, second]
 
 
 # -- a run that continues
