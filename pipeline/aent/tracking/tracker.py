@@ -151,9 +151,14 @@ class Tracker:
         self._figure_due = True
         self._figure.wake()
 
-    def finish(self, status: Status | None, timeout_s: float = 30.0) -> bool:
+    def finish(
+        self,
+        status: Status | None,
+        timeout_s: float = 30.0,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Draw the figure, send what is left, and set the run's status (None: the run will continue
-        and stays RUNNING).
+        and stays RUNNING). ``on_progress`` is called meanwhile: a policy may take hours.
 
         Returns whether MLflow has everything: points and status within ``timeout_s``, then files,
         traces and data sets within the same time again, and the policy within the time for its
@@ -167,7 +172,7 @@ class Tracker:
             self._append([StatusEntry(journal.now(), status)])
         self._points.end()
         self._figure.join(timeout_s)
-        has_points = self._points.join(timeout_s)
+        has_points = self._points.join(timeout_s, on_progress)
         self._uploads.end()
         self._entities.end()
         if not has_points:
@@ -175,10 +180,10 @@ class Tracker:
             return False
         patience = timeout_s + self._entity_sender.patience()
         deadline = time.monotonic() + patience
-        has_files = self._uploads.join(timeout_s)
+        has_files = self._uploads.join(timeout_s, on_progress)
         if not has_files:
             self._say_left(f"{self._uploader.left()} files, or the figure,", timeout_s)
-        has_entities = self._entities.join(max(deadline - time.monotonic(), 0.0))
+        has_entities = self._entities.join(deadline - time.monotonic(), on_progress)
         if not has_entities:
             what = f"{self._entity_sender.left()} of its traces, data sets and policies"
             self._say_left(what, patience)
