@@ -192,7 +192,7 @@ def test_a_run_goes_on_beyond_its_end_by_another_layout(start, shared_engine, pa
     assert re.search(rf"\bsteps\b.*\b{STEPS}\b.*\b{STEPS + 1}\b", job.text)
     assert "random" in job.text  # streams, which start again with another layout
     assert f"step {STEPS + 1}/{STEPS + 1}" in job.text
-    points = journal.read(run_dir / "journal.jsonl")
+    points = list(journal.read(run_dir / "journal.jsonl"))
     used = [p.value for p in points if (p.key, p.step) == ("controller/coefficient", STEPS)]
     assert used == [0.07]
     assert (run_dir / "policy").is_dir()

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +30,7 @@ from aent.weights import probe
 from aent.weights.manifest import expected_manifest
 from aent.weights.weight_transfer import TransferSettings, WeightSender
 from inference import models
+from inference.stand_in import standing_in
 from plugins.servers import READY_S, Served
 from processes import command_line
 from weights.test_weight_transfer import PROMPTS
@@ -167,6 +169,22 @@ def test_a_server_is_given_up_when_the_others_have_their_new_weights() -> None:
     assert fleet.clients == clients[1:]
     fleet.lose(clients[0], EngineError("seen by both"))
     assert lost == clients[:1]
+
+
+def test_only_servers_that_are_not_healthy_are_dropped_while_another_thread_drops_one() -> None:
+    """Whoever asks for the probe looks at all of them, and whoever samples has found one lost."""
+    gone = EngineClient(f"http://127.0.0.1:{free_port()}")
+    fleet = Fleet([], min_engines=1)
+
+    def answer(path: str, asked: dict[str, Any]) -> tuple[int, Any]:
+        fleet.lose(gone, EngineError("seen by the one that samples"))
+        return 200, {}
+
+    with standing_in(answer) as second, standing_in(lambda *_: (200, {})) as third:
+        well = [EngineClient(server.url) for server in (second, third)]
+        fleet.clients = [gone, *well]
+        assert asyncio.run(fleet.drop_lost(EngineError("the probe failed")))
+    assert fleet.clients == well
 
 
 def test_too_few_engines_end_it_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

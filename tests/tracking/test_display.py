@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import statistics
+import sys
 import threading
 from dataclasses import replace
 
@@ -69,6 +70,21 @@ def test_live_table_in_a_terminal(monkeypatch):
     assert re.search(r"left 0:00\b", shown)
     assert "saved [here]" in shown
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor came back
+
+
+def test_a_terminal_that_is_gone_ends_nothing(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stdout = sys.stdout
+    reader, writer = pty.openpty()
+    terminal = os.fdopen(writer, "w")
+    with Display(steps=3, file=terminal) as display:
+        os.close(reader)
+        display.step(line(0))
+        display.stop()
+        display.step(line(1))
+    assert sys.stdout is stdout
+    with contextlib.suppress(OSError):  # it still has what could not be written
+        terminal.close()
 
 
 def test_clock():

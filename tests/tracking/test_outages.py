@@ -65,7 +65,7 @@ def assert_whole(run_dir: Path, steps: int, status: str = "FINISHED") -> None:
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == (run_dir / "mlflow_run_id").read_text().strip()
     assert run.info.status == status
-    logged = journal.read(run_dir / "journal.jsonl")
+    logged = list(journal.read(run_dir / "journal.jsonl"))
     for key in ("loss", "reward"):
         history = client.get_metric_history(run.info.run_id, key)
         assert [(m.step, m.timestamp, m.value) for m in history] == [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from aent.weights.probe import Probe, Seen, text_of
+from aent.inference.client import GENERATE, EngineClient
+from aent.weights.probe import SALT, Probe, Seen, ask, text_of
+from inference.stand_in import RESET, standing_in
 from wording import assert_names
 
 TEXT = list(range(192))
@@ -83,3 +88,33 @@ def test_a_stale_cache_and_another_version_are_told_apart() -> None:
     assert_names(judge(probe, ours, ours, cached=160), "cache", 160)
     assert_names(judge(probe, ours, ours, version=0), "version 0", 1)
     assert probe.proven is None
+
+
+def test_a_second_attempt_finds_no_entries_of_the_first_beside_other_requests() -> None:
+    """As vLLM does it: a cache is not emptied while there are requests, unless they may be computed
+    again."""
+    cached = threading.Event()
+    broken: list[str] = []
+
+    def answer(path: str, asked: dict[str, Any]) -> object:
+        if path != GENERATE:
+            if asked.get("reset_running_requests") == "true":
+                cached.clear()
+            return 200, {"success": not cached.is_set()}
+        if asked["cache_salt"] != SALT and not broken:
+            broken.append("the connection")
+            assert cached.wait(60)
+            return RESET
+        found = 32 if cached.is_set() and asked["cache_salt"] == SALT else 0
+        if asked["cache_salt"] == SALT:
+            cached.set()
+        return 200, {
+            "usage": {"prompt_tokens_details": {"cached_tokens": found}},
+            "choices": [{"weight_versions": [{"start": 0, "end": 1, "version": "1"}]}],
+            "prompt_logprobs": [None, *({str(token): {"logprob": -0.5}} for token in TEXT[1:])],
+        }
+
+    with standing_in(answer) as server:
+        seen = asyncio.run(ask(EngineClient(server.url), TEXT, 32))
+    assert broken
+    assert seen.cached == 0

@@ -162,8 +162,9 @@ class Fleet:
     async def drop_lost(self, error: EngineError) -> bool:
         """Drop the servers that are not healthy, after one has failed; return whether there are
         any. Raises ``error`` if too few are left."""
-        healthy = await asyncio.gather(*(c.is_healthy() for c in self.clients))
-        lost = [c for c, well in zip(self.clients, healthy) if not well]
+        clients = list(self.clients)  # another thread may drop one meanwhile
+        healthy = await asyncio.gather(*(c.is_healthy() for c in clients))
+        lost = [c for c, well in zip(clients, healthy) if not well]
         for client in lost:
             self.lose(client, error)
         return bool(lost)

@@ -58,7 +58,7 @@ class RankZero:
                 recipe.model, model_path, recipe.task.template, resume.started(run_dir)
             )
             display = opened.enter_context(Display(recipe.steps))
-            report = Report(recipe, run_dir, tracker, display, Pieces(words))
+            report = Report(recipe, run_dir, tracker, display, Pieces(words), progress)
             task = load_task(recipe, words, judge, progress)
             entities.log_datasets(tracker, recipe, task)
             suites = load_suites(recipe, words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
 from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.machines import SYSTEM
 from aent.tracking.tracker import Tracker
 
 
@@ -57,6 +58,7 @@ class Report:
     tracker: Tracker
     display: Display
     pieces: Pieces
+    progress: Callable[[], None] = lambda: None  # called at every sign of progress
     rewards: list[float] = field(default_factory=list)  # mean of each step
     evaluations: dict[int, float] = field(default_factory=dict)  # accuracy by steps trained
     seconds: dict[str, float] = field(default_factory=dict)  # per phase, over the run
@@ -73,7 +75,8 @@ class Report:
         path = self.run_dir / JOURNAL_FILE
         series: dict[str, dict[int, float]] = {}
         for point in journal.read(path) if path.exists() else ():
-            if point.step < step + (point.key == "evaluation/accuracy"):
+            before = point.step < step + (point.key == "evaluation/accuracy")
+            if before and not point.key.startswith(SYSTEM):
                 series.setdefault(point.key, {})[point.step] = point.value
         self.rewards, self.in_band = (
             [value for _, value in sorted(series.get(key, {}).items())]
@@ -207,7 +210,7 @@ class Report:
         gib = {f"memory/rank_{rank}_peak_gib": peak / GIB for rank, peak in enumerate(peaks)}
         self.tracker.log(self.recipe.steps - 1, gib)
         entities.log_policy(self.tracker, self.recipe, self.run_dir / "policy")
-        self.tracker.finish("FINISHED")
+        self.tracker.finish("FINISHED", on_progress=self.progress)
         on_card = device_kind() == "cuda"
         estimated = [
             f"{(rank.allocated if on_card else rank.total) / GIB:.2f}"

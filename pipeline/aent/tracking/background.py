@@ -7,8 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from aent.recipe.redact import redacted
+from aent.runtime.log import log
+
 FIRST_RETRY_S, LONGEST_RETRY_S = 1.0, 60.0  # between attempts, doubled each time
 LAST_RETRIES_S = 1.0  # between attempts when nothing new will come
+WAIT_S = 10.0  # between signs of life of whoever waits for the end
 
 
 class Background:
@@ -37,9 +41,13 @@ class Background:
         self._ended.set()
         self._wake.set()
 
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the thread's end; return whether it ended."""
-        self._thread.join(timeout_s)
+    def join(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
+        """Wait for the thread's end, and call ``meanwhile`` now and then; return whether it
+        ended."""
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            meanwhile()
+            self._thread.join(min(left, WAIT_S))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -51,7 +59,7 @@ class Background:
             ended = self.ended
             if time.monotonic() < attempt_at and not (ended and delay > LAST_RETRIES_S):
                 continue
-            if self._work():
+            if self._has_worked():
                 delay = 0.0
                 if ended:
                     return
@@ -60,6 +68,15 @@ class Background:
             else:
                 delay = min(max(2 * delay, FIRST_RETRY_S), LONGEST_RETRY_S)
             attempt_at = time.monotonic() + delay
+
+    def _has_worked(self) -> bool:
+        """Whether ``work`` succeeded. If it raises (a file cannot be read), that is a failure as
+        well: without the thread nothing would be sent any more, and nobody would notice."""
+        try:
+            return self._work()
+        except Exception as error:
+            log.warning(f"aent: {self._thread.name}: {redacted(str(error))} (it is tried again)")
+            return False
 
 
 def within(seconds: float, what: str, work: Callable[[], None]) -> None:

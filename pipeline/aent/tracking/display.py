@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -70,16 +71,19 @@ class Display:
         self.stop()
 
     def stop(self) -> None:
-        """Give the terminal back; what is said from here on are plain lines."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        """Give the terminal back, if it is still there (a run may outlive it); what is said from
+        here on are plain lines."""
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.stop()
 
     def step(self, line: StepLine) -> None:
         """Show a finished step."""
         self._lines.append(line)
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._live.update(self._table(), refresh=True)
         log.info(self._plain(line), extra={OWN_ONLY: self._live is not None})
 
     def message(self, text: str, level: int = logging.INFO) -> None:

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d9730d", "#2f8f4e", "#8a8a8a"
 Metrics = Mapping[str, Mapping[int, float]]  # values by step, of each metric
+DRAWN = (  # all that ``draw`` reads
+    "reward/mean",
+    "evaluation/accuracy",
+    "policy/entropy",
+    "policy/clamped_entropy",
+    "policy/entropy_error",
+    "controller/low",
+    "controller/high",
+    "controller/coefficient",
+)
 
 
 def draw(metrics: Metrics, recipe: Recipe, path: Path) -> None:

@@ -74,15 +74,17 @@ def now() -> int:
 def append(path: Path, new: Iterable[Entry]) -> None:
     """Add all entries to the journal at ``path``, or none: OSError if it cannot be written."""
     lines = "".join(json.dumps(entry._asdict()) + "\n" for entry in new).encode()
-    with path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
+    before: int | None = None
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
             written = file.write(lines)
             if written != len(lines):  # as happens on a full disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
-            file.truncate(before)
-            raise
+    except OSError:  # of the write, or of closing: NFS may only then find its disk full (close(2))
+        if before is not None:
+            os.truncate(path, before)
+        raise
 
 
 def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry | None, int]]:
@@ -125,9 +127,10 @@ def _tell_damaged(path: Path, position: int) -> None:
 _told: set[tuple[Path, int]] = set()
 
 
-def read(path: Path) -> list[Point]:
-    """Every metric point of the journal."""
-    return [entry for entry, _ in entries(path) if isinstance(entry, Point)]
+def read(path: Path) -> Iterator[Point]:
+    """Every metric point of the journal, one after another: those of many machines over weeks would
+    take gigabytes."""
+    return (entry for entry, _ in entries(path) if isinstance(entry, Point))
 
 
 def tags(path: Path) -> dict[str, Tag]:

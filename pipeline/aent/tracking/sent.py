@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from aent.runtime.files import write_whole
+from aent.runtime.files import read_again, write_whole
 from aent.tracking import journal
 
 
@@ -22,7 +22,7 @@ class Sent:
         Everything is sent again if the journal has lost its end since (by a power failure), because
         new entries have taken the place of lost ones.
         """
-        words = self.path.read_text().split() if self.path.is_file() else []
+        words = read_again(self.path.read_text).split() if self.path.is_file() else []
         known = len(words) == 2 and words[0] == run_id and words[1].isdigit()
         self.position = int(words[1]) if known else 0
         journal_path = self.path.with_name(journal.JOURNAL_FILE)

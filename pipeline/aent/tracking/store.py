@@ -17,6 +17,7 @@ from typing import Any
 from aent.recipe.load import Scalar, dump, flatten
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
+from aent.runtime.files import read_again
 from aent.tracking import journal, sqlite
 from aent.tracking.address import check_supported, tracking_uri
 from aent.tracking.client import mlflow_client
@@ -38,7 +39,7 @@ TABLES_IN_TAG = 100  # the newest: a tag holds 8000 characters
 def known_run_id(folder: Path) -> str:
     """The id of this folder's run in MLflow; empty if unknown."""
     path = folder / RUN_ID_FILE
-    return path.read_text().strip() if path.is_file() else ""
+    return read_again(path.read_text).strip() if path.is_file() else ""
 
 
 class Store:

@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
-from aent.runtime import node_metrics
 from aent.runtime.files import write_whole
 from aent.runtime.log import log
-from aent.tracking import figures, journal, repeated_step
+from aent.tracking import figures, journal, machines, repeated_step
 from aent.tracking.address import look_command, tracking_uri
 from aent.tracking.background import Background
 from aent.tracking.ended import Status
@@ -49,7 +48,9 @@ class Tracker:
         self.run_dir, self.recipe = run_dir, recipe
         self.failures = 0  # of writing, drawing or sending
         self._journal = run_dir / JOURNAL_FILE
-        self._metrics: dict[str, dict[int, float]] = {}  # the journal's values, by key and step
+        # the journal's values, by key and step, without those of machines, which are too many
+        self._metrics: dict[str, dict[int, float]] = {}
+        self._sampled = -1  # number of the machines' last sample, which is their metrics' step
         self._files: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
         self._figure_due = self._unsent_figure = False
@@ -150,9 +151,14 @@ class Tracker:
         self._figure_due = True
         self._figure.wake()
 
-    def finish(self, status: Status | None, timeout_s: float = 30.0) -> bool:
+    def finish(
+        self,
+        status: Status | None,
+        timeout_s: float = 30.0,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Draw the figure, send what is left, and set the run's status (None: the run will continue
-        and stays RUNNING).
+        and stays RUNNING). ``on_progress`` is called meanwhile: a policy may take hours.
 
         Returns whether MLflow has everything: points and status within ``timeout_s``, then files,
         traces and data sets within the same time again, and the policy within the time for its
@@ -166,7 +172,7 @@ class Tracker:
             self._append([StatusEntry(journal.now(), status)])
         self._points.end()
         self._figure.join(timeout_s)
-        has_points = self._points.join(timeout_s)
+        has_points = self._points.join(timeout_s, on_progress)
         self._uploads.end()
         self._entities.end()
         if not has_points:
@@ -174,10 +180,10 @@ class Tracker:
             return False
         patience = timeout_s + self._entity_sender.patience()
         deadline = time.monotonic() + patience
-        has_files = self._uploads.join(timeout_s)
+        has_files = self._uploads.join(timeout_s, on_progress)
         if not has_files:
             self._say_left(f"{self._uploader.left()} files, or the figure,", timeout_s)
-        has_entities = self._entities.join(max(deadline - time.monotonic(), 0.0))
+        has_entities = self._entities.join(deadline - time.monotonic(), on_progress)
         if not has_entities:
             what = f"{self._entity_sender.left()} of its traces, data sets and policies"
             self._say_left(what, patience)
@@ -197,7 +203,9 @@ class Tracker:
             return
         journal.drop_torn_line(self._journal)
         for entry, _ in journal.entries(self._journal):
-            if isinstance(entry, Point):
+            if isinstance(entry, Point) and entry.key.startswith(machines.SYSTEM):
+                self._sampled = max(self._sampled, entry.step)
+            elif isinstance(entry, Point):
                 self._metrics.setdefault(entry.key, {}).setdefault(entry.step, entry.value)
             elif isinstance(entry, File):
                 self._files.add(entry.file)
@@ -255,26 +263,21 @@ class Tracker:
 
     def _draw(self) -> None:
         with self._lock:
-            metrics = {key: dict(series) for key, series in self._metrics.items()}
+            metrics = {key: dict(self._metrics.get(key, {})) for key in figures.DRAWN}
         figures.draw(metrics, self.recipe, self.run_dir / FIGURE_FILE)
 
     def _watch_system(self) -> None:
         every = self.recipe.tracking.system_metrics_every_s
         if not every:
             return
-        with self._lock:
-            before = [max(s) for k, s in self._metrics.items() if k.startswith("system/")]
-        number = max(before, default=-1) + 1  # the sample's number, which is these metrics' step
         seen: dict[str, float] = {}  # when each machine was last sampled
         while not self._watched.wait(every):
-            self._try("read the machines' metrics", self._look_at_machines, number, seen)
-            number += 1
+            self._sampled += 1
+            self._try("read the machines' metrics", self._look_at_machines, seen)
 
-    def _look_at_machines(self, number: int, seen: dict[str, float]) -> None:
-        for name, (when, values) in node_metrics.newest(self.run_dir).items():
-            if seen.get(name) != when:
-                seen[name] = when
-                self.log(number, {f"system/{name}/{k}": v for k, v in values.items()})
+    def _look_at_machines(self, seen: dict[str, float]) -> None:
+        self._append(machines.new_points(self.run_dir, self._sampled, seen))
+        self._points.wake()
 
     def _try(self, what: str, work: Callable[..., Any], *arguments: Any) -> bool:
         """Run ``work``; report and count a failure instead of raising it."""

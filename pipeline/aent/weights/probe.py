@@ -67,8 +67,9 @@ async def ask(client: EngineClient, text: Sequence[int], block: int) -> Seen:
     try:
         return await _ask(client, text, block)
     except TransientError:
-        # the first attempt may have left entries in the cache, but of the present weights
-        await client.call("POST", "/reset_prefix_cache")
+        # the first attempt may have left entries in the cache, but of the present weights; beside
+        # other requests vLLM only empties it if it may compute them again
+        await client.call("POST", "/reset_prefix_cache", params={"reset_running_requests": True})
         return await _ask(client, text, block)
 
 
