@@ -134,6 +134,23 @@ def test_a_requeue_that_fails_is_tried_again(
     assert ("aent: not requeued" in log) == (code == 85)
 
 
+@pytest.mark.parametrize(
+    ("array", "requeued"),
+    [
+        ({}, "1234"),
+        ({"SLURM_ARRAY_JOB_ID": "1230", "SLURM_ARRAY_TASK_ID": "2"}, "1234"),
+        # the task that an array starts last: by 1234, Slurm would requeue every task
+        ({"SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "3"}, "1234_3"),
+    ],
+)
+def test_a_task_of_an_array_is_requeued_alone(
+    job: FakeJob, array: dict[str, str], requeued: str
+) -> None:
+    code, log = job.run(RANKS_DO="exit 85", **array)
+    assert code == 0, log
+    assert (job.folder / "requeues").read_text() == f"requeue {requeued}\n"
+
+
 def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None:
     """Ranks that do not come to a boundary in time are ended, whatever SLURM_TIME_FORMAT says."""
     (job.folder / "end").write_text("1999-01-01T00:00:00\n")
