@@ -165,6 +165,21 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
     assert (process.returncode, job.requeues) == (0, 1), log
 
 
+def test_ranks_may_end_their_step_where_slurm_does_not_tell_the_end_of_the_job(
+    job: FakeJob,
+) -> None:
+    (job.folder / "end").write_text("")
+    beats = "touch $RUN_DIR/heartbeats/rank{0,1,2,3}.json"
+    ranks = f"{beats}; trap 'asked=1' USR1; trap 'exit 143' TERM; touch $FAKE/began"
+    save = "[ -z $asked ] || { sleep 1; touch $FAKE/saved; exit 85; }"
+    process = job.start(RANKS_DO=f"{ranks}; while sleep .1; do {save}; done")
+    wait_until((job.folder / "began").exists)
+    process.send_signal(signal.SIGUSR1)
+    log, _ = process.communicate(timeout=60)
+    assert (process.returncode, job.requeues) == (0, 1), log
+    assert (job.folder / "saved").exists()
+
+
 @pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
 def test_steps_in_containers(job: FakeJob, kind: str) -> None:
     settings = job.folder / "cluster.env"
