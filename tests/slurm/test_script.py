@@ -223,6 +223,12 @@ def test_steps_in_containers(job: FakeJob, kind: str) -> None:
     assert told == {"AENT_IMAGE_DIGEST": digest, "AENT_ENGINE_IMAGE_DIGEST": digest}
     if kind == "pyxis":  # an image is unpacked once on each node
         assert names["prepare"] == names["rank"] != names["serve"]
+        # on all of them before any node waits for the others
+        unpacked, met = (job.folder / "steps" / step for step in ("true", "preflight"))
+        assert unpacked.stat().st_mtime_ns < met.stat().st_mtime_ns
+        flags, command, _ = job.step("true")
+        assert command == "true"
+        assert {f"--container-name={names['rank']}", "--ntasks-per-node=1"} <= set(flags)
 
 
 def test_an_image_whose_digest_cannot_be_kept_costs_no_job(job: FakeJob) -> None:
