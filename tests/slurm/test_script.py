@@ -79,6 +79,14 @@ def test_gpus_are_counted_however_they_were_asked_for(
     assert not [flag for flag in job.step("rank")[0] if flag.startswith("--gpu")]
 
 
+@pytest.mark.parametrize(("cores", "each"), [("16(x2)", 8), ("96,64(x2),128", 32)])
+def test_tasks_get_the_cores_that_every_node_has(job: FakeJob, cores: str, each: int) -> None:
+    code, log = job.run(SLURM_JOB_CPUS_PER_NODE=cores)
+    assert code == 0, log
+    assert f"--cpus-per-task={each}" in job.step("rank")[0]  # two ranks on a node
+    assert f"--cpus-per-task={2 * each}" in job.step("serve")[0]
+
+
 def test_ranks_that_slurm_has_ended_alone_are_a_preemption(job: FakeJob) -> None:
     code, log = job.run(RANKS_DO=TERMINATED)
     assert (code, job.requeues) == (0, 1), log
