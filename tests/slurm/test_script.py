@@ -87,6 +87,19 @@ def test_tasks_get_the_cores_that_every_node_has(job: FakeJob, cores: str, each:
     assert f"--cpus-per-task={2 * each}" in job.step("serve")[0]
 
 
+@pytest.mark.parametrize("given", ["run", "run/", "drop20%/it's"])
+def test_a_run_folder_may_be_relative_and_have_any_name(job: FakeJob, given: str) -> None:
+    images = {"CONTAINER": "apptainer", "IMAGE": "a.sif", "ENGINE_IMAGE": "b.sif"}
+    code, log = job.run(RUN_DIR=given, **images)
+    assert code == 0, log
+    folder = job.folder / given
+    flags, command, seen = job.step("rank")
+    assert f"aent.launch.rank {folder} /m" in command
+    # %% is srun's percent sign
+    assert f"--error={str(folder).replace('%', '%%')}/logs/rank%t.log" in flags
+    assert seen["XDG_CACHE_HOME"] == f"{folder.parent}/.cache"  # a new run's folder stays empty
+
+
 def test_ranks_that_slurm_has_ended_alone_are_a_preemption(job: FakeJob) -> None:
     code, log = job.run(RANKS_DO=TERMINATED)
     assert (code, job.requeues) == (0, 1), log
