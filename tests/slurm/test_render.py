@@ -76,11 +76,15 @@ def test_two_groups_get_their_own_lines_and_a_container_its_image():
     assert "export PYTHON=" not in text  # the image's own
 
 
-def test_a_site_that_knows_gres_alone_gets_it_alone():
-    recipe = load(TINY, ["cluster.flags=['--gres=gpu:h100:8']", "run_dir=/runs/x"])
+@pytest.mark.parametrize(
+    ("gres", "alone"),
+    [("gpu:h100:8", True), ("lscratch:100,gpu:8", True), ("lscratch:100", False)],
+)
+def test_a_site_that_knows_gres_alone_gets_it_alone(gres, alone):
+    recipe = load(TINY, [f"cluster.flags=['--gres={gres}']", "run_dir=/runs/x"])
     asked = directives(render(recipe, TINY, []).text)
-    assert "--gres=gpu:h100:8" in asked
-    assert not [flag for flag in asked if flag.startswith("--gpus-per-node")]
+    assert f"--gres={gres}" in asked
+    assert alone == (not [flag for flag in asked if flag.startswith("--gpus-per-node")])
 
 
 def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):

@@ -66,6 +66,7 @@ def test_the_ranks_meet_at_a_port_that_no_outgoing_connection_takes(job: FakeJob
         ({"SLURM_GPUS_PER_NODE": "h100:8"}, "8"),
         ({"TRES": "gres:gpu:8"}, "8"),  # --gres=gpu:8, as Slurm before 23 shows it
         ({"TRES": "gres/gpu:h100:4,gres/x:1"}, "4"),
+        ({"TRES": "gres/lscratch:100,gres/gpu:h100:4"}, "4"),
     ],
 )
 def test_gpus_are_counted_however_they_were_asked_for(

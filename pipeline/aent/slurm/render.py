@@ -195,7 +195,7 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
         asked += [f"--{name}={value}" for name, value in of_group.items() if value is not None]
         by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked]}
         # a site that knows only --gres refuses the other flag
-        if not by_flag.get("--gres", "").startswith("--gres=gpu"):
+        if not re.search(r"[=,]gpu\b", by_flag.get("--gres", "")):
             by_flag["--gpus-per-node"] = f"--gpus-per-node={gpus}"
         else:
             by_flag.pop("--gpus-per-node", None)
