@@ -132,7 +132,8 @@ def test_what_the_job_would_not_find_is_refused(tmp_path):
     assert_names(refused(*container, "run_dir=/x/y", other), "mounts", "/data:/x,/xy:/xy:ro")
     (tmp_path / "link").symlink_to(tmp_path)
     same = [f"cluster.mounts=['{tmp_path}:{tmp_path}/link']", f"run_dir={tmp_path}/link/a"]
-    for seen in (same, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
+    beside = ["run_dir=a", "cluster.mounts=['/data:/data']"]  # the folder it is sent from as well
+    for seen in (same, beside, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
         text = render(load(TINY, ["cluster.gpus_per_node=0", *container, *seen]), TINY, []).text
     assert f"\nexport CLUSTER_ENV={ROOT}/slurm/cluster.env\n" in text
 

@@ -126,7 +126,7 @@ def _run_dir(recipe: Recipe) -> Path:
     run_dir, here = run_folder(recipe).absolute(), Path.cwd()
     if re.search(r'["\n]', str(run_dir)):
         raise ValueError(f"run_dir={str(run_dir)!r} has a quote or a line break")
-    mounts = recipe.cluster.mounts or (f"{here}:{here}",)
+    mounts = (*recipe.cluster.mounts, f"{here}:{here}")  # the script always adds the second
     if recipe.cluster.container == "none" or any(_sees(mount, run_dir) for mount in mounts):
         return run_dir
     raise ValueError(f"run_dir={run_dir} lies outside mounts={','.join(mounts)}")
