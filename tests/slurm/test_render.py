@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, names):
     assert any(re.match(naming(*names.split()), fault) for fault in faults)
 
 
+@pytest.mark.parametrize("name", ["o'neil", "c#1", "a b", "50%", "plain", "ä"])
+def test_sbatch_reads_the_path_of_the_log_as_it_is(tmp_path, name):
+    """It reads words as a shell does, but a # ends the line, and %% is a percent sign."""
+    folder = tmp_path / name
+    recipe = load(TINY, ["cluster.gpus_per_node=0"])
+    recipe = recipe.model_copy(update={"run_dir": str(folder / "x")})
+    script = render(recipe, TINY, [])
+    (array,) = render_several([(TINY, [], recipe)], folder, "aent compare")
+    shown = str(folder).replace("%", "%%")
+    for text, log in ((script.text, f"{shown}/x.log"), (array.text, f"{shown}/task-%a.log")):
+        words = [shlex.split(line, comments=True) for line in directives(text)]
+        assert [f"--output={log}"] in words
+        assert all(len(word) == 1 for word in words)
+
+
 def test_what_the_job_would_not_find_is_refused(tmp_path):
     def refused(*overrides: str) -> str:
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is looked at
@@ -124,6 +140,7 @@ def test_what_the_job_would_not_find_is_refused(tmp_path):
 
     assert_names(refused("cluster.env_file=none.env"), "env_file", "none.env")
     assert "a\\nb" in refused('run_dir="a\\nb"')
+    assert "backslash" in refused("run_dir='a\\b'")
     container = ("cluster.container=apptainer", "cluster.image=x.sif", "cluster.engine_image=x.sif")
     here = Path.cwd()
     outside = refused(*container, "run_dir=/x/y")
