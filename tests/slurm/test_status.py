@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -166,3 +169,18 @@ def test_a_recipes_only_job_may_have_two_groups(run_dir, programs):
     programs(scancel=f"echo $* >{run_dir}/cancelled", squeue=groups)
     assert status.cancel(os.path.abspath(TINY)) == "7"
     assert status.cancel(str(run_dir)) == "7"  # both groups end with the first
+
+
+def test_the_log_of_a_job_that_waits_is_followed_from_its_begin(tmp_path, programs):
+    tail = shutil.which("tail", path=os.defpath)
+    log = tmp_path / "run.log"
+    programs(scontrol=f"echo '   StdOut={log}'", tail=f'exec {tail} --sleep-interval=.1 "$@"')
+    command = [sys.executable, "-m", "aent", "slurm", "logs", "7"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as followed:
+        try:
+            assert str(log) in followed.stderr.readline()  # that it is not there
+            log.write_text("the first line\n")
+            assert followed.stdout.readline() == "the first line\n"
+        finally:
+            followed.kill()
