@@ -34,7 +34,7 @@ def faults(cluster: ClusterSection) -> Iterator[str]:
         if ":" not in mount or "," in mount:
             yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
     if cluster.time is not None and not re.fullmatch(TIME, cluster.time):
-        yield f"cluster.time={cluster.time!r} is not a time limit such as 30, 8:00:00 or 1-12:00:00"
+        yield f"cluster.time={cluster.time!r} is not a time limit such as 8:00:00 or 1-12:00:00"
     for name in ("account", "partition", "engine_partition"):
         value = getattr(cluster, name)
         if value is not None and not re.fullmatch(r"\S+", value):
