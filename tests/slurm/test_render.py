@@ -106,6 +106,8 @@ def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
         (["cluster.flags=['--nodes=7']"], "--nodes cluster.nodes cluster.engine_nodes"),
         (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node cluster.gpus_per_node"),
         (["cluster.flags=['--job-name=y']"], "cluster.flags --job-name=y"),
+        (["cluster.flags=['--signal=USR1@600']"], "cluster.flags --signal=USR1@600 B:USR1"),
+        (["cluster.flags=['--signal=B:TERM@60']"], "cluster.flags --signal=B:TERM@60"),
         (["cluster.engine_flags=['--qos=y']"], "cluster.engine_flags cluster.engine_nodes"),
         (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition"),
         (["cluster.account=''"], "cluster.account ''"),

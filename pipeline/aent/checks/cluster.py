@@ -9,6 +9,9 @@ from aent.recipe.operation import ClusterSection
 
 TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
 FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
+SIGNAL = (
+    r"=(B|RB|BR):(SIG)?USR1@\d+"  # that the batch script handles; without B Slurm asks each step
+)
 # flags that other fields of the recipe set
 OURS = {
     "nodes": "cluster.nodes and cluster.engine_nodes",
@@ -52,6 +55,8 @@ def _flag(field: str, flag: str) -> Iterator[str]:
     if parts is None:
         yield f"{field}: {flag!r} is not a flag of sbatch (--NAME or --NAME=VALUE)"
         return
+    if parts[1] == "signal" and not re.fullmatch(SIGNAL, parts[2] or ""):
+        yield f"{field}: {flag} is not --signal=B:USR1@SECONDS, which asks the job for a checkpoint"
     for name, owner in OURS.items():
         if name.startswith(parts[1]):  # sbatch accepts abbreviations of flags
             yield f"{field}: {flag} is not allowed: --{name} is set by {owner}"
