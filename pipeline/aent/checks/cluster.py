@@ -9,9 +9,7 @@ from aent.recipe.operation import ClusterSection
 
 TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
 FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
-SIGNAL = (
-    r"=(B|RB|BR):(SIG)?USR1@\d+"  # that the batch script handles; without B Slurm asks each step
-)
+SIGNAL = r"=(B|RB|BR):(SIG)?USR1@\d+"  # to the batch script, which handles it; not to its steps
 # flags that other fields of the recipe set
 OURS = {
     "nodes": "cluster.nodes and cluster.engine_nodes",
