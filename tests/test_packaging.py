@@ -1,5 +1,6 @@
 """The installer's decisions, and the wheel with its recipes."""
 
+import fnmatch
 import importlib.machinery
 import os
 import shutil
@@ -293,3 +294,14 @@ def test_an_engines_image_needs_nothing_of_the_trainers(module):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_image_is_built_without_what_git_ignores() -> None:
+    """And without downloads and images beside it, of gigabytes."""
+    ignored, left_out = (
+        (ROOT / f".{name}ignore").read_text().split() for name in ("git", "docker")
+    )
+    names = [name.strip("/") for name in ignored if "[" not in name]
+    for name in [*names, "data", "models", "trainer.sqsh", "rollout.sif"]:
+        patterns = [pattern.removeprefix("**/") for pattern in left_out]
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name

@@ -155,6 +155,8 @@ FAULTS = [
     (["model.bundled=tiny-qwen2"], "model.path model.bundled"),
     (["model.path=/no/where"], "model.path /no/where"),
     (["model.tokenizer_path=/no"], "model.tokenizer_path /no"),
+    (["run_dir=~no-such-user/x"], "run_dir ~no-such-user/x"),
+    (["model.path=~no-such-user/x"], "model.path ~no-such-user/x"),
     (["task.size=7", "rollout.prompts_per_step=8"], "rollout.prompts_per_step 8 7"),
     (["task.name=chain_sun"], "task.name chain_sun chain_sum"),
     (["trainer.tensor_parallel=4"], "trainer.tensor_parallel 4 6"),

@@ -110,6 +110,20 @@ def test_a_dead_rank_is_told_with_its_last_lines(tmp_path: Path, ranks: list[Chi
     assert told.endswith("its last words")
 
 
+def test_a_closed_terminal_ends_a_run_but_not_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with launcher.caught_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with launcher.caught_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class RankZeroFailed(RuntimeError):
     """As ``runtime.on_rank_zero`` raises it."""
 

@@ -78,6 +78,10 @@ FAULTS = [
     ("task: {config: {3: 4}}", [], "FILE task.config 3"),
     ("task: &a {config: {b: *a}}", [], "FILE task.config.b"),
     ("task: {config: {a: !!set {b}}}", [], "FILE task.config.a"),
+    ("task: {config: {a: !!timestamp 2024-01-01}}", [], "FILE task.config.a date"),
+    ("seed: -1", [], "FILE seed 0 -1"),  # vLLM's numpy takes neither of these
+    ("seed: 4294967297", [], "FILE seed 4294967296 4294967297"),
+    ("tracking: {experiment: ''}", [], "FILE tracking.experiment"),
     ("steps: 1\nsteps: 2", [], "FILE 5 YAML steps"),
     ("task:\n  size: 1\n  size: 2", [], "FILE 6 YAML size"),
     ("steps: [1", [], "FILE 4 YAML ]"),

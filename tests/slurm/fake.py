@@ -23,6 +23,7 @@ while [[ ${1:-} == -* ]]; do
   shift
 done
 step=$(printf '%s\n' "$@" | sed -n 's/^aent\.\(slurm\|launch\)\.//p' | sed -n 1p)
+: "${step:=$1}" # another program
 {
   printf 'flag %s\n' "${flags[@]}"
   printf 'command %s\n' "$*"

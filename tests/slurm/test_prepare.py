@@ -31,6 +31,17 @@ def test_a_job_is_given_up_after_starts_in_a_row_without_a_new_checkpoint(tmp_pa
     start(tmp_path, "step_000005")
 
 
+@pytest.mark.parametrize("name", ["it's", "1e3", "ä\U0001f600"])
+def test_a_run_folder_may_have_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for folder in ("policy", "checkpoints/step_000004"):  # a finished run, in which nothing is made
+        (tmp_path / name / folder).mkdir(parents=True)
+    (tmp_path / name / "recipe.yaml").touch()
+    assert main([name, "--nodes=1", "--gpus-per-node=0", "recipes/cpu/tiny.yaml"]) == 0
+    assert (tmp_path / name / "job.env").read_text() == "FINISHED=1\n"
+
+
 def test_a_folder_is_for_one_job_at_a_time(tmp_path, capfd, monkeypatch):
     starts.note(tmp_path, "7", None)
     (tmp_path / "recipe.yaml").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -76,11 +77,15 @@ def test_two_groups_get_their_own_lines_and_a_container_its_image():
     assert "export PYTHON=" not in text  # the image's own
 
 
-def test_a_site_that_knows_gres_alone_gets_it_alone():
-    recipe = load(TINY, ["cluster.flags=['--gres=gpu:h100:8']", "run_dir=/runs/x"])
+@pytest.mark.parametrize(
+    ("gres", "alone"),
+    [("gpu:h100:8", True), ("lscratch:100,gpu:8", True), ("lscratch:100", False)],
+)
+def test_a_site_that_knows_gres_alone_gets_it_alone(gres, alone):
+    recipe = load(TINY, [f"cluster.flags=['--gres={gres}']", "run_dir=/runs/x"])
     asked = directives(render(recipe, TINY, []).text)
-    assert "--gres=gpu:h100:8" in asked
-    assert not [flag for flag in asked if flag.startswith("--gpus-per-node")]
+    assert f"--gres={gres}" in asked
+    assert alone == (not [flag for flag in asked if flag.startswith("--gpus-per-node")])
 
 
 def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
@@ -101,6 +106,8 @@ def test_more_gpus_than_a_node_has_are_refused_at_render(tmp_path):
         (["cluster.flags=['--nodes=7']"], "--nodes cluster.nodes cluster.engine_nodes"),
         (["cluster.flags=['--gpus-per=7']"], "--gpus-per-node cluster.gpus_per_node"),
         (["cluster.flags=['--job-name=y']"], "cluster.flags --job-name=y"),
+        (["cluster.flags=['--signal=USR1@600']"], "cluster.flags --signal=USR1@600 B:USR1"),
+        (["cluster.flags=['--signal=B:TERM@60']"], "cluster.flags --signal=B:TERM@60"),
         (["cluster.engine_flags=['--qos=y']"], "cluster.engine_flags cluster.engine_nodes"),
         (['cluster.partition="a\\n#SBATCH --nodes=7"'], "cluster.partition"),
         (["cluster.account=''"], "cluster.account ''"),
@@ -112,6 +119,21 @@ def test_a_cluster_section_that_makes_no_sense_is_a_sentence(overrides, names):
     assert any(re.match(naming(*names.split()), fault) for fault in faults)
 
 
+@pytest.mark.parametrize("name", ["o'neil", "c#1", "a b", "50%", "plain", "ä"])
+def test_sbatch_reads_the_path_of_the_log_as_it_is(tmp_path, name):
+    """It reads words as a shell does, but a # ends the line, and %% is a percent sign."""
+    folder = tmp_path / name
+    recipe = load(TINY, ["cluster.gpus_per_node=0"])
+    recipe = recipe.model_copy(update={"run_dir": str(folder / "x")})
+    script = render(recipe, TINY, [])
+    (array,) = render_several([(TINY, [], recipe)], folder, "aent compare")
+    shown = str(folder).replace("%", "%%")
+    for text, log in ((script.text, f"{shown}/x.log"), (array.text, f"{shown}/task-%a.log")):
+        words = [shlex.split(line, comments=True) for line in directives(text)]
+        assert [f"--output={log}"] in words
+        assert all(len(word) == 1 for word in words)
+
+
 def test_what_the_job_would_not_find_is_refused(tmp_path):
     def refused(*overrides: str) -> str:
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - the sentence is looked at
@@ -120,6 +142,7 @@ def test_what_the_job_would_not_find_is_refused(tmp_path):
 
     assert_names(refused("cluster.env_file=none.env"), "env_file", "none.env")
     assert "a\\nb" in refused('run_dir="a\\nb"')
+    assert "backslash" in refused("run_dir='a\\b'")
     container = ("cluster.container=apptainer", "cluster.image=x.sif", "cluster.engine_image=x.sif")
     here = Path.cwd()
     outside = refused(*container, "run_dir=/x/y")
@@ -128,7 +151,8 @@ def test_what_the_job_would_not_find_is_refused(tmp_path):
     assert_names(refused(*container, "run_dir=/x/y", other), "mounts", "/data:/x,/xy:/xy:ro")
     (tmp_path / "link").symlink_to(tmp_path)
     same = [f"cluster.mounts=['{tmp_path}:{tmp_path}/link']", f"run_dir={tmp_path}/link/a"]
-    for seen in (same, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
+    beside = ["run_dir=a", "cluster.mounts=['/data:/data']"]  # the folder it is sent from as well
+    for seen in (same, beside, ["run_dir=a", "cluster.env_file=slurm/cluster.env"]):
         text = render(load(TINY, ["cluster.gpus_per_node=0", *container, *seen]), TINY, []).text
     assert f"\nexport CLUSTER_ENV={ROOT}/slurm/cluster.env\n" in text
 

@@ -66,6 +66,7 @@ def test_the_ranks_meet_at_a_port_that_no_outgoing_connection_takes(job: FakeJob
         ({"SLURM_GPUS_PER_NODE": "h100:8"}, "8"),
         ({"TRES": "gres:gpu:8"}, "8"),  # --gres=gpu:8, as Slurm before 23 shows it
         ({"TRES": "gres/gpu:h100:4,gres/x:1"}, "4"),
+        ({"TRES": "gres/lscratch:100,gres/gpu:h100:4"}, "4"),
     ],
 )
 def test_gpus_are_counted_however_they_were_asked_for(
@@ -77,6 +78,27 @@ def test_gpus_are_counted_however_they_were_asked_for(
     assert f"--gpus={gpus} " in job.step("preflight")[1]
     # Slurm names a step's GPUs in CUDA_VISIBLE_DEVICES, which --gpu-bind=none keeps it from
     assert not [flag for flag in job.step("rank")[0] if flag.startswith("--gpu")]
+
+
+@pytest.mark.parametrize(("cores", "each"), [("16(x2)", 8), ("96,64(x2),128", 32)])
+def test_tasks_get_the_cores_that_every_node_has(job: FakeJob, cores: str, each: int) -> None:
+    code, log = job.run(SLURM_JOB_CPUS_PER_NODE=cores)
+    assert code == 0, log
+    assert f"--cpus-per-task={each}" in job.step("rank")[0]  # two ranks on a node
+    assert f"--cpus-per-task={2 * each}" in job.step("serve")[0]
+
+
+@pytest.mark.parametrize("given", ["run", "run/", "drop20%/it's"])
+def test_a_run_folder_may_be_relative_and_have_any_name(job: FakeJob, given: str) -> None:
+    images = {"CONTAINER": "apptainer", "IMAGE": "a.sif", "ENGINE_IMAGE": "b.sif"}
+    code, log = job.run(RUN_DIR=given, **images)
+    assert code == 0, log
+    folder = job.folder / given
+    flags, command, seen = job.step("rank")
+    assert f"aent.launch.rank {folder} /m" in command
+    # %% is srun's percent sign
+    assert f"--error={str(folder).replace('%', '%%')}/logs/rank%t.log" in flags
+    assert seen["XDG_CACHE_HOME"] == f"{folder.parent}/.cache"  # a new run's folder stays empty
 
 
 def test_ranks_that_slurm_has_ended_alone_are_a_preemption(job: FakeJob) -> None:
@@ -134,6 +156,23 @@ def test_a_requeue_that_fails_is_tried_again(
     assert ("aent: not requeued" in log) == (code == 85)
 
 
+@pytest.mark.parametrize(
+    ("array", "requeued"),
+    [
+        ({}, "1234"),
+        ({"SLURM_ARRAY_JOB_ID": "1230", "SLURM_ARRAY_TASK_ID": "2"}, "1234"),
+        # the task that an array starts last: by 1234, Slurm would requeue every task
+        ({"SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "3"}, "1234_3"),
+    ],
+)
+def test_a_task_of_an_array_is_requeued_alone(
+    job: FakeJob, array: dict[str, str], requeued: str
+) -> None:
+    code, log = job.run(RANKS_DO="exit 85", **array)
+    assert code == 0, log
+    assert (job.folder / "requeues").read_text() == f"requeue {requeued}\n"
+
+
 def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None:
     """Ranks that do not come to a boundary in time are ended, whatever SLURM_TIME_FORMAT says."""
     (job.folder / "end").write_text("1999-01-01T00:00:00\n")
@@ -146,6 +185,21 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
     process.send_signal(signal.SIGUSR1)
     log, _ = process.communicate(timeout=60)
     assert (process.returncode, job.requeues) == (0, 1), log
+
+
+def test_ranks_may_end_their_step_where_slurm_does_not_tell_the_end_of_the_job(
+    job: FakeJob,
+) -> None:
+    (job.folder / "end").write_text("")
+    beats = "touch $RUN_DIR/heartbeats/rank{0,1,2,3}.json"
+    ranks = f"{beats}; trap 'asked=1' USR1; trap 'exit 143' TERM; touch $FAKE/began"
+    save = "[ -z $asked ] || { sleep 1; touch $FAKE/saved; exit 85; }"
+    process = job.start(RANKS_DO=f"{ranks}; while sleep .1; do {save}; done")
+    wait_until((job.folder / "began").exists)
+    process.send_signal(signal.SIGUSR1)
+    log, _ = process.communicate(timeout=60)
+    assert (process.returncode, job.requeues) == (0, 1), log
+    assert (job.folder / "saved").exists()
 
 
 @pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
@@ -191,6 +245,12 @@ def test_steps_in_containers(job: FakeJob, kind: str) -> None:
     assert told == {"AENT_IMAGE_DIGEST": digest, "AENT_ENGINE_IMAGE_DIGEST": digest}
     if kind == "pyxis":  # an image is unpacked once on each node
         assert names["prepare"] == names["rank"] != names["serve"]
+        # on all of them before any node waits for the others
+        unpacked, met = (job.folder / "steps" / step for step in ("true", "preflight"))
+        assert unpacked.stat().st_mtime_ns < met.stat().st_mtime_ns
+        flags, command, _ = job.step("true")
+        assert command == "true"
+        assert {f"--container-name={names['rank']}", "--ntasks-per-node=1"} <= set(flags)
 
 
 def test_an_image_whose_digest_cannot_be_kept_costs_no_job(job: FakeJob) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -99,12 +102,12 @@ def test_a_run_whose_start_has_ended_or_whose_ranks_are_silent_says_so(run_dir, 
     told = status.report(str(run_dir))
     assert not any(ended in line for line in told[:1])
     assert any("attempt 4" in line and ended in line for line in told)
-    programs(scancel=f"echo $* >{run_dir}/cancelled")
+    programs(scancel="", squeue="echo '7|7|RUNNING|1|1|1|n1|x'")
     assert status.cancel(str(run_dir)) == "7"
 
 
 def test_jobs_of_a_recipe_that_squeue_has_forgotten_are_asked_of_sacct(run_dir, programs):
-    programs(squeue=":", sacct="echo '7|FAILED|00:00:12|1:0|n1'; echo '9|COMPLETED|1|0:0|n2'")
+    programs(squeue=":", sacct="echo '7|7|FAILED|00:00:12|1:0|n1'; echo '9|9|COMPLETED|1|0:0|n2'")
     told = status.report(os.path.abspath(TINY))
     assert_names(told[0], "job 7", "FAILED", "00:00:12")
     assert_names("\n".join(told), "job 9", "COMPLETED")
@@ -114,14 +117,14 @@ def test_jobs_of_a_recipe_that_squeue_has_forgotten_are_asked_of_sacct(run_dir, 
 
 
 def test_a_job_that_waits_says_why_and_a_forgotten_one_is_asked_of_sacct(run_dir, programs):
-    waits = f"7|PENDING|0:00|8:00:00|2|(Resources)|{run_dir}.sbatch"
+    waits = f"7|7|PENDING|0:00|8:00:00|2|(Resources)|{run_dir}.sbatch"
     programs(squeue=f"echo '{waits}'")
     first, *of_run = status.report("7")
     assert_names(first, "job 7", "PENDING", "(Resources)", "8:00:00")
     assert_names(of_run[0], run_dir)
     programs(
         squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-        sacct="echo '7|TIMEOUT|08:00:12|0:0|n[1-2]'",
+        sacct="echo '7|7|TIMEOUT|08:00:12|0:0|n[1-2]'",
     )
     first, *_ = status.report("7")
     assert_names(first, "job 7", "TIMEOUT", "08:00:12", "n[1-2]")
@@ -139,10 +142,45 @@ def test_a_job_is_found_to_be_cancelled_and_its_log(run_dir, programs):
     programs(
         scancel=f"echo $* >{run_dir}/cancelled",
         scontrol="printf 'JobId=7\\n   StdOut=/runs/a b.log\\n'",
-        squeue="printf '7|RUNNING|1|1|1|n1|x\\n8|PENDING|1|1|1|n1|x\\n'",
+        squeue="printf '7|7|RUNNING|1|1|1|n1|x\\n8|8|PENDING|1|1|1|n1|x\\n'",
     )
     assert status.cancel(str(run_dir)) == "7"
     assert (run_dir / "cancelled").read_text() == "7\n"
     assert status.log_of("7") == "/runs/a b.log"
     with pytest.raises(SlurmError, match=naming("tiny", "7, 8")):
         status.cancel(os.path.abspath(TINY))
+
+
+def test_of_an_array_only_the_task_of_the_folder_is_told_and_cancelled(run_dir, programs):
+    """The task that an array starts last has the array's number, by which all would end."""
+    tasks = "'8|7_0|RUNNING|1|1|1|n1|x' '7|7_3|RUNNING|1|1|1|n4|x' '9|7_1|RUNNING|1|1|1|n2|x'"
+    programs(scancel=f"echo $* >{run_dir}/cancelled", squeue=f"printf '%s\\n' {tasks}")
+    assert any("last job 7_3: RUNNING on n4" in line for line in status.report(str(run_dir)))
+    assert status.cancel(str(run_dir)) == "7_3"
+    assert (run_dir / "cancelled").read_text() == "7_3\n"
+    assert status.cancel("7_1") == "7_1"  # as squeue shows it
+    gone = "echo '8|7_0|FAILED|1|1:0|n1'; echo '7|7_3|COMPLETED|1|0:0|n4'"
+    programs(squeue=":", sacct=gone)
+    assert status.job("7").number == "7_3"
+
+
+def test_a_recipes_only_job_may_have_two_groups(run_dir, programs):
+    groups = "printf '7|7+0|RUNNING|1|1|1|n1|x\\n8|7+1|RUNNING|1|1|1|n2|x\\n'"
+    programs(scancel=f"echo $* >{run_dir}/cancelled", squeue=groups)
+    assert status.cancel(os.path.abspath(TINY)) == "7"
+    assert status.cancel(str(run_dir)) == "7"  # both groups end with the first
+
+
+def test_the_log_of_a_job_that_waits_is_followed_from_its_begin(tmp_path, programs):
+    tail = shutil.which("tail", path=os.defpath)
+    log = tmp_path / "run.log"
+    programs(scontrol=f"echo '   StdOut={log}'", tail=f'exec {tail} --sleep-interval=.1 "$@"')
+    command = [sys.executable, "-m", "aent", "slurm", "logs", "7"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as followed:
+        try:
+            assert str(log) in followed.stderr.readline()  # that it is not there
+            log.write_text("the first line\n")
+            assert followed.stdout.readline() == "the first line\n"
+        finally:
+            followed.kill()

@@ -9,6 +9,7 @@ from aent.recipe.operation import ClusterSection
 
 TIME = r"(\d+-)?\d+(:\d{2}){0,2}"
 FLAG = r"--([a-z][a-z0-9-]*)(=\S+)?"
+SIGNAL = r"=(B|RB|BR):(SIG)?USR1@\d+"  # to the batch script, which handles it; not to its steps
 # flags that other fields of the recipe set
 OURS = {
     "nodes": "cluster.nodes and cluster.engine_nodes",
@@ -34,7 +35,7 @@ def faults(cluster: ClusterSection) -> Iterator[str]:
         if ":" not in mount or "," in mount:
             yield f"cluster.mounts: {mount} is not HOST:CONTAINER"
     if cluster.time is not None and not re.fullmatch(TIME, cluster.time):
-        yield f"cluster.time={cluster.time!r} is not a time limit such as 30, 8:00:00 or 1-12:00:00"
+        yield f"cluster.time={cluster.time!r} is not a time limit such as 8:00:00 or 1-12:00:00"
     for name in ("account", "partition", "engine_partition"):
         value = getattr(cluster, name)
         if value is not None and not re.fullmatch(r"\S+", value):
@@ -52,6 +53,8 @@ def _flag(field: str, flag: str) -> Iterator[str]:
     if parts is None:
         yield f"{field}: {flag!r} is not a flag of sbatch (--NAME or --NAME=VALUE)"
         return
+    if parts[1] == "signal" and not re.fullmatch(SIGNAL, parts[2] or ""):
+        yield f"{field}: {flag} is not --signal=B:USR1@SECONDS, which asks the job for a checkpoint"
     for name, owner in OURS.items():
         if name.startswith(parts[1]):  # sbatch accepts abbreviations of flags
             yield f"{field}: {flag} is not allowed: --{name} is set by {owner}"

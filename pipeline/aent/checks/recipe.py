@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from aent.checkpoint import resume
 from aent.checks import cluster as check_cluster
@@ -35,6 +36,8 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
     is not here is then checked by its published sizes, if known; of a folder that is here, only
     config.json is read.
     """
+    if homeless := list(_homes(recipe)):  # no path could be looked at
+        return homeless
     faults = [
         *_batch(recipe),
         *_algorithm(recipe),
@@ -64,6 +67,23 @@ def check(recipe: Recipe, *, machine: bool = True) -> list[str]:
 def doubts(recipe: Recipe, *, machine: bool = True) -> list[str]:
     """One sentence for each reason why a run whose recipe has no fault may fail nevertheless."""
     return list(check_memory.doubts(recipe, machine))
+
+
+def _homes(recipe: Recipe) -> Iterator[str]:
+    """Paths that begin with ~ and a name that is no user's, such as ~runs/x."""
+    for field, value in (
+        ("run_dir", recipe.run_dir),
+        ("model.path", recipe.model.path),
+        ("model.tokenizer_path", recipe.model.tokenizer_path),
+        ("task.path", recipe.task.path),
+        ("rollout.token_file", recipe.rollout.token_file),
+        ("cluster.env_file", recipe.cluster.env_file),
+        *((f"task.sources[{i}].path", part.path) for i, part in enumerate(recipe.task.sources)),
+    ):
+        try:
+            Path(value or "").expanduser()
+        except RuntimeError:
+            yield f"{field}: {value} names the home folder of a user who is not known here"
 
 
 def _batch(recipe: Recipe) -> Iterator[str]:

@@ -156,7 +156,9 @@ def slurm_logs(target: TargetArgument) -> None:
 
     from aent.slurm.status import log_of
 
-    os.execvp("tail", ["tail", "--lines=+1", "--follow=name", _asked(log_of, target)])
+    # a job that waits has no log yet
+    follow = ["--lines=+1", "--follow=name", "--retry"]
+    os.execvp("tail", ["tail", *follow, _asked(log_of, target)])
 
 
 def _asked(ask: Callable[[str], T], target: str) -> T:

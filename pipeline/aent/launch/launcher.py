@@ -50,14 +50,18 @@ STACKS_S = 3.0  # seconds for the ranks to write their stacks
 class Signals:
     """The signals that this process received."""
 
-    received: int = 0  # the first SIGINT or SIGTERM; 0 before
+    received: int = 0  # the first SIGINT, SIGTERM or SIGHUP; 0 before
     stop: bool = False  # SIGUSR1 requests a checkpoint and a stop (runtime.signals)
 
 
 @contextmanager
 def caught_signals() -> Iterator[Signals]:
-    """Record SIGINT, SIGTERM and SIGUSR1 instead of ending because of them."""
+    """Record SIGINT, SIGTERM, SIGHUP (of a terminal that is closed; not under nohup) and SIGUSR1
+    instead of ending because of them."""
     signals = Signals()
+    caught = [signal.SIGINT, signal.SIGTERM, STOP]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
 
     def note(number: int, frame: object) -> None:
         if number == STOP:
@@ -65,7 +69,7 @@ def caught_signals() -> Iterator[Signals]:
         else:
             signals.received = signals.received or number
 
-    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM, STOP)}
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield signals
     finally:

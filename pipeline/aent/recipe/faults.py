@@ -42,7 +42,7 @@ def sentence(fault: dict[str, Any]) -> tuple[str, str]:
         return where, f"{where} must be {_EXPECTED[kind]}{got}"
     if kind in _LIMITS:
         name, sign = _LIMITS[kind]
-        return where, f"{where} must be {sign} {context[name]:g}{got}"
+        return where, f"{where} must be {sign} {context[name]:.10g}{got}"
     if kind == "literal_error":
         return where, f"{where} must be {context['expected']}{got}"
     if kind == "union_tag_not_found":

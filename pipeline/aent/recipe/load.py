@@ -142,13 +142,14 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _unrepresentable(data: Any) -> Iterator[tuple[str, str]]:
-    """(path, fault) of keys that are not text, numbers that are not finite, and loops."""
+    """(path, fault) of keys that are not text, numbers that are not finite, loops, and values that
+    JSON has not."""
     open_ids: set[int] = set()
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, float) and not math.isfinite(value):
             yield prefix, f"{prefix} must be a finite number, got {value}"
-        elif isinstance(value, set | bytes):
+        elif not isinstance(value, dict | list | Scalar):  # by a tag, such as !!timestamp
             yield prefix, f"{prefix} must not be a YAML {type(value).__name__}"
         if not isinstance(value, dict | list):
             return

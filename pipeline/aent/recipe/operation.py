@@ -50,7 +50,7 @@ class TrackingSection(Section):
     RESUME: ClassVar[Resume] = "free"
     uri: str | None = mark(None, "warn")
     """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
-    experiment: str = mark("aent", "warn")
+    experiment: str = mark("aent", "warn", min_length=1)
     """MLflow experiment."""
     samples_every: int = Field(1, ge=0)
     """Steps between tables, pages and traces of sampled responses. 0: never."""
@@ -108,7 +108,7 @@ class ClusterSection(Section):
     """Memory of each GPU, GiB, as torch reports it: 79 of a card of 80 GB. A job whose ranks or
     engines do not fit is refused."""
     time: str | None = None
-    """Time limit as sbatch takes it: 30, 8:00:00, 1-12:00:00."""
+    """Time limit as sbatch takes it, as a text: 8:00:00, 1-12:00:00, or minutes, "30"."""
     account: str | None = None
     """Slurm account."""
     partition: str | None = None

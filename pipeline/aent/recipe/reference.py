@@ -145,7 +145,7 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
     for constraint in field.metadata:
         for name, words in BOUNDS.items():
             if (bound := getattr(constraint, name, None)) is not None:
-                yield f"{words} {bound:g}"
+                yield f"{words} {bound:.10g}"
 
 
 def _default(field: FieldInfo) -> str:

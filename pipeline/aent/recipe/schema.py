@@ -199,7 +199,7 @@ class Recipe(Section):
         min_length=1, pattern=r"^[A-Za-z0-9._-]+$", json_schema_extra={"resume": "free"}
     )
     """Name of the run."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of questions, samples and mini-batches."""
     steps: int = mark(1, "warn", ge=1)
     """Steps of the run. Learning rate schedules follow it."""

@@ -8,6 +8,7 @@ everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR is re
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args(arguments)
     try:
-        own = [f"run_dir={shlex.quote(given.run_dir)}", "resume=auto"]
+        own = [f"run_dir={json.dumps(given.run_dir, ensure_ascii=False)}", "resume=auto"]
         recipe = load(data_path(given.recipe), [*given.overrides, *own])
         faults = check(recipe)
         engines = (given.engine_nodes, given.engine_gpus_per_node)

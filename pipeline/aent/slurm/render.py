@@ -100,7 +100,7 @@ def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list
 
 def _array(runs: Sequence[ScriptedRun], folder: Path, said: str) -> Script:
     log = _quoted(folder / "task-%a.log", keep="%a.log")
-    name = re.sub(r"\s", "_", folder.name)
+    name = re.sub(r"[^\w.-]", "_", folder.name)
     flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
     settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
     for number, (source, overrides, recipe) in enumerate(runs):
@@ -124,9 +124,11 @@ def _run_dir(recipe: Recipe) -> Path:
     """The absolute path of the run's folder. Raises ValueError if a batch script cannot contain it,
     or if the job's containers do not see it under that path."""
     run_dir, here = run_folder(recipe).absolute(), Path.cwd()
-    if re.search(r'["\n]', str(run_dir)):
-        raise ValueError(f"run_dir={str(run_dir)!r} has a quote or a line break")
-    mounts = recipe.cluster.mounts or (f"{here}:{here}",)
+    if re.search(r'["\\\n]', str(run_dir)):
+        raise ValueError(
+            f"run_dir={str(run_dir)!r} has a double quote, a backslash or a line break"
+        )
+    mounts = (*recipe.cluster.mounts, f"{here}:{here}")  # the script always adds the second
     if recipe.cluster.container == "none" or any(_sees(mount, run_dir) for mount in mounts):
         return run_dir
     raise ValueError(f"run_dir={run_dir} lies outside mounts={','.join(mounts)}")
@@ -195,7 +197,7 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
         asked += [f"--{name}={value}" for name, value in of_group.items() if value is not None]
         by_flag = {flag.partition("=")[0]: flag for flag in [*own, *asked]}
         # a site that knows only --gres refuses the other flag
-        if not by_flag.get("--gres", "").startswith("--gres=gpu"):
+        if not re.search(r"[=,]gpu\b", by_flag.get("--gres", "")):
             by_flag["--gpus-per-node"] = f"--gpus-per-node={gpus}"
         else:
             by_flag.pop("--gpus-per-node", None)
@@ -203,9 +205,10 @@ def _directives(recipe: Recipe, body: str, flags: Sequence[str]) -> Iterator[str
 
 
 def _quoted(path: Path, keep: str = "") -> str:
-    """The path, escaped for sbatch; ``keep`` is one of Slurm's patterns at its end."""
+    """The path, escaped for sbatch, to which a # begins a comment; ``keep`` is one of Slurm's
+    patterns at its end."""
     text = str(path).removesuffix(keep).replace("%", "%%") + keep
-    return f'"{text}"' if " " in text else text
+    return text if re.fullmatch(r"[\w%/.,:=@+-]+", text) else f'"{text}"'
 
 
 def _exports(cluster: ClusterSection) -> Iterator[tuple[str, str]]:

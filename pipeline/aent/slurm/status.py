@@ -8,6 +8,7 @@ recipe's name that Slurm knows). It only reads, so it works during a run and aft
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from aent.tracking import journal
 from aent.tracking.display import clock
 from aent.tracking.journal import JOURNAL_FILE
 
-# number, state, run time, time left, nodes, reason or nodes' names, script
-SQUEUE = "%i|%T|%M|%L|%D|%R|%o"
-SACCT = "JobID,State,Elapsed,ExitCode,NodeList"
+# own number, name (7; 5_2 is a task of an array, 7+0 a group), state, run time, time left, nodes,
+# reason or nodes' names, script
+SQUEUE = "%A|%i|%T|%M|%L|%D|%R|%o"
+SACCT = "JobIDRaw,JobID,State,Elapsed,ExitCode,NodeList"
+NAME = r"\d+([_+]\d+)?"  # of a job, as squeue shows it
 LAST = 10  # steps whose times are reported
 SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", "array.sbatch")  # of no one run
 ALERT = "aent.alert."  # prefix of alerts' tags (orchestrator.alerts)
@@ -37,9 +40,10 @@ FORGOTTEN = "now-7days"  # period that sacct is asked about if squeue knows no j
 
 @dataclass(frozen=True)
 class Job:
-    """Slurm's information about a job."""
+    """Slurm's information about a job, or about a task of an array."""
 
-    number: str
+    own: str  # its number, which one task of an array shares with the array
+    number: str  # as squeue shows it, of this one alone
     state: str
     told: str  # the rest, in words
     run_dir: Path | None  # None: the script was not sent by ``aent slurm submit``
@@ -56,13 +60,13 @@ def jobs(*query: str) -> list[Job]:
     lines = slurm(["squeue", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
     found = []
     for line in lines.splitlines():
-        number, state, ran, left, nodes, where, script = line.split("|", 6)
+        own, number, state, ran, left, nodes, where, script = line.split("|", 7)
         why = f", because of {where}" if state == "PENDING" else f" on {where}"
         told = f"{why}, {nodes} node(s), for {ran}, {left} left to its limit"
         path = Path(script)
         ours = path.suffix == ".sbatch" and path.name not in SHIPPED
         run_dir = path.with_suffix("") if ours else None
-        found.append(Job(number, state, told, run_dir))
+        found.append(Job(own, number, state, told, run_dir))
     return found
 
 
@@ -73,13 +77,18 @@ def job(number: str) -> Job:
     """
     try:
         if found := jobs(f"--jobs={number}"):
-            return found[0]
+            return _one(found, number)
     except SlurmError as error:
         if "nvalid job id" not in str(error):
             raise
     if not (found := forgotten(f"--jobs={number}")):
         raise SlurmError(f"neither squeue nor sacct knows job {number}")
-    return found[0]
+    return _one(found, number)
+
+
+def _one(found: list[Job], number: str) -> Job:
+    """The job with this number among the tasks of its array."""
+    return next((each for each in found if each.own == number), found[0])
 
 
 def forgotten(*query: str) -> list[Job]:
@@ -87,8 +96,9 @@ def forgotten(*query: str) -> list[Job]:
     rows = slurm(["sacct", "-X", "-n", "-P", *query, f"--format={SACCT}"]).splitlines()
     found = []
     for row in rows:
-        number, state, ran, code, nodes = row.split("|", 4)
-        found.append(Job(number, state, f" after {ran} on {nodes}, exit code {code}", None))
+        own, number, state, ran, code, nodes = row.split("|", 5)
+        told = f" after {ran} on {nodes}, exit code {code}"
+        found.append(Job(own, number, state, told, None))
     return found
 
 
@@ -195,7 +205,7 @@ def report(target: str) -> list[str]:
     folder = Path(target).expanduser()
     if (folder / "recipe.yaml").is_file():
         return of_run(folder.absolute())
-    if target.isdecimal():
+    if re.fullmatch(NAME, target):
         found = job(target)
         return [str(found), *_of_job(found)]
     if folder.is_dir():
@@ -218,24 +228,31 @@ def _of_job(found: Job) -> list[str]:
 
 
 def job_of(target: str) -> str:
-    """The id of the job that a run folder or an id names, or of a recipe's only job.
+    """The id of the job (or task of an array) that a run folder or an id names, or of a recipe's
+    only job.
 
     Raises as ``report``, and SlurmError if it is not exactly one job.
     """
-    if target.isdecimal():
+    if re.fullmatch(NAME, target):
         return target
     folder = Path(target).expanduser()
     if folder.is_dir():
         begun = [start["job"] for start in starts.noted(folder) if start.get("job")]
         if not begun:
             raise ValueError(f"{target}: no Slurm job has begun a run in this folder")
-        return str(begun[-1])
+        return _whole(job(str(begun[-1])))
     name = load(data_path(target)).name
     alive = jobs("--me", "--states=PENDING,RUNNING,SUSPENDED", f"--name={name}")
-    if len(alive) != 1:
-        numbers = ", ".join(one.number for one in alive) or "none"
-        raise SlurmError(f"jobs called {name} that wait or run: {numbers}; name one by its id")
-    return alive[0].number
+    numbers = list(dict.fromkeys(map(_whole, alive)))
+    if len(numbers) != 1:
+        told = ", ".join(numbers) or "none"
+        raise SlurmError(f"jobs called {name} that wait or run: {told}; name one by its id")
+    return numbers[0]
+
+
+def _whole(found: Job) -> str:
+    """The number of a job of two groups, which squeue shows as 7+0 and 7+1."""
+    return found.number.partition("+")[0]
 
 
 def cancel(target: str) -> str:
