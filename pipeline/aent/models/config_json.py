@@ -152,7 +152,8 @@ def _not_computed(config: dict[str, Any], family: Family) -> Iterator[str]:
                 f"{name}={_shown(value)} is not implemented for {family.model_type}, only "
                 f"{implemented}"
             )
-    window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
+    window: Any = config.get("sliding_window")
+    longest: Any = config.get("max_position_embeddings")
     numbers = is_number(window) and is_number(longest)
     if family.window == "none" and numbers and 0 < window < longest:
         yield (

@@ -48,12 +48,13 @@ def tokenizer_faults(section: ModelSection, vocab: int) -> list[str]:
         return []
     try:
         entries = list(_entries(folder))
-        template = chat.find(folder)
+        beyond = [entry for entry in entries if entry.id >= vocab]
+        template = chat.find(folder) if beyond else None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return [f"{field}: the tokenizer in {folder} cannot be read: {error}"]
     written = "" if template is None else template.text
     unused = {e.token for e in entries if e.special and e.token not in written}
-    beyond = [e for e in entries if e.id >= vocab and e.token not in unused]
+    beyond = [entry for entry in beyond if entry.token not in unused]
     if not beyond:
         return []
     worst = max(beyond, key=lambda entry: entry.id)
