@@ -8,6 +8,7 @@ import pytest
 
 from aent.estimate.memory import GIB, estimate
 from aent.models.facts import model_facts
+from aent.models.families import FAMILIES
 from aent.recipe.load import load
 from aent.recipe.schema import ModelSection
 
@@ -107,7 +108,10 @@ def test_what_a_familys_record_adds_to_the_activations(tmp_path, recipe):
     }  # fmt: skip
 
     def elements(model_type: str, *overrides: str) -> int:
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **sizes}))
+        config = {"model_type": model_type, **sizes}
+        if FAMILIES[model_type].window == "none":
+            del config["sliding_window"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
         (rank,) = estimate(recipe(f"model={{path: {tmp_path}}}", *overrides)).per_rank
         return rank.activations // (1024 * 4)
 
@@ -134,6 +138,10 @@ def test_the_largest_tensor_may_be_gate_and_up_together(tmp_path, recipe):
     (rank,) = estimate(recipe(f"model={{path: {tmp_path}}}")).per_rank
     buckets = rank.weights  # all of so small a model
     assert rank.export == 2 * 200 * 64 * 4 + buckets
+    # the parts of two ranks, gate and up, and these as one
+    given = (f"model={{path: {tmp_path}}}", "trainer.tensor_parallel=2")
+    rank, other = estimate(recipe(*given)).per_rank
+    assert other.export == 3 * 2 * 200 * 64 * 4
 
 
 def test_bfloat16_has_float32_main_weights_and_a_reference_is_in_host_memory(recipe):

@@ -117,6 +117,14 @@ def test_the_nearest_family_is_named():
         ("llama", {"hidden_act": "gelu"}, "hidden_act"),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
         ("qwen3", {"attention_bias": True}, "attention_bias"),
+        ("llama", {"layer_types": ["sliding_attention"] * 4}, "layer_types"),
+        ("llama", {"logit_scale": 0.5}, "logit_scale"),
+        ("phi3", {"logit_scale": 0.5}, "logit_scale"),
+        ("mistral", {"logit_scale": 0.5}, "logit_scale"),
+        ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 262144}},
+         "dual_chunk_attention_config"),
+        *((name, {"sliding_window": 8}, f"sliding_window=8 {name} vLLM")
+          for name in ("llama", "olmo2", "granite")),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"type": "su", "factor": 4.0}}, "rope_type 'su'"),
@@ -237,7 +245,8 @@ def test_longrope_is_computed_up_to_its_original_length():
 
 def test_options_of_other_families_are_not_read():
     assert not accepted("qwen2", attention_bias=True).attention_bias
-    assert accepted("llama", sliding_window=8, use_sliding_window=True).windows == []
+    assert accepted("llama", sliding_window=4096, use_sliding_window=True).windows == []
+    assert accepted("llama", sliding_window=0).windows == []  # vLLM has none then
 
 
 def test_the_rope_of_an_old_config_is_that_of_a_new_one():

@@ -25,6 +25,15 @@ def test_importing_the_module_imports_no_nemo():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_prompt_with_a_token_that_has_no_row_is_refused():
+    words = tokenizer.Tokenizer(
+        lambda text: [ord(c) for c in text], str, (0,), None, (), rows=ord("z") + 1
+    )
+    assert words.chat_prompt("xyz") == [120, 121, 122]
+    with pytest.raises(ValueError, match=r"'a\{b' has a token with the id 123.* 123 rows"):
+        words.chat_prompt("a{b")
+
+
 @pytest.mark.slow  # imports NeMo
 def test_huggingface(tiny):
     loaded = tokenizer.load(ModelSection(bundled="tiny-qwen2"), tiny)
@@ -32,6 +41,7 @@ def test_huggingface(tiny):
     characters = [*tiny_qwen2.SPECIAL, *tiny_qwen2.CHARACTERS]
     written = "".join(characters[i] for i in ids).replace("Ċ", "\n").replace("Ġ", " ")
     assert written == "<bos>user: 3 + 4?\nNow.\nassistant: "
+    assert loaded.rows == len(characters)
     system = loaded.decode(loaded.chat_prompt("Hi", "Be brief."))
     assert system == "system: Be brief.\nuser: Hi\nassistant: "
     assert loaded.stop_ids == (2,)

@@ -37,6 +37,25 @@ def test_an_id_beyond_the_embedding_is_named_with_both_sizes(tmp_path, name, con
     assert_names(fault, "model.tokenizer_path")
 
 
+def test_a_special_token_that_no_prompt_has_needs_no_row(tmp_path):
+    # as in google/gemma-3-1b-it, where it is <image_soft_token> with the id 262144 of 262144 rows
+    image = {"content": "<image>", "special": True}
+    files = {
+        "tokenizer.json": {"model": {"vocab": {"a": 0}}, "added_tokens": [image | {"id": 97}]},
+        "added_tokens.json": {"<image>": 97},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"97": image},
+            "chat_template": "{{ messages[0]['content'] }}",
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert tokenizer_faults(section(tmp_path), 97) == []
+    (tmp_path / "chat_template.jinja").write_text("<image>{{ messages[0]['content'] }}")
+    (fault,) = tokenizer_faults(section(tmp_path), 97)
+    assert_names(fault, "model.path", "'<image>'", "id 97", "97 rows")
+
+
 @pytest.mark.parametrize(
     ("library", "name"),
     [

@@ -12,8 +12,9 @@ optimizer      Adam's two moments P x 8; bfloat16 adds float32 main weights P x 
 activations    what autograd keeps, of every micro-batch in flight (``estimate.activations``)
 logits         of response tokens, and the hidden states they are made of (``estimate.head``)
 temporaries    the largest tensors of one layer's backward, gathered ones among them
-export         the largest whole tensor, gathered, and on rank 0 two transfer buckets; with
-               ``rollout.transfer_backend: cuda_ipc`` instead of these a copy of the weights
+export         the largest whole tensor and, with tensor parallelism, the parts that it is gathered
+               from; on rank 0 two transfer buckets; with ``rollout.transfer_backend: cuda_ipc``
+               instead of these a copy of the weights
 swap           the policy, while the frozen reference is in its place
 gathering      the optimizer's state on its way into a checkpoint, on a card
 =============  ==================================================================================
@@ -221,7 +222,7 @@ def _rank(
         activations=activations.activations(at),
         logits=of_head,
         temporaries=activations.temporaries(at),
-        export=states.largest_tensor(facts) * element + buckets * zero + buffer,
+        export=states.gathered_tensor(facts, layout) * element + buckets * zero + buffer,
         swap=reference,
         gathering=states.checkpoint_device_bytes(recipe, facts, layout, stage),
         reference=reference,

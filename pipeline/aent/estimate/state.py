@@ -39,6 +39,15 @@ def largest_tensor(facts: ModelFacts) -> int:
     return max(facts.embedding_parameters, 2 * facts.hidden * facts.ffn)
 
 
+def gathered_tensor(facts: ModelFacts, layout: ParallelLayout) -> int:
+    """Elements of the most that a rank has at once while one tensor is gathered for the engines or
+    a file: the whole tensor; with tensor parallelism the ranks' parts too, and of linear_fc1 also
+    gate and up, before they are joined (mbridge's ``_weight_merge_across_tp``)."""
+    if layout.tensor == 1:
+        return largest_tensor(facts)
+    return max(2 * facts.embedding_parameters, 3 * 2 * facts.hidden * facts.ffn)
+
+
 def optimizer_shards(recipe: Recipe, layout: ParallelLayout) -> int:
     """Number of ranks that share one optimizer state: all copies of the weights if distributed."""
     return layout.data * layout.context if recipe.trainer.optimizer.distributed else 1

@@ -152,6 +152,14 @@ def _not_computed(config: dict[str, Any], family: Family) -> Iterator[str]:
                 f"{name}={_shown(value)} is not implemented for {family.model_type}, only "
                 f"{implemented}"
             )
+    window: Any = config.get("sliding_window")
+    longest: Any = config.get("max_position_embeddings")
+    numbers = is_number(window) and is_number(longest)
+    if family.window == "none" and numbers and 0 < window < longest:
+        yield (
+            f"sliding_window={_shown(window)} is not implemented for {family.model_type}: vLLM "
+            "would apply it, and transformers does not"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Tokenizer:
     stop_ids: tuple[int, ...]  # any of them ends a response
     template: ChatTemplate | None
     bos_ids: tuple[int, ...]  # before a plain-text prompt, if the tokenizer has such a token
+    rows: int | None = None  # of the model's embedding, if known
 
     def chat_prompt(
         self, prompt: str, system_prompt: str | None = None, earlier: Sequence[Turn] = ()
@@ -38,13 +39,22 @@ class Tokenizer:
         """Token ids of all turns up to the beginning of the answer, by the chat template.
 
         Without a chat template they are plain text: the system prompt and every turn, separated by
-        empty lines. Raises ValueError as ``ChatTemplate.prompt``.
+        empty lines. Raises ValueError as ``ChatTemplate.prompt``, and for a text that spells a
+        special token without a row in the model's embedding, which engines would look up.
         """
         if self.template is None:
             system = [] if system_prompt is None else [system_prompt]
             parts = [*system, *(text for _, text in earlier), prompt]
-            return [*self.bos_ids, *self.encode("\n\n".join(parts))]
-        return self.encode(self.template.prompt(prompt, system_prompt, earlier))
+            ids = [*self.bos_ids, *self.encode("\n\n".join(parts))]
+        else:
+            ids = self.encode(self.template.prompt(prompt, system_prompt, earlier))
+        if self.rows is not None and max(ids, default=0) >= self.rows:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r} has a token with the id {max(ids)}, and the model's "
+                f"embedding has {self.rows} rows: the tokenizer is not the model's, or the text "
+                "spells one of its special tokens"
+            )
+        return ids
 
 
 def load(
@@ -67,12 +77,12 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"model.tokenizer_path: there is no {path}")
     stops = _model_stop_ids(model_path)
+    rows = json.loads((model_path / "config.json").read_text()).get("vocab_size")
     if section.tokenizer_library == "huggingface":
-        return _huggingface(path, stops, variables or {}, now)
+        return replace(_huggingface(path, stops, variables or {}, now), rows=rows)
     if section.tokenizer_library == "sentencepiece":
-        return _sentencepiece(_file(path, "tokenizer.model"), stops)
-    vocab_size = json.loads((model_path / "config.json").read_text())["vocab_size"]
-    return _tiktoken(_file(path, "tokenizer.json"), vocab_size, stops)
+        return replace(_sentencepiece(_file(path, "tokenizer.model"), stops), rows=rows)
+    return replace(_tiktoken(_file(path, "tokenizer.json"), rows, stops), rows=rows)
 
 
 def _huggingface(

@@ -17,6 +17,8 @@ FAMILIES: Mapping[str, Family] = {
                 "attention_bias": (False, True),
                 "mlp_bias": (False, True),
                 "attention_dropout": (0.0,),
+                "layer_types": (None,),  # vLLM reads these two, transformers does not
+                "logit_scale": (None,),
             },
         ),
         Family(
@@ -27,7 +29,8 @@ FAMILIES: Mapping[str, Family] = {
             computed={
                 "hidden_act": ("silu",),
                 "attention_dropout": (0.0,),
-                "layer_types": (None,),  # vLLM reads them, transformers does not
+                "layer_types": (None,),  # as for llama, whose class vLLM uses
+                "logit_scale": (None,),
             },
         ),
         Family(
@@ -43,6 +46,8 @@ FAMILIES: Mapping[str, Family] = {
                 "attention_dropout": (0.0,),
                 "resid_pdrop": (0.0,),
                 "embd_pdrop": (0.0,),
+                "layer_types": (None,),  # as for llama, whose class vLLM uses
+                "logit_scale": (None,),
             },
         ),
         Family(
@@ -52,7 +57,12 @@ FAMILIES: Mapping[str, Family] = {
             window="upper_layers",
             serves_mixed_windows=False,
             key_value_heads=32,
-            computed={"hidden_act": ("silu",), "attention_dropout": (0.0,)},
+            computed={
+                "hidden_act": ("silu",),
+                "attention_dropout": (0.0,),
+                # of Qwen2.5's 1M variants; vLLM reads it, transformers does not
+                "dual_chunk_attention_config": (None,),
+            },
         ),
         Family(
             "qwen3",
