@@ -18,6 +18,7 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from processes import assert_gone
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSES = "print('==== 2 passed, 1 skipped, 3 warnings in 0.1s ====')"
@@ -119,11 +120,10 @@ def test_a_signal_ends_all_parts_and_leaves_no_process(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     run = started(tmp_path, WAITS, WAITS, PASSES)
-    deadline = time.monotonic() + 300
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
-    while not all(log.exists() and "child" in log.read_text() for log in logs):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(
+        lambda: all(log.exists() and "child" in log.read_text() for log in logs), "both parts run"
+    )
     processes = psutil.Process(run.pid).children(recursive=True)
     assert len(processes) == 6
     os.kill(run.pid, number)
@@ -136,11 +136,8 @@ def test_a_signal_ends_all_parts_and_leaves_no_process(
 
 def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
     run = started(tmp_path, DEAF)
-    deadline = time.monotonic() + 300
     log = tmp_path / "0.log"
-    while not (log.exists() and "deaf" in log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: log.exists() and "deaf" in log.read_text(), "the part runs")
     processes = psutil.Process(run.pid).children(recursive=True)
     for _ in range(2):
         run.send_signal(signal.SIGTERM)

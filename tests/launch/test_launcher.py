@@ -20,6 +20,7 @@ from aent.recipe.load import load
 from aent.runtime import failures, heartbeats
 from aent.runtime.children import Child, stop_all
 from aent.runtime.environment import data_path
+from waiting import wait_until
 from wording import assert_names
 
 RANK = """
@@ -37,6 +38,11 @@ with phases.beating(), phases("train"):
 """
 
 
+def both_train(run_dir: Path) -> bool:
+    places = heartbeats.places(run_dir)
+    return len(places) == 2 and "start" not in str(places)
+
+
 @pytest.fixture
 def ranks(tmp_path: Path, request: pytest.FixtureRequest):
     """Two ranks in step 5, with their heartbeats; a parameter is the deadline of rank 1's phase."""
@@ -51,10 +57,7 @@ def ranks(tmp_path: Path, request: pytest.FixtureRequest):
         for rank in range(2)
     ]
     try:
-        deadline = time.monotonic() + 300
-        while len(heartbeats.places(tmp_path)) < 2 or "start" in str(heartbeats.places(tmp_path)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: both_train(tmp_path), "both ranks are in their phase")
         yield children
     finally:
         stop_all(children, 0.1)

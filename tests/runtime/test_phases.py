@@ -6,25 +6,18 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aent.runtime import heartbeats
 from aent.runtime.phases import Phases
+from waiting import wait_until
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "BEAT_S", 0.01)
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_heartbeat_says_step_and_phase_from_the_phase_begin(tmp_path: Path):
@@ -47,7 +40,7 @@ def test_a_rank_that_waits_long_gives_signs_and_leaves_none_after_a_good_end(tmp
     file = phases.heartbeat
     with phases.beating():
         os.utime(file, (time.time() - 300,) * 2)
-        wait_until(lambda: time.time() - file.stat().st_mtime < 200)
+        wait_until(lambda: time.time() - file.stat().st_mtime < 200, "it beats")
     assert not file.exists()
 
 
@@ -65,7 +58,7 @@ def test_a_phase_that_gets_no_further_says_so_until_it_does(tmp_path, quick):
         return "stuck_s" in json.loads(phases.heartbeat.read_text())
 
     with phases.beating():
-        wait_until(stuck)
+        wait_until(stuck, "the heartbeat says that it is stuck")
         phases.deadline_s = 600
         phases.begin("sync")
         assert not stuck()
@@ -91,10 +84,10 @@ def test_a_beat_that_cannot_be_written_ends_nobody(tmp_path, quick, capsys, monk
     with phases.beating():
         phases.begin("train")
         os.utime(file, (time.time() - 300,) * 2)
-        wait_until(lambda: time.time() - file.stat().st_mtime < 200)  # lives all the same
+        wait_until(lambda: time.time() - file.stat().st_mtime < 200, "it lives all the same")
         assert json.loads(file.read_text())["phase"] == "start"
         full[0] = False
-        wait_until(lambda: json.loads(file.read_text())["phase"] == "train")
+        wait_until(lambda: json.loads(file.read_text())["phase"] == "train", "it is written")
     assert capsys.readouterr().err.count("No space left on device") == 1
 
 
@@ -109,6 +102,6 @@ def test_a_rank_that_is_stuck_and_cannot_say_so_gives_no_sign(tmp_path, quick, m
         phases._progress -= 601
     os.utime(phases.heartbeat, (time.time() - 300,) * 2)
     with phases.beating():
-        wait_until(lambda: "stuck_s" in phases._place)
+        wait_until(lambda: "stuck_s" in phases._place, "it is stuck")
         time.sleep(0.1)  # some beats
         assert time.time() - phases.heartbeat.stat().st_mtime > 200

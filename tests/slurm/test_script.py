@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm.fake import FakeJob
+from waiting import wait_until
 
 TERMINATED = "exit 143"  # what srun ends with when Slurm has sent TERM to its tasks
 LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -114,7 +115,7 @@ def test_so_is_a_first_step_that_slurm_has_ended(job: FakeJob) -> None:
 
 def test_so_is_a_job_that_is_asked_to_end_as_it_begins(job: FakeJob) -> None:
     process = job.start(HELD="1")
-    wait_until((job.folder / "held").exists)
+    wait_until((job.folder / "held").exists, "it is held")
     process.send_signal(signal.SIGUSR1)
     (job.folder / "go").touch()
     log, _ = process.communicate(timeout=60)
@@ -131,7 +132,7 @@ def test_ranks_that_failed_are_not(job: FakeJob, ranks: str) -> None:
 def test_a_job_that_is_being_cancelled_is_not_brought_back(job: FakeJob) -> None:
     """Its steps may be gone before its script hears of it."""
     process = job.start(RANKS_DO=f"echo COMPLETING >$FAKE/state; {TERMINATED}")
-    wait_until(lambda: job.state == "COMPLETING")
+    wait_until(lambda: job.state == "COMPLETING", "it ends")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     log, _ = process.communicate(timeout=60)
@@ -181,7 +182,7 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
         f"{beats}; trap '' USR1; sleep 60 & trap 'kill $!; exit 137' TERM; touch $FAKE/began; wait"
     )
     process = job.start(RANKS_DO=f"{ranks}; wait", SLURM_TIME_FORMAT="relative")
-    wait_until((job.folder / "began").exists)
+    wait_until((job.folder / "began").exists, "the step has begun")
     process.send_signal(signal.SIGUSR1)
     log, _ = process.communicate(timeout=60)
     assert (process.returncode, job.requeues) == (0, 1), log
@@ -195,7 +196,7 @@ def test_ranks_may_end_their_step_where_slurm_does_not_tell_the_end_of_the_job(
     ranks = f"{beats}; trap 'asked=1' USR1; trap 'exit 143' TERM; touch $FAKE/began"
     save = "[ -z $asked ] || { sleep 1; touch $FAKE/saved; exit 85; }"
     process = job.start(RANKS_DO=f"{ranks}; while sleep .1; do {save}; done")
-    wait_until((job.folder / "began").exists)
+    wait_until((job.folder / "began").exists, "the step has begun")
     process.send_signal(signal.SIGUSR1)
     log, _ = process.communicate(timeout=60)
     assert (process.returncode, job.requeues) == (0, 1), log
@@ -262,10 +263,3 @@ def test_an_image_whose_digest_cannot_be_kept_costs_no_job(job: FakeJob) -> None
     assert "/proc/cache" in log
     seen = job.step("rank")[2]
     assert (seen["AENT_IMAGE_DIGEST"], seen["AENT_ENGINE_IMAGE_DIGEST"]) == ("", "")
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

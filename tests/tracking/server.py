@@ -6,15 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
 from aent.runtime.children import free_port
-
-PATIENCE_S = 300
+from waiting import wait_until
 
 
 class Server:
@@ -56,10 +53,3 @@ class Server:
             self.signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
-        time.sleep(0.1)

@@ -21,7 +21,7 @@ from aent.tracking.policies import SavedPolicy
 from aent.tracking.sender import everything_sent, sync
 from aent.tracking.tracker import Tracker
 from tracking.examples import PROMPT, RESPONSE, record, traced_step
-from tracking.server import PATIENCE_S, wait_until
+from waiting import PATIENCE_S, wait_until
 from wording import assert_names
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from aent.tracking import journal, uploads
 from aent.tracking.sender import everything_sent
 from aent.tracking.tracker import Tracker
 from tracking.proxy import NAME, PASSWORD
-from tracking.server import PATIENCE_S, wait_until
+from waiting import PATIENCE_S, wait_until
 from wording import assert_names
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from multiprocessing.connection import Connection
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from aent.weights.manifest import Manifest, TensorSpec, differences
 from aent.weights.memory import ExportError, OpenedMemory, WeightMemory, arriving, offered_by
+from waiting import wait_until
 
 torch.manual_seed(0)
 TENSORS = {
@@ -157,10 +157,7 @@ def test_a_killed_writer_leaves_its_memory_to_those_who_read_and_nothing_else() 
     opened = OpenedMemory.open(address)
     threading.Timer(0.1, lambda: ours.send("write")).start()
     read = {name: TensorSpec.of(t) for name, t in arriving([opened], 1, timeout_s=60.0)}
-    deadline = time.monotonic() + 60
-    while not opened.is_whole(1):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: opened.is_whole(1), "the weights are whole")
     assert writer.pid is not None
     os.kill(writer.pid, signal.SIGKILL)
     writer.join(60)
