@@ -115,14 +115,15 @@ def host_tensors(mini_batch: Any) -> list[Tensor]:
 
 def main() -> None:
     from aent.runtime import distributed
-    from aent.runtime.children import free_port
+    from aent.runtime.network import held_port
     from aent.trainer.trainer import Trainer
     from trainer import tiny
 
     torch.set_num_threads(1)
     sizes = [int(size) for size in sys.argv[1:]] or [2_000, 8_000, 32_000]
     one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= one | {"MASTER_PORT": str(free_port())}
+    port = held_port()
+    os.environ |= one | {"MASTER_PORT": str(port.getsockname()[1])}
     recipe = tiny.recipe(micro_batch_tokens=1_000, trainer={"share_prompts": True})
     distributed.initialize(recipe.trainer, seed=0)
     print("tokens     micro-batches  waits  s/1000 tokens")

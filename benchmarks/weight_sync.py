@@ -31,7 +31,7 @@ from torch import Tensor
 
 from aent.inference import engine, registry
 from aent.inference.client import EngineClient
-from aent.runtime.children import free_port
+from aent.runtime.network import held_port
 from aent.weights.by_memory import Memories
 from aent.weights.manifest import Manifest, TensorSpec, expected_manifest
 from aent.weights.memory import WeightMemory
@@ -117,7 +117,8 @@ class Timed(WeightSender):
 
 
 def measure(folder: Path, rounds: int, server: engine.Engine) -> None:
-    parts, port = halves(folder), free_port("127.0.0.1")
+    parts, held = halves(folder), held_port()
+    port = held.getsockname()[1]
     ours, theirs = multiprocessing.Pipe()
     other = multiprocessing.get_context("spawn").Process(
         target=second_stage, args=(folder, port, theirs), daemon=True

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 
 import psutil
+
+from aent.runtime.network import held_port
+
+_ports: list[socket.socket] = []
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that nobody else is given until the tests end."""
+    _ports.append(held_port())
+    return _ports[-1].getsockname()[1]
 
 
 def command_line(process: psutil.Process) -> list[str]:

@@ -15,8 +15,8 @@ import torch
 from aent.algorithm.terms import MiniBatch
 from aent.recipe.schema import Recipe
 from aent.runtime import distributed
-from aent.runtime.children import free_port
 from aent.runtime.environment import attention_implementation
+from aent.runtime.network import held_port
 from aent.trainer.result import MinibatchResult
 from aent.trainer.trainer import Trainer
 from gpu_check.report import Row, bounded
@@ -39,7 +39,8 @@ def main(section: Section) -> None:
     engine = "Transformer Engine" if HAVE_TRANSFORMER_ENGINE else "no Transformer Engine"
     section.add(Row(section.name, "packages", note=", ".join([*versions, engine])))
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(free_port())
+    port = held_port()
+    os.environ["MASTER_PORT"] = str(port.getsockname()[1])
     distributed.initialize(tiny.recipe().trainer, seed=0)
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,9 @@ from aent.inference.client import EngineClient
 from aent.inference.completion import INITIAL_VERSION, Completion, GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
-from aent.runtime.children import free_port
 from inference import models
 from plugins.servers import Served
+from processes import free_port
 from wording import naming
 
 slow = pytest.mark.slow  # the server's start

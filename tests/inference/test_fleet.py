@@ -24,7 +24,6 @@ from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError
 from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
-from aent.runtime.children import free_port
 from aent.runtime.worker_thread import WorkerThread
 from aent.weights import probe
 from aent.weights.manifest import expected_manifest
@@ -32,7 +31,7 @@ from aent.weights.weight_transfer import TransferSettings, WeightSender
 from inference import models
 from inference.stand_in import standing_in
 from plugins.servers import READY_S, Served
-from processes import command_line
+from processes import command_line, free_port
 from weights.test_weight_transfer import PROMPTS
 from wording import assert_names, naming
 

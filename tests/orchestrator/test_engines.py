@@ -20,12 +20,12 @@ from aent.inference.http import EngineError, RefusedError, TransientError
 from aent.orchestrator.engines import Engines, known_engines
 from aent.recipe.load import load
 from aent.recipe.schema import Recipe
-from aent.runtime.children import free_port
 from aent.runtime.environment import data_path
 from aent.runtime.worker_thread import WorkerThread
 from aent.weights.probe import Probe, Seen
 from aent.weights.weight_transfer import WeightSyncError
 from inference.stand_in import standing_in
+from processes import free_port
 from wording import naming
 
 

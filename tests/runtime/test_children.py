@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from aent.runtime import children
-from aent.runtime.children import Child, free_port, stop_all, tail_of
+from aent.runtime.children import Child, stop_all, tail_of
 from wording import assert_names
 
 # starts a grandchild, writes both process ids, sleeps; with "deaf" both ignore SIGTERM
@@ -122,20 +121,3 @@ def test_own_session_and_given_environment(tmp_path: Path) -> None:
     child = Child.start("c", argv, env={"A": "b", "LC_ALL": "C"}, log_path=tmp_path / "log")
     child.process.wait(60)
     assert child.tail(1) == "True b True"
-
-
-def test_free_port_is_free_and_stays_so() -> None:
-    port = free_port()
-    first, last = map(int, children.KERNELS_PORTS.read_text().split())
-    assert not first <= port <= last or (first, last) == (1024, 65535)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", port))
-        assert free_port() != port
-
-
-def test_where_every_port_may_be_anybodys_it_is_one_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "range").write_text("1024\t65535\n")
-    monkeypatch.setattr(children, "KERNELS_PORTS", tmp_path / "range")
-    assert free_port() >= 10_000

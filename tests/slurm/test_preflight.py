@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aent.runtime.children import free_port
 from aent.slurm import preflight
+from processes import free_port
 from wording import assert_names
 
 

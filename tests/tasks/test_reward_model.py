@@ -20,8 +20,9 @@ from aent.data.question import Question
 from aent.data.response import Response
 from aent.models import model_source
 from aent.recipe.schema import ModelSection, TaskSection
-from aent.runtime.children import Child, free_port
+from aent.runtime.children import Child
 from aent.tasks.judge import JudgePool
+from processes import free_port
 
 QUESTIONS = [Question(i, f"{i} + 1?", str(i + 1)) for i in range(2)]
 RESPONSES = [Response("It is 1."), Response("2, as anyone can see")]

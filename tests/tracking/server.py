@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from aent.runtime.children import free_port
+from processes import free_port
 from waiting import wait_until
 
 

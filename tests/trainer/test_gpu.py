@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aent.runtime.children import free_port
 from aent.runtime.environment import attention_implementation
+from processes import free_port
 from trainer import formulas, tiny
 
 pytestmark = pytest.mark.gpu

@@ -7,6 +7,7 @@ need it. Facts about vLLM hold for 0.32.0.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -23,10 +24,10 @@ from aent.inference.proof import CHALLENGE, PROOF, new_challenge, proves
 from aent.inference.registry import read_token
 from aent.inference.token_gate import TokenGate
 from aent.recipe.schema import Recipe
-from aent.runtime.children import Child, free_port
+from aent.runtime.children import Child
 from aent.runtime.environment import device_kind
 from aent.runtime.log import begin_section
-from aent.runtime.network import port_problem
+from aent.runtime.network import held_port, port_problem
 
 READY_POLL_S = 0.2
 STOP_GRACE_S = 3.0
@@ -168,6 +169,7 @@ class Engine:
     settings: EngineSettings
     child: Child
     url: str
+    port: socket.socket | None = None  # holds its port, if any free one
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return when the server answers /health.
@@ -197,6 +199,8 @@ class Engine:
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End the server and every process it started; return when they are gone."""
         self.child.stop(grace_s)
+        if self.port is not None:
+            self.port.close()
 
     def is_healthy(self) -> bool:
         """Whether the server is ready and its engine process lives. One with a token must prove
@@ -230,8 +234,10 @@ def start(settings: EngineSettings) -> Engine:
 
     Raises EngineError where its port is taken.
     """
+    port = None
     if settings.port == 0:
-        settings = replace(settings, port=free_port(settings.host))
+        port = held_port(settings.host)
+        settings = replace(settings, port=port.getsockname()[1])
     elif (why := port_problem(settings.host, settings.port)) is not None:
         raise EngineError(f"rollout.engine.port: port {settings.port} {why}")
     argv, env = command(settings)
@@ -239,4 +245,4 @@ def start(settings: EngineSettings) -> Engine:
     child = Child.start(
         f"vLLM server on port {settings.port}", argv, env=env, log_path=settings.log_path
     )
-    return Engine(settings, child, f"http://{settings.host}:{settings.port}")
+    return Engine(settings, child, f"http://{settings.host}:{settings.port}", port)

@@ -28,8 +28,9 @@ from aent.recipe.folder import run_folder
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime import failures, heartbeats
-from aent.runtime.children import Child, free_port, stop_all
+from aent.runtime.children import Child, stop_all
 from aent.runtime.log import log, logged
+from aent.runtime.network import held_port
 from aent.runtime.rank import SLURM
 from aent.runtime.signals import CHECKPOINTED, STACKS, STOP, held
 from aent.tracking import sqlite
@@ -108,11 +109,13 @@ def _run(recipe: Recipe, run_dir: Path, model_path: Path, shared: SharedEngines 
                 keepers.append(start_engine(recipe, model_path, run_dir, index, shared))
             while store is not None and not signals.received and not store.done():
                 time.sleep(POLL_S)  # while the engines start
-            with held():
-                for rank in () if signals.received else start_ranks(recipe, model_path, run_dir):
-                    ranks.append(rank)  # one by one: this one is ended if the next does not start
-            watch = heartbeats.Watch(run_dir, SILENCE_S)
-            failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
+            with held_port() as port:
+                started = start_ranks(recipe, model_path, run_dir, port.getsockname()[1])
+                with held():
+                    for rank in () if signals.received else started:
+                        ranks.append(rank)  # at once: it is ended if the next does not start
+                watch = heartbeats.Watch(run_dir, SILENCE_S)
+                failure = look_after(keepers, ranks, signals, watch, recipe.rollout.spare_engines)
         except Exception as error:  # the run has a folder by now: its status must not stay RUNNING
             failure = f"aent: {type(error).__name__}: {error}"
         finished = bool(ranks) and all(rank.poll() == 0 for rank in ranks)
@@ -165,14 +168,15 @@ def start_engine(
     return Keeper.start(recipe, run_dir, index, settings)
 
 
-def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path) -> Iterator[Child]:
-    """Start one trainer rank after the other, with the variables torchrun would set."""
+def start_ranks(recipe: Recipe, model_path: Path, run_dir: Path, port: int) -> Iterator[Child]:
+    """Start one trainer rank after the other, with the variables torchrun would set; rank 0 listens
+    on the port."""
     world = ParallelLayout.of(recipe.trainer).num_ranks
     shared = {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(port),
         **rank_environment(recipe, world),
     }
     # set in a shell inside a Slurm job: its task number is not a rank's number

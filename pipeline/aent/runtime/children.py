@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +23,6 @@ STARTED_BY = "AENT_SERVER_PROCESS"
 POLL_S = 0.02
 TAIL_BYTES = 65_536  # bytes of a log that are read for its last lines
 KILL_WAIT_S = 30.0  # seconds for the kernel to deliver a SIGKILL and to free the memory
-KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 # loaded here, because nothing may be imported between fork and exec
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -40,26 +36,6 @@ def die_with_parent(parent: int | None = None) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if parent is not None and os.getppid() != parent:
         os._exit(1)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port of ``host`` that was free a moment ago.
-
-    The process that will listen there first imports for seconds. So, if possible, it is a port that
-    the kernel only gives to processes that ask for it by number.
-    """
-    first, last = map(int, KERNELS_PORTS.read_text().split())
-    all_ports = range(10_000, 65_536)
-    ports = [port for port in all_ports if not first <= port <= last] or all_ports
-    for port in random.SystemRandom().sample(ports, len(ports)):
-        with socket.socket() as s:
-            try:
-                s.bind((host, port))
-                return port
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-    raise OSError(f"no port of {host} is free")
 
 
 def tail_of(path: Path, lines: int) -> str:

@@ -1,16 +1,19 @@
-"""The address at which the other machines of a job reach this one."""
+"""The address at which the other machines of a job reach this one, and free ports."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
 import os
+import random
 import socket
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
 LOOPBACK = "127.0.0.1"
+KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"  # gloo reads it too; the network between the nodes
 
 
@@ -49,6 +52,30 @@ def port_problem(host: str, port: int) -> str | None:
                 return f"of {host} is taken by another server"
             return f"of {host} cannot be used ({error.strerror})"
     return None
+
+
+def held_port(host: str = LOOPBACK) -> socket.socket:
+    """A socket bound to a free TCP port of ``host``. As long as it is open, nobody else is given
+    the port; a server that asks for it by number, with SO_REUSEADDR, can listen there.
+
+    A server imports for seconds before it listens; another process could take the port meanwhile.
+    If possible, it is a port that the kernel only gives to processes that ask for it by number.
+    Raises OSError if no port is free.
+    """
+    first, last = map(int, KERNELS_PORTS.read_text().split())
+    all_ports = range(10_000, 65_536)
+    ports = [port for port in all_ports if not first <= port <= last] or all_ports
+    holder = socket.socket()
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        try:
+            holder.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:  # only now: with it, two processes could bind the same port
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return holder
+    raise OSError(f"no port of {host} is free")
 
 
 def is_local(url: str) -> bool:
