@@ -149,6 +149,14 @@ def test_equivalence_is_two_tests_at_five_percent(sign: int) -> None:
     assert not bandit_report.are_alike(list(1.04 * 0.01 / end * paired))
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(1, "?"), (4, "?"), (5, "yes")])
+def test_few_seeds_show_no_equivalence(seeds: int, said: str) -> None:
+    runs = {(arm, s): of_score(0.3) for arm in ("full", ".33") for s in range(seeds)}
+    arms = [Arm.parse(text) for text in ("full", ".33")]
+    row = bandit_report.contrasts(arms, range(seeds), runs).splitlines()[-1]
+    assert row.split("|")[6].strip() == said
+
+
 def test_secondary_outcomes() -> None:
     """Steps to the reward, a tail of its own, and which runs collapsed or exploded at their end."""
 
