@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -135,6 +137,26 @@ def test_contrasts_are_paired_and_corrected() -> None:
     assert [float(c[4]) for c in cells[2:]] == [pytest.approx(4 * 2**-7, abs=5e-4)] * 2
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equivalence_is_two_tests_at_five_percent(sign: int) -> None:
+    """Against all 6^6 resamples: their 95% quantile just within the margin, and just beyond it.
+    (The 97.5% quantile, of a test at 2.5%, is a tenth larger.)"""
+    paired = sign * np.array([0.9, -0.4, 1.7, 2.3, -1.1, 0.6])
+    every = paired[np.array(list(itertools.product(range(6), repeat=6)))].mean(1)
+    end = np.quantile(sign * every, 0.95)
+    assert np.quantile(sign * every, 0.975) > 1.08 * end
+    assert bandit_report.are_alike(list(0.96 * 0.01 / end * paired))
+    assert not bandit_report.are_alike(list(1.04 * 0.01 / end * paired))
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "?"), (4, "?"), (5, "yes")])
+def test_few_seeds_show_no_equivalence(seeds: int, said: str) -> None:
+    runs = {(arm, s): of_score(0.3) for arm in ("full", ".33") for s in range(seeds)}
+    arms = [Arm.parse(text) for text in ("full", ".33")]
+    row = bandit_report.contrasts(arms, range(seeds), runs).splitlines()[-1]
+    assert row.split("|")[6].strip() == said
+
+
 def test_secondary_outcomes() -> None:
     """Steps to the reward, a tail of its own, and which runs collapsed or exploded at their end."""
 
@@ -162,6 +184,11 @@ def test_secondary_outcomes() -> None:
 
 
 def test_holm_and_the_seeds_that_are_needed() -> None:
+    """Holm's correction is the closed test by Bonferroni: of every set of contrasts that has it."""
+    p = [0.01, 0.04, 0.03, 0.3, 0.012]
+    sets = [s for n in range(1, 6) for s in itertools.combinations(range(5), n)]
+    of_set = {s: min(1.0, len(s) * min(p[i] for i in s)) for s in sets}
+    assert holm(p) == pytest.approx([max(of_set[s] for s in sets if i in s) for i in range(5)])
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     paired = [0.01, 0.03, -0.01, 0.02]
     needed = ((1.959964 + 0.841621) * statistics.stdev(paired) / 0.02) ** 2

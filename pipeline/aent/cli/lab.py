@@ -162,7 +162,7 @@ def bandit(
             help="Separated by commas: none, full, a dropped fraction (0.33), top_k=K; @X sets a "
             "constant coefficient. The others are compared with the first."
         ),
-    ] = "full,.33,top_k=100",
+    ] = "full,0.33,top_k=100",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="First seed; then one more each.")] = 0,
     steps: Annotated[int, typer.Option(min=2, help="Updates of each run.")] = 150,
@@ -178,7 +178,7 @@ def bandit(
 ) -> None:
     """Compare on which tokens the bonus is paid, at the same entropy.
 
-    A bandit: 49,152 tokens, one question, answers of one token; about 45 seconds for each run.
+    A bandit: the answer to a sum is one of 49,152 tokens; about 45 seconds for each run.
 
     Example: aent lab bandit --arms full,0.33 --seeds 2
     """

@@ -17,6 +17,7 @@ SETTLING = 50  # steps until the entropy reaches its target; in a short run, hal
 DECIDED = 0.02  # difference in pass@k that matters; POWER is for it
 ALIKE = 0.01  # two arms are equivalent if their difference certainly lies within this
 POWER = 0.8
+FEWEST = 5  # seeds of an equivalence test: all of n lie on one side by chance with 2^-n <= 5%
 REWARD = 0.15  # "steps to" is until a step's mean reward first reaches this
 COLLAPSED = 0.1  # nats: a run has collapsed if its mean entropy over its last quarter is below
 EXPLODED = 5.4  # nats, half of ln(49,152): it has exploded if that mean is above
@@ -212,15 +213,19 @@ def table(arms: Sequence[Arm], seeds: range, runs: Runs) -> str:
 
 def contrasts(arms: Sequence[Arm], seeds: range, runs: Runs) -> str:
     """Markdown: the primary outcomes of every arm against the first, paired by seed; p-values with
-    Holm's correction over all of them; whether the two are equivalent; the seeds needed to decide a
-    difference of DECIDED."""
+    Holm's correction over all of them; whether the two are equivalent (``?`` for fewer than FEWEST
+    seeds); the seeds needed to decide a difference of DECIDED."""
     lines = [
         f"| against {arms[0].name} | outcome | difference | 95% interval | p (Holm) | "
         f"within +-{ALIKE:g} | seeds for {DECIDED:g} |",
         "|---|---|---|---|---|---|---|",
     ]
     for each in _differences(arms, seeds, runs, PRIMARY):
-        alike = "yes" if are_alike(each.paired) else "not shown"
+        alike = "not shown"
+        if len(each.paired) < FEWEST:
+            alike = "?"
+        elif are_alike(each.paired):
+            alike = "yes"
         lines.append(f"{each.cells('+.4f')} {alike} | {seeds_needed(each.paired)} |")
     return "\n".join(lines)
 
