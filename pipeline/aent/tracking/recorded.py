@@ -35,7 +35,8 @@ class Recorded:
     """One run, or a CSV.
 
     recipe: the run's, with overrides applied; for a CSV only its ``controller`` has a meaning.
-    metrics: every metric by step, without those of machines. entropy: as the controller measured it, nats.
+    metrics: every metric by step, without those of machines.
+    entropy: as the controller measured it, nats.
     """
 
     recipe: Recipe
