@@ -10,7 +10,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, RESOURCE_DOES_NOT_EXIST
 from mlflow.utils.request_utils import augmented_raise_for_status
 
 from aent.recipe.load import dump, load
@@ -238,6 +238,23 @@ def test_an_error_that_is_no_refusal_skips_nothing(offline, recipe):
             sender.send()
     assert sender.left() == 2
     assert sender.refused == 0
+
+
+def test_a_server_that_fails_while_a_batch_is_split_skips_nothing():
+    calls: list[int] = []
+
+    def send(items) -> None:  # one item is refused, and soon each of them
+        calls.append(len(items))
+        if 3 in items or len(calls) > 4:
+            raise MlflowException("the database", error_code=BAD_REQUEST)
+
+    def probe() -> None:
+        if len(calls) > 4:
+            raise MlflowException("the database", error_code=BAD_REQUEST)
+
+    with pytest.raises(MlflowException, match="the database"):
+        deliver(range(16), send, probe)
+    assert len(calls) > 4
 
 
 @pytest.mark.parametrize("number", range(1, 18))

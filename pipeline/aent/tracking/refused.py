@@ -6,8 +6,8 @@ mlflow/utils/request_utils.py: 408, 429, 5xx), or they are about the whole run: 
 403), no such run (404). Those are raised, and the senders try again.
 
 An answer alone does not prove it: MLflow also answers 400 if the whole run was deleted or if its
-database has failed. So something that MLflow has taken before is sent again first, and what was
-refused is sent a second time.
+database has failed. So something that MLflow has taken before is sent again, before and after what
+was refused is sent a second time.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def deliver(
         if not refusal(error):
             raise
         probe()
-        return _parted(items, send)
+        found = _parted(items, send)
+        if found:
+            probe()  # the server may have failed meanwhile, and refused all the rest for that
+        return found
     return []
 
 
