@@ -297,7 +297,7 @@ def test_which_answers_are_about_what_was_sent(code, error_code, is_one, monkeyp
     """As MLflow's client reports a server's JSON and a proxy's page, for a call and an upload."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     body = {"error_code": error_code, "message": "words of the server"} if error_code else "<html>"
-    with refusing((code, body), (code, body)) as uri:  # type: ignore[arg-type]
+    with refusing((code, body), (code, body)) as uri:
         with pytest.raises(MlflowException) as called:
             MlflowClient(uri).set_tag("0" * 32, "a", "b")
         with pytest.raises(requests.HTTPError) as uploaded:

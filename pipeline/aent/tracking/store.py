@@ -102,8 +102,8 @@ class Store:
             f"aent.changed.{k}": v for k, v in parameters.items() if there.params.get(k, v) != v
         }
         texts = [RunTag(k, v) for k, v in tags.items()]
-        found = deliver(texts, send_tags, self.prove_writable)
-        return refused + [(f"the tag {tag.key}", why) for tag, why in found]
+        not_taken = deliver(texts, send_tags, self.prove_writable)
+        return refused + [(f"the tag {tag.key}", why) for tag, why in not_taken]
 
     def prove_writable(self) -> None:
         """Write a tag that every run of ours has; raises what MLflow raises if it is not taken."""
