@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.ended import mark_ended
 from aent.tracking.journal import File, Point, Status
+from aent.tracking.policies import SavedPolicy
 from aent.tracking.refused import deliver, refusal
 from aent.tracking.sender import Sender, everything_sent, sync
 from aent.tracking.tracker import Tracker
@@ -312,3 +314,34 @@ def test_other_errors_are_no_refusal():
     for error in (OSError("disk"), TimeoutError("late"), ValueError("x"), requests.HTTPError("x")):
         assert refusal(error) == ""
     assert refusal(requests.ConnectionError("refused")) == ""
+
+
+def test_a_refused_data_set_or_policy_holds_up_no_other(
+    offline, recipe, empty_store, monkeypatch, capfd
+):
+    """In MLflow's own SQL store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (offline.parent / "mlflow.db").write_bytes(empty_store)
+    (offline / "recipe.yaml").write_text(dump(recipe))
+    sets = [
+        {"context": "training", "name": name, "digest": "0" * 32, "source_type": "local",
+         "source": "{}", "schema": "{}", "profile": "{}"}
+        for name in ("first", "x" * 600, "third")
+    ]  # fmt: skip
+    record(offline, "datasets", "datasets/a.json", json.dumps(sets))
+    (offline / "policy").mkdir()
+    (offline / "policy" / "config.json").write_text("{}")
+    for steps, name in enumerate(("not/a:name", "qwen2.5")):
+        policy = SavedPolicy.of(offline / "policy", name, steps, None)
+        record(offline, "policy", f"policies/step_{steps:06d}.json", policy.to_json())
+    assert "but 2 entries" in sync(offline)
+    assert everything_sent(offline)
+    said = capfd.readouterr().err.splitlines()
+    assert_names(said[0], "the data set", "datasets/a.json", "500")
+    assert_names(said[1], "policy after 0 steps", "policies/step_000000.json")
+    assert len(said) == 2
+    client = MlflowClient(f"sqlite:///{offline.parent / 'mlflow.db'}")
+    run = client.get_run(run_id_of(offline))
+    assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"first", "third"}
+    (model,) = run.outputs.model_outputs
+    assert client.get_logged_model(model.model_id).name == "qwen2_5-1"

@@ -102,7 +102,8 @@ def _model(store: Store, run_dir: Path, policy: SavedPolicy) -> Any:
         return min(found, key=lambda model: model.creation_timestamp)
     return store.client.create_logged_model(
         experiment,
-        f"{policy.name}-{policy.steps}",
+        # MLflow refuses a model's name with a point, which a run's may have: qwen2.5-1.5b
+        f"{policy.name.replace('.', '_')}-{policy.steps}",
         store.run_id,
         tags={KEY_TAG: key, FOLDER_TAG: str((run_dir / policy.folder).absolute())},
         params={"steps": str(policy.steps), "bytes": str(sum(policy.files.values()))},
