@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 NAME, PASSWORD = "anna", "hunter2-do-not-print"
+TOO_LARGE = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
 HOP = ("transfer-encoding", "content-encoding", "content-length", "connection")  # of one connection
 
 
@@ -33,6 +34,7 @@ class Proxy:
     free: threading.Event = field(default_factory=threading.Event)  # else artifacts hang
     asked: list[str] = field(default_factory=list)  # paths, of requests with the right password
     hanging: str = "mlflow-artifacts"  # a part of the paths that hang
+    largest: int | None = None  # bytes of a request; one with more is answered 413, as nginx does
     # called when the server has answered, and the one who asked does not know it yet
     taken: Callable[[str, str], None] = lambda method, path: None
 
@@ -84,6 +86,8 @@ def proxy(behind: str, folder: Path) -> Iterator[Proxy]:
             if self.headers.get("Authorization") != wanted:
                 return self.send(401, {}, b"who are you?")
             found.asked.append(self.path)
+            if found.largest is not None and len(body) > found.largest:
+                return self.send(413, {"Content-Type": "text/html"}, TOO_LARGE)
             if found.hanging in self.path and not found.free.wait(600):
                 return self.send(504, {}, b"")
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", *HOP)}

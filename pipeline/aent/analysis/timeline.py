@@ -15,6 +15,7 @@ from typing import Any
 from aent.runtime.timeline import ENGINE, FOLDER, JUDGES
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.machines import SYSTEM
 
 OTHERS = 1_000_000  # number of the first process that is not a rank
 COUNTED = "utilization_percentage"  # end of the names of machine metrics that are drawn
@@ -85,9 +86,8 @@ def _machines(path: Path, first: int) -> Iterator[dict[str, Any]]:
     """Load of processors and GPUs, from the run's journal."""
     numbers: dict[str, int] = {}
     for point in journal.read(path) if path.is_file() else ():
-        room, _, rest = point.key.partition("/")
-        machine, _, metric = rest.partition("/")
-        if room != "system" or not metric.endswith(COUNTED):
+        machine, _, metric = point.key.removeprefix(SYSTEM).partition("/")
+        if not point.key.startswith(SYSTEM) or not metric.endswith(COUNTED):
             continue
         if machine not in numbers:
             numbers[machine] = first + len(numbers)

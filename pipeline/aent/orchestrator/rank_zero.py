@@ -52,8 +52,9 @@ class RankZero:
         with ExitStack() as opened:
             judge = opened.enter_context(JudgePool(recipe.task))
             folder = resume.chosen(run_dir)
-            run_id = None if folder is None else LoopState.read(folder).mlflow_run_id
-            tracker = Tracker(run_dir, recipe, run_id or "")
+            saved = None if folder is None else LoopState.read(folder)
+            run_id, first_step = (saved.mlflow_run_id, saved.step) if saved else (None, 0)
+            tracker = Tracker(run_dir, recipe, run_id or "", first_step)
             words = tokenizer.load(
                 recipe.model, model_path, recipe.task.template, resume.started(run_dir)
             )

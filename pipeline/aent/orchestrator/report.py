@@ -15,7 +15,7 @@ from aent.estimate.memory import GIB, estimate
 from aent.evaluation.heldout import EvaluationResult
 from aent.models.pieces import Pieces
 from aent.orchestrator import entities
-from aent.orchestrator.alerts import Alerts
+from aent.orchestrator.alerts import KEYS, Alerts
 from aent.orchestrator.compute_metrics import compute_metrics
 from aent.orchestrator.records import (
     StepDone,
@@ -44,9 +44,12 @@ from aent.runtime.log import log
 from aent.tasks.mixture import by_source
 from aent.tracking import heatmap, journal
 from aent.tracking.display import Display, StepLine, summary
-from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.journal import JOURNAL_FILE, Point
 from aent.tracking.machines import SYSTEM
 from aent.tracking.tracker import Tracker
+
+# metrics of which every step's value is needed after a resume
+KEPT = frozenset({"reward/mean", "controller/in_band", "evaluation/accuracy", *KEYS})
 
 
 @dataclass
@@ -76,7 +79,7 @@ class Report:
         series: dict[str, dict[int, float]] = {}
         for point in journal.read(path) if path.exists() else ():
             before = point.step < step + (point.key == "evaluation/accuracy")
-            if before and not point.key.startswith(SYSTEM):
+            if before and not point.key.startswith(SYSTEM) and _outlives_step(point, step):
                 series.setdefault(point.key, {})[point.step] = point.value
         self.rewards, self.in_band = (
             [value for _, value in sorted(series.get(key, {}).items())]
@@ -229,3 +232,9 @@ class Report:
         """Send what MLflow does not have yet; its run stays open for the start that continues."""
         self.display.stop()
         self.tracker.finish(None)
+
+
+def _outlives_step(point: Point, step: int) -> bool:
+    """Whether a run that continues with ``step`` needs this value of a step before it: all values
+    of 100,000 steps would take gigabytes."""
+    return point.key in KEPT or point.step == step - 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from aent.data.question import Question
 from aent.tracking.client import NotTaken, is_unknown_route
+from aent.tracking.refused import deliver
 from aent.tracking.store import Store
 
 DIGEST_LENGTH, NAME_LENGTH = 32, 500  # MLflow's limits: 36 and 500
@@ -47,8 +48,9 @@ def digest(questions: Sequence[Question]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
-def send(store: Store, described: Sequence[Mapping[str, str]]) -> None:
-    """Make the data sets inputs of the run; repeating it changes nothing.
+def send(store: Store, described: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Make the data sets inputs of the run; repeating it changes nothing. Returns those that the
+    server refuses, each with its answer.
 
     Raises NotTaken if the server does not support them, and what MLflow raises.
     """
@@ -60,8 +62,11 @@ def send(store: Store, described: Sequence[Mapping[str, str]]) -> None:
         fields = {key: value for key, value in each.items() if key != "context"}
         inputs.append(DatasetInput(Dataset(**fields), [InputTag(CONTEXT_TAG, each["context"])]))
     try:
-        store.client.log_inputs(store.run_id, inputs)
+        refused = deliver(
+            inputs, lambda some: store.client.log_inputs(store.run_id, some), store.prove_writable
+        )
     except MlflowException as error:
         if is_unknown_route(error):
             raise NotTaken("it does not support data sets of runs") from error
         raise
+    return [(f"the data set {each.dataset.name}", why) for each, why in refused]

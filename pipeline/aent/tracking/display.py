@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -52,7 +53,9 @@ class Display:
 
     steps: int
     file: TextIO = field(default_factory=lambda: sys.stdout)
-    _lines: list[StepLine] = field(default_factory=list)
+    _lines: deque[StepLine] = field(default_factory=lambda: deque(maxlen=ROWS))  # the newest
+    _shown: int = 0  # steps of this process
+    _later_s: float = 0.0  # time of all of them but the first
     _live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -80,6 +83,8 @@ class Display:
 
     def step(self, line: StepLine) -> None:
         """Show a finished step."""
+        self._later_s += line.total_s if self._shown else 0.0
+        self._shown += 1
         self._lines.append(line)
         if self._live is not None:
             with contextlib.suppress(OSError):  # the terminal is gone
@@ -93,13 +98,11 @@ class Display:
 
     def time_left_s(self) -> float:
         """Mean time of a step (the first left out: it warms up) times the steps to come."""
-        done = self._lines[1:] or self._lines
-        if not done:
+        if not self._lines:
             return math.nan
-        mean = sum(line.total_s for line in done) / len(done)
-        return mean * (
-            self.steps - self._lines[-1].step - 1
-        )  # a resumed run has shown the last few
+        newest = self._lines[-1]
+        mean = self._later_s / (self._shown - 1) if self._shown > 1 else newest.total_s
+        return mean * (self.steps - newest.step - 1)  # a resumed run has shown the last few
 
     def _plain(self, line: StepLine) -> str:
         phases = " ".join(f"{name} {s:.1f}" for name, s in line.seconds.items())
@@ -116,7 +119,7 @@ class Display:
         for name in ("step", "reward", "entropy", "coefficient", "tokens/s", "seconds"):
             table.add_column(name, justify="right")
         table.add_column("longest")
-        for line in self._lines[-ROWS:]:
+        for line in self._lines:
             longest = sorted(line.seconds.items(), key=lambda item: -item[1])[:LONGEST]
             table.add_row(
                 f"{line.step + 1}/{self.steps} {_said_of_skipped(line)}".rstrip(),

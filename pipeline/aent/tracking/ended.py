@@ -14,6 +14,7 @@ from aent.runtime.log import log
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
 from aent.tracking.journal import Status as StatusEntry
+from aent.tracking.refused import REFUSES
 from aent.tracking.sender import everything_sent, points_sent
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -51,6 +52,9 @@ def mark_ended(run_dir: Path, status: Status, timeout_s: float = 60.0) -> bool:
             start_new_session=True,
         )
         why = "" if done.returncode == 0 else (done.stderr.strip() or "no reason given")
+        for line in done.stderr.splitlines():
+            if line.startswith(REFUSES):
+                log.warning(line)
     except subprocess.TimeoutExpired:
         why = f"no answer within {time.monotonic() - started:.0f} s"
     except OSError as error:  # no memory for another process

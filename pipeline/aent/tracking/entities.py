@@ -23,6 +23,7 @@ from aent.tracking.background import within
 from aent.tracking.client import NotTaken
 from aent.tracking.journal import JOURNAL_FILE, Entity
 from aent.tracking.policies import SavedPolicy
+from aent.tracking.refused import tell
 from aent.tracking.sent import Sent
 from aent.tracking.store import Store, known_run_id
 from aent.tracking.traced import TracedStep
@@ -43,14 +44,16 @@ class EntitySender:
         self._from_start = from_start
         self._store: Store | None = None
         self._sent = Sent(run_dir / ENTITIES_FILE)
-        self._refused: set[str] = set()
+        self._unsupported: set[str] = set()
+        self.refused = 0  # traces, data sets and policies
 
     def send(self) -> None:
         """Send everything that the journal names so far. After an error, a later call continues
         there.
 
-        Entities that the server does not support are reported once and left out. Raises
-        TimeoutError naming what took longer than its deadline, and what MLflow raises.
+        Entities that the server does not support are reported once and left out. One that it
+        refuses for ever is named on stderr, counted and passed over. Raises TimeoutError naming
+        what took longer than its deadline, and what MLflow raises.
         """
         store = self._open()
         for entry, end in journal.entries(self.run_dir / JOURNAL_FILE, self._sent.position):
@@ -88,15 +91,23 @@ class EntitySender:
             )
             return
         try:
-            within(ENTITY_S + seconds, f"sending {path}", work)
+            refused: list[tuple[str, str]] = []
+            within(ENTITY_S + seconds, f"sending {path}", lambda: refused.extend(work()))
         except NotTaken as error:
             self._tell(entry.entity, str(error))
         except TimeoutError:
             self._store = None  # the call that hangs still uses the client
             raise
+        else:
+            self.refused += len(refused)
+            for what, why in refused:
+                tell(f"{what} in {entry.content}", self.run_dir, why)
 
-    def _work(self, store: Store, entity: str, text: str) -> tuple[float, Callable[[], None]]:
-        """(seconds that its bytes may take, the function that sends it)."""
+    def _work(
+        self, store: Store, entity: str, text: str
+    ) -> tuple[float, Callable[[], list[tuple[str, str]]]]:
+        """(seconds that its bytes may take, the function that sends it and returns what MLflow
+        refuses of it, with the answers)."""
         if entity == "traces":
             from aent.tracking import mlflow_traces  # it imports MLflow, which takes seconds
 
@@ -110,15 +121,16 @@ class EntitySender:
             return 0.0, lambda: self._say_gone(policy)
         return policy.seconds, lambda: policies.send(store, self.run_dir, policy)
 
-    def _say_gone(self, policy: SavedPolicy) -> None:
+    def _say_gone(self, policy: SavedPolicy) -> list[tuple[str, str]]:
         log.warning(
             f"aent: {self.run_dir / policy.folder} is no longer the policy after {policy.steps} "
             "steps, so it is not sent to MLflow"
         )
+        return []
 
     def _tell(self, entity: str, why: str) -> None:
-        if entity not in self._refused:
-            self._refused.add(entity)
+        if entity not in self._unsupported:
+            self._unsupported.add(entity)
             uri = redacted(tracking_uri(self.recipe, self.run_dir))
             log.warning(
                 f"aent: MLflow ({uri}) does not take the run's {entity}: {why}; they stay in "

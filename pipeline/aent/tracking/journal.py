@@ -17,6 +17,7 @@ from typing import NamedTuple
 from aent.runtime.log import log
 
 JOURNAL_FILE = "journal.jsonl"
+BLOCK = 2**16  # bytes that are read at once from its end
 
 
 class Point(NamedTuple):
@@ -153,10 +154,16 @@ def drop_torn_line(path: Path) -> None:
     """Cut off an incomplete last line of a killed writer, before another one continues."""
     if not path.is_file():
         return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
+    with path.open("rb") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        kept = 0
+        while start > 0 and kept == 0:  # from its end: it may have gigabytes
+            end, start = start, max(start - BLOCK, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            kept = start + found + 1 if found >= 0 else 0
+    if kept < size:
+        os.truncate(path, kept)
 
 
 def colliding(key: str, others: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mlflow.entities import AssessmentSource, Feedback, Span, SpanType, TraceInfo, TraceState
@@ -31,6 +31,7 @@ from mlflow.utils.rest_utils import http_request
 from packaging.version import InvalidVersion, Version
 
 from aent.tracking.client import NotTaken, is_unknown_route
+from aent.tracking.refused import deliver
 from aent.tracking.store import Store
 from aent.tracking.traced import Traced, TracedGrade, TracedStep
 
@@ -38,15 +39,27 @@ SINCE = Version("3.4")  # a server takes spans from this version on
 ERROR_LENGTH = 500  # characters of a grader's error
 
 
-def send(store: Store, step: TracedStep) -> None:
-    """Write the step's traces to the run's experiment; existing ones stay as they are.
+def send(store: Store, step: TracedStep) -> list[tuple[str, str]]:
+    """Write the step's traces to the run's experiment; existing ones stay as they are. Returns
+    those that the server refuses, each with its answer.
 
     Raises NotTaken if the server does not support traces, and what MLflow raises.
     """
-    client, run_id = TracingClient(store.uri), store.run_id
-    experiment = store.client.get_run(run_id).info.experiment_id
-    ids = [trace_id(run_id, step.step, traced.sample) for traced in step.responses]
-    spans = [s for id_, t in zip(ids, step.responses) for s in _spans(id_, t, step)]
+    client = TracingClient(store.uri)
+    experiment = store.client.get_run(store.run_id).info.experiment_id
+    refused = deliver(
+        step.responses,
+        lambda some: _send(client, experiment, store.run_id, step, some),
+        store.prove_writable,
+    )
+    return [(f"the trace of sample {traced.sample}", why) for traced, why in refused]
+
+
+def _send(
+    client: TracingClient, experiment: str, run_id: str, step: TracedStep, some: Sequence[Traced]
+) -> None:
+    ids = [trace_id(run_id, step.step, traced.sample) for traced in some]
+    spans = [s for id_, t in zip(ids, some) for s in _spans(id_, t, step)]
     try:
         client.log_spans(experiment, spans)
     except NotImplementedError as error:
@@ -55,7 +68,7 @@ def send(store: Store, step: TracedStep) -> None:
         if is_unknown_route(error):
             raise NotTaken(f"it has no route {OTLP_TRACES_PATH}") from error
         raise
-    for id_, traced in zip(ids, step.responses):
+    for id_, traced in zip(ids, some):
         client.start_trace(_info(id_, traced, step, experiment, run_id))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aent.tracking.client import NotTaken, is_unknown_route
+from aent.tracking.refused import deliver
 from aent.tracking.store import Store
 
 FOLDER_TAG, KEY_TAG = "aent.folder", "aent.policy_key"
@@ -64,11 +65,17 @@ class SavedPolicy:
         return all(p.is_file() and p.stat().st_size == self.files[n] for n, p in paths.items())
 
 
-def send(store: Store, run_dir: Path, policy: SavedPolicy) -> None:
-    """Create the logged model, or continue with the one that an earlier attempt began.
+def send(store: Store, run_dir: Path, policy: SavedPolicy) -> list[tuple[str, str]]:
+    """Create the logged model, or continue with the one that an earlier attempt began. Returns the
+    policy and the server's answer if it refuses it (or one of its files); else nothing.
 
     Raises NotTaken if the server does not support it, and what MLflow raises.
     """
+    found = deliver([policy], lambda _: _send(store, run_dir, policy), store.prove_writable)
+    return [(f"the policy after {policy.steps} steps", why) for _, why in found]
+
+
+def _send(store: Store, run_dir: Path, policy: SavedPolicy) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -95,7 +102,8 @@ def _model(store: Store, run_dir: Path, policy: SavedPolicy) -> Any:
         return min(found, key=lambda model: model.creation_timestamp)
     return store.client.create_logged_model(
         experiment,
-        f"{policy.name}-{policy.steps}",
+        # MLflow refuses a model's name with a point, which a run's may have: qwen2.5-1.5b
+        f"{policy.name.replace('.', '_')}-{policy.steps}",
         store.run_id,
         tags={KEY_TAG: key, FOLDER_TAG: str((run_dir / policy.folder).absolute())},
         params={"steps": str(policy.steps), "bytes": str(sum(policy.files.values()))},

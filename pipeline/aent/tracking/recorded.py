@@ -19,6 +19,7 @@ from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.journal import JOURNAL_FILE
+from aent.tracking.machines import SYSTEM
 
 MAX_STEPS = 10_000_000  # a larger step number is a mistake
 ROUNDING = 1e-6  # nats: by so much a computed entropy may be below 0
@@ -34,7 +35,8 @@ class Recorded:
     """One run, or a CSV.
 
     recipe: the run's, with overrides applied; for a CSV only its ``controller`` has a meaning.
-    metrics: every metric by step. entropy: as the controller measured it, nats.
+    metrics: every metric by step, without those of machines.
+    entropy: as the controller measured it, nats.
     """
 
     recipe: Recipe
@@ -112,6 +114,8 @@ def _from_folder(folder: Path, overrides: Sequence[str]) -> tuple[Recipe, dict[s
             raise SourceError(f"{folder} is not a run folder: it has no {name}")
     metrics: dict[str, Series] = {}
     for point in journal.read(folder / JOURNAL_FILE):
+        if point.key.startswith(SYSTEM):  # weeks of many machines would not fit into memory
+            continue
         metrics.setdefault(point.key, {}).setdefault(point.step, point.value)
     return load_recorded(folder / "recipe.yaml", overrides), metrics
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from aent.tracking.machines import SYSTEM
+
 # these differ each time: they depend on how long things took
-UNREPEATABLE = ("time/", "compute/", "system/", "engine/", "tokens/per_s")
+UNREPEATABLE = ("time/", "compute/", SYSTEM, "engine/", "tokens/per_s")
 
 
 def difference(step: int, repeated: Mapping[str, tuple[float, float]]) -> str:

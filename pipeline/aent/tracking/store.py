@@ -22,9 +22,11 @@ from aent.tracking import journal, sqlite
 from aent.tracking.address import check_supported, tracking_uri
 from aent.tracking.client import mlflow_client
 from aent.tracking.journal import JOURNAL_FILE, Point
+from aent.tracking.refused import deliver
 
 RUN_ID_FILE = "mlflow_run_id"
 RUN_KEY_TAG = "aent.run_key"
+SOURCE_TAG, SOURCE = "mlflow.source.name", "aent train"
 # MLflow's limits (mlflow.utils.validation)
 PARAMS_PER_BATCH = 100
 POINTS_PER_BATCH = 1000
@@ -74,22 +76,38 @@ class Store:
         store.run_id = run.info.run_id
         return store
 
-    def describe(self, recipe: Recipe) -> None:
-        """Write tags and parameters, also after a resume, when they may differ.
+    def describe(self, recipe: Recipe) -> list[tuple[str, str]]:
+        """Write tags and parameters, also after a resume, when they may differ. Returns those that
+        the server refuses, each with its answer.
 
         MLflow's parameters cannot change, so a changed one becomes a tag ``aent.changed.NAME``.
         """
         from mlflow.entities import Param, RunTag
 
+        def send_params(some: Sequence[Param]) -> None:
+            self.client.log_batch(self.run_id, params=some)
+
+        def send_tags(some: Sequence[RunTag]) -> None:
+            self.client.log_batch(self.run_id, tags=some)
+
         there = self.client.get_run(self.run_id).data
         parameters = {_param_name(k): _param_text(v) for k, v in flatten(recipe).items()}
         new = [Param(k, v) for k, v in parameters.items() if k not in there.params]
+        refused: list[tuple[str, str]] = []
         for start in range(0, len(new), PARAMS_PER_BATCH):
-            self.client.log_batch(self.run_id, params=new[start : start + PARAMS_PER_BATCH])
+            batch = new[start : start + PARAMS_PER_BATCH]
+            found = deliver(batch, send_params, self.prove_writable)
+            refused += [(f"the parameter {param.key}", why) for param, why in found]
         tags = _tags(recipe) | {
             f"aent.changed.{k}": v for k, v in parameters.items() if there.params.get(k, v) != v
         }
-        self.client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        texts = [RunTag(k, v) for k, v in tags.items()]
+        not_taken = deliver(texts, send_tags, self.prove_writable)
+        return refused + [(f"the tag {tag.key}", why) for tag, why in not_taken]
+
+    def prove_writable(self) -> None:
+        """Write a tag that every run of ours has; raises what MLflow raises if it is not taken."""
+        self.client.set_tag(self.run_id, SOURCE_TAG, SOURCE)
 
     def begin_uploads(self, recipe: str) -> None:
         """Upload the recipe as an artifact, and read which tables MLflow already has."""
@@ -178,7 +196,7 @@ def _run_key(run_dir: Path) -> str:
 
 def _tags(recipe: Recipe) -> dict[str, str]:
     tags = {
-        "mlflow.source.name": "aent train",
+        SOURCE_TAG: SOURCE,
         "aent.recipe_sha256": hashlib.sha256(dump(recipe).encode()).hexdigest(),
         "aent.hosts": _hosts(),
     }

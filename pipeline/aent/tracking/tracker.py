@@ -25,6 +25,7 @@ from aent.tracking.ended import Status
 from aent.tracking.entities import EntityKind, EntitySender
 from aent.tracking.journal import JOURNAL_FILE, Entity, File, Point, Tag
 from aent.tracking.journal import Status as StatusEntry
+from aent.tracking.known import Known
 from aent.tracking.sender import Sender
 from aent.tracking.store import RUN_ID_FILE, known_run_id
 from aent.tracking.tables import as_table
@@ -38,20 +39,22 @@ LARGEST_FILE = 32 * 2**20  # bytes of one that somebody else wrote
 class Tracker:
     """Rank 0 records the run here. No method waits for MLflow, except ``finish``."""
 
-    def __init__(self, run_dir: Path, recipe: Recipe, run_id: str = "") -> None:
+    def __init__(
+        self, run_dir: Path, recipe: Recipe, run_id: str = "", first_step: int = 0
+    ) -> None:
         """Begin a run, or continue the one whose journal is in ``run_dir``.
 
         Args:
             run_id: MLflow's id, if known (from a checkpoint); else the one in the folder; else a
                 run is created as soon as MLflow answers.
+            first_step: that will be executed.
         """
         self.run_dir, self.recipe = run_dir, recipe
         self.failures = 0  # of writing, drawing or sending
         self._journal = run_dir / JOURNAL_FILE
-        # the journal's values, by key and step, without those of machines, which are too many
-        self._metrics: dict[str, dict[int, float]] = {}
+        # of the journal; nothing of machines, which are too many
+        self._known = Known(first_step)
         self._sampled = -1  # number of the machines' last sample, which is their metrics' step
-        self._files: set[str] = set()
         self._unwritten: list[journal.Entry] = []  # the disk was full
         self._figure_due = self._unsent_figure = False
         self._drawn_at = -math.inf
@@ -86,13 +89,15 @@ class Tracker:
         time_ms = journal.now()
         new, repeated = [], {}
         with self._lock:
+            known = self._known.of(step)
             for key, value in metrics.items():
-                known = self._metrics.setdefault(key, {})
-                if step in known:
-                    repeated[key] = (known[step], float(value))
+                if key in known:
+                    repeated[key] = (known[key], float(value))
                 else:
-                    known[step] = float(value)
                     new.append(Point(step, time_ms, key, float(value)))
+            for point in new:
+                self._known.keep(point.step, point.key, point.value)
+            self._known.forget_before(step)
         self._append(new)
         if text := repeated_step.difference(step, repeated):
             log.warning(f"aent: {text}")
@@ -126,8 +131,8 @@ class Tracker:
     def _log_files(self, folder: str, find: Callable[[], Sequence[Path]]) -> None:
         for path in find():
             name = f"{folder}/{path.name}"
-            if name not in self._files and path.stat().st_size <= LARGEST_FILE:
-                self._files.add(name)
+            if not self._known.has_file(name) and path.stat().st_size <= LARGEST_FILE:
+                self._known.keep_file(name)
                 self._append([File(journal.now(), name, folder)])
                 self._points.wake()
 
@@ -139,10 +144,10 @@ class Tracker:
     def _keep(self, entry: File | Entity, name: str, make: Callable[[], str]) -> None:
         """Write what ``make`` returns into the file that the entry names."""
         # the step is executed again: the first file stays, as the first values do
-        if name in self._files:
+        if self._known.has_file(name):
             return
         if self._try(f"write the {name.partition('/')[0]}", _write_new, self.run_dir / name, make):
-            self._files.add(name)
+            self._known.keep_file(name)
             self._append([entry])
             self._points.wake()
 
@@ -160,9 +165,10 @@ class Tracker:
         """Draw the figure, send what is left, and set the run's status (None: the run will continue
         and stays RUNNING). ``on_progress`` is called meanwhile: a policy may take hours.
 
-        Returns whether MLflow has everything: points and status within ``timeout_s``, then files,
-        traces and data sets within the same time again, and the policy within the time for its
-        bytes. If not, stderr says what MLflow lacks; ``aent mlflow-sync`` sends it.
+        Returns whether MLflow has everything that it does not refuse: points and status within
+        ``timeout_s``, then files, traces and data sets within the same time again, and the policy
+        within the time for its bytes. If not, stderr says what MLflow lacks; ``aent mlflow-sync``
+        sends it.
         """
         self._watched.set()
         self._watcher.join(timeout_s)
@@ -177,6 +183,7 @@ class Tracker:
         self._entities.end()
         if not has_points:
             self._say_left(f"{self._sender.left()} entries of the journal", timeout_s)
+            self._say_refused()
             return False
         patience = timeout_s + self._entity_sender.patience()
         deadline = time.monotonic() + patience
@@ -187,6 +194,7 @@ class Tracker:
         if not has_entities:
             what = f"{self._entity_sender.left()} of its traces, data sets and policies"
             self._say_left(what, patience)
+        self._say_refused()
         return has_files and has_entities
 
     def _say_left(self, what: str, timeout_s: float) -> None:
@@ -194,6 +202,14 @@ class Tracker:
             f"aent: MLflow ({self.look}) did not take {what} within {timeout_s:g} s; when it is "
             f"back: aent mlflow-sync {self.run_dir}"
         )
+
+    def _say_refused(self) -> None:
+        senders = (self._sender, self._uploader, self._entity_sender)
+        if refused := sum(sender.refused for sender in senders):
+            log.warning(
+                f"aent: MLflow refused {refused} entries of this start, which stay in "
+                f"{self.run_dir}; they are named above"
+            )
 
     # -- the journal
 
@@ -206,11 +222,9 @@ class Tracker:
             if isinstance(entry, Point) and entry.key.startswith(machines.SYSTEM):
                 self._sampled = max(self._sampled, entry.step)
             elif isinstance(entry, Point):
-                self._metrics.setdefault(entry.key, {}).setdefault(entry.step, entry.value)
-            elif isinstance(entry, File):
-                self._files.add(entry.file)
-            elif isinstance(entry, Entity):
-                self._files.add(entry.content)
+                self._known.keep(entry.step, entry.key, entry.value)
+            elif isinstance(entry, File | Entity):
+                self._known.keep_file(entry.file if isinstance(entry, File) else entry.content)
 
     def _append(self, new: Sequence[journal.Entry]) -> None:
         with self._lock:
@@ -263,7 +277,7 @@ class Tracker:
 
     def _draw(self) -> None:
         with self._lock:
-            metrics = {key: dict(self._metrics.get(key, {})) for key in figures.DRAWN}
+            metrics = {key: curve.shown() for key, curve in self._known.curves.items()}
         figures.draw(metrics, self.recipe, self.run_dir / FIGURE_FILE)
 
     def _watch_system(self) -> None:
