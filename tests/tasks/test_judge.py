@@ -72,6 +72,15 @@ def test_references_that_nobody_can_match_are_found():
         assert rewards(judge, "7") == [1.0]
 
 
+def test_what_a_function_says_of_an_answer_can_be_written_anywhere(function):
+    """A function's own words have what the model wrote: NUL, and commands to a terminal."""
+    with JudgePool(section(function("shouts"))) as judge:
+        (verdict,) = judge.judge([SEVEN], said("\ud800 \0\n\x1b[2J \u20ac"))
+    assert verdict.reward == 0
+    assert_names(verdict.error, r"ValueError: \ud800 \x00 \x1b[2J", "€")
+    assert verdict.error.isprintable()
+
+
 @pytest.mark.slow  # seconds that a loaded machine may need for the answers that do not hang
 def test_an_answer_that_hangs_costs_itself_only():
     responses = ["7", POWER_TOWER, "$\\frac{14}{2}$", "8", "7"]
@@ -182,6 +191,9 @@ async def waits(response, question):
     if response.text == "throws":
         return question.metadata["no such column"]
     return 1
+
+def shouts(response, question):
+    raise ValueError(response.text)
 
 def leaves_a_child(response, question):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", __file__])

@@ -32,6 +32,8 @@ PROGRAMS = {
     "no Python": 0,
     "import time\ndef add(a, b): time.sleep(1000)": 0,
     "def add(a, b): return '\ud800'": 0,  # half a character, which no UTF-8 has
+    "def add(a, b): return a + b\0": 0,
+    "def add(a, b): return a + b  # \x1b]0;\u2028\ufffd\x7f": 1,
 }
 
 needs_bwrap = pytest.mark.skipif(
