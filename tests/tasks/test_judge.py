@@ -117,7 +117,7 @@ def test_an_idle_worker_killed_from_outside_is_replaced():
         assert rewards(judge, "7") == [1.0]
         (before,) = workers()
         before.kill()
-        before.wait(10)
+        before.wait(300)
         assert rewards(judge, "7", "8") == [1.0, 0.0]
         (after,) = workers()
         assert after.pid != before.pid
@@ -267,7 +267,7 @@ def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(func
     waiting = ["meets", "throws", "meets", "waits for ever", "waits for ever", "meets"]
     blocked = ["good", "blocks the loop", "good"]
     progress = []
-    with JudgePool(section(function("waits"), timeout_s=4)) as judge:
+    with JudgePool(section(function("waits"), timeout_s=10)) as judge:
         first, thrown, second, *late, third = judge.judge(
             [SEVEN] * len(waiting), said(*waiting), lambda: progress.append(1)
         )
@@ -281,7 +281,7 @@ def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(func
 
 def test_what_a_function_does_to_its_process_costs_its_answer_only(function):
     names = ("leaves_a_child", "takes_memory", "leaves", "uses_asyncio")
-    bounded = section(*map(function, names), timeout_s=4, judge_memory_gib=1)
+    bounded = section(*map(function, names), timeout_s=10, judge_memory_gib=1)
     with JudgePool(bounded) as judge:
         (verdict,) = judge.judge([SEVEN], said("7"))
         mark = function("leaves_a_child")["function"].rpartition(":")[0]
