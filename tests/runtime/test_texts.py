@@ -38,7 +38,8 @@ def test_characters_that_an_encoding_lacks_are_written_out():
 @pytest.mark.parametrize(
     "code",
     [
-        "from aent.runtime.log import log\nlog.info(TEXT); log.error(TEXT)",
+        "from aent.runtime.log import log\nlog.info(TEXT); log.error(TEXT)\n"
+        "sys.stdout = None; log.info(TEXT)  # as Python has it where none is open",
         "from aent.cli import main\n"
         "main.app = lambda: [print(TEXT, file=stream) for stream in (sys.stdout, sys.stderr)]\n"
         "main.main()",

@@ -46,7 +46,8 @@ class _Handler(logging.Handler):
         text = self.format(record)
         for stream in self._streams(record):
             with contextlib.suppress(OSError, ValueError):
-                print(encodable(text, stream.encoding), file=stream, flush=True)
+                encoding = getattr(stream, "encoding", None)  # None: the stream is closed
+                print(encodable(text, encoding), file=stream, flush=True)
 
     def _streams(self, record: logging.LogRecord) -> list[TextIO]:
         own = self.place.own if self.place is not None else None
