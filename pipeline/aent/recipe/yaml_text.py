@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         """Escapes write texts that no file, path or tracker can hold: refused here, by line."""
         text = str(super().construct_scalar(node))
         fault = "a NUL character (\\0)" if "\0" in text else ""
