@@ -111,7 +111,7 @@ def test_what_crashes_or_hangs_takes_nothing_along(
     assert "left out" in rows["last", "slow"]["note"]
     child = int((out / "gpu-check.log").read_text().partition("== hanging\n")[2].split()[0])
     if psutil.pid_exists(child):
-        assert_gone([psutil.Process(child)], within_s=20.0)
+        assert_gone([psutil.Process(child)], within_s=300.0)
 
     planned[:] = [replace(planned[0], seconds=1000.0)]
     assert gpu_check.main([f"--out={out}", f"--wheels={none}", "--seconds=1"]) == 1

@@ -14,11 +14,13 @@ import pytest
 from aent.inference import client as client_module
 from aent.inference import flight
 from aent.inference.client import GENERATE, EngineClient
+from aent.inference.clock import Clock
 from aent.inference.completion import Completion, GenerationRequest, response_of
 from aent.inference.fleet import Fleet
 from aent.inference.http import EngineError, RefusedError
 from aent.runtime.worker_thread import WorkerThread
 from inference.stand_in import COMPLETION, RESET, standing_in
+from waiting import PATIENCE_S, wait_until
 from wording import assert_names, naming
 
 REQUESTS = [GenerationRequest([1, 2, 3], 2, seed=i) for i in range(24)]
@@ -36,6 +38,21 @@ def fleet_of(*urls: str, **settings: Any) -> tuple[Fleet, list[str]]:
     clients = [EngineClient(url, **settings) for url in urls]
     fleet = Fleet(clients, min_engines=1, on_loss=lambda c: lost.append(c.url))
     return fleet, lost
+
+
+class Ticks(Clock):
+    """Goes on by 0.01 s whenever it is looked at, while it runs, so that it does not depend on the
+    machine how many looks at an engine a silence lasts."""
+
+    runs = True
+    ticks = 0
+
+    def now(self) -> float:
+        self.ticks += self.runs
+        return self.ticks / 100
+
+
+SILENCE_S = 0.4  # 40 ticks; an engine is looked at every 10
 
 
 @pytest.mark.parametrize("fault", [RESET, (503, {}), (429, {}), (500, {})])
@@ -104,13 +121,13 @@ def test_long_responses_are_waited_for_as_long_as_tokens_are_written() -> None:
                 long_enough.set()
             return metrics(look)
         if path == GENERATE:
-            assert long_enough.wait(60)
+            assert long_enough.wait(PATIENCE_S)
         return 200, COMPLETION
 
     ticks: list[int] = []
     with standing_in(answer) as server:
-        # the first look only learns how many tokens there are: it must come within this time
-        fleet, lost = fleet_of(server.url, progress_timeout_s=1.6)
+        fleet, lost = fleet_of(server.url, progress_timeout_s=SILENCE_S)
+        fleet.clock = Ticks()
         fleet.generate_sync(REQUESTS[:2], on_progress=lambda: ticks.append(1))
         assert lost == []
         assert server.asked.count(GENERATE) == 2
@@ -126,17 +143,17 @@ def test_a_pause_for_new_weights_is_no_silence() -> None:
             return metrics(100)
         if path == GENERATE:
             asked.set()
-            assert goes_on.wait(60)
+            assert goes_on.wait(PATIENCE_S)
         return 200, COMPLETION
 
     with standing_in(answer) as server:
         fleet, lost = fleet_of(server.url, progress_timeout_s=0.4)
         with fleet.clock.paused():
             pending = WorkerThread("asks").submit(lambda: fleet.generate_sync(REQUESTS[:1]))
-            assert asked.wait(60)
+            assert asked.wait(PATIENCE_S)
             time.sleep(3 * 0.4)
             goes_on.set()
-            assert len(pending.result(60)) == 1
+            assert len(pending.result(PATIENCE_S)) == 1
     assert lost == []
     assert server.asked.count(GENERATE) == 1
 
@@ -149,12 +166,22 @@ def test_a_request_that_got_lost_is_sent_again_before_its_engine_is_given_up(cap
         if path == "/metrics":
             return metrics(100)
         if path == GENERATE and next(numbers) == 0:
-            over.wait(60)
+            over.wait(PATIENCE_S)
+        if path == "/health":  # from here on it has all the time it needs
+            clock.runs = False
         return 200, COMPLETION
 
+    def progress() -> None:
+        """It is silent once the two others have ended."""
+        if next(ended) == 2:
+            clock.runs = True
+
+    ended, clock = itertools.count(1), Ticks()
+    clock.runs = False
     with standing_in(answer) as server:
-        fleet, lost = fleet_of(server.url, progress_timeout_s=1.0)
-        assert len(fleet.generate_sync(REQUESTS[:3])) == 3
+        fleet, lost = fleet_of(server.url, progress_timeout_s=SILENCE_S)
+        fleet.clock = clock
+        assert len(fleet.generate_sync(REQUESTS[:3], progress)) == 3
         over.set()
         assert lost == []
         assert server.asked.count(GENERATE) == 4
@@ -259,12 +286,20 @@ def test_an_engine_that_stays_silent_is_lost_and_the_other_takes_over() -> None:
         if path == "/metrics":
             return metrics(100)
         if path == GENERATE:
-            over.wait(60)
+            over.wait(PATIENCE_S)
         return 200, {}
 
+    def progress() -> None:
+        """Time passes while the silent one alone has requests."""
+        clock.runs = len(REQUESTS) - next(ended) <= 2 and not lost
+
+    ended, clock = itertools.count(1), Ticks()
+    clock.runs = False
     with standing_in(answer) as silent, standing_in(lambda *_: (200, COMPLETION)) as other:
-        fleet, lost = fleet_of(silent.url, other.url, progress_timeout_s=1.0, concurrency=2)
-        assert len(fleet.generate_sync(REQUESTS)) == len(REQUESTS)
+        settings = {"progress_timeout_s": SILENCE_S, "concurrency": 2}
+        fleet, lost = fleet_of(silent.url, other.url, **settings)
+        fleet.clock = clock
+        assert len(fleet.generate_sync(REQUESTS, progress)) == len(REQUESTS)
         over.set()
         assert lost == [silent.url]
 
@@ -290,18 +325,30 @@ def test_an_answer_without_what_was_asked_for_is_one_sentence() -> None:
 def test_an_engine_that_is_lost_again_in_one_update_comes_back_with_the_next() -> None:
     """It is well whenever it is asked, and breaks whatever it takes part in."""
     with standing_in(lambda *_: (200, {})) as server:
-        fleet, lost = fleet_of("http://127.0.0.1:9", server.url)
-        flapping = fleet.clients[1]
+        lost: list[str] = []
+        flapping = EngineClient(server.url)
+        fleet = Fleet(
+            [EngineClient("http://127.0.0.1:9"), flapping],
+            min_engines=1,
+            on_loss=lambda c: lost.append(c.url),
+            known=lambda: [flapping],
+        )
 
         def come_back(version: int) -> bool:
-            fleet.lose(flapping, EngineError("the connection broke"))
-            (told,) = asyncio.run(fleet.readmit(lambda: [flapping], version))
-            assert_names(told, server.url)
+            told: list[str] = []
+            wait_until(
+                lambda: told.extend(asyncio.run(fleet.readmit(version))) or told, "it is found"
+            )
+            assert_names(told[0], server.url)
             return flapping in fleet.clients
 
-        assert come_back(4)
-        assert not come_back(4)
-        assert asyncio.run(fleet.readmit(lambda: [flapping], 5))
-        assert come_back(6)
-        assert asyncio.run(fleet.readmit(lambda: [flapping], 7)) == []  # no engine is missing
+        def come_back_after_a_loss(version: int) -> bool:
+            fleet.lose(flapping, EngineError("the connection broke"))
+            return come_back(version)
+
+        assert come_back_after_a_loss(4)
+        assert not come_back_after_a_loss(4)
+        assert come_back(5)
+        assert come_back_after_a_loss(6)
+        assert asyncio.run(fleet.readmit(7)) == []  # no engine is missing
     assert lost == [server.url] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from aent.weights.probe import Probe, Seen
 from aent.weights.weight_transfer import WeightSyncError
 from inference.stand_in import standing_in
 from processes import free_port
-from wording import naming
+from waiting import wait_until
+from wording import assert_names, naming
 
 
 def test_settings_and_tokens_reach_the_clients(tmp_path: Path) -> None:
@@ -83,6 +85,31 @@ def test_weights_go_again_once_to_an_engine_that_is_well(engines: Engines) -> No
     engines.sender = Sender(RefusedError("no such route"))
     with pytest.raises(RefusedError):
         engines.push(iter(()), 3)
+
+
+def test_a_lost_engine_of_rollout_urls_gets_weights_again_when_it_answers(
+    engines: Engines, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    answers = threading.Event()
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return (200 if answers.is_set() else 503), {}
+
+    with standing_in(lambda *_: (200, {})) as first, standing_in(answer) as second:
+        urls = {"urls": (first.url, second.url), "engines": 0}
+        rollout = engines.recipe.rollout.model_copy(update=urls)
+        recipe = engines.recipe.model_copy(update={"rollout": rollout})
+        clients = known_engines(recipe, tmp_path)
+        known = partial(known_engines, recipe, tmp_path)
+        engines.fleet, engines.say = Fleet(clients, min_engines=1, known=known), said.append
+        engines.fleet.lose(clients[1], EngineError("the connection broke"))
+        assert engines.push(iter(()), 1)
+        assert [client.url for client in engines.fleet.clients] == [first.url]
+        answers.set()
+        wait_until(lambda: engines.push(iter(()), 2) and said, "it is taken back")
+        assert [client.url for client in engines.fleet.clients] == [first.url, second.url]
+        assert_names(said[0], second.url, "takes part from here on")
 
 
 def test_weights_wait_until_what_was_sampled_before_is_final(engines: Engines) -> None:

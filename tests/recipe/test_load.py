@@ -86,6 +86,11 @@ FAULTS = [
     ("task:\n  size: 1\n  size: 2", [], "FILE 6 YAML size"),
     ("steps: [1", [], "FILE 4 YAML ]"),
     ("task:\n\tsize: 1", [], "FILE 5 YAML \\t"),
+    ('seed: 3\nrun_dir: "a\\0b"', [], "FILE 5 'a\\x00b' NUL"),
+    ('task: {instruction: "\\udc00"}', [], "FILE 4 \\udc00 character"),
+    ('task: {config: {"a\\0": 1}}', [], "FILE 4 \\x00 NUL"),
+    ("", ['model.path="/m\\0"'], "model.path \\x00 NUL"),
+    ("", ['tracking.experiment="\\ud800"'], "tracking.experiment \\ud800 character"),
     ("", ["steps"], "steps key=value"),
     ("", ["=3"], "=3 key=value"),
     ("", ["stps=3"], "stps=3 steps"),
@@ -162,6 +167,11 @@ def test_fault_of_the_whole_file(write, tmp_path):
     (tmp_path / "latin").write_bytes(b"name: \xe9")
     with pytest.raises(RecipeError, match=naming("latin", "UTF-8", 6)):
         load(tmp_path / "latin")
+
+
+def test_jsons_two_escapes_of_a_character_are_that_character(write):
+    recipe = load(write(BASE + r'task: {instruction: "\ud83d\ude00"}'))
+    assert recipe.task.instruction == "\U0001f600"
 
 
 def test_several_faults_are_reported_at_once_but_not_all(write):

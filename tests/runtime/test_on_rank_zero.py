@@ -138,6 +138,7 @@ def test_silence_is_an_error_that_says_whom_it_waited_for():
 
 def work_beyond_the_collectives_time_out(rank: int, world: int) -> list[float]:
     """Rank 0 works longer than the group's time-out; the others are in no collective meanwhile."""
+    dist.barrier()  # one may have started much later than the other
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=10))
     control = OnRankZero(store_of(rank, world), rank, deadline_s=120.0, on_progress=lambda: None)
     control.alone("a long rollout", lambda: time.sleep(11))

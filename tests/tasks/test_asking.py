@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,16 @@ def test_answers_stand_in_the_order_of_what_was_asked(asker: Asker) -> None:
         assert {b["sampling_params"][name] for b in bodies} == {getattr(PARAMS, name)}
     for body in bodies:
         assert body["sampling_params"]["stop_token_ids"] == list(WORDS.stop_ids)
+
+
+def test_half_a_character_that_a_tokenizer_decodes_is_replaced(judge: JudgePool) -> None:
+    """No file, tracker or grader's connection could have it; a NUL stays."""
+    words = replace(WORDS, decode=lambda ids: "\ud800 \0 \ud83d\ude00 10")
+    with standing_in(write_the_seed) as server:
+        asker = Asker(Fleet([EngineClient(server.url)]), words, judge)
+        ((answer,),) = asker.ask([WANTED[:1]], PARAMS)
+    assert answer.response == "\ufffd \0 \U0001f600 10"
+    assert (answer.verdict.reward, answer.verdict.error) == (1.0, "")
 
 
 def test_a_group_is_judged_while_others_are_written_and_may_ask_for_more(judge: JudgePool) -> None:

@@ -72,6 +72,15 @@ def test_references_that_nobody_can_match_are_found():
         assert rewards(judge, "7") == [1.0]
 
 
+def test_what_a_function_says_of_an_answer_can_be_written_anywhere(function):
+    """A function's own words have what the model wrote: NUL, and commands to a terminal."""
+    with JudgePool(section(function("shouts"))) as judge:
+        (verdict,) = judge.judge([SEVEN], said("\ud800 \0\n\x1b[2J \u20ac"))
+    assert verdict.reward == 0
+    assert_names(verdict.error, r"ValueError: \ud800 \x00 \x1b[2J", "€")
+    assert verdict.error.isprintable()
+
+
 @pytest.mark.slow  # seconds that a loaded machine may need for the answers that do not hang
 def test_an_answer_that_hangs_costs_itself_only():
     responses = ["7", POWER_TOWER, "$\\frac{14}{2}$", "8", "7"]
@@ -108,7 +117,7 @@ def test_an_idle_worker_killed_from_outside_is_replaced():
         assert rewards(judge, "7") == [1.0]
         (before,) = workers()
         before.kill()
-        before.wait(10)
+        before.wait(300)
         assert rewards(judge, "7", "8") == [1.0, 0.0]
         (after,) = workers()
         assert after.pid != before.pid
@@ -183,6 +192,9 @@ async def waits(response, question):
         return question.metadata["no such column"]
     return 1
 
+def shouts(response, question):
+    raise ValueError(response.text)
+
 def leaves_a_child(response, question):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", __file__])
     time.sleep(1000)
@@ -255,7 +267,7 @@ def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(func
     waiting = ["meets", "throws", "meets", "waits for ever", "waits for ever", "meets"]
     blocked = ["good", "blocks the loop", "good"]
     progress = []
-    with JudgePool(section(function("waits"), timeout_s=4)) as judge:
+    with JudgePool(section(function("waits"), timeout_s=10)) as judge:
         first, thrown, second, *late, third = judge.judge(
             [SEVEN] * len(waiting), said(*waiting), lambda: progress.append(1)
         )
@@ -269,7 +281,7 @@ def test_asynchronous_answers_are_judged_at_once_and_each_costs_itself_only(func
 
 def test_what_a_function_does_to_its_process_costs_its_answer_only(function):
     names = ("leaves_a_child", "takes_memory", "leaves", "uses_asyncio")
-    bounded = section(*map(function, names), timeout_s=4, judge_memory_gib=1)
+    bounded = section(*map(function, names), timeout_s=10, judge_memory_gib=1)
     with JudgePool(bounded) as judge:
         (verdict,) = judge.judge([SEVEN], said("7"))
         mark = function("leaves_a_child")["function"].rpartition(":")[0]

@@ -171,8 +171,13 @@ def test_a_file_of_something_else_leaves_nothing_behind(tmp_path):
         ("", ("rows",)),
         ('{"question": "a", "answer": NaN}', ("row 1", "'answer'", "text")),
         ('{"question": "a", "answer": -Infinity}', ("row 1", "'answer'", "text")),
-        ('{"question": "a \\ud83d", "answer": "1"}', ("row 1", "'question'", "character")),
-        ('{"question": "a", "answer": "1 \\ude00"}', ("row 1", "'answer'", "character")),
+        ('{"question": "a \\ud83d", "answer": "1"}', ("line 1", "'question'", "character")),
+        ('{"question": "a", "answer": "1 \\ude00"}', ("line 1", "'answer'", "character")),
+        (
+            '{"question": "a", "answer": "1"}\n'
+            '{"question": "b", "answer": "1", "m": [{"n\\uDFFF": 1}]}',
+            ("line 2", "'m'", "character"),
+        ),
         (
             '{"question": "a", "answer": "1"}\n{"question": "a", "answer": "2"}',
             ("row 2", "row 1", "'2'", "'1'"),
@@ -185,6 +190,14 @@ def test_faults_of_a_file_are_one_sentence(tmp_path, text, names):
     (tmp_path / "q.jsonl").write_text(text)
     with pytest.raises(ValueError, match=naming("q.jsonl", *names)):
         files.questions(tmp_path / "q.jsonl")
+
+
+def test_two_escapes_may_be_one_character_and_a_text_may_have_a_nul(tmp_path):
+    row = '{"question": "\\ud83d\\ude00 \\\\ud83d \\u0000", "answer": "1", "m": "\\ud83d\\ude00"}'
+    (tmp_path / "q.jsonl").write_text(row)
+    (question,) = files.questions(tmp_path / "q.jsonl")
+    assert question.prompt == "\U0001f600 \\ud83d \0"
+    assert question.metadata == {"m": "\U0001f600"}
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

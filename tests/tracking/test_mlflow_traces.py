@@ -10,7 +10,7 @@ import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from mlflow import MlflowClient
@@ -84,6 +84,17 @@ def test_a_trace_has_the_response_its_grading_and_its_rewards(store) -> None:
     }
     (judged,) = (a for a in failed.info.assessments if a.name == "right")
     assert judged.error.error_message == "timeout"
+
+
+def test_a_nul_in_a_response_is_shown_by_its_symbol(store) -> None:
+    """PostgreSQL would refuse the text, and the sender would repeat it for ever."""
+    step = traced_step(3)
+    responses = [replace(one, prompt="a\0", response="b\0\\u0000") for one in step.responses]
+    mlflow_traces.send(store, replace(step, responses=tuple(responses)))
+    for trace in traces_of(store).values():
+        assert trace.info.request_preview == "a\u2400"
+        assert trace.info.response_preview == "b\u2400\\u0000"
+        assert trace.data.spans[1].inputs == {"response": "b\u2400\\u0000"}
 
 
 def test_sent_twice_is_the_same_as_once(store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -263,4 +264,7 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """Entry point of the command ``aent``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may lack characters of recipes and answers
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -232,9 +232,7 @@ class EngineClient:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             try:
-                await self._look(READY_CALL_S)
-                await self.call("GET", "/weight_info", timeout_s=READY_CALL_S)
-                return
+                return await self._answers_us()
             except OutOfFilesError:
                 raise
             except RefusedError as error:
@@ -247,6 +245,21 @@ class EngineClient:
             if on_progress is not None:
                 on_progress()
             await asyncio.sleep(READY_POLL_S)
+
+    async def is_back(self) -> bool:
+        """Whether a server that was lost is healthy and accepts our token. It is asked once, as
+        ``wait_ready`` does. Raises OutOfFilesError if it could not be asked."""
+        try:
+            await self._answers_us()
+        except OutOfFilesError:
+            raise
+        except EngineError:
+            return False
+        return True
+
+    async def _answers_us(self) -> None:
+        await self._look(READY_CALL_S)
+        await self.call("GET", "/weight_info", timeout_s=READY_CALL_S)
 
     async def weight_version(self) -> int:
         """The version of the weights it samples from; INITIAL_VERSION before any update."""

@@ -16,6 +16,7 @@ from aent.inference.completion import Completion, GenerationRequest
 from aent.inference.flight import Flight
 from aent.inference.http import EngineError
 from aent.inference.load import Load
+from aent.inference.lost import Watch
 from aent.runtime.log import log
 from aent.runtime.timeline import Timeline
 
@@ -35,6 +36,8 @@ class Fleet:
     clients: list[EngineClient]
     min_engines: int | None = None  # with fewer it fails; None: with any lost
     on_loss: Callable[[EngineClient], None] = lambda client: None
+    # every server that has an address now, called by a thread; None: no lost server comes back
+    known: Callable[[], Iterable[EngineClient]] | None = None
     timeline: Timeline = field(default_factory=Timeline)  # of its requests
     load: Load | None = None  # the servers' own measurements meanwhile; None: not needed
     clock: Clock = field(default_factory=Clock)
@@ -43,9 +46,16 @@ class Fleet:
     _back: dict[str, int] = field(default_factory=dict, init=False)
     # guards ``clients``: an update of weights needs the same clients from its start to its end
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _watch: Watch | None = field(default=None, init=False)  # of lost servers
 
     def __post_init__(self) -> None:
         self.size = len(self.clients)
+        if self.known is not None:
+            self._watch = Watch(self.known, self._used)
+
+    def _used(self) -> set[str] | None:
+        clients = list(self.clients)
+        return None if len(clients) == self.size else {client.url for client in clients}
 
     def generate_sync(
         self,
@@ -136,19 +146,18 @@ class Fleet:
         with self._lock, self.clock.paused():
             yield
 
-    async def readmit(self, known: Callable[[], Iterable[EngineClient]], version: int) -> list[str]:
+    async def readmit(self, version: int) -> list[str]:
         """Take back servers that were lost and are healthy, from the update to weight ``version``
         on; return lines for the log. Each only once per version: a server that is lost again and
         again would keep the update from ending.
 
-        known: every server that has an address now; called if one is missing.
+        A server that has not been found back in the background is not asked here.
         """
-        if len(self.clients) == self.size:
+        if self._watch is None or (used := self._used()) is None:
             return []
         told = []
-        there = {client.url for client in self.clients}
-        for client in known():
-            if client.url in there or not await client.is_healthy():
+        for client in self._watch.found():
+            if client.url in used or not await client.is_back():  # lost again meanwhile
                 continue
             if self._back.get(client.url) == version:
                 what = "was lost again, and takes part from the next weight version on"
@@ -186,6 +195,8 @@ class Fleet:
             raise EngineError(
                 f"{len(self.clients)} engines are left, rollout.min_engines={least}: {error}"
             )
+        if self._watch is not None:
+            self._watch.begin()
         log.warning(
             f"aent: engine {client.url} is lost, {len(self.clients)} are left, which take its "
             f"requests: {error}"

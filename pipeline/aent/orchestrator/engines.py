@@ -73,6 +73,7 @@ class Engines:
             found,
             recipe.rollout.min_engines,
             on_loss=lambda client: registry.give_up(run_dir, client.url),
+            known=partial(known_engines, recipe, run_dir),
             load=Load(),
         )
         sender = WeightSender(fleet.clients, transfer_settings(recipe, fleet))
@@ -112,8 +113,7 @@ class Engines:
 
     def _push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> bool:
         try:
-            known = partial(known_engines, self.recipe, self.run_dir)
-            for words in asyncio.run(self.fleet.readmit(known, version)):
+            for words in asyncio.run(self.fleet.readmit(version)):
                 self.say(words)
             asyncio.run(self.sender.push(weights, version, self.manifest))
         except EngineError as error:

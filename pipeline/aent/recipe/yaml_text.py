@@ -33,6 +33,19 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        """Escapes write texts that no file, path or tracker can hold: refused here, by line."""
+        text = str(super().construct_scalar(node))
+        fault = "a NUL character (\\0)" if "\0" in text else ""
+        try:  # JSON's two escapes of one character become that character
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            fault = "half a character (a lone surrogate)"
+        if fault:
+            what = f"{text!a} has {fault}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return text
+
 
 class Dumper(yaml.SafeDumper):
     """Quotes every text that either YAML 1.1 or 1.2 would read as something else."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from aent.runtime.texts import encodable
+
 log = logging.getLogger("aent")
 
 OWN_ONLY = "own_only"  # set on a record (extra) that the terminal shows in another form
@@ -44,7 +46,8 @@ class _Handler(logging.Handler):
         text = self.format(record)
         for stream in self._streams(record):
             with contextlib.suppress(OSError, ValueError):
-                print(text, file=stream, flush=True)
+                encoding = getattr(stream, "encoding", None)  # None: the stream is closed
+                print(encodable(text, encoding), file=stream, flush=True)
 
     def _streams(self, record: logging.LogRecord) -> list[TextIO]:
         own = self.place.own if self.place is not None else None

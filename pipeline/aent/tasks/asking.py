@@ -20,6 +20,7 @@ from aent.inference.fleet import Fleet, Submit
 from aent.inference.forks import generate_forked
 from aent.models.tokenizer import Tokenizer
 from aent.runtime.interrupt import Interrupt
+from aent.runtime.texts import whole
 from aent.tasks.judge import JudgePool
 
 
@@ -164,7 +165,7 @@ class Asker:
         return [Answer(*each) for each in zip(questions, completions, responses, verdicts)]
 
     def _read(self, completions: Sequence[Completion]) -> list[str]:
-        return [self.tokenizer.decode(c.token_ids) for c in completions]
+        return [whole(self.tokenizer.decode(c.token_ids)) for c in completions]
 
     def _requests(self, wanted: Group, params: SamplingParams) -> list[GenerationRequest]:
         return [

@@ -5,14 +5,15 @@ The columns are ``question`` and ``answer``, or those that ``task.columns`` name
 number is taken as its digits, a list or mapping as an answer as JSON). Other columns become the
 question's metadata. ``aent data`` makes such files from public ones.
 
-Faults that would stop a run hours later are refused here, by row: a missing answer (NaN in tables),
-text that a tokenizer cannot read, two answers to one question.
+Faults that would stop a run hours later are refused here, by row or line: a missing answer (NaN in
+tables), text that UTF-8 does not have, two answers to one question.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +25,8 @@ from aent.tasks.verifiers import as_number
 
 if TYPE_CHECKING:
     from aent.recipe.sources import ColumnsSection
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a character, and pairs of them
 
 
 def questions(
@@ -46,8 +49,8 @@ def questions(
             answer = as_answer(_cell(row, names[1]))
             texts = [prompt, *(text for _, text in earlier), *([] if system is None else [system])]
             for name, text in [(names[1], answer), *((names[0], text) for text in texts)]:
-                if fault := _fault(text):
-                    raise ValueError(f"{name!r} {fault}")
+                if not text:
+                    raise ValueError(f"{name!r} must be text and not empty")
         except ValueError as error:
             raise ValueError(f"{path}: row {number}: {error}") from None
         others = {k: v for k, v in row.items() if k not in ("question", "answer")}
@@ -99,17 +102,6 @@ def _turns(cell: Any) -> tuple[str | None, tuple[Turn, ...], str]:
     turns = [(str(role), as_text(message.get("content"))) for role, message in zip(roles, cell)]
     system = turns[0][1] if spoken is not roles else None
     return system, tuple(turns[len(roles) - len(spoken) : -1]), turns[-1][1]
-
-
-def _fault(text: str) -> str:
-    """The fault of a question or an answer; empty if it has none."""
-    if not text:
-        return "must be text and not empty"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"has half a character at position {error.start} (a lone surrogate)"
-    return ""
 
 
 def rows(
@@ -168,7 +160,21 @@ def _json_rows(path: Path) -> Iterable[dict[str, Any]]:
                 raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: line {number} is not a JSON object")
+            if _HALF.search(text) and (column := _column_with_half(row)) is not None:
+                raise ValueError(
+                    f"{path}: line {number}: {column!a} has half a character (a lone surrogate)"
+                )
             yield row
+
+
+def _column_with_half(row: dict[str, Any]) -> str | None:
+    """The first column with half a character (graders get all of them), None if there is none."""
+    for column, value in row.items():
+        try:
+            json.dumps([column, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return column
+    return None
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from aent.data.question import Question
 from aent.data.response import Response
 from aent.runtime.environment import data_path
+from aent.runtime.texts import visible
 from aent.tasks.files import as_answer
 
 Call = Callable[[Sequence[Response], Question], Any]  # one value for each of a question's responses
@@ -97,7 +98,7 @@ def _module(place: str) -> ModuleType:
 
 def told(error: BaseException, source: Path | None) -> str:
     """The error as text, with its line number if it was raised in (or called from) ``source``."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())
+    words = visible(" ".join(f"{type(error).__name__}: {error}".split()))
     if source is None:
         return words
     lines = [

@@ -86,7 +86,10 @@ def judge_call(spec: Mapping[str, Any]) -> Callable[[Sequence[Response], Questio
     rubric = data_path(spec["rubric"])
     if not rubric.is_file():
         raise ValueError(f"there is no file {spec['rubric']} (rubric)")
-    template = rubric.read_text(encoding="utf-8")
+    try:
+        template = rubric.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{spec['rubric']} (rubric) is not UTF-8 (byte {error.start})") from None
     if "{response}" not in template:
         raise ValueError(f"{spec['rubric']} has no place for the {{response}}")
     score = re.compile(spec["parse"])

@@ -90,11 +90,12 @@ def _spans(id_: str, traced: Traced, step: TracedStep) -> Iterator[Span]:
     end = step.time * 1_000_000
     at = start = end - sum(_nanoseconds(grade) for grade in traced.grades)
     root = _hash(16, id_, "response")
+    prompt, response = _stored(traced.prompt), _stored(traced.response)
     attributes = {
         SpanAttributeKey.SPAN_TYPE: SpanType.LLM,
-        SpanAttributeKey.INPUTS: {"messages": [{"role": "user", "content": traced.prompt}]},
+        SpanAttributeKey.INPUTS: {"messages": [{"role": "user", "content": prompt}]},
         SpanAttributeKey.OUTPUTS: {
-            "choices": [{"message": {"role": "assistant", "content": traced.response}}]
+            "choices": [{"message": {"role": "assistant", "content": response}}]
         },
         "step": step.step,
         "sample": traced.sample,
@@ -117,7 +118,7 @@ def _spans(id_: str, traced: Traced, step: TracedStep) -> Iterator[Span]:
     for grade in traced.grades:
         attributes = {
             SpanAttributeKey.SPAN_TYPE: SpanType.EVALUATOR,
-            SpanAttributeKey.INPUTS: {"response": traced.response},
+            SpanAttributeKey.INPUTS: {"response": response},
             SpanAttributeKey.OUTPUTS: {"reward": grade.reward, **grade.parts},
             "kind": grade.kind,
             "weight": grade.weight,
@@ -126,6 +127,11 @@ def _spans(id_: str, traced: Traced, step: TracedStep) -> Iterator[Span]:
         error = grade.error[:ERROR_LENGTH]
         yield _span(id_, _hash(16, id_, name), root, name, (at, until), attributes, error)
         at = until
+
+
+def _stored(text: str) -> str:
+    """PostgreSQL has no text with a NUL, and MLflow stores the beginning of a response as such."""
+    return text.replace("\0", "\N{SYMBOL FOR NULL}")
 
 
 def _nanoseconds(grade: TracedGrade) -> int:

@@ -19,7 +19,7 @@ from aent.tasks.code import cgroup
 
 PARENTS_LIMIT = 60
 SPEC: dict[str, Any] = {
-    "kind": "code", "name": "code", "sandbox": "bubblewrap", "url": None, "timeout_s": 10.0,
+    "kind": "code", "name": "code", "sandbox": "bubblewrap", "url": None, "timeout_s": 60.0,
     "memory_gib": 0.5, "processes": 8,
 }  # fmt: skip
 Attacks = dict[str, tuple[str, str]]  # program and tests, by name

@@ -53,7 +53,7 @@ def main(given: dict) -> None:
         except Exception as error:
             found[name] = f"{type(error).__name__}: {error}"
         # a killed namespace's processes may take a moment to be gone
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
             time.sleep(0.01)
         left = psutil.Process().children(recursive=True)  # zombies too

@@ -32,6 +32,8 @@ PROGRAMS = {
     "no Python": 0,
     "import time\ndef add(a, b): time.sleep(1000)": 0,
     "def add(a, b): return '\ud800'": 0,  # half a character, which no UTF-8 has
+    "def add(a, b): return a + b\0": 0,
+    "def add(a, b): return a + b  # \x1b]0;\u2028\ufffd\x7f": 1,
 }
 
 needs_bwrap = pytest.mark.skipif(
@@ -46,7 +48,8 @@ def section(**changes: Any) -> TaskSection:
 @pytest.mark.slow
 @needs_bwrap
 def test_a_program_is_right_where_its_tests_pass() -> None:
-    with JudgePool(section(timeout_s=5.0, memory_gib=0.5)) as judge:
+    # the one that sleeps takes all of this time, which a loaded machine may need for the others
+    with JudgePool(section(timeout_s=20.0, memory_gib=0.5)) as judge:
         verdicts = judge.judge([ADD] * len(PROGRAMS), [Response(text) for text in PROGRAMS])
     assert [v.reward for v in verdicts] == list(PROGRAMS.values())
     assert {v.error for v in verdicts} == {""}

@@ -178,19 +178,20 @@ def test_what_programs_can_reach(attack: Attack, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("without_cgroup", [False, True])
 def test_programs_that_take_the_machine(attack: Attack, without_cgroup: bool) -> None:
-    attacks = {
+    endless = {"bomb": (BOMB, "assert True"), "output": (OUTPUT, "assert answer() == 1")}
+    ending = {
         # one of the eight is the runner
         "counted bomb": (COUNTED_BOMB, "assert 1 <= started <= 8"),
-        "bomb": (BOMB, "assert True"),
         "orphans": (ORPHANS, "assert True"),
-        "output": (OUTPUT, "assert answer() == 1"),
         "exit": ("import os\nos._exit(0)", "assert True"),
     }
-    found = attack(attacks, without_cgroup=without_cgroup, timeout_s=4.0)
-    rewards = {"counted bomb": 1.0, "bomb": 0.0, "orphans": 1.0, "output": 0.0, "exit": 0.0}
-    assert {name: found[name] for name in attacks} == rewards
-    assert all(found[f"left by {name}"] == [] for name in attacks)
+    found = attack(endless, without_cgroup=without_cgroup, timeout_s=4.0)
     assert found.get("refused by the parent's limit", 0) == 1  # that of the proof
+    found |= attack(ending, without_cgroup=without_cgroup)
+    assert found.get("refused by the parent's limit", 0) == 2
+    rewards = {"bomb": 0.0, "output": 0.0, "counted bomb": 1.0, "orphans": 1.0, "exit": 0.0}
+    assert {name: found[name] for name in rewards} == rewards
+    assert all(found[f"left by {name}"] == [] for name in rewards)
     if without_cgroup:
         assert any("cgroup" in sentence for sentence in found["lacks"])
 
