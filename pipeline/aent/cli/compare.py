@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from aent.cli.refusals import make_folder, refuse, warn
-from aent.cli.submitting import hand_over
+from aent.cli.submitting import hand_over, without_job
 
 
 def compare(
@@ -36,7 +36,8 @@ def compare(
 ) -> None:
     """Train every arm with every seed, and compare them.
 
-    If it was stopped, start it again: it continues with the runs that are not finished.
+    If it was stopped, start it again: it continues with the runs that are not finished. With
+    --slurm, it submits those that are neither finished, waiting nor running.
 
     Example: aent compare recipes/compare/sets-*.yaml --seeds 6
     """
@@ -74,6 +75,8 @@ def compare(
     left = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
     if not left:
         print("every run is finished")
+        return
+    if not dry_run and not (left := without_job(left)):
         return
     try:
         scripts = render_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
