@@ -29,7 +29,7 @@ def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
         cluster.on_node(1, "mount", "-o", "remount,size=2g", "/dev/shm")
     assert re.search(r"preflight: node1: /dev/shm .*\b0\.00 GiB.*\b0\.5\b", job.log)
     assert "preflight: node0" not in job.log
-    assert job.mlflow()[1].info.status == "FAILED"
+    assert job.status() == "FAILED"
     assert not (job.run_dir / "engines").exists()
 
 
@@ -80,6 +80,6 @@ def test_a_chain_of_jobs_goes_on_where_the_last_one_had_no_time_to_save(
     assert "aent: resumes after" in links[1].log
     links[1].curve(20)  # every step is there
     assert links[1].mlflow()[1].info.run_id == run_id
-    assert links[1].mlflow()[1].info.status == "FINISHED"
+    assert links[1].status() == "FINISHED"
     assert links[2].wait() == "COMPLETED"
     assert f"aent: the run in {tmp_path}/run is finished" in links[2].log
