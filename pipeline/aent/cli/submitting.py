@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 def without_job(runs: Sequence[ScriptedRun]) -> list[ScriptedRun]:
     """The runs that no job of this user waits for or works on; prints one line for each other run.
-    Exit code 1 if Slurm does not answer."""
+
+    Exit code 2 if the folder of scripts and runs cannot be written, 1 if Slurm does not answer.
+    """
     from aent.recipe.folder import run_folder
     from aent.slurm.submission import SlurmError, at_work
 
     folders = [run_folder(recipe) for *_, recipe in runs]
+    for place in dict.fromkeys(folder.parent for folder in folders):
+        make_folder(place)
     try:
         jobs = at_work(folders)
     except SlurmError as error:
@@ -32,15 +36,14 @@ def without_job(runs: Sequence[ScriptedRun]) -> list[ScriptedRun]:
 
 
 def hand_over(scripts: Sequence[Script], dry_run: bool) -> None:
-    """Submit every script, or print them. Exit code 1 if Slurm refuses one; the rest are not
-    tried."""
+    """Submit every script (``without_job`` has made its folder), or print them. Exit code 1 if
+    Slurm refuses one; the rest are not tried."""
     from aent.slurm.submission import SlurmError, submit
 
     if dry_run:
         print("\n".join(f"{each.text}\n# {shlex.join(each.command)}" for each in scripts))
         return
     for script in scripts:
-        make_folder(script.path.parent)
         try:
             print(f"job {submit(script)}: {script.path}")
         except SlurmError as error:
