@@ -33,6 +33,7 @@ def test_nothing_of_the_callers_job_or_launcher_reaches_a_task(job: FakeJob) -> 
         "RANK": "0",
         "WORLD_SIZE": "1",
         "TORCHELASTIC_RUN_ID": "none",
+        "SQUEUE_STATES": "RUNNING",
     }
     code, log = job.run(**foreign, SLURM_EXPORT_ENV="NONE", SLURM_GPUS_PER_NODE="h100:4")
     assert code == 0, log

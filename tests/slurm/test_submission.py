@@ -26,8 +26,9 @@ def slurm(tmp_path, monkeypatch):
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")  # a user's own default, which hides jobs
     for name, does in (
-        ("squeue", f"cat {programs}/jobs"),
+        ("squeue", f'[ -n "$SQUEUE_STATES" ] || cat {programs}/jobs'),
         ("scontrol", f'echo "$*" >>{programs}/asked; cat {programs}/script'),
         ("sbatch", f'cp "${{@: -1}}" {programs}/sent; echo 9'),
     ):

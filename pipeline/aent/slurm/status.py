@@ -58,7 +58,7 @@ def jobs(*query: str) -> list[Job]:
 
     Raises SlurmError.
     """
-    lines = slurm(["squeue", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
+    lines = slurm(["squeue", "--all", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
     found = []
     for line in lines.splitlines():
         own, number, state, ran, left, nodes, where, script = line.split("|", 7)

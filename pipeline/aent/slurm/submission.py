@@ -14,6 +14,7 @@ from aent.slurm.render import ARRAY, Script, beside
 # Slurm variables of the caller that say where Slurm is. The others describe the job or step that
 # the caller is in; sbatch would pass them on, and they would change the new job's tasks.
 KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE")
+DROPPED = ("SLURM_", "SQUEUE_", "TORCHELASTIC_", "PMI_", "PMIX_")  # SQUEUE_STATES hides jobs
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SQUEUE_TIMEOUT_S = 60.0
 
@@ -44,8 +45,8 @@ def at_work(run_dirs: Iterable[Path]) -> dict[Path, str]:
     arrays = {_path(run_dir).with_name(ARRAY) for run_dir in run_dirs}
     runs_of: dict[str, dict[str, Path]] = {}  # by array and task
     found: dict[Path, str] = {}
-    query = ["squeue", "--me", "--noheader", "--array", "--sort=i", "--format=%A|%F|%K|%o"]
-    for line in slurm(query).splitlines():
+    query = ["squeue", "--me", "--all", "--noheader", "--array", "--sort=i"]  # all partitions
+    for line in slurm([*query, "--format=%A|%F|%K|%o"]).splitlines():
         own, number, task, command = line.split("|", 3)
         script = _path(Path(command))
         if script in alone:
@@ -94,6 +95,5 @@ def _environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name in KEPT
-        or not (name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_")) or name in LAUNCHERS)
+        if name in KEPT or not (name.startswith(DROPPED) or name in LAUNCHERS)
     }
