@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aent.recipe.load import load
-from aent.slurm.render import render, render_several
+from aent.slurm.render import ScriptedRun, render, render_several
 from aent.slurm.submission import SlurmError, at_work
 from slurm.conftest import TINY
 from wording import assert_names, naming
@@ -43,7 +43,7 @@ def slurm(tmp_path, monkeypatch):
     return set_up
 
 
-def run_in(folder: Path, *overrides: str):
+def run_in(folder: Path, *overrides: str) -> ScriptedRun:
     return (TINY, overrides, load(TINY, [f"run_dir={folder}", "cluster.gpus_per_node=0"]))
 
 

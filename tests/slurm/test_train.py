@@ -33,10 +33,20 @@ def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
     assert not (job.run_dir / "engines").exists()
 
 
-def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
-    job = submit("--nodes=1", "--gpus-per-node=4", str(SLURM / "train.sbatch"), TINY)
+SHARED = ("--gpus-per-node=0", "--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--gpus-per-node=4",), "rollout.engine.tensor_parallel=1 5 GPUs"),
+        (SHARED, "4 rank 3 --cpus-per-task=4"),
+    ],
+)
+def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit, flags, names):
+    job = submit("--nodes=1", *flags, str(SLURM / "train.sbatch"), TINY)
     assert job.wait() == "FAILED"
-    assert_names(job.log, "rollout.engine.tensor_parallel=1", "5 GPUs")
+    assert_names(job.log, *names.split())
     assert not job.run_dir.exists()
 
 

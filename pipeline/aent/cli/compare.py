@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aent.cli.refusals import make_folder, refuse, warn
 from aent.cli.submitting import hand_over, without_job
+
+if TYPE_CHECKING:
+    from aent.slurm.render import ScriptedRun
 
 
 def compare(
@@ -72,7 +75,7 @@ def compare(
             return
         make_folder(out)
         raise typer.Exit(local.run_all(runs, out))
-    left = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
+    left: list[ScriptedRun] = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
     if not left:
         print("every run is finished")
         return
