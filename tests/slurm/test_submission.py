@@ -94,5 +94,9 @@ def test_a_second_submission_of_a_sweep_has_only_the_runs_without_a_job(tmp_path
     one = (*SWEEP[:4], "submit", TINY, "cluster.gpus_per_node=0", "run_dir=runs/v/line-1")
     done = aent(*one)
     assert done.returncode == 1
-    assert_names(done.stdout, f"{folder}/line-1", "job 9_0")
+    assert_names(done.stderr, f"{folder}/line-1", "job 9_0")
     assert not (programs / "sent").exists()
+    outside = ("cluster.container=apptainer", "cluster.image=x.sif", "cluster.engine_image=x.sif")
+    done = aent(*SWEEP, *outside, "--out", str(tmp_path.parent / "runs"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert_names(done.stderr.splitlines()[0], tmp_path.parent / "runs" / "line-1", "mounts")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from aent.cli.refusals import make_folder, refuse, warn
-from aent.cli.submitting import hand_over, without_job
-
-if TYPE_CHECKING:
-    from aent.slurm.render import ScriptedRun
+from aent.cli.submitting import hand_over_several
 
 
 def compare(
@@ -51,7 +48,6 @@ def compare(
     from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
     from aent.runtime.files import folder_problem
-    from aent.slurm.render import render_several
 
     overrides = [a for a in arms if "=" in a and not Path(a).exists()]
     sources = [a for a in arms if a not in overrides]
@@ -75,17 +71,11 @@ def compare(
             return
         make_folder(out)
         raise typer.Exit(local.run_all(runs, out))
-    left: list[ScriptedRun] = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
+    left = [(r.source, r.overrides, r.recipe) for r in runs if not r.finished]
     if not left:
         print("every run is finished")
         return
-    if not dry_run and not (left := without_job(left)):
-        return
-    try:
-        scripts = render_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
-    except ValueError as error:
-        refuse([f"cluster: {error}"])
-    hand_over(scripts, dry_run)
+    hand_over_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}", dry_run)
 
 
 def report(

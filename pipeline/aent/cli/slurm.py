@@ -11,7 +11,7 @@ import typer
 
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
 from aent.cli.refusals import refuse, warn
-from aent.cli.submitting import hand_over, without_job
+from aent.cli.submitting import hand_over, hand_over_several, without_job
 
 if TYPE_CHECKING:
     from aent.slurm.render import Script, ScriptedRun
@@ -55,7 +55,7 @@ def slurm_submit(
     Example: aent slurm submit recipes/cpu/tiny.yaml cluster.nodes=2
     """
     script, run = _render(recipe, overrides)
-    if not dry_run and not without_job([run]):
+    if not dry_run and not without_job([run], sys.stderr):
         raise typer.Exit(1)
     hand_over([script], dry_run)
 
@@ -86,7 +86,6 @@ def slurm_sweep(
 
     from aent.checks.recipe import doubts
     from aent.recipe.load import RecipeError
-    from aent.slurm.render import render_several
     from aent.slurm.sweep import planned
 
     folder = out or Path("runs") / variants.stem
@@ -98,14 +97,8 @@ def slurm_sweep(
     if not runs:
         print("every run is finished")
         return
-    if not dry_run and not (runs := without_job(runs)):
-        return
     said = shlex.join(["aent", "slurm", "sweep", recipe, str(variants), *(overrides or [])])
-    try:
-        scripts = render_several(runs, folder, said)
-    except ValueError as error:
-        refuse([f"cluster: {error}"])
-    hand_over(scripts, dry_run)
+    hand_over_several(runs, folder, said, dry_run)
 
 
 TargetArgument = Annotated[
