@@ -20,7 +20,8 @@ def hidden(tmp_path, monkeypatch):
     """Takes a recipe's file and overrides; the sentences for a job sent from ``tmp_path/here``.
     Beside that folder, which is mounted, there is ``other``, which is not."""
     tiny = Path(TINY).read_text()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "AENT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("here", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "own.yaml").write_text(tiny)
@@ -102,13 +103,18 @@ def test_a_link_is_followed_as_the_container_follows_it(hidden, tmp_path):
     assert_names(said, "task.path", tmp_path / "other" / "grade.py")
 
 
-def test_a_store_that_would_be_written_into_the_container_is_named(hidden, tmp_path, monkeypatch):
+def test_what_would_be_written_into_the_container_is_named(hidden, tmp_path, monkeypatch):
     lost = f"sqlite:///{tmp_path}/other/mlflow.db"
     (said,) = hidden("own.yaml", f"tracking.uri={lost}")
     assert_names(said, "MLflow", tmp_path / "other", "mounts")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", lost)
     assert len(hidden("own.yaml")) == 1
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("AENT_CACHE", f"{tmp_path}/other/cache")  # of the bundled model
+    (said,) = hidden("own.yaml")
+    assert_names(said, "AENT_CACHE", tmp_path / "other" / "cache", "mounts")
+    assert hidden("own.yaml", "model={path: model}") == []
+    monkeypatch.delenv("AENT_CACHE")
     alone = tmp_path / "runs" / "x"  # the store, the lock and the cache lie beside the run
     alone.mkdir(parents=True)
     said = hidden("own.yaml", f"run_dir={alone}", f"cluster.mounts=['{alone}:{alone}']")

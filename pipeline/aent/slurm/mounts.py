@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aent.evaluation import suites
+from aent.models import model_source
 from aent.recipe.folder import run_folder
 from aent.recipe.graders import PythonFunction
 from aent.recipe.load import base_of
@@ -45,6 +46,8 @@ def _ours(recipe: Recipe, source: str) -> Iterator[tuple[str, Path]]:
     yield f"the folder of run_dir={run_dir}", run_dir.parent
     if (store := sqlite.file_of_run(recipe, run_dir)) is not None:
         yield "the folder of MLflow's store", store.parent
+    if recipe.model.bundled and os.environ.get("AENT_CACHE"):  # else CACHE, beside the run
+        yield "AENT_CACHE, for model.bundled", model_source.cache_folder().absolute()
     file = Path(source).expanduser()
     if file.exists():  # else one that aent ships, which the image has
         file = file.resolve()  # as the batch script does
