@@ -117,4 +117,4 @@ def test_a_cancelled_run_is_killed_in_mlflow(site: Site, tmp_path: Path) -> None
     )
     job.wait_for(" 2/1000")
     job.cancel()
-    job.wait_for_status("KILLED")
+    assert job.status() == "KILLED"

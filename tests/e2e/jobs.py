@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aent.tracking.sender import sync
 from aent.tracking.sqlite import make_ready_apart
 
 TINY = "recipes/cpu/tiny.yaml"
@@ -89,9 +90,13 @@ class Job:
         return [p for p in psutil.process_iter() if self.mark in job_mark(p)]
 
     def status(self) -> str:
-        """The status of the job's run in MLflow's store."""
+        """The status of the job's run in MLflow's store, once the job is over. A launcher that had
+        no time to tell MLflow, on a loaded machine, says so, and then what it says to do is
+        done."""
         from mlflow.tracking import MlflowClient
 
+        if "aent mlflow-sync" in self.text:
+            sync(self.run_dir)
         client = MlflowClient(f"sqlite:///{self.run_dir.parent / 'mlflow.db'}")
         return client.get_run((self.run_dir / "mlflow_run_id").read_text().strip()).info.status
 

@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 
+from e2e.jobs import PATIENCE_S
 from processes import assert_gone, command_line
 from wording import assert_names
 
@@ -20,13 +21,13 @@ ONE_RANK = ("task.heldout=0", "trainer.tensor_parallel=1", "trainer.pipeline_par
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGINT, marks=pytest.mark.full), signal.SIGTERM]
 )
-def test_a_signal_stops_everything_within_thirty_seconds(start_job, number):
+def test_a_signal_stops_everything(start_job, number):
     job = start_job("steps=50", *ONE_RANK)
     job.wait_for("step  1/50")
     family = job.descendants()
     assert any("aent.inference.server" in command_line(p) for p in family)
     job.process.send_signal(number)
-    assert job.wait(30) == 128 + number
+    assert job.wait() == 128 + number
     assert_gone(family)
     assert_names(job.text, number.name)
     assert job.status() == "KILLED"
@@ -90,8 +91,8 @@ def test_a_killed_launcher_leaves_no_orphan(start_job):
     job.wait_for("step  1/50")
     family = job.descendants()
     job.process.kill()
-    job.process.wait(60)
-    assert_gone(family, within_s=60)
+    job.wait()
+    assert_gone(family, within_s=PATIENCE_S)
 
 
 def test_a_gap_beyond_the_bound_stops_the_run_before_the_first_update(start_job, shared_engine):

@@ -14,7 +14,7 @@ from aent.checkpoint import rollout_files
 from aent.runtime.signals import CHECKPOINTED
 from aent.tracking import journal
 from e2e.compare import assert_same_run
-from e2e.jobs import Job
+from e2e.jobs import PATIENCE_S, Job
 from processes import assert_gone
 from wording import assert_names
 
@@ -83,7 +83,7 @@ def parts(start, shared_engine, tmp_path_factory):
     job = start(folder, *RUN, "--resume")
     job.wait_for("step 5/6")  # after the checkpoint of 4 steps
     job.process.kill()
-    assert_gone(job.survivors(), within_s=60)
+    assert_gone(job.survivors(), within_s=PATIENCE_S)
     outputs.append(job.text)
     heartbeats = {
         f.name: json.loads(f.read_text()) for f in (job.run_dir / "heartbeats").glob("rank*.json")

@@ -35,6 +35,7 @@ CONTROL = f"{NETWORK}.254"
 
 # cred_expire is also how long a requeued job waits (two minutes by default); the scheduler looks at
 # its queue every other second, not every minute; a node that is silent for twenty seconds is down;
+# a loaded machine has twice the usual time to tell MLflow of a cancelled job (KillWait);
 # what became of a job is not forgotten for a day (after five minutes by default; 0 would mean two
 # seconds in this version of Slurm, and never only in later ones)
 SLURM_CONF = """\
@@ -58,7 +59,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 SlurmdTimeout=20
-KillWait=30
+KillWait=60
 MinJobAge=86400
 MpiDefault=none
 MailProg=/bin/true

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slurm.conftest import SLURM
+from waiting import PATIENCE_S
 
 # srun notes the step, its flags and command, and what of the environment its tasks get (--export);
 # then the step does what the shell variable of its name says
@@ -37,7 +38,7 @@ case $step in
       ENGINE_NODES=1 ENGINES_PER_NODE=1 FIRST_ENGINE_GPU=2 'export HF_HUB_OFFLINE=1' \
       >"$RUN_DIR/job.env"
     exit "${PREPARE:-0}" ;;
-  serve) exec sleep 60 ;;
+  serve) exec sleep 600 ;;
   watch) # srun kills its tasks when it gets a TERM, but not those of a job that is being cancelled
     trap '[ "$(cat "$FAKE/state")" = COMPLETING ] || exit 143' TERM
     while [ ! -e "$RUN_DIR/verdict" ]; do sleep .05; done ;;
@@ -123,7 +124,7 @@ class FakeJob:
     def run(self, script: str = "train.sbatch", **variables: str) -> tuple[int, str]:
         """Its exit code and its log."""
         process = self.start(script, **variables)
-        log, _ = process.communicate(timeout=60)
+        log, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, log
 
     def step(self, name: str) -> tuple[list[str], str, dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from aent.tracking.sender import sync
 from aent.tracking.store import known_run_id
 from e2e.compare import series
 from slurm.cluster import POLL_S, Cluster
@@ -70,6 +71,13 @@ class Job:
         while (found := self.mlflow()[1].info.status) != status:
             assert time.monotonic() < deadline, f"{found}, not {status}:\n{self.log}"
             time.sleep(POLL_S)
+
+    def status(self) -> str:
+        """The status of its run in MLflow, once the job is over. A last step that had no time to
+        tell MLflow, on a loaded machine, says so, and then what it says to do is done."""
+        if "aent mlflow-sync" in self.log:
+            sync(self.run_dir)
+        return self.mlflow()[1].info.status
 
     def curve(self, steps: int) -> dict[str, list[float]]:
         """The journal's values of the first steps, as the trainer computed them; every step once,

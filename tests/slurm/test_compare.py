@@ -35,11 +35,12 @@ def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
     folder = tmp_path / "all runs"
     sent = cluster.run(*command, cwd=tmp_path).stdout
     array = re.fullmatch(rf"job (\d+): {folder}/array.sbatch\n", sent).group(1)
-    again = cluster.run(*command, cwd=tmp_path, check=False)
-    (line,) = again.stderr.splitlines()
-    assert_names(line, f"job {array}", f"{folder}/array.sbatch")
+    again = cluster.run(*command, cwd=tmp_path).stdout.splitlines()  # submits nothing
+    for task, (arm, line) in enumerate(zip(("tiny", "constant"), again, strict=True)):
+        assert_names(line, f"job {array}_{task}", f"{folder}/{arm}-seed0")
     for task, arm in enumerate(("tiny", "constant")):
-        job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", folder / f"task-{task}.log")
+        log = folder / f"task-{array}_{task}.log"
+        job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", log)
         assert job.wait() == "COMPLETED", job.log
     found = collect.read(str(folder))
     assert sorted(run.arm for run in found.runs) == ["constant", "tiny"]

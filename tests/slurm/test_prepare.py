@@ -60,6 +60,23 @@ def test_a_folder_is_for_one_job_at_a_time(tmp_path, capfd, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("cpus", "names"),
+    [
+        (["--cpus=3", "--engine-cpus=1"], "4 rank 3 --cpus-per-task=4"),
+        (["--cpus=4", "--engine-cpus=1", "rollout.engines=2"], "2 engine 1 --cpus-per-task=2"),
+    ],
+)
+def test_fewer_cpus_than_tasks_are_a_sentence(tmp_path, capfd, monkeypatch, cpus, names):
+    """Slurm takes no step whose tasks have no CPU."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    job = [str(tmp_path / "run"), "--nodes=1", "--gpus-per-node=0", *cpus[:2]]
+    assert main([*job, "recipes/cpu/tiny.yaml", *cpus[2:]]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert_names(said, *names.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_system_without_locks_is_told_and_costs_no_job(tmp_path, capsys, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -128,7 +128,7 @@ def test_sbatch_reads_the_path_of_the_log_as_it_is(tmp_path, name):
     script = render(recipe, TINY, [])
     (array,) = render_several([(TINY, [], recipe)], folder, "aent compare")
     shown = str(folder).replace("%", "%%")
-    for text, log in ((script.text, f"{shown}/x.log"), (array.text, f"{shown}/task-%a.log")):
+    for text, log in ((script.text, f"{shown}/x.log"), (array.text, f"{shown}/task-%A_%a.log")):
         words = [shlex.split(line, comments=True) for line in directives(text)]
         assert [f"--output={log}"] in words
         assert all(len(word) == 1 for word in words)
@@ -167,7 +167,7 @@ def test_an_array_gives_each_task_its_run_above_the_unchanged_script(tmp_path):
     asked = directives(script.text)
     assert {
         "--array=0-1",
-        f'--output="{tmp_path}/all runs/task-%a.log"',
+        f'--output="{tmp_path}/all runs/task-%A_%a.log"',
         "--job-name=all_runs",
     } <= set(asked)
     header, _, body = script.text.partition("# ---- slurm/train.sbatch")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm.fake import FakeJob
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 TERMINATED = "exit 143"  # what srun ends with when Slurm has sent TERM to its tasks
 LOCAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -33,6 +33,7 @@ def test_nothing_of_the_callers_job_or_launcher_reaches_a_task(job: FakeJob) -> 
         "RANK": "0",
         "WORLD_SIZE": "1",
         "TORCHELASTIC_RUN_ID": "none",
+        "SQUEUE_STATES": "RUNNING",
     }
     code, log = job.run(**foreign, SLURM_EXPORT_ENV="NONE", SLURM_GPUS_PER_NODE="h100:4")
     assert code == 0, log
@@ -87,6 +88,7 @@ def test_tasks_get_the_cores_that_every_node_has(job: FakeJob, cores: str, each:
     assert code == 0, log
     assert f"--cpus-per-task={each}" in job.step("rank")[0]  # two ranks on a node
     assert f"--cpus-per-task={2 * each}" in job.step("serve")[0]
+    assert f" --cpus={2 * each} --engine-cpus={2 * each} " in job.step("prepare")[1]
 
 
 @pytest.mark.parametrize("given", ["run", "run/", "drop20%/it's"])
@@ -118,7 +120,7 @@ def test_so_is_a_job_that_is_asked_to_end_as_it_begins(job: FakeJob) -> None:
     wait_until((job.folder / "held").exists, "it is held")
     process.send_signal(signal.SIGUSR1)
     (job.folder / "go").touch()
-    log, _ = process.communicate(timeout=60)
+    log, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, job.requeues) == (0, 1), log
     assert not (job.folder / "steps" / "rank").exists()
 
@@ -135,7 +137,7 @@ def test_a_job_that_is_being_cancelled_is_not_brought_back(job: FakeJob) -> None
     wait_until(lambda: job.state == "COMPLETING", "it ends")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    log, _ = process.communicate(timeout=60)
+    log, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, job.requeues) == (143, 0), log
     # the step that already runs is told, because such a job can start no more
     assert (job.folder / "run" / "verdict").read_text() == "KILLED\n"
@@ -179,12 +181,12 @@ def test_the_end_of_the_job_is_read_in_any_format_of_times(job: FakeJob) -> None
     (job.folder / "end").write_text("1999-01-01T00:00:00\n")
     beats = "touch $RUN_DIR/heartbeats/rank{0,1,2,3}.json"
     ranks = (
-        f"{beats}; trap '' USR1; sleep 60 & trap 'kill $!; exit 137' TERM; touch $FAKE/began; wait"
+        f"{beats}; trap '' USR1; sleep 600 & trap 'kill $!; exit 137' TERM; touch $FAKE/began; wait"
     )
     process = job.start(RANKS_DO=f"{ranks}; wait", SLURM_TIME_FORMAT="relative")
     wait_until((job.folder / "began").exists, "the step has begun")
     process.send_signal(signal.SIGUSR1)
-    log, _ = process.communicate(timeout=60)
+    log, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, job.requeues) == (0, 1), log
 
 
@@ -198,7 +200,7 @@ def test_ranks_may_end_their_step_where_slurm_does_not_tell_the_end_of_the_job(
     process = job.start(RANKS_DO=f"{ranks}; while sleep .1; do {save}; done")
     wait_until((job.folder / "began").exists, "the step has begun")
     process.send_signal(signal.SIGUSR1)
-    log, _ = process.communicate(timeout=60)
+    log, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, job.requeues) == (0, 1), log
     assert (job.folder / "saved").exists()
 

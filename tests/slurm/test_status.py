@@ -15,7 +15,7 @@ from aent.recipe.load import dump, load
 from aent.runtime import failures, heartbeats
 from aent.runtime.phases import Phases
 from aent.slurm import status
-from aent.slurm.render import SlurmError
+from aent.slurm.submission import SlurmError
 from aent.tracking import journal
 from wording import assert_names, naming
 

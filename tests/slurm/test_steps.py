@@ -181,9 +181,9 @@ def test_a_time_limit_is_a_requeue_and_requeues_without_progress_have_an_end(
     cluster: Cluster, folder: Path
 ) -> None:
     """Two jobs at once, for the limit takes its time."""
-    # Slurm looks at the limits every 30 s, and signals up to 30 s early: here 30 s to 60 s after
-    # the start, when the ranks run, and a minute before the limit
-    flags = ("--nodes=1", "--gpus-per-node=0", "--time=2", "--signal=B:USR1@60")
+    # Slurm looks at the limits every 30 s, and signals up to 30 s early: here 60 s to 90 s after
+    # the start, when the ranks run even on a loaded machine
+    flags = ("--nodes=1", "--gpus-per-node=0", "--time=3", "--signal=B:USR1@90")
     job = send(cluster, folder, "run", *flags, user=NOBODY, ONCE="1", SAVE_MARGIN="5")
     prepare = {"REAL_PREPARE": sys.executable, "MAX_REQUEUES": "1", "LEAVES": "1"}
     flags = ("--nodes=1", "--gpus-per-node=0")

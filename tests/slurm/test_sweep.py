@@ -14,6 +14,7 @@ from aent.recipe.load import RecipeError, dump, load
 from aent.slurm import sweep as sweeps
 from aent.tracking import journal
 from slurm.conftest import SLURM, TINY
+from waiting import PATIENCE_S
 from wording import assert_names, naming
 
 
@@ -22,8 +23,8 @@ from wording import assert_names, naming
 @pytest.mark.timeout(3600)
 def test_every_task_takes_its_line_and_mlflow_shows_them_together(sweep):
     plain, constant = sweep
+    assert [job.status() for job in sweep] == ["FINISHED"] * 2
     runs = [job.mlflow()[1] for job in sweep]
-    assert [run.info.status for run in runs] == ["FINISHED"] * 2
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
     assert len(parents) == 1
     client, _ = plain.mlflow()
@@ -49,7 +50,7 @@ def task(tmp_path):
             "TRAIN": str(tmp_path / "train"),
         }
         command = ["bash", str(SLURM / "sweep.sbatch"), "r.yaml", str(variants), "steps=2"]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
     return run
 
@@ -116,10 +117,40 @@ def test_slurm_takes_a_job_for_each_line_where_engines_have_nodes_of_their_own(c
             show = ("squeue", "--noheader", f"--jobs={number}", "--sort=i", "--format=%i %P %k")
             lines = cluster.run(*show).stdout.splitlines()
             assert lines == [f"{number}+0 batch (null)", f"{number}+1 urgent mine"]
-        again = cluster.run(*command, cwd=tmp_path, check=False)
-        assert (again.returncode, again.stdout) == (1, "")
-        for number, line in zip(numbers, again.stderr.splitlines(), strict=True):
+        again = cluster.run(*command, cwd=tmp_path).stdout.splitlines()  # submits nothing
+        for number, line in zip(numbers, again, strict=True):
             assert_names(line, f"job {number}")
+    finally:
+        cluster.run("scancel", *numbers)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sweep_that_is_sent_again_gets_its_missing_runs_and_no_run_twice(cluster, tmp_path):
+    """The arrays are held; the first has lost a task, the file has got a line."""
+    held = ("cluster.gpus_per_node=0", "cluster.flags=[--hold]")
+    command = (sys.executable, "-m", "aent", "slurm", "sweep", TINY, "v.txt", *held)
+    folder, numbers = tmp_path / "runs" / "v", []
+
+    def send(lines: int) -> str:
+        (tmp_path / "v.txt").write_text("".join(f"seed={n}\n" for n in range(1, lines + 1)))
+        sent = cluster.run(*command, cwd=tmp_path).stdout
+        numbers.extend(re.findall(rf"^job (\d+): {folder}/array.sbatch$", sent, re.MULTILINE))
+        return sent
+
+    try:
+        send(3)
+        cluster.run("scancel", f"{numbers[0]}_1")
+        said = send(4)
+        assert_names(said, f"{folder}/line-1", f"{numbers[0]}_0", f"{folder}/line-3")
+        assert len(numbers) == 2, said
+        script = cluster.run("scontrol", "write", "batch_script", numbers[1], "-").stdout
+        assert re.findall(r"RUN_DIR=(.*/line-\d)", script) == [f"{folder}/line-{n}" for n in (2, 4)]
+        # the first array's tasks have the file of the second one by now
+        said = send(4)
+        assert len(numbers) == 2, said
+        assert len(said.splitlines()) == 4
     finally:
         cluster.run("scancel", *numbers)
 

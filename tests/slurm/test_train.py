@@ -29,14 +29,24 @@ def test_preflight_names_the_bad_node_before_anything_loads(cluster, submit):
         cluster.on_node(1, "mount", "-o", "remount,size=2g", "/dev/shm")
     assert re.search(r"preflight: node1: /dev/shm .*\b0\.00 GiB.*\b0\.5\b", job.log)
     assert "preflight: node0" not in job.log
-    assert job.mlflow()[1].info.status == "FAILED"
+    assert job.status() == "FAILED"
     assert not (job.run_dir / "engines").exists()
 
 
-def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit):
-    job = submit("--nodes=1", "--gpus-per-node=4", str(SLURM / "train.sbatch"), TINY)
+SHARED = ("--gpus-per-node=0", "--exclusive=user", "--ntasks-per-node=1", "--cpus-per-task=3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--gpus-per-node=4",), "rollout.engine.tensor_parallel=1 5 GPUs"),
+        (SHARED, "4 rank 3 --cpus-per-task=4"),
+    ],
+)
+def test_a_job_that_cannot_fit_is_refused_with_the_reason(submit, flags, names):
+    job = submit("--nodes=1", *flags, str(SLURM / "train.sbatch"), TINY)
     assert job.wait() == "FAILED"
-    assert_names(job.log, "rollout.engine.tensor_parallel=1", "5 GPUs")
+    assert_names(job.log, *names.split())
     assert not job.run_dir.exists()
 
 
@@ -80,6 +90,6 @@ def test_a_chain_of_jobs_goes_on_where_the_last_one_had_no_time_to_save(
     assert "aent: resumes after" in links[1].log
     links[1].curve(20)  # every step is there
     assert links[1].mlflow()[1].info.run_id == run_id
-    assert links[1].mlflow()[1].info.status == "FINISHED"
+    assert links[1].status() == "FINISHED"
     assert links[2].wait() == "COMPLETED"
     assert f"aent: the run in {tmp_path}/run is finished" in links[2].log

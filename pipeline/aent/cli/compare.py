@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from aent.cli.refusals import make_folder, refuse, warn
-from aent.cli.submitting import hand_over
+from aent.cli.submitting import hand_over_several
 
 
 def compare(
@@ -36,7 +36,8 @@ def compare(
 ) -> None:
     """Train every arm with every seed, and compare them.
 
-    If it was stopped, start it again: it continues with the runs that are not finished.
+    If it was stopped, start it again: it continues with the runs that are not finished. With
+    --slurm, it submits those that are neither finished, waiting nor running.
 
     Example: aent compare recipes/compare/sets-*.yaml --seeds 6
     """
@@ -47,7 +48,6 @@ def compare(
     from aent.compare.arms import plan
     from aent.recipe.load import RecipeError
     from aent.runtime.files import folder_problem
-    from aent.slurm.render import render_several
 
     overrides = [a for a in arms if "=" in a and not Path(a).exists()]
     sources = [a for a in arms if a not in overrides]
@@ -75,11 +75,7 @@ def compare(
     if not left:
         print("every run is finished")
         return
-    try:
-        scripts = render_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}")
-    except ValueError as error:
-        refuse([f"cluster: {error}"])
-    hand_over(scripts, dry_run)
+    hand_over_several(left, out, f"aent compare {shlex.join([*arms, '--slurm'])}", dry_run)
 
 
 def report(

@@ -11,10 +11,10 @@ import typer
 
 from aent.cli.loading import Overrides, RecipeArgument, load_recipe
 from aent.cli.refusals import refuse, warn
-from aent.cli.submitting import hand_over
+from aent.cli.submitting import hand_over, hand_over_several, without_job
 
 if TYPE_CHECKING:
-    from aent.slurm.render import Script
+    from aent.slurm.render import Script, ScriptedRun
 
 T = TypeVar("T")
 WATCH_S = 5.0  # interval of aent status --watch
@@ -23,11 +23,12 @@ slurm = typer.Typer(
 )
 
 
-def _render(recipe: str, overrides: list[str] | None) -> Script:
+def _render(recipe: str, overrides: list[str] | None) -> tuple[Script, ScriptedRun]:
     from aent.slurm.render import render
 
+    run = (recipe, overrides or [], load_recipe(recipe, overrides, machine=False))
     try:
-        return render(load_recipe(recipe, overrides, machine=False), recipe, overrides or [])
+        return render(run[2], run[0], run[1]), run
     except ValueError as error:
         refuse([f"cluster: {error}"])
 
@@ -38,7 +39,7 @@ def slurm_render(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
     Example: aent slurm render recipes/cpu/tiny.yaml cluster.partition=gpu
     """
-    print(_render(recipe, overrides).text, end="")
+    print(_render(recipe, overrides)[0].text, end="")
 
 
 @slurm.command(name="submit")
@@ -53,7 +54,10 @@ def slurm_submit(
 
     Example: aent slurm submit recipes/cpu/tiny.yaml cluster.nodes=2
     """
-    hand_over([_render(recipe, overrides)], dry_run)
+    script, run = _render(recipe, overrides)
+    if not dry_run and not without_job([run], sys.stderr):
+        raise typer.Exit(1)
+    hand_over([script], dry_run)
 
 
 @slurm.command(name="sweep")
@@ -71,7 +75,7 @@ def slurm_sweep(
         bool, typer.Option(help="Print the scripts and the commands; submit and write nothing.")
     ] = False,
 ) -> None:
-    """Submit one run for each line of VARIANTS that is not finished.
+    """Submit one run for each line of VARIANTS that is neither finished, waiting nor running.
 
     The runs are one job array, or single jobs if engines have nodes of their own or the runs ask
     for different resources.
@@ -82,7 +86,6 @@ def slurm_sweep(
 
     from aent.checks.recipe import doubts
     from aent.recipe.load import RecipeError
-    from aent.slurm.render import render_several
     from aent.slurm.sweep import planned
 
     folder = out or Path("runs") / variants.stem
@@ -95,11 +98,7 @@ def slurm_sweep(
         print("every run is finished")
         return
     said = shlex.join(["aent", "slurm", "sweep", recipe, str(variants), *(overrides or [])])
-    try:
-        scripts = render_several(runs, folder, said)
-    except ValueError as error:
-        refuse([f"cluster: {error}"])
-    hand_over(scripts, dry_run)
+    hand_over_several(runs, folder, said, dry_run)
 
 
 TargetArgument = Annotated[
@@ -117,8 +116,8 @@ def status(
     """
     import time
 
-    from aent.slurm.render import SlurmError
     from aent.slurm.status import report
+    from aent.slurm.submission import SlurmError
 
     lines, told = _asked(report, target), ""
     while watch:
@@ -164,7 +163,7 @@ def slurm_logs(target: TargetArgument) -> None:
 def _asked(ask: Callable[[str], T], target: str) -> T:
     """The answer, or one sentence and exit code 2 (bad input) or 1 (Slurm refused)."""
     from aent.recipe.load import RecipeError
-    from aent.slurm.render import SlurmError
+    from aent.slurm.submission import SlurmError
 
     try:
         return ask(target)

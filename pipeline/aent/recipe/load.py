@@ -126,6 +126,13 @@ def _read(path: Path) -> dict[str, Any]:
     return whole
 
 
+def base_of(path: Path) -> Path | None:
+    """The file that the recipe in ``path`` is written as changes of, if it is. Raises
+    RecipeError."""
+    base = _mapping(path).get("base")
+    return path.parent / base if isinstance(base, str) else None
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")

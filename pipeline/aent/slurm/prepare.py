@@ -1,8 +1,9 @@
 """A job's first step, on one node: prepares the run's folder and the batch script's variables.
 
 ``python -m aent.slurm.prepare RUN_DIR --nodes N --gpus-per-node G [--engine-nodes M]
-[--engine-gpus-per-node G] [--max-requeues N] [--sweep DIR] RECIPE [key=value ...]`` checks
-everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR is resumed.
+[--engine-gpus-per-node G] [--cpus N] [--engine-cpus N] [--max-requeues N] [--sweep DIR] RECIPE
+[key=value ...]`` checks everything and writes ``RUN_DIR/job.env``. A run that has begun in RUN_DIR
+is resumed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--engine-nodes", type=int, default=0)
     parser.add_argument("--engine-gpus-per-node", type=int)
+    parser.add_argument("--cpus", type=int, help="that the job has on each node with ranks")
+    parser.add_argument("--engine-cpus", type=int, help="that it has on each node with engines")
     parser.add_argument("--max-requeues", type=int, default=0)
     parser.add_argument("--sweep", type=Path, help="folder of the sweep that the run is part of")
     parser.add_argument("--alive", default="", help="ids of the user's jobs, this one included")
@@ -65,6 +68,7 @@ def main(arguments: list[str]) -> int:
         faults = check(recipe)
         engines = (given.engine_nodes, given.engine_gpus_per_node)
         place = layout(recipe, given.nodes, given.gpus_per_node, *engines)
+        faults += few_cpus(place, given.cpus, given.engine_cpus)
         idle = idle_gpus(recipe, given.nodes, given.gpus_per_node, *engines)
         if given.sweep is not None and not faults:
             tracking = {"parent_run_id": parent_run(given.sweep, recipe)}
@@ -99,6 +103,22 @@ def main(arguments: list[str]) -> int:
             log.error(f"aent: {line}")
         return 2
     return 0
+
+
+def few_cpus(place: Layout, cpus: int | None, engine_cpus: int | None) -> Iterator[str]:
+    """One sentence if Slurm could not start a node's tasks: each needs a CPU that the job has.
+
+    Engines and ranks may have the same CPUs, because their steps overlap. None: not known.
+    """
+    for tasks, what, given in (
+        (place.ranks_per_node, "trainer rank(s)", cpus),
+        (place.engines_per_node, "engine(s)", engine_cpus),
+    ):
+        if given is not None and given < tasks:
+            yield (
+                f"{tasks} {what} on a node need a CPU each, and on one node the job has {given}: "
+                f"ask for more (--exclusive, or --cpus-per-task={tasks})"
+            )
 
 
 def say_how_early(recipe: Recipe, run_dir: Path) -> None:

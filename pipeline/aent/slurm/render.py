@@ -1,11 +1,9 @@
-"""``aent slurm``: a recipe's ``cluster:`` section as a batch script, and its submission."""
+"""``aent slurm``: a recipe's ``cluster:`` section as a batch script."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,25 +15,12 @@ from aent.recipe.operation import ClusterSection
 from aent.recipe.redact import redacted
 from aent.recipe.schema import Recipe
 from aent.runtime.environment import data_path
+from aent.slurm import mounts
 
 HETJOB = "#SBATCH hetjob"
-# Slurm variables of the caller that say where Slurm is. The others describe the job or step that
-# the caller is in; sbatch would pass them on, and they would change the new job's tasks.
-KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_MPI_TYPE")
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SQUEUE_TIMEOUT_S = 60.0
-
-
+ARRAY = "array.sbatch"  # an array's script, in the folder of its runs
 # source and overrides as given on the command line, and the resolved recipe
 ScriptedRun = tuple[str, Sequence[str], Recipe]
-
-
-class SlurmError(RuntimeError):
-    """Slurm is not installed here, or refused; the message quotes it."""
-
-
-class SubmittedError(SlurmError):
-    """The script's job is already waiting or running."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +46,19 @@ def render(
         source, overrides: the recipe as given on the command line.
         sweep: folder of the sweep or comparison that the run is part of.
 
-    Raises ValueError with the reason if the recipe does not fit the nodes.
+    Raises ValueError with the reason if the recipe does not fit the nodes, or if a container does
+    not show its files.
     """
-    layout(recipe, *nodes_of(recipe.cluster))
+    _check(recipe, source)
     run_dir = _run_dir(recipe)
-    flags = [f"--job-name={recipe.name}", f"--output={_quoted(_beside(run_dir, '.log'))}"]
+    flags = [f"--job-name={recipe.name}", f"--output={_quoted(beside(run_dir, '.log'))}"]
     settings = [f"export RUN_DIR={shlex.quote(str(run_dir))}"]
     settings += [f"set -- {_arguments(source, overrides)}"]
     said = f"aent slurm render {shlex.join([source, *overrides])}"
     if sweep is not None:
         settings += [f"export SWEEP_DIR={shlex.quote(str(sweep.absolute()))}"]
         said += f" # of the sweep in {sweep.absolute()}"
-    return Script(_text(said, recipe, flags, settings), _beside(run_dir, ".sbatch"))
+    return Script(_text(said, recipe, flags, settings), beside(run_dir, ".sbatch"))
 
 
 def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list[Script]:
@@ -85,11 +71,11 @@ def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list
         folder: of the sweep or comparison; an array's script and its logs are kept there.
         said: the command, for the script's head.
 
-    Raises ValueError with the reason if the runs do not fit the nodes.
+    Raises ValueError as ``render``.
     """
-    for _, _, recipe in runs:
+    for source, _, recipe in runs:
         try:
-            layout(recipe, *nodes_of(recipe.cluster))
+            _check(recipe, source)
         except ValueError as error:
             raise ValueError(f"{run_folder(recipe)}: {error}") from None
     cluster = runs[0][2].cluster
@@ -99,15 +85,23 @@ def render_several(runs: Sequence[ScriptedRun], folder: Path, said: str) -> list
 
 
 def _array(runs: Sequence[ScriptedRun], folder: Path, said: str) -> Script:
-    log = _quoted(folder / "task-%a.log", keep="%a.log")
+    # one log for each job: the folder may get another array while this one still runs
+    log = _quoted(folder / "task-%A_%a.log", keep="%A_%a.log")
     name = re.sub(r"[^\w.-]", "_", folder.name)
     flags = [f"--job-name={name}", f"--output={log}", f"--array=0-{len(runs) - 1}"]
     settings = [f"export SWEEP_DIR={shlex.quote(str(folder))}", "case $SLURM_ARRAY_TASK_ID in"]
     for number, (source, overrides, recipe) in enumerate(runs):
         run_dir = shlex.quote(str(_run_dir(recipe)))
-        settings += [f"{number}) RUN_DIR={run_dir}; set -- {_arguments(source, overrides)} ;;"]
+        settings += [f"{number}) RUN_DIR={run_dir}"]  # read by slurm.submission too
+        settings += [f"  set -- {_arguments(source, overrides)} ;;"]
     settings += ["esac", "export RUN_DIR"]
-    return Script(_text(said, runs[0][2], flags, settings), folder / "array.sbatch")
+    return Script(_text(said, runs[0][2], flags, settings), folder / ARRAY)
+
+
+def _check(recipe: Recipe, source: str) -> None:
+    layout(recipe, *nodes_of(recipe.cluster))
+    if recipe.cluster.container != "none" and (hidden := next(mounts.hidden(recipe, source), "")):
+        raise ValueError(hidden)
 
 
 def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
@@ -121,24 +115,14 @@ def nodes_of(cluster: ClusterSection) -> tuple[int, int, int, int | None]:
 
 
 def _run_dir(recipe: Recipe) -> Path:
-    """The absolute path of the run's folder. Raises ValueError if a batch script cannot contain it,
-    or if the job's containers do not see it under that path."""
-    run_dir, here = run_folder(recipe).absolute(), Path.cwd()
+    """The absolute path of the run's folder. Raises ValueError if a batch script cannot contain
+    it."""
+    run_dir = run_folder(recipe).absolute()
     if re.search(r'["\\\n]', str(run_dir)):
         raise ValueError(
             f"run_dir={str(run_dir)!r} has a double quote, a backslash or a line break"
         )
-    mounts = (*recipe.cluster.mounts, f"{here}:{here}")  # the script always adds the second
-    if recipe.cluster.container == "none" or any(_sees(mount, run_dir) for mount in mounts):
-        return run_dir
-    raise ValueError(f"run_dir={run_dir} lies outside mounts={','.join(mounts)}")
-
-
-def _sees(mount: str, folder: Path) -> bool:
-    host, inside = map(Path, mount.split(":")[:2])
-    if not folder.is_relative_to(inside):
-        return False
-    return (host / folder.relative_to(inside)).resolve() == folder.resolve()
+    return run_dir
 
 
 def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[str]) -> str:
@@ -160,12 +144,13 @@ def _text(said: str, recipe: Recipe, flags: Sequence[str], settings: Sequence[st
     return "\n".join(lines) + "\n" + body
 
 
-def _beside(run_dir: Path, ending: str) -> Path:
+def beside(run_dir: Path, ending: str) -> Path:
+    """A job's own file, .sbatch or .log: not in the run's folder, which begins empty."""
     return run_dir.with_name(run_dir.name + ending)
 
 
 def _arguments(source: str, overrides: Sequence[str]) -> str:
-    file = Path(source)
+    file = Path(source).expanduser()
     if any(redacted(override) != override for override in overrides):
         raise ValueError(
             "an override contains a password, which the batch script would store: write it into "
@@ -233,44 +218,3 @@ def _env_file(cluster: ClusterSection) -> str | None:
     if not path.is_file():
         raise ValueError(f"env_file: there is no file {path}")
     return str(path.absolute())
-
-
-def submit(script: Script) -> str:
-    """Write the script beside the run, submit it, and return the job's id.
-
-    Two jobs of one script would work in one folder, so the second is refused while the first waits
-    or runs (it keeps its id when it is requeued). Raises SubmittedError then, and SlurmError.
-    """
-    for line in slurm(["squeue", "--noheader", "--me", "--format=%F|%o"]).splitlines():
-        number, _, command = line.partition("|")
-        if Path(command).resolve() == script.path.resolve():
-            raise SubmittedError(f"job {number} is already waiting or running: {script.path}")
-    script.path.write_text(script.text)
-    return slurm(script.command).strip().partition(";")[0]
-
-
-def slurm(command: list[str]) -> str:
-    """The output of a Slurm command. Raises SlurmError."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S, env=_environment()
-        )
-    except FileNotFoundError:
-        raise SlurmError(f"{command[0]} was not found: this machine has no Slurm client") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer in {SQUEUE_TIMEOUT_S:.0f} s") from None
-    if done.returncode:
-        raise SlurmError(
-            done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}"
-        )
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    """The caller's environment, without variables of a job or a launcher that it runs in."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in KEPT
-        or not (name.startswith(("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_")) or name in LAUNCHERS)
-    }

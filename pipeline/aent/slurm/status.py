@@ -21,7 +21,8 @@ from aent.orchestrator.alerts import IDLE
 from aent.recipe.load import RecipeError, load
 from aent.runtime import failures, heartbeats
 from aent.runtime.environment import data_path
-from aent.slurm.render import SlurmError, slurm
+from aent.slurm.render import ARRAY
+from aent.slurm.submission import SlurmError, slurm
 from aent.tracking import journal
 from aent.tracking.display import clock
 from aent.tracking.journal import JOURNAL_FILE
@@ -32,7 +33,7 @@ SQUEUE = "%A|%i|%T|%M|%L|%D|%R|%o"
 SACCT = "JobIDRaw,JobID,State,Elapsed,ExitCode,NodeList"
 NAME = r"\d+([_+]\d+)?"  # of a job, as squeue shows it
 LAST = 10  # steps whose times are reported
-SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", "array.sbatch")  # of no one run
+SHIPPED = ("train.sbatch", "train_het.sbatch", "sweep.sbatch", ARRAY)  # of no one run
 ALERT = "aent.alert."  # prefix of alerts' tags (orchestrator.alerts)
 SILENT_S = 120.0  # as in the launcher and the batch script
 FORGOTTEN = "now-7days"  # period that sacct is asked about if squeue knows no job of a name
@@ -57,7 +58,7 @@ def jobs(*query: str) -> list[Job]:
 
     Raises SlurmError.
     """
-    lines = slurm(["squeue", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
+    lines = slurm(["squeue", "--all", "--noheader", "--states=all", *query, f"--format={SQUEUE}"])
     found = []
     for line in lines.splitlines():
         own, number, state, ran, left, nodes, where, script = line.split("|", 7)
