@@ -49,6 +49,13 @@ def test_a_recipe_outside_the_mounts_is_named_with_them(hidden, tmp_path):
     assert_names(said, outside)
 
 
+def test_apptainer_shows_the_users_home(hidden, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    assert hidden("../other/own.yaml") == []
+    (said,) = hidden("../other/own.yaml", "cluster.container=pyxis")
+    assert_names(said, "the recipe", tmp_path / "other" / "own.yaml")
+
+
 def test_so_is_the_recipe_that_it_changes(hidden, tmp_path):
     Path("change.yaml").write_text("base: ../other/own.yaml\nchange: {seed: 5}\n")
     (said,) = hidden("change.yaml")

@@ -24,7 +24,9 @@ def hidden(recipe: Recipe, source: str) -> Iterator[str]:
     job's first step decides. ``source``: the recipe as given on the command line. Reads folders.
     """
     here = Path.cwd()
-    given = (*recipe.cluster.mounts, f"{here}:{here}")  # the script always adds the second
+    given = [*recipe.cluster.mounts, f"{here}:{here}"]  # the script always adds the second
+    if recipe.cluster.container == "apptainer":  # it mounts home, unless a site has turned that off
+        given.append(f"{Path.home()}:{Path.home()}")
     places = [mount.split(":") for mount in given]
     mounts = tuple((Path(place[0]), Path(place[1])) for place in places)
     why = f"which the container would not show: mounts={','.join(given)}"
