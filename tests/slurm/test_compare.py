@@ -38,6 +38,8 @@ def test_an_array_runs_every_arm_once(cluster, tmp_path, monkeypatch):
     again = cluster.run(*command, cwd=tmp_path).stdout.splitlines()  # submits nothing
     for task, (arm, line) in enumerate(zip(("tiny", "constant"), again, strict=True)):
         assert_names(line, f"job {array}_{task}", f"{folder}/{arm}-seed0")
+    told = cluster.run(sys.executable, "-m", "aent", "status", f"{array}_1").stdout
+    assert f"{folder}/constant-seed0" in told
     for task, arm in enumerate(("tiny", "constant")):
         log = folder / f"task-{array}_{task}.log"
         job = Job(cluster, f"{array}_{task}", folder / f"{arm}-seed0", log)

@@ -164,6 +164,21 @@ def test_of_an_array_only_the_task_of_the_folder_is_told_and_cancelled(run_dir, 
     assert status.job("7").number == "7_3"
 
 
+def test_an_arrays_task_tells_of_its_run(run_dir, programs):
+    tasks = (
+        "'8|7_0|RUNNING|1|1|1|n1|/x/array.sbatch' '7|7_[1-3]|PENDING|1|1|1|none|/x/array.sbatch'"
+    )
+    programs(
+        squeue=f"printf '%s\\n' {tasks}",
+        scontrol=f"[ $4 = - ] && printf '%s\\n' \"0) RUN_DIR='{run_dir}'\" '  set -- a ;;'",
+    )
+    first, waiting = (status.report(number) for number in ("8", "7"))
+    assert_names(first[1], f"run {run_dir}", "RUNNING")
+    assert_names(waiting[1], "aent status RUN_DIR")
+    programs(scontrol="exit 1")  # Slurm has forgotten the script
+    assert_names(status.report("8")[1], "aent status RUN_DIR")
+
+
 def test_a_recipes_only_job_may_have_two_groups(run_dir, programs):
     groups = "printf '7|7+0|RUNNING|1|1|1|n1|x\\n8|7+1|RUNNING|1|1|1|n2|x\\n'"
     programs(scancel=f"echo $* >{run_dir}/cancelled", squeue=groups)

@@ -22,7 +22,7 @@ from aent.recipe.load import RecipeError, load
 from aent.runtime import failures, heartbeats
 from aent.runtime.environment import data_path
 from aent.slurm.render import ARRAY
-from aent.slurm.submission import SlurmError, slurm
+from aent.slurm.submission import SlurmError, runs_of_array, slurm
 from aent.tracking import journal
 from aent.tracking.display import clock
 from aent.tracking.journal import JOURNAL_FILE
@@ -47,7 +47,8 @@ class Job:
     number: str  # as squeue shows it, of this one alone
     state: str
     told: str  # the rest, in words
-    run_dir: Path | None  # None: the script was not sent by ``aent slurm submit``
+    run_dir: Path | None  # None: of an array, or the script was not sent by ``aent slurm submit``
+    in_array: bool = False
 
     def __str__(self) -> str:
         return f"job {self.number}: {self.state}{self.told}"
@@ -67,7 +68,7 @@ def jobs(*query: str) -> list[Job]:
         path = Path(script)
         ours = path.suffix == ".sbatch" and path.name not in SHIPPED
         run_dir = path.with_suffix("") if ours else None
-        found.append(Job(own, number, state, told, run_dir))
+        found.append(Job(own, number, state, told, run_dir, path.name == ARRAY))
     return found
 
 
@@ -220,12 +221,21 @@ def report(target: str) -> list[str]:
 
 
 def _of_job(found: Job) -> list[str]:
-    if found.run_dir is None:
+    run_dir = _of_task(found) if found.in_array else found.run_dir
+    if run_dir is None:
         return ["  its run folder is not known: use aent status RUN_DIR"]
     try:
-        return [f"  {line}" for line in of_run(found.run_dir)]
+        return [f"  {line}" for line in of_run(run_dir)]
     except RecipeError:  # the job has not begun
-        return [f"  nothing in {found.run_dir} yet"]
+        return [f"  nothing in {run_dir} yet"]
+
+
+def _of_task(found: Job) -> Path | None:
+    """The run folder of an array's task, if Slurm still has the array's script."""
+    try:
+        return runs_of_array(found.own).get(found.number.rpartition("_")[2])
+    except SlurmError:
+        return None
 
 
 def job_of(target: str) -> str:

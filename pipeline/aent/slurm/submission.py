@@ -53,7 +53,7 @@ def at_work(run_dirs: Iterable[Path]) -> dict[Path, str]:
             found.setdefault(alone[script], number)
         elif script in arrays:
             if number not in runs_of:
-                runs_of[number] = _runs(slurm(["scontrol", "write", "batch_script", own, "-"]))
+                runs_of[number] = runs_of_array(own)
             if task not in runs_of[number]:
                 raise SlurmError(f"job {number}: {script} does not name the run of task {task}")
             if (run_dir := in_arrays.get(_path(runs_of[number][task]))) is not None:
@@ -61,8 +61,10 @@ def at_work(run_dirs: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def _runs(script: str) -> dict[str, Path]:
-    """The run folder of each task of an array, by its script (``render.array``)."""
+def runs_of_array(job: str) -> dict[str, Path]:
+    """The run folder of each task of the array that a job is of, by the script of ``render.array``.
+    Raises SlurmError."""
+    script = slurm(["scontrol", "write", "batch_script", job, "-"])
     lines = re.findall(r"^(\d+)\) RUN_DIR=(.*)$", script, re.MULTILINE)
     words = {task: shlex.split(quoted) for task, quoted in lines}
     return {task: Path(word[0]) for task, word in words.items() if len(word) == 1}
