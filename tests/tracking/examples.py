@@ -1,15 +1,31 @@
-"""Responses as a run records them for traces; with one grader that has failed."""
+"""A small recipe, and responses as a run records them for traces, with a grader that has failed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from aent.recipe.load import load
+from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.journal import Entity, Status
 from aent.tracking.traced import Traced, TracedGrade, TracedStep
 
 TIME = 1_700_000_000_000  # ms since 1970
 PROMPT, RESPONSE = "What is 1 + 1? ünïcode", "It is **2**."
+
+RECIPE = """
+name: trial
+model: {bundled: tiny-qwen2}
+controller: {initial: 0}
+tracking: {system_metrics_every_s: 0}
+"""
+
+
+def recipe_in(folder: Path, *overrides: str) -> Recipe:
+    """A recipe for an experiment of the folder's name."""
+    path = folder / "r.yaml"
+    path.write_text(RECIPE)
+    return load(path, [f"tracking.experiment={folder.name}", *overrides])
 
 
 def traced(step: int, sample: int, error: str = "") -> Traced:

@@ -20,18 +20,12 @@ from aent.tracking import datasets, entities
 from aent.tracking.policies import SavedPolicy
 from aent.tracking.sender import everything_sent, sync
 from aent.tracking.tracker import Tracker
-from tracking.examples import PROMPT, RESPONSE, record, traced_step
+from tracking.examples import PROMPT, RESPONSE, recipe_in, record, traced_step
 from waiting import PATIENCE_S, wait_until
 from wording import assert_names
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """
-name: trial
-model: {bundled: tiny-qwen2}
-controller: {initial: 0}
-tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT, register_as: EXPERIMENT}
-"""
 QUESTIONS = {"training": [Question(0, "1 + 1 = ?", "2")]}
 
 
@@ -43,9 +37,8 @@ def run_dir(tmp_path, server, monkeypatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     folder = tmp_path / "trial"
     (folder / "policy").mkdir(parents=True)
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE.replace("EXPERIMENT", tmp_path.name))
-    (folder / "recipe.yaml").write_text(dump(load(recipe)))
+    recipe = recipe_in(tmp_path, f"tracking.register_as={tmp_path.name}")
+    (folder / "recipe.yaml").write_text(dump(recipe))
     (folder / "policy" / "model.safetensors").write_text("weights")
     return folder
 

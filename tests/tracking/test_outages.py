@@ -20,18 +20,12 @@ from aent.recipe.schema import Recipe
 from aent.tracking import journal, uploads
 from aent.tracking.sender import everything_sent
 from aent.tracking.tracker import Tracker
+from tracking.examples import recipe_in
 from tracking.proxy import NAME, PASSWORD
 from waiting import PATIENCE_S, wait_until
 from wording import assert_names
 
 pytestmark = pytest.mark.slow
-
-RECIPE = """
-name: trial
-model: {bundled: tiny-qwen2}
-controller: {initial: 0}
-tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT}
-"""
 
 
 @pytest.fixture
@@ -40,9 +34,7 @@ def run_dir(tmp_path, server, monkeypatch) -> Path:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     folder = tmp_path / "trial"
     folder.mkdir()
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE.replace("EXPERIMENT", tmp_path.name))
-    (folder / "recipe.yaml").write_text(dump(load(recipe)))
+    (folder / "recipe.yaml").write_text(dump(recipe_in(tmp_path)))
     return folder
 
 

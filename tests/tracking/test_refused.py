@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, RESOURCE_DOES_NOT_EXIST
 from mlflow.utils.request_utils import augmented_raise_for_status
 
-from aent.recipe.load import dump, load
+from aent.recipe.load import dump
 from aent.recipe.schema import Recipe
 from aent.tracking import journal
 from aent.tracking.ended import mark_ended
@@ -23,24 +23,15 @@ from aent.tracking.policies import SavedPolicy
 from aent.tracking.refused import deliver, refusal
 from aent.tracking.sender import Sender, everything_sent, sync
 from aent.tracking.tracker import Tracker
-from tracking.examples import record, traced_step
+from tracking.examples import recipe_in, record, traced_step
 from tracking.test_store import refusing
 from waiting import PATIENCE_S, wait_until
 from wording import assert_names
 
-RECIPE = """
-name: trial
-model: {bundled: tiny-qwen2}
-controller: {initial: 0}
-tracking: {system_metrics_every_s: 0, experiment: EXPERIMENT}
-"""
-
 
 @pytest.fixture
 def recipe(tmp_path) -> Recipe:
-    path = tmp_path / "r.yaml"
-    path.write_text(RECIPE.replace("EXPERIMENT", tmp_path.name))
-    return load(path)
+    return recipe_in(tmp_path)
 
 
 @pytest.fixture
